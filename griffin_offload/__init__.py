@@ -1,0 +1,19 @@
+"""Griffin Offload: run language models bigger than the device's memory (GRIFFIN, arXiv:2404.01365)."""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import GriffinError
+
+if TYPE_CHECKING:
+    from .engine import Engine, Generation
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "Generation", "GriffinError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Engine", "Generation"):  # lazily: they import torch, and `griffin --help` must not
+        from . import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

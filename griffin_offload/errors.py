@@ -1,0 +1,53 @@
+"""What can go wrong, in one tree. A GriffinError is the user's to mend: it prints as one line, exit code 1.
+
+GriffinError
+├── ModelNotFound             no such alias, folder, hub id or file
+│   └── FetchError            it exists, but could not be fetched: network, licence, checksum
+├── CheckpointError           the folder's files are damaged, incomplete or lie
+├── UnsupportedArchitecture   a model that Griffin cannot prune
+├── PromptError               empty, or longer than the model's context
+├── OptionError               a value outside its range
+├── BudgetError               the memory (or disk) asked for is more than there is
+├── NumericError              NaN or infinite weights or activations
+└── ExportError               the output folder cannot be written
+"""
+
+
+class GriffinError(Exception):
+    """Base of every error that the user can mend."""
+
+
+class ModelNotFound(GriffinError):
+    """No model goes by this name."""
+
+
+class FetchError(ModelNotFound):
+    """The model has a source, but it could not be fetched from it."""
+
+
+class CheckpointError(GriffinError):
+    """A checkpoint's files are damaged, incomplete or inconsistent."""
+
+
+class UnsupportedArchitecture(GriffinError):
+    """The model type has no entry in `architecture.py`."""
+
+
+class PromptError(GriffinError):
+    """A prompt that cannot be run."""
+
+
+class OptionError(GriffinError, ValueError):
+    """An option outside its range."""
+
+
+class BudgetError(GriffinError):
+    """More memory or disk is needed than there is."""
+
+
+class NumericError(GriffinError):
+    """NaN or infinite weights or activations."""
+
+
+class ExportError(GriffinError):
+    """The output folder cannot be written."""
