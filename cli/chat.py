@@ -1,0 +1,244 @@
+"""`griffin chat`: a conversation at the terminal, or through pipes. Answers alone go to stdout."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..chat import Chat, Conversation
+from ..errors import GriffinError, OptionError
+from ..units import format_bytes
+from . import console
+from .generate import WHOLE, remember, stream
+from .options import answer_options, check_text, model_options, open_engine, settings
+
+if TYPE_CHECKING:
+    from ..engine import Generation
+
+LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
+BLOCK = '"""'
+
+
+@click.command("chat", short_help="Talk to a model, turn by turn.")
+@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@model_options
+@answer_options
+def command(
+    system: str | None, model: str, device: str | None, device_memory: str | None, dtype: str | None, **answer: Any
+) -> None:
+    """Talk to a model, turn by turn.
+
+    Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands. With stdin piped, each line is a turn.
+    A line that ends with a backslash goes on in the next; a text between lines of \"\"\" may have several lines.
+    """
+    chosen = settings(**answer)
+    system = check_text(system, "--system") if system is not None else None
+    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    Repl(Chat(engine, chosen, system), Reader()).run()
+
+
+class Reader:
+    """User turns from a terminal (with line editing and history) or from a pipe."""
+
+    def __init__(self) -> None:
+        self.terminal = console.is_terminal(sys.stdin)
+        if self.terminal:
+            with suppress(ImportError):  # Windows: the terminal has its own
+                import readline  # noqa: F401  importing it gives input() its line editing and history
+
+    def turn(self) -> str:
+        """The next turn; "" for an empty line. Raises EOFError at the end."""
+        line = self._line("> ")
+        if line.lstrip().startswith(BLOCK):
+            return self._block(line.lstrip().removeprefix(BLOCK))
+        lines = [line]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            try:
+                lines.append(self._line("… "))
+            except EOFError:
+                break
+        return "\n".join(lines).strip()
+
+    def _block(self, line: str) -> str:
+        lines: list[str] = []
+        while not line.rstrip().endswith(BLOCK):
+            lines.append(line)
+            try:
+                line = self._line("… ")
+            except EOFError:
+                line = BLOCK
+        lines.append(line.rstrip().removesuffix(BLOCK))
+        # White space keeps a text that begins with a slash from being a command.
+        return " " + "\n".join(lines).strip()
+
+    def _line(self, sign: str) -> str:
+        if self.terminal:
+            if not console.is_terminal(sys.stdout):  # the sign is for people; the answers go to a file
+                click.echo(sign, nl=False, err=True)
+                sign = ""
+            return input(sign).encode("utf-8", "replace").decode("utf-8")
+        line = sys.stdin.buffer.readline() if sys.stdin else b""
+        if not line:
+            raise EOFError
+        return line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+
+class Repl:
+    """The loop: a turn, its answer or its command, until the end."""
+
+    def __init__(self, chat: Chat, reader: Reader) -> None:
+        self.chat, self.reader = chat, reader
+        self.last: Generation | None = None
+        self.leaving = False
+        # name -> (argument, what it does, how)
+        self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
+            "/help": ("", "this list", self._help),
+            "/clear": ("", "forget the conversation; the system text stays", self._clear),
+            "/undo": ("", "take back the last question and its answer", self._undo),
+            "/regen": ("", "answer the last question again", self._regen),
+            "/system": ("[TEXT]", "what the model is told first; 'none' removes it", self._system),
+            "/set": ("[NAME VALUE]", f"{', '.join(asdict(chat.settings))}; 'none' is the default", self._set),
+            "/mem": ("", "memory and speed of the last answer", self._mem),
+            "/save": ("FILE", "save the conversation", self._save),
+            "/load": ("FILE", "go on with a saved conversation", self._load),
+            "/exit": ("", "leave, as Ctrl-D does", self._exit),
+        }
+
+    def run(self) -> None:
+        engine = self.chat.engine
+        if not engine.has_chat_template:
+            console.note(f"{engine.name} has no chat template: it continues a plain User:/Assistant: transcript")
+        if self.reader.terminal:
+            console.note(f"{engine.name} on {engine.device}, budget {format_bytes(engine.budget)}. {LEAVE}")
+        while not self.leaving:
+            try:
+                text = self.reader.turn()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                if not self.reader.terminal:
+                    raise
+                click.echo("", err=True)
+                console.note(LEAVE)
+                continue
+            try:
+                self._turn(text)
+            except GriffinError as error:
+                click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            except KeyboardInterrupt:
+                console.note("stopped: the question is taken back")
+        if self.reader.terminal and not self.leaving:
+            click.echo("", err=True)  # the shell's prompt gets its own line
+
+    def _turn(self, text: str) -> None:
+        if text.startswith("/"):
+            name, _, argument = text.partition(" ")
+            if name not in self.commands:
+                raise OptionError(f"no command {name}: there are {' '.join(self.commands)}")
+            self.commands[name][2](argument.strip())
+        elif text.strip():
+            self._answer(lambda **how: self.chat.ask(text.strip(), **how))
+
+    def _answer(self, ask: Callable[..., "Generation"]) -> None:
+        shown = False
+
+        def on_text(text: str) -> None:
+            nonlocal shown
+            shown = True
+            stream(text)
+
+        try:
+            with console.layer_progress() as on_layer:
+                generation = ask(on_text=on_text, on_layer=on_layer)
+        except BaseException:
+            if shown:
+                click.echo("")
+            raise
+        click.echo("")
+        if self.last is None and self.chat.settings.sparsity is None and generation.report.plan.fits_whole:
+            console.note(WHOLE)
+        self.last = generation
+        console.note(footer(generation))
+        remember(generation.report)
+
+    def _help(self, argument: str) -> None:
+        console.pairs((f"{name} {what}".strip(), line) for name, (what, line, _) in self.commands.items())
+        console.note('A line that ends with \\ goes on in the next; a text between """ and """ may have several lines.')
+        console.note("Ctrl-C stops an answer; Ctrl-D leaves.")
+
+    def _clear(self, argument: str) -> None:
+        self.chat.conversation.clear()
+        console.note("the conversation begins anew")
+
+    def _undo(self, argument: str) -> None:
+        text = self.chat.conversation.undo()
+        console.note("there is nothing to take back" if text is None else f"taken back: {shorten(text)}")
+
+    def _regen(self, argument: str) -> None:
+        self._answer(self.chat.regenerate)
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.chat.conversation.system = None if argument.lower() == "none" else argument
+        console.note(f"system: {self.chat.conversation.system or 'none'}")
+
+    def _set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        name = name.replace("-", "_")
+        if name and not value.strip():
+            raise OptionError("write /set NAME VALUE, or /set alone to see the settings")
+        if name:
+            self.chat.settings = self.chat.settings.with_text(name, value.strip())
+        show = asdict(self.chat.settings)
+        for key in [name] if name else show:
+            console.note(f"{key}: {'default' if show[key] is None else show[key]}")
+
+    def _mem(self, argument: str) -> None:
+        if self.last is None:
+            console.note(f"nothing is resident yet; the budget is {format_bytes(self.chat.engine.budget)}")
+        else:
+            console.report(self.last.report)
+
+    def _save(self, argument: str) -> None:
+        path = path_of(argument, "/save")
+        self.chat.conversation.save(path)
+        console.note(f"saved {len(self.chat.conversation)} messages in {path}")
+
+    def _load(self, argument: str) -> None:
+        path = path_of(argument, "/load")
+        self.chat.conversation = Conversation.load(path)
+        console.note(f"loaded {len(self.chat.conversation)} messages from {path}")
+
+    def _exit(self, argument: str) -> None:
+        self.leaving = True
+
+
+def path_of(argument: str, name: str) -> Path:
+    if not argument:
+        raise OptionError(f"{name} needs a file name: {name} FILE")
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise OptionError(f"{argument}: {error}") from error
+
+
+def footer(generation: "Generation") -> str:
+    """Speed and memory of one answer, in a line."""
+    facts = generation.to_json()
+    speed, first = facts["timings"]["decode_tokens_per_s"], facts["timings"]["time_to_first_token_s"]
+    parts = [f"{len(generation.token_ids)} tokens"]
+    parts += [f"{speed:.1f} tokens/s"] if speed else []  # one token has no speed
+    parts += [f"{format_bytes(facts['memory']['resident_bytes'])} resident", f"first token after {first:.2f} s"]
+    ends = {"length": "cut at max_new_tokens (/set max_new_tokens N)", "interrupted": "stopped"}
+    parts += [ends[generation.finish_reason]] if generation.finish_reason in ends else []
+    return " · ".join(parts)
+
+
+def shorten(text: str, width: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

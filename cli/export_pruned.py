@@ -1,0 +1,91 @@
+"""`griffin export-pruned`: the model, pruned for a prompt, as a folder that plain transformers loads."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import click
+
+from ..chat import Settings
+from ..errors import PromptError
+from ..units import format_bytes
+from . import console
+from .options import check_text, model_options, open_engine, read_file, read_prompt
+
+
+@click.command("export-pruned", short_help="Write the pruned model as a folder that transformers loads.")
+@click.option("--prompt", metavar="TEXT|FILE", help="The prompt, or the name of a file that has it.")
+@click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="The folder to write. It must not exist, or be empty.",
+)
+@click.option("--force", is_flag=True, help="Replace what the folder holds.")
+@click.option("--system", metavar="TEXT", help="What the model is told before the prompt.")
+@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template.")
+@click.option(
+    "--sparsity",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the feed-forward neurons to drop, 0 up to 1.",
+)
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    *,
+    prompt: str | None,
+    prompt_file: str | None,
+    out: Path,
+    force: bool,
+    system: str | None,
+    raw: bool,
+    sparsity: float,
+    model: str,
+    device: str | None,
+    device_memory: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Write the model, pruned for a prompt, as a folder that transformers loads.
+
+    Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone.
+    """
+    if raw and system is not None:
+        raise click.UsageError("--raw leaves out the chat template, and --system needs it: leave one out")
+    Settings(sparsity=sparsity)  # refused here, before the model is looked for
+    text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
+    system = check_text(system, "--system") if system is not None else None
+    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    ids = engine.encode(text, system=system, raw=raw)
+    start = time.perf_counter()
+    with console.layer_progress("Reading and writing") as on_layer:
+        export = engine.export(ids, out, sparsity=sparsity, force=force, on_layer=on_layer, prompt_text=text)
+    seconds = time.perf_counter() - start
+    if as_json:
+        click.echo(json.dumps({"model": engine.name, "sparsity": sparsity, **export.to_json(), "seconds": seconds}))
+    else:
+        click.echo(str(export.path))
+    if export.backup:
+        console.note(f"what the folder held before is now in {export.backup}")
+    full, size = format_bytes(engine.checkpoint.bytes), format_bytes(export.bytes)
+    console.note(f"{size} in {len(export.files)} files, of a model of {full}; written in {seconds:.1f} s. To load it:")
+    console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
+
+
+def file_or_text(prompt: str) -> str:
+    """The prompt is a file's name or the text itself; says on stderr which. Raises PromptError."""
+    if os.path.isfile(prompt):
+        console.note(f"prompt: the text in the file {prompt}")
+        text = read_file(prompt)
+    else:
+        console.note("prompt: the text given with --prompt (no file has this name)")
+        text = check_text(prompt, "the prompt")
+    if not text.strip():
+        raise PromptError("the prompt is empty: give it some text")
+    return text

@@ -1,0 +1,143 @@
+"""The command `griffin`: a click group that imports a command's module only when that command is asked for.
+
+Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted.
+GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error instead of its line.
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import GriffinError
+
+# name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
+COMMANDS = {
+    "chat": ("chat", "Talk to a model, turn by turn."),
+    "generate": ("generate", "Answer one prompt."),
+    "export-pruned": ("export_pruned", "Write the pruned model as a folder that transformers loads."),
+    "mem-report": ("mem_report", "What fits here, what a run needs, what the last one took."),
+    "models": ("models", "The models known by name, and those on this machine."),
+    "pull": ("pull", "Fetch a model now, to run it later."),
+}
+# Set before transformers and huggingface_hub are imported: they read these once.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Griffin(click.Group):
+    """Group of lazily imported commands; its `main` turns every outcome into an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, then leave with an exit code. Not standalone: click's own, which raises."""
+        prog_name = prog_name or "griffin"
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else prog_name
+            fail(f"{' '.join(error.format_message().split()).rstrip('.')}. See '{path} --help'.", 2)
+        except click.ClickException as error:
+            fail(error.format_message(), error.exit_code)
+        except click.Abort:
+            fail_interrupted()
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if debugging():
+                raise
+            fail_interrupted()
+        except (GriffinError, OSError, MemoryError) as error:
+            if debugging() or isinstance(error, BrokenPipeError):
+                raise  # a closed pipe is the reader's choice: click leaves quietly
+            fail(describe(error), 1)
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, as one line. Python's own errors may have no text: then their name."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{name}{error.strerror.lower()}"
+    if isinstance(error, MemoryError):
+        return "out of memory: set --device-memory lower, or close what else is running"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def debugging() -> bool:
+    return os.environ.get("GRIFFIN_DEBUG", "0") not in ("", "0")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def fail_interrupted() -> NoReturn:
+    click.echo("interrupted", err=True)
+    sys.exit(130)
+
+
+@click.group(
+    cls=Griffin,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="griffin", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error.")
+@click.pass_context
+def griffin(ctx: click.Context, debug: bool) -> None:
+    """Run language models bigger than this machine's memory.
+
+    The model is read once, for the prompt; the feed-forward neurons that the prompt uses stay in memory, and the
+    whole answer comes from them. An answer goes to stdout; progress and reports go to stderr.
+    """
+    if debug:
+        os.environ["GRIFFIN_DEBUG"] = "1"
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> None:
+    """Entry point of the command."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not debugging():
+        warnings.simplefilter("ignore")  # torch's and transformers' advice to programmers
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:  # a model writes any character; a terminal that cannot show it gets '?'
+            reconfigure(errors="replace")
+    griffin()

@@ -1,0 +1,170 @@
+"""`griffin mem-report`: what fits this machine, what a run would need, what the last run took."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..chat import Settings
+from ..errors import GriffinError
+from ..units import MIB, format_bytes, format_rate, parse_bytes
+from . import console
+from .options import device_options, open_engine
+
+if TYPE_CHECKING:
+    from ..memory import Machine
+    from ..plan import CatalogueRow, Plan
+
+NEEDS_MODEL = ("sparsity", "prompt_tokens", "max_new_tokens", "dtype")
+
+
+@click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
+@click.option("--model", metavar="NAME", help="Plan a run of this model, row by row and layer by layer.")
+@click.option("--last", is_flag=True, help="Predicted against measured, of the last run.")
+@click.option("--sparsity", type=float, metavar="SHARE", help="With --model: the sparsity to plan for.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 512]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 256]")
+@device_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str | None, last: bool, as_json: bool, **options: Any) -> None:
+    """What fits this machine, what a run would need, what the last run took.
+
+    With no option: this machine, and which of the catalogue's models fit it. No weight is read.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if last and (model is not None or given):
+        raise click.UsageError("--last shows the run that was: leave out the other options")
+    if model is None and (lost := [name for name in given if name in NEEDS_MODEL]):
+        raise click.UsageError(f"--{lost[0].replace('_', '-')} is about a planned run: add --model NAME")
+    if last:
+        show_last(as_json)
+    elif model is not None:
+        show_plan(model, as_json, **options)
+    else:
+        show_machine(options["device"], options["device_memory"], as_json)
+
+
+def show_plan(
+    model: str,
+    as_json: bool,
+    *,
+    sparsity: float | None,
+    prompt_tokens: int | None,
+    max_new_tokens: int | None,
+    **device: str | None,
+) -> None:
+    """The plan of one run. Raises BudgetError, which says what would fit."""
+    Settings(sparsity=sparsity)  # refused here, before the model is looked for
+    engine = open_engine(model, **device)
+    plan = engine.plan(prompt_tokens or 512, max_new_tokens or 256, sparsity)
+    if as_json:
+        facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
+        click.echo(json.dumps(facts | plan.to_json()))
+        return
+    console.plan(plan)
+    console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
+    console.pairs(summary(plan), err=False)
+
+
+def layer_rows(plan: "Plan") -> Iterator[tuple[Any, ...]]:
+    for index, layer in enumerate(plan.layers):
+        sizes = format_bytes(layer.full_bytes), format_bytes(layer.resident_bytes)
+        yield index, layer.kept, layer.neurons, *sizes
+
+
+def summary(plan: "Plan") -> list[tuple[str, str]]:
+    saved = plan.full_bytes - plan.resident_bytes
+    fits = "yes: offloading is not needed" if plan.fits_whole else "no"
+    return [
+        ("full model", format_bytes(plan.full_bytes)),
+        ("resident", f"{format_bytes(plan.resident_bytes)} (saves {format_bytes(saved)})"),
+        ("fits whole", fits),
+    ]
+
+
+def show_machine(device: str | None, device_memory: str | None, as_json: bool) -> None:
+    """This machine, and the catalogue against its budget."""
+    from ..memory import check_device, device_budget, machine
+    from ..models import CATALOGUE, cache_folder
+    from ..plan import plan_catalogue
+
+    budget = parse_bytes(device_memory) if device_memory is not None else None
+    if device is not None:
+        check_device(device)
+    here = machine(cache_folder(), largest_weights())
+    device = device or here.device
+    budget = budget or (here.budget if device == here.device else device_budget(device))
+    rows = [plan_catalogue(model, budget) for model in CATALOGUE.values()]
+    if as_json:
+        facts = {**here.to_json(), "device": device, "budget": budget}
+        click.echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
+        return
+    console.pairs(machine_rows(here, device, budget), err=False)
+    click.echo("")
+    columns = ("model", "full", "resident at 50 %", "at 75 %", "here", "density that just fits")
+    console.table(f"What fits in {format_bytes(budget)}", columns, map(catalogue_cells, rows))
+
+
+def machine_rows(here: "Machine", device: str, budget: int) -> Iterator[tuple[str, str]]:
+    for gpu in here.gpus:
+        yield "GPU", f"{gpu.name}: {format_bytes(gpu.total)}, {format_bytes(gpu.free)} free"
+    if not here.gpus:
+        yield "GPU", "none that torch can use"
+    ram = f"{format_bytes(here.ram_total)}, {format_bytes(here.ram_available)} available"
+    limit = here.container_limit
+    yield "RAM", ram if limit is None else f"{ram}, limited to {format_bytes(limit)} by the container"
+    yield "disk", f"{format_bytes(here.disk_free)} free, reads {format_rate(here.disk_read_bandwidth)}"
+    yield "budget", f"{format_bytes(budget)} on {device}"
+
+
+def catalogue_cells(row: "CatalogueRow") -> tuple[str, ...]:
+    sizes = (format_bytes(size) for size in (row.full_bytes, row.resident_50, row.resident_75))
+    return row.alias, *sizes, row.verdict, "-" if row.density is None else f"{row.density:.0%}"
+
+
+def largest_weights() -> Path | None:
+    """The largest weights on this machine, if large enough to measure the disk with."""
+    from ..models import local_models
+
+    files = [file for model in local_models() if model.path.is_dir() for file in model.path.glob("*.safetensors")]
+    best = max(files, key=lambda file: file.stat().st_size, default=None)
+    return best if best and best.stat().st_size >= 64 * MIB else None
+
+
+def show_last(as_json: bool) -> None:
+    """The last run: what was planned beside what was measured. Raises GriffinError if there was none."""
+    from ..models import cache_folder
+    from ..report import load_last
+
+    last = load_last(cache_folder())
+    if as_json:
+        click.echo(json.dumps(last))
+        return
+    try:
+        title, rows = last_rows(last)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise GriffinError("the report of the last run is of another version of Griffin: run again") from error
+    console.table(title, ("", "predicted", "measured", ""), rows)
+
+
+def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
+    """Title and cells: what, predicted, measured, how the two compare."""
+    memory, io, times = last["memory"], last["io"], last["timings"]
+    planned, peak = memory["planned_peak_bytes"], memory["measured_peak_bytes"]
+    budget = memory["budget_bytes"]
+    side = "below" if peak <= budget else "ABOVE"
+    within = f"{format_bytes(abs(budget - peak))} {side} the budget of {format_bytes(budget)}"
+    whole, read = io["checkpoint_bytes"], io["bytes_read"]
+    limit, pace = times["limit_tokens_per_s"], times["decode_tokens_per_s"]
+    rows: list[tuple[str, ...]] = [
+        ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {within}"),
+        ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
+    ]
+    if pace and limit:
+        share = f"{pace / limit:.0%} of what the memory's bandwidth allows"
+        rows.append(("tokens/s", f"{limit:.1f}", f"{pace:.1f}", share))
+    title = f"{last['model']} at {last['sparsity']:.0%} sparsity, {last['dtype']} on {last['device']}"
+    return title, rows

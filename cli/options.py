@@ -1,0 +1,143 @@
+"""Options that several commands share, and what they mean."""
+
+import io
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..chat import Settings
+from ..errors import PromptError
+from ..models import DEFAULT_MODEL
+from . import console
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SPARSITY_HELP = (
+    "Share of the feed-forward neurons to drop, 0 up to 1. [default: 0 if the whole model fits the device, else 0.5]"
+)
+
+
+def decorate(command: F, *options: Callable[[F], F]) -> F:
+    """Options in the order in which --help lists them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def device_options(command: F) -> F:
+    """--device, --device-memory, --dtype."""
+    return decorate(
+        command,
+        click.option("--device", metavar="NAME", help="cuda, mps or cpu. [default: the best there is]"),
+        click.option(
+            "--device-memory",
+            metavar="SIZE",
+            help="Most memory to use: 4GiB, 4900MB or bytes. [default: what is free, less a margin]",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            help="Precision of the weights. [default: the checkpoint's]",
+        ),
+    )
+
+
+def model_options(command: F) -> F:
+    """--model and the device options: the arguments of Engine."""
+    model = click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="NAME",
+        help="An alias (see `griffin models`), a folder, a hub id or a .gguf file.",
+    )
+    return decorate(command, model, device_options)
+
+
+def answer_options(command: F) -> F:
+    """--sparsity, --max-new-tokens and the sampling options: the arguments of `settings`."""
+    return decorate(
+        command,
+        click.option("--sparsity", type=float, metavar="SHARE", help=SPARSITY_HELP),
+        click.option(
+            "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
+        ),
+        click.option("--temperature", type=float, metavar="T", help="Sample; below 1 safer, above 1 more varied."),
+        click.option("--top-p", type=float, metavar="P", help="Sample among the likeliest tokens of total share P."),
+        click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
+        click.option("--seed", type=int, metavar="N", help="Sample the same way every time."),
+        click.option(
+            "--greedy",
+            is_flag=True,
+            help="Take the likeliest token every time. [default: as the model's own generation config says]",
+        ),
+    )
+
+
+def open_engine(model: str, *, device: str | None, device_memory: str | None, dtype: str | None) -> "Engine":
+    """The engine of the model options; a bar shows if the model has to be fetched."""
+    from ..engine import Engine  # here, so that --help and wrong usage answer without importing torch
+
+    with console.progress_bytes("Fetching") as on_progress:
+        return Engine(model, device=device, device_memory=device_memory, dtype=dtype, on_progress=on_progress)
+
+
+def settings(**options: Any) -> Settings:
+    """Settings from the answer options. Raises click.UsageError where --greedy and a sampling option meet."""
+    sampling = [name for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None]
+    if options["greedy"] and sampling:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sampling)
+        raise click.UsageError(f"--greedy takes the likeliest token every time: leave out {flags}")
+    return Settings(**options)
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt from its one source. One newline at the end of a file or of stdin is not part of the prompt.
+
+    Raises click.UsageError for no source or two, PromptError for an empty or unreadable one."""
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("--prompt and --prompt-file both give a prompt: leave one out")
+    if prompt is not None:
+        text = check_text(prompt, "the prompt")
+    elif prompt_file is not None and prompt_file != "-":
+        text = read_file(prompt_file)
+    else:
+        pipe = sys.stdin.buffer if sys.stdin else io.BytesIO()
+        if prompt_file is None and (sys.stdin is None or pipe.isatty()):
+            raise click.UsageError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe one in")
+        text = decode(pipe.read(), "stdin")
+    if not text.strip():
+        raise PromptError("the prompt is empty: give it some text")
+    return text
+
+
+def read_file(name: str) -> str:
+    """A text file, without the newline at its end. Raises PromptError."""
+    try:
+        with open(name, "rb") as file:
+            return decode(file.read(), name)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise PromptError(f"cannot read the prompt file {name}: {reason.lower()}") from error
+
+
+def decode(content: bytes, source: str) -> str:
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    return text.removesuffix("\n")
+
+
+def check_text(text: str, what: str) -> str:
+    """Text from the command line, which may hold bytes that are no characters. Raises PromptError."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{what} is not UTF-8 text (character {error.start})") from error
+    return text

@@ -1,0 +1,223 @@
+"""A pruned checkpoint that plain transformers loads, written layer by layer as the sweep passes.
+
+Nothing but one layer at a time is held. All is written to a temporary folder beside the target, which is renamed
+at the end: an export is there whole, or not at all.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .errors import ExportError
+from .plan import Plan
+from .prefill import OnLayer, Sweep, load_outside, passing_layers
+from .skeleton import Skeleton
+from .units import MIB, format_bytes
+from .weights.reader import Reader
+from .weights.writer import CheckpointWriter
+
+COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+COPIED += ("chat_template*", "generation_config.json", "LICENSE*", "USE_POLICY*", "NOTICE*")
+RESERVE = 64 * MIB  # of disk, left free
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an export is made of, for its card."""
+
+    model: str
+    path: Path
+    prompt_ids: list[int]
+    prompt_text: str
+
+    @property
+    def prompt_sha256(self) -> str:
+        return hashlib.sha256(self.prompt_text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. `backup`: where an existing folder that was no export went."""
+
+    path: Path
+    files: tuple[str, ...]
+    bytes: int
+    backup: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "backup": self.backup and str(self.backup)}
+
+
+def export_checkpoint(
+    skeleton: Skeleton, reader: Reader, plan: Plan, source: Source, out: Path, force: bool, on_layer: OnLayer | None
+) -> Export:
+    """Run the sweep over the prompt and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
+    shapes = _shapes(skeleton, plan)
+    needed = sum(torch.Size(shape).numel() for shape in shapes.values()) * skeleton.dtype.itemsize
+    with _new_folder(out, force, needed) as folder:
+        layers = passing_layers(skeleton, plan.kept)
+        experts: list[list[int]] = []
+        with CheckpointWriter(folder, shapes, skeleton.dtype) as writer:
+
+            def write_layer(index: int) -> None:
+                layer, passed = skeleton.layers[index], layers[index]
+                for name, tensor in passed.tensors.items():
+                    writer.write(layer.prefix + name, tensor)
+                kept = range(layer.neurons) if passed.experts is None else passed.experts.tolist()
+                experts.append(list(kept))
+
+            sweep = Sweep(skeleton, reader, layers, copies=False, on_layer=on_layer, on_finished=write_layer)
+            try:
+                load_outside(skeleton, reader, "cpu")
+                for name in skeleton.outside:
+                    writer.write(name, skeleton.model.get_parameter(name).data)
+                with sweep, torch.no_grad():
+                    skeleton.model(torch.tensor([source.prompt_ids]), use_cache=False, logits_to_keep=1)
+            finally:
+                skeleton.unload()
+        _write_config(skeleton, plan, source, folder)
+        _write_card(skeleton, plan, source, folder, experts)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+        total = sum(path.stat().st_size for path in folder.iterdir())
+        backup = _publish(folder, out)
+    return Export(out, files, total, backup)
+
+
+def _shapes(skeleton: Skeleton, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the exported checkpoint, by name."""
+    if len(set(plan.kept)) > 1:
+        raise ExportError("layers that keep different numbers of neurons cannot be exported: one config holds one size")
+    shapes = {name: skeleton.shapes[name] for name in skeleton.outside}
+    for layer, kept in zip(skeleton.layers, plan.kept, strict=True):
+        shapes |= {layer.prefix + name: shape for name, shape in skeleton.kept_shapes(layer, kept).items()}
+    return shapes
+
+
+@contextmanager
+def _new_folder(out: Path, force: bool, needed: int) -> Iterator[Path]:
+    """A temporary folder beside `out`, gone afterwards unless it was renamed. Raises ExportError for a bad `out`."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file: give the name of a new folder")
+    try:
+        if out.is_dir() and any(out.iterdir()) and not force:
+            raise ExportError(f"{out} exists and is not empty: give another folder, or --force to replace it")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed + RESERVE:
+            raise ExportError(
+                f"{out.parent} has {format_bytes(free)} free; the export needs {format_bytes(needed + RESERVE)}"
+            )
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}; nothing was left behind") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, out: Path) -> Path | None:
+    """Rename the finished folder. An earlier export in its place is replaced; anything else is kept as a backup."""
+    backup = None
+    if out.is_dir() and any(out.iterdir()):
+        backup = Path(tempfile.mkdtemp(prefix=f"{out.name}.backup-", dir=out.parent))
+        out.replace(backup)
+    try:
+        folder.replace(out)
+    except OSError:
+        if backup:
+            backup.replace(out)
+        raise
+    if backup and (backup / "griffin.json").exists():
+        shutil.rmtree(backup)
+        backup = None
+    return backup
+
+
+def _write_config(skeleton: Skeleton, plan: Plan, source: Source, folder: Path) -> None:
+    config = json.loads((source.path / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config |= {
+        skeleton.entry.size: plan.kept[0],
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "architectures": [type(skeleton.model).__name__],
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for pattern in COPIED:
+        for path in source.path.glob(pattern):
+            if path.is_file() and path.suffix != ".safetensors":
+                shutil.copyfile(path, folder / path.name)
+
+
+def _write_card(skeleton: Skeleton, plan: Plan, source: Source, folder: Path, experts: list[list[int]]) -> None:
+    neurons = plan.layers[0].neurons
+    facts = {
+        "griffin_offload": __version__,
+        "method": "GRIFFIN (arXiv:2404.01365), top-k",
+        "source_model": source.model,
+        "model_type": skeleton.config.model_type,
+        "sparsity": plan.sparsity,
+        "neurons": neurons,
+        "kept": plan.kept[0],
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "prompt_sha256": source.prompt_sha256,
+        "prompt_tokens": len(source.prompt_ids),
+        "experts": experts,
+    }
+    (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
+    card = CARD.format(
+        model=source.model,
+        sparsity=plan.sparsity,
+        kept=plan.kept[0],
+        neurons=neurons,
+        resident=format_bytes(plan.resident_bytes),
+        full=format_bytes(plan.full_bytes),
+        sha=source.prompt_sha256,
+        tokens=len(source.prompt_ids),
+    )
+    (folder / "README.md").write_text(card)
+
+
+CARD = """---
+library_name: transformers
+tags:
+- griffin-offload
+- pruned
+---
+# {model}, pruned to one prompt
+
+Made by Griffin Offload from `{model}` with GRIFFIN (arXiv:2404.01365): {kept} of the {neurons} feed-forward neurons
+of every layer are kept (sparsity {sparsity:g}), chosen by one prompt of {tokens} tokens. {resident} instead of {full}.
+
+- source model: `{model}`, whose licence applies to these weights too
+- prompt, SHA-256 of its text: `{sha}`
+- which neurons: `experts` in `griffin.json`, one list a layer
+
+## How to load
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## What it is good for, and what not
+
+For answering that prompt, and prompts much like it (the same document, the same style of task). It is a special
+model: on other subjects, other languages and long reasoning it is worse than the source model, and small models lose
+more than large ones. In Griffin itself the prompt is read by the full model and only the answer by the pruned one;
+here the pruned model reads the prompt too.
+"""

@@ -1,0 +1,159 @@
+"""What a GGUF file says about its model besides the weights: transformers' config, tokenizer and generation config."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, UnsupportedArchitecture
+from .gguf_file import GgufFile
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp writes a model type: q and k rows interleaved for its rotary code, or norms plus one."""
+
+    model_type: str
+    interleaved: bool = False
+    norm_offset: float = 0.0
+    window: bool = False  # the config takes a sliding window
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", interleaved=True),  # Mistral's files say llama too
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma2": Architecture("gemma2", norm_offset=1.0, window=True),
+    "gemma3": Architecture("gemma3_text", norm_offset=1.0, window=True),
+}
+# GGUF field (after the architecture's name) -> transformers' config
+_FIELDS = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
+ROPE_FACTORS = "rope_freqs.weight"
+# Not in the file. Every other size of these two divides by the square root of head_dim, as the configs' default does.
+QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
+# Byte-level vocabularies to which llama.cpp adds a BOS, as their own tokenizers do, when the file does not say.
+BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+
+
+def described(file: GgufFile) -> Architecture:
+    return ARCHITECTURES[file.fields["general.architecture"]]
+
+
+def require_supported(file: GgufFile, name: str) -> None:
+    """Raise UnsupportedArchitecture for what would come out wrong."""
+    architecture = file.fields.get("general.architecture", "?")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedArchitecture(
+            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(ARCHITECTURES)} can be converted. "
+            "Its original safetensors folder may still work"
+        )
+    if (parts := file.fields.get("split.count", 1)) > 1:
+        raise CheckpointError(f"{name} is one of {parts} parts; join them first with llama.cpp's gguf-split --merge")
+    if file.fields.get(f"{architecture}.expert_count", 0):
+        raise UnsupportedArchitecture(f"{name} is a mixture of experts, which Griffin cannot prune")
+    scaling = file.fields.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UnsupportedArchitecture(
+            f"{name} scales its positions ({scaling}), which the conversion would lose: use the original safetensors"
+        )
+
+
+def read_config(file: GgufFile, name: str) -> Any:
+    """transformers' config, from the header. Raises CheckpointError where it says too little or contradicts itself."""
+    from transformers import AutoConfig
+
+    architecture, prefix = described(file), file.fields["general.architecture"]
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    said = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
+    values = {ours: said[theirs] for theirs, ours in _FIELDS.items() if theirs in said}
+    values |= {ours: said[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in said}
+    required = {*_FIELDS.values()} - {"num_key_value_heads"}
+    if wrong := sorted(key for key in required if not isinstance(values.get(key), int | float) or values[key] <= 0):
+        raise CheckpointError(f"{name}: its header does not say {', '.join(wrong)}")
+    if "token_embd.weight" not in shapes or values["num_hidden_layers"] > len(shapes):
+        raise CheckpointError(f"{name} has no embeddings, or fewer layers than its header says")
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    values["head_dim"] = said.get("attention.key_length") or said.get("rope.dimension_count")
+    values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+    values["vocab_size"] = shapes["token_embd.weight"][0]
+    values["tie_word_embeddings"] = "output.weight" not in shapes
+    if "rope.freq_base" in said:
+        values["rope_theta"] = said["rope.freq_base"]
+    if architecture.window and "attention.sliding_window" in said:
+        values["sliding_window"] = said["attention.sliding_window"]
+    if scalar := QUERY_SCALARS.get((architecture.model_type, values["num_hidden_layers"])):
+        values["query_pre_attn_scalar"] = scalar
+    try:
+        config = AutoConfig.for_model(architecture.model_type, dtype="bfloat16", **values)
+    except Exception as error:  # whichever check of transformers the values fail
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name}: its header describes no {architecture.model_type} model ({reason})") from error
+    factors = next((tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS), None)
+    if factors is not None:
+        config.rope_parameters = _llama3_rope(config, file.dense(factors), name)
+    return config
+
+
+def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
+    """Llama 3.1's position scaling: a GGUF holds only the divisors of its frequencies, (head_dim / 2,) float32.
+
+    Rebuilt from the published constants and the largest divisor, and compared with what the file says."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = dict(config.rope_parameters)
+    rope = plain | {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    theta, size = plain["rope_theta"], config.head_dim
+    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    config.rope_parameters = rope
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    if not torch.allclose(frequencies / scaled, torch.from_numpy(factors), rtol=1e-3):
+        raise UnsupportedArchitecture(
+            f"{name} scales its positions in a way that is not Llama 3.1's: use the original safetensors"
+        )
+    return rope
+
+
+def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
+    """Tokenizer and generation config, with BOS and end-of-turn tokens as the file wants them."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    try:
+        # Not AutoTokenizer: it gives the same tokenizer.json, after reading the whole header again, slowly.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    except Exception as error:  # transformers promises no particular one
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"the tokenizer in {name} cannot be used: {reason}") from error
+    tokenizer.model_max_length = config.max_position_embeddings
+    said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
+    add_bos = said.get("add_bos_token", said.get("model") == "llama" or said.get("pre") in BOS_BY_DEFAULT)
+    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
+    if add_bos and bos and tokenizer.encode("a")[:1] != [bos_id]:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
+        )
+    tokenizer.save_pretrained(out)
+
+    vocabulary, template = tokenizer.get_vocab(), tokenizer.chat_template or ""
+    ends = [said.get("eos_token_id"), said.get("eot_token_id")]
+    ends += [vocabulary[token] for token in END_OF_TURN if token in vocabulary and token in template]
+    unique = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    eos = unique if len(unique) > 1 else next(iter(unique), None)
+    generation = GenerationConfig(bos_token_id=bos_id, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+    generation.save_pretrained(out)

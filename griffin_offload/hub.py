@@ -1,0 +1,236 @@
+"""The Hugging Face hub: what its cache on this machine holds, and fetching what it does not.
+
+Only safetensors, configs and tokenizer files are fetched; nothing that is run or unpickled."""
+
+import errno
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .architecture import feed_forward
+from .errors import BudgetError, FetchError, GriffinError, ModelNotFound
+from .units import format_bytes
+
+ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
+# Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
+IGNORE = ["*/*", "consolidated*", "*.fp16.safetensors", "*.fp32.safetensors"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TIMEOUT = 5.0  # seconds for the hub to accept a connection, and again to answer
+PATIENCE = 10.0  # seconds for both and for name look-up, over all of the hub's addresses
+
+Progress = Callable[[str, int, int], None]
+
+
+class UnreachableError(FetchError):
+    """The hub did not answer; another source may."""
+
+
+def cached_snapshot(hub_id: str) -> Path | None:
+    """The folder of a complete snapshot in the hub's cache on this machine, or None."""
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--"))
+    for ref in (repository / "refs" / "main", *sorted(repository.glob("refs/refs/pr/*"))):
+        if ref.is_file():
+            snapshot = repository / "snapshots" / ref.read_text().strip()
+            if is_complete(snapshot):
+                return snapshot
+    return None
+
+
+def cached_ids() -> list[str]:
+    """Hub ids of which the hub's cache holds anything."""
+    from huggingface_hub import constants
+
+    folders = sorted(Path(constants.HF_HUB_CACHE).glob("models--*"))
+    return [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has its config, a tokenizer and every safetensors file that its index names."""
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+        return False
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+        names = set(index["weight_map"].values())
+    except FileNotFoundError:
+        names = {path.name for path in folder.glob("*.safetensors")}
+        if any("-of-" in name for name in names):  # one of several, and the index has not come yet
+            return False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(names) and all((folder / name).is_file() for name in names)
+
+
+def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: Progress | None = None) -> Path:
+    """Fetch a repository into the hub's own cache and return its snapshot folder.
+
+    Raises UnreachableError within seconds if there is no answer, FetchError for a gated model or one without
+    safetensors, ModelNotFound, BudgetError when the disk is too small."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    api = HfApi(library_name="griffin-offload")
+    try:
+        info, revision = _info(api, hub_id, None), "main"
+        model_type = (info.config or {}).get("model_type")
+        if model_type:
+            feed_forward(model_type)  # refuse before many gigabytes come
+        if not _has_weights(info):
+            info, revision = _converted_by_the_hub(api, hub_id)
+        cache = Path(constants.HF_HUB_CACHE)
+        repository = cache / ("models--" + hub_id.replace("/", "--"))
+        snapshot = repository / "snapshots" / str(info.sha)
+        missing = sum(size for name, size in _wanted(info).items() if not (snapshot / name).exists())
+        require_disk(cache, missing, hub_id)
+        what = f"{hub_id} ({licence})" if licence else hub_id
+        with _no_bars(), watched(repository / "blobs", what, missing, on_progress):
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=ALLOW, ignore_patterns=IGNORE))
+    except GriffinError:
+        raise
+    except Exception as error:  # the client raises its HTTP library's errors, OSError and its own
+        raise _explained(hub_id, gated, error) from error
+
+
+def require_disk(folder: Path, need: int, name: str) -> None:
+    """Raise BudgetError if the disk under `folder` has fewer than `need` bytes free."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise BudgetError(
+            f"{name} needs {format_bytes(need)} of disk and {existing} has {format_bytes(free)} free; "
+            "make room, or point HF_HOME and GRIFFIN_CACHE at a larger disk"
+        )
+
+
+@contextmanager
+def watched(folder: Path, what: str, total: int, on_progress: Progress | None) -> Iterator[None]:
+    """Report how much `folder` has grown while the block runs, a few times a second, from a thread.
+
+    It works alike for the hub's client, whose progress classes differ between versions, and for pip."""
+    if on_progress is None:
+        yield
+        return
+    start, done = _size(folder), threading.Event()
+
+    def report() -> None:
+        while not done.wait(0.2):
+            on_progress(what, min(max(0, _size(folder) - start), total), total)
+
+    thread = threading.Thread(target=report, daemon=True)
+    on_progress(what, 0, total)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    on_progress(what, total, total)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return total
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """The client's own progress bars, off."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+def _info(api: Any, hub_id: str, revision: str | None) -> Any:
+    """model_info, or TimeoutError after PATIENCE: name look-up and a list of addresses know no time limit."""
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(api.model_info(hub_id, revision=revision, timeout=TIMEOUT, files_metadata=True))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not outcome:
+        raise TimeoutError(f"no answer in {PATIENCE:.0f} s")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _wanted(info: Any) -> dict[str, int]:
+    """File name -> bytes of what is fetched."""
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return {name: sizes[name] for name in filter_repo_objects(sizes, allow_patterns=ALLOW, ignore_patterns=IGNORE)}
+
+
+def _has_weights(info: Any) -> bool:
+    return any(name.endswith(".safetensors") for name in _wanted(info))
+
+
+def _converted_by_the_hub(api: Any, hub_id: str) -> tuple[Any, str]:
+    """(info, revision) of the safetensors that the hub's bot offers as a pull request to old repositories.
+
+    transformers takes them from there too."""
+    for offer in api.get_repo_discussions(
+        hub_id, author="SFconvertbot", discussion_type="pull_request", discussion_status="open"
+    ):
+        info = _info(api, hub_id, offer.git_reference)
+        if _has_weights(info):
+            return info, offer.git_reference
+    raise FetchError(
+        f"{hub_id} holds no safetensors files, and Griffin loads neither pickled weights (.bin, .pt) nor this "
+        "repository's code; convert it with transformers (from_pretrained, then save_pretrained) or download its "
+        ".gguf file, and give that folder or file as the model"
+    )
+
+
+def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
+    """An error of the client's as ours, in one line, with the way out."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{hub_id}"
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    # A refusal without the hub's own header comes from something in between: a proxy, a captive portal.
+    from_hub = any(name in getattr(response, "headers", {}) for name in ("x-error-code", "x-error-message"))
+    refused = status in (401, 403) and from_hub
+    if isinstance(error, GatedRepoError) or (gated and refused):
+        return FetchError(
+            f"{hub_id} is gated: accept its licence at {page}, then run `hf auth login` or set HF_TOKEN, and try "
+            "again; or give a folder that holds the model"
+        )
+    if isinstance(error, RepositoryNotFoundError | HFValidationError) or (status == 404 and from_hub):
+        return ModelNotFound(
+            f"there is no model {hub_id} on the hub ({constants.ENDPOINT}), or it is private (`hf auth login`); "
+            "`griffin models` lists the names known here"
+        )
+    if refused:
+        return FetchError(f"the hub refuses {hub_id} ({status}): check the token (`hf auth whoami`, HF_TOKEN)")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return BudgetError(f"the disk became full while {hub_id} was fetched; make room, and it goes on from there")
+    reason = " ".join((str(error) or type(error).__name__).split())[:200]
+    return UnreachableError(
+        f"the hub ({constants.ENDPOINT}) cannot be reached for {hub_id}: {reason}; give a folder that holds the "
+        f"model, set HF_ENDPOINT to a mirror, or run `hf download {hub_id}` where there is a network and copy it here"
+    )

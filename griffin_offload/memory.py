@@ -1,0 +1,219 @@
+"""What memory there is, what of it was used, and how fast it and the disk are: measured, never assumed."""
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .errors import OptionError
+from .units import MIB
+
+MARGIN = 0.05  # of what is free: left to the rest of the machine
+PROC = Path("/proc/self")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def resident_set() -> int:
+    """Bytes of RAM that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakMeter:
+    """The peak of a device's memory since it was made: of this process's RAM, or of the GPU's allocator."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):  # Linux: forget the peak of what ran before
+            (PROC / "clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_reserved())
+        with suppress(OSError):
+            for line in (PROC / "status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bytes_read() -> int | None:
+    """Bytes that this process has asked the system to read so far (pages of the cache included); None if unknown."""
+    with suppress(OSError):
+        for line in (PROC / "io").read_text().splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    return None
+
+
+def best_device() -> str:
+    """cuda, mps or cpu: the best there is."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str) -> str:
+    """Raises OptionError for a device that is unknown or not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device):
+        have = ", ".join(name for name, is_there in there.items() if is_there)
+        raise OptionError(f"there is no device {device!r} here; there is: {have}")
+    return device
+
+
+def container_limit() -> int | None:
+    """The smallest memory limit of the control groups that this process is in, bytes; None if there is none."""
+    return min((limit for limit, _ in _groups()), default=None)
+
+
+def available_memory() -> int:
+    """RAM that a process here can still take, bytes: the machine's, or what is left of a container's limit."""
+    left = [max(0, limit - used) for limit, used in _groups()]
+    return min([int(psutil.virtual_memory().available), *left])
+
+
+def device_budget(device: str) -> int:
+    """The default for --device-memory: what is free, less a margin. On the CPU it counts the whole process."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0] * (1 - MARGIN))
+    return resident_set() + int(available_memory() * (1 - MARGIN))
+
+
+def _groups() -> Iterator[tuple[int, int]]:
+    """(limit, used without the page cache) of each control group up to the root; version 1 and 2."""
+    with suppress(OSError):
+        for line in (PROC / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "memory":
+                yield from _limits(
+                    CGROUP / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+                )
+            elif controllers == "":
+                yield from _limits(CGROUP, path, "memory.max", "memory.current", ("inactive_file", "active_file"))
+
+
+def _limits(root: Path, path: str, limit: str, usage: str, cache: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    group = root / path.lstrip("/")
+    for place in (group, *group.parents):
+        with suppress(OSError, ValueError):
+            bound = int((place / limit).read_text())  # "max" is no limit
+            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            if bound < psutil.virtual_memory().total:
+                yield bound, int((place / usage).read_text()) - sum(int(stat.get(key, 0)) for key in cache)
+        if place == root:
+            return
+
+
+def memory_bandwidth(weights: Iterable[Any], seconds: float = 0.3) -> float:
+    """Bytes a second at which one token passes through these matrices (torch tensors), products and nothing else.
+
+    The limit of decoding on this machine, measured on the very weights: the best pass of a few."""
+    import torch
+
+    matrices = [w for w in weights if w.dim() == 2]
+    inputs = {w.shape[1]: torch.ones(1, w.shape[1], dtype=w.dtype, device=w.device) for w in matrices}
+    total = sum(w.numel() * w.element_size() for w in matrices)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while matrices and (best == float("inf") or time.perf_counter() < end):
+        start = time.perf_counter()
+        for w in matrices:
+            torch.nn.functional.linear(inputs[w.shape[1]], w)
+        if matrices[0].is_cuda:
+            torch.cuda.synchronize()  # waits for the products
+        best = min(best, time.perf_counter() - start)
+    return total / best
+
+
+def disk_bandwidth(folder: Path, sample: Path | None = None, size: int = 256 * MIB) -> float:
+    """Bytes a second of sequential reading, not from the page cache: of `sample`, or of a file made in `folder`."""
+    if sample:
+        return _read_speed(sample, size)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="griffin-") as file:
+        block = os.urandom(MIB)
+        for _ in range(size // MIB):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return _read_speed(Path(file.name), size)
+
+
+def _read_speed(path: Path, size: int) -> float:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # clean pages leave the cache
+        buffer = bytearray(8 * MIB)
+        done, start = 0, time.perf_counter()
+        while done < size and (count := os.preadv(fd, [buffer], done)):
+            done += count
+        return done / (time.perf_counter() - start)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine; bytes, and bytes a second."""
+
+    ram_total: int
+    ram_available: int
+    container_limit: int | None
+    gpus: tuple[Gpu, ...]
+    disk_free: int
+    disk_read_bandwidth: float
+    device: str
+    budget: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def machine(folder: Path, sample: Path | None = None) -> Machine:
+    """Measure this machine; `folder` is where models are kept, `sample` a large file there to read."""
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(Gpu(torch.cuda.get_device_name(index), total, free))
+    folder.mkdir(parents=True, exist_ok=True)
+    device = best_device()
+    return Machine(
+        ram_total=int(psutil.virtual_memory().total),
+        ram_available=available_memory(),
+        container_limit=container_limit(),
+        gpus=tuple(gpus),
+        disk_free=int(psutil.disk_usage(str(folder)).free),
+        disk_read_bandwidth=disk_bandwidth(folder, sample),
+        device=device,
+        budget=device_budget(device),
+    )

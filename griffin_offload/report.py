@@ -1,0 +1,125 @@
+"""What a run did, the plan beside the measurement: as rows for people, as JSON for programs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import GriffinError
+from .plan import Plan
+from .units import format_bytes, format_rate
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run. Bytes, seconds, bytes a second. A run without a sweep (all resident already) has read nothing.
+
+    `read_s`: how long the reader was busy, beside the computing. `memory_bandwidth`: of one token's products over
+    the resident weights, measured after the answer; 0 where too few tokens were made to say."""
+
+    model: str
+    model_path: Path
+    dtype: str
+    device: str
+    plan: Plan
+    measured_peak: int
+    checkpoint_bytes: int
+    bytes_read: int
+    plan_s: float
+    prompt_s: float
+    read_s: float
+    decode_s: float
+    time_to_first_token_s: float
+    tokens: int
+    memory_bandwidth: float
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first, over the time that they took."""
+        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else 0.0
+
+    @property
+    def read_bandwidth(self) -> float:
+        return self.bytes_read / self.read_s if self.read_s else 0.0
+
+    @property
+    def limit_tokens_per_s(self) -> float:
+        """Decoding reads every resident byte once a token: the memory bandwidth sets the pace."""
+        return self.memory_bandwidth / self.plan.bytes_per_token
+
+    @property
+    def fraction_of_limit(self) -> float:
+        return self.decode_tokens_per_s / self.limit_tokens_per_s if self.memory_bandwidth else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The parts of `--json` that are not the text."""
+        return {
+            "model": self.model,
+            "model_path": str(self.model_path),
+            "sparsity": self.plan.sparsity,
+            "dtype": self.dtype,
+            "device": self.device,
+            "timings": {
+                "plan_s": self.plan_s,
+                "prompt_s": self.prompt_s,
+                "read_s": self.read_s,
+                "decode_s": self.decode_s,
+                "time_to_first_token_s": self.time_to_first_token_s,
+                "decode_tokens_per_s": self.decode_tokens_per_s,
+                "limit_tokens_per_s": self.limit_tokens_per_s,
+            },
+            "memory": {
+                "full_bytes": self.plan.full_bytes,
+                "resident_bytes": self.plan.resident_bytes,
+                "planned_peak_bytes": self.plan.peak,
+                "measured_peak_bytes": self.measured_peak,
+                "budget_bytes": self.plan.budget,
+            },
+            "io": {"checkpoint_bytes": self.checkpoint_bytes, "bytes_read": self.bytes_read},
+            "experts": {"kept_per_layer": list(self.plan.kept), "layers": len(self.plan.layers)},
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value, for people."""
+        plan = self.plan
+        saved = plan.full_bytes - plan.resident_bytes
+        rows = [
+            ("full model", format_bytes(plan.full_bytes)),
+            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.dtype}"),
+            ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
+            ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
+            ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
+        ]
+        if self.bytes_read:
+            share = self.bytes_read / self.checkpoint_bytes
+            rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))
+            rows.append(("read bandwidth", f"{format_rate(self.read_bandwidth)} (reader busy {self.read_s:.2f} s)"))
+        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {plan.prompt_tokens} tokens"))
+        if self.tokens:
+            rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
+        if self.tokens > 1:
+            pace = f"{self.decode_tokens_per_s:.1f} tokens/s"
+            if self.memory_bandwidth:
+                pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
+                pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
+            rows.append(("decoding", pace))
+        return rows
+
+
+def save_last(report: Report, folder: Path) -> None:
+    """Remember a run for `mem-report --last`: plan and measurement, not the text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**report.to_json(), "plan": report.plan.to_json()}
+    temporary = folder / "last.json.new"
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(folder / "last.json")
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The run that was remembered. Raises GriffinError where there is none."""
+    try:
+        return dict(json.loads((folder / "last.json").read_text()))
+    except FileNotFoundError:
+        raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
+    except (OSError, ValueError) as error:
+        raise GriffinError(f"{folder / 'last.json'} cannot be read ({error}); the next run writes a new one") from None

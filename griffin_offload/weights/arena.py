@@ -1,0 +1,44 @@
+"""Memory that is asked for once and carved into tensors, so that the plan's bytes are the process's bytes.
+
+On the CPU an arena is one anonymous mapping: its pages are taken as they are first touched, in huge pages where the
+system has them, and go back to the system the moment the last tensor in it is gone (malloc would keep some).
+"""
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ALIGN = 64  # a cache line, and enough for every dtype and vector width
+
+
+def padded(count: int) -> int:
+    """Bytes that an arena takes for a tensor of `count` bytes."""
+    return -(-count // ALIGN) * ALIGN
+
+
+class Arena:
+    """`size` bytes on a device."""
+
+    def __init__(self, size: int, device: str = "cpu") -> None:
+        self.size, self.used = size, 0
+        if device == "cpu" and size:
+            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = torch.frombuffer(mapping, dtype=torch.uint8)
+        else:
+            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor. An arena that overflows is a fault of the plan, not of the user."""
+        count = math.prod(shape) * dtype.itemsize
+        begin, self.used = self.used, self.used + padded(count)
+        assert self.used <= self.size, f"arena of {self.size} bytes asked for {self.used}"
+        return self._memory[begin : begin + count].view(dtype).view(*shape)
+
+    def rewind(self) -> None:
+        """Give all of it out again. The tensors taken before must no longer be used."""
+        self.used = 0

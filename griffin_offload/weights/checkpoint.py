@@ -1,0 +1,206 @@
+"""A checkpoint's headers: a folder of safetensors -> TensorInfo for every tensor. No weight is read.
+
+Format: 8 bytes little-endian header length, that many bytes of JSON, then the data
+(https://huggingface.co/docs/safetensors). Everything is checked before it is used.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..units import MIB, format_bytes
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_HEADER = 100 * MIB  # the format's own limit
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint: its bytes are [begin, end) of `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder's tensors by name, and the bytes of its safetensors files together."""
+
+    folder: Path
+    tensors: Mapping[str, TensorInfo]
+    bytes: int
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read and check the index and every header. Raises CheckpointError."""
+        weight_map = _weight_map(folder)
+        files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+        tensors: dict[str, TensorInfo] = {}
+        total = 0
+        for name in files:
+            path = _inside(folder, name)
+            for info in read_header(path):
+                if info.name in tensors:
+                    raise CheckpointError(f"{info.name} stands in both {tensors[info.name].file.name} and {name}")
+                tensors[info.name] = info
+            total += path.stat().st_size
+        for tensor, name in weight_map.items():
+            if tensor not in tensors or tensors[tensor].file.name != Path(name).name:
+                raise CheckpointError(f"{folder / INDEX} says that {tensor} is in {name}, but it is not there")
+        return cls(folder, tensors, total)
+
+    def match(self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], prefix: str) -> "Matched":
+        """Which tensor each of a model's parameters is read from.
+
+        `shapes`: what the model needs; `tied`: parameter -> the one whose memory it shares; `prefix`: the base
+        model's name, which some checkpoints leave out. A tied parameter that the checkpoint holds as well is read,
+        since the two may differ. Raises CheckpointError for what is missing or has another shape or dtype.
+        """
+        found = {name: info for name in shapes if (info := self._find(name, prefix))}
+        aliases = {}
+        for target, source in tied.items():
+            if source in found and target not in found:
+                aliases[target] = source
+            elif target in found and source not in found:
+                aliases[source] = target
+        missing = [name for name in shapes if name not in found and name not in aliases]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds")
+        for name, info in found.items():
+            if info.shape != tuple(shapes[name]):
+                raise CheckpointError(
+                    f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(shapes[name])}"
+                )
+            if info.dtype not in WEIGHT_DTYPES:
+                raise CheckpointError(
+                    f"{info.file}: {info.name} is {info.dtype}, a quantised checkpoint; "
+                    "use the original in bfloat16, float16 or float32"
+                )
+        return Matched(found, aliases)
+
+    def _find(self, name: str, prefix: str) -> TensorInfo | None:
+        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+            if candidate in self.tensors:
+                return self.tensors[candidate]
+        return None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A model's parameters: those read from the checkpoint, and those that share the memory of one that is."""
+
+    tensors: Mapping[str, TensorInfo]
+    aliases: Mapping[str, str]
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one safetensors file, in the order of their bytes. Raises CheckpointError."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
+                raise CheckpointError(f"{path} is damaged: {_what_is_wrong(size, length)}")
+            entries = json.loads(file.read(length))
+        if not isinstance(entries, dict):
+            raise CheckpointError(f"{path} is damaged: its header is not a JSON object")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: fetch the model again, or complete the folder") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: its header is not JSON") from None
+    entries.pop("__metadata__", None)
+    start = 8 + length
+    infos = sorted((_entry(path, start, size, name, e) for name, e in entries.items()), key=lambda i: (i.begin, i.end))
+    for before, after in pairwise(infos):
+        if after.begin < before.end:
+            raise CheckpointError(f"{path} is damaged: {before.name} and {after.name} overlap")
+    return infos
+
+
+def _what_is_wrong(size: int, length: int) -> str:
+    if size < 8:
+        return f"it holds {size} bytes"
+    return f"its header would take {format_bytes(length)} of {format_bytes(size)}"
+
+
+def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is damaged: its entry for {name} is not of the format") from None
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has the dtype {dtype}, which is not known; known: {', '.join(DTYPES)}")
+    if start + end > size:
+        raise CheckpointError(
+            f"{path} is cut short: {name} ends at byte {start + end}, the file at {size}; fetch it again"
+        )
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise CheckpointError(
+            f"{path} is damaged: {name} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
+        )
+    return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The index's tensor -> file name; empty for a single file."""
+    path = folder / INDEX
+    if not path.exists():
+        if (folder / SINGLE).exists():
+            return {}
+        raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; Griffin reads safetensors only")
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        if not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: it has no weight_map from tensor names to file names") from None
+    return dict(weight_map)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; a checkpoint must not name files elsewhere.
+
+    Links made by the hub's cache are followed as far as that model's own folder there (snapshots/ -> blobs/)."""
+    path = folder / name
+    root = folder.resolve()
+    allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    if "\0" in name or not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise CheckpointError(f"{folder / INDEX} names {name!r}, which leaves the folder; do not trust this checkpoint")
+    return path

@@ -1,0 +1,59 @@
+"""The reader thread: layer i + 1 is read while layer i computes, into a ring of buffers."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from torch import Tensor
+
+from .checkpoint import TensorInfo
+from .reader import Reader
+
+
+class Prefetch:
+    """Reads layers in order on one thread, never more than `ring` of them ahead of what was given back.
+
+    `layers[i]` maps what is read to where it goes; layers i and i + ring may share buffers. A context manager:
+    leaving it stops the thread, whatever happened.
+    """
+
+    def __init__(self, reader: Reader, layers: Sequence[Mapping[TensorInfo, Tensor]], ring: int) -> None:
+        self._reader, self._layers = reader, layers
+        self._free = threading.Semaphore(ring)
+        self._stopping = False
+        self._ready: list[Future[None]] = [Future() for _ in layers]
+        self._thread = threading.Thread(target=self._run, name="griffin-reader", daemon=True)
+
+    def __enter__(self) -> "Prefetch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def wait(self, layer: int) -> None:
+        """Return when a layer is in memory. Raises what the reader raised."""
+        self._ready[layer].result()
+
+    def release(self) -> None:
+        """Give the buffers of the oldest layer back to the reader."""
+        self._free.release()
+
+    def close(self) -> None:
+        """Stop after the layer that is being read, and wait for it: its buffers may then go."""
+        self._stopping = True
+        self._free.release()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        for layer, ready in zip(self._layers, self._ready, strict=True):
+            self._free.acquire()
+            if self._stopping:
+                return
+            try:
+                self._reader.read(layer)
+            except BaseException as error:  # the computing thread raises it
+                ready.set_exception(error)
+                return
+            ready.set_result(None)

@@ -1,0 +1,300 @@
+"""The sweep against the oracle: the same experts, logits and tokens, for every architecture and on real models."""
+
+import json
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from tiny import UNSUPPORTED, text_paragraph, tiny_checkpoint, tiny_prompt
+from transformers import LogitsProcessor
+
+from griffin_offload import Engine
+from griffin_offload.engine import Generation
+from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError, UnsupportedArchitecture
+from griffin_offload.memory import PeakMeter, bytes_read
+from griffin_offload.units import MIB
+
+
+class Logits(LogitsProcessor):
+    """Keeps the logits that every token is chosen from."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.steps.append(scores[0].clone())
+        return scores
+
+
+class Copying(Engine):
+    """An engine that copies every layer to its device, as on a GPU, though the device is the CPU."""
+
+    _copies = True  # type: ignore[assignment]
+
+
+def greedy(engine: Engine, prompt: list[int], sparsity: float, tokens: int = 24) -> tuple[Generation, torch.Tensor]:
+    logits = Logits()
+    generation = engine.generate(
+        prompt, sparsity=sparsity, max_new_tokens=tokens, do_sample=False, logits_processor=[logits]
+    )
+    return generation, torch.stack(logits.steps)
+
+
+def assert_equals_oracle(folder: Path, prompt: list[int], sparsity: float, engine: Engine, tokens: int = 24) -> None:
+    model = oracle.load(folder)
+    experts = oracle.experts(model, prompt, sparsity)
+    expected, expected_logits = oracle.masked_generate(model, prompt, experts, tokens)
+    generation, logits = greedy(engine, prompt, sparsity, tokens)
+    if sparsity:
+        assert [layer.experts.tolist() for layer in engine._layers] == [e.tolist() for e in experts]
+    assert generation.token_ids == expected
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_equals_the_oracle(tiny: Path, sparsity: float) -> None:
+    assert_equals_oracle(tiny, tiny_prompt(), sparsity, Engine(tiny, dtype="float32"))
+
+
+def test_a_layer_copied_to_its_device_gives_the_same(tiny: Path) -> None:
+    assert_equals_oracle(tiny, tiny_prompt(), 0.5, Copying(tiny, dtype="float32"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "gemma3_text"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_sharded_and_tied_checkpoints(tmp_path: Path, kind: str, tied: bool, shards: int) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", kind, tied=tied, shards=shards)
+    assert_equals_oracle(folder, tiny_prompt(), 0.5, Engine(folder))
+
+
+def test_opt_with_its_norm_behind(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "opt", do_layer_norm_before=False)
+    assert_equals_oracle(folder, tiny_prompt(), 0.5, Engine(folder))
+
+
+def test_a_prompt_of_one_token(tiny: Path) -> None:
+    assert_equals_oracle(tiny, tiny_prompt(1), 0.5, Engine(tiny))
+
+
+def test_the_next_prompt_swaps_the_experts_in_place(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    engine = Engine(folder)
+    for seed in range(3):
+        assert_equals_oracle(folder, tiny_prompt(40, seed), 0.5, engine)
+    assert_equals_oracle(folder, tiny_prompt(40), 0.25, engine)
+    assert_equals_oracle(folder, tiny_prompt(40), 0.0, engine)
+    generation, _ = greedy(engine, tiny_prompt(30), 0.0)  # all is resident: nothing to read
+    assert generation.token_ids == oracle.full_generate(oracle.load(folder), tiny_prompt(30), 24)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_in_another_dtype_are_rounded_as_transformers_does(
+    tmp_path: Path, stored: torch.dtype, dtype: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=stored)
+    engine = Engine(folder, dtype=dtype)
+    engine.generate(tiny_prompt(), sparsity=0, max_new_tokens=1)
+    expected = oracle.load(folder, getattr(torch, dtype)).state_dict()
+    actual = engine.skeleton.model.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_cache_after_the_sweep_equals_the_resident_one(tiny: Path) -> None:
+    engine, prompt = Engine(tiny), tiny_prompt()
+    output = engine.sweep(prompt, sparsity=0.5)
+    with torch.no_grad():
+        expected = oracle.load(tiny)(torch.tensor([prompt]), use_cache=True)
+    torch.testing.assert_close(output.logits[0, -1], expected.logits[0, -1], rtol=0, atol=1e-4)
+    for ours, theirs in zip(output.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys)
+        torch.testing.assert_close(ours.values, theirs.values)
+
+
+def test_options_that_generate_refuses(tmp_path: Path) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
+    for options in ({"temperature": -1.0, "do_sample": True}, {"no_such_option": 1}, {"num_beams": 2}):
+        with pytest.raises(OptionError):
+            engine.generate(tiny_prompt(), max_new_tokens=2, **options)
+    for sparsity in (-0.1, 1.0, float("nan")):
+        with pytest.raises(OptionError, match=r"outside \[0, 1\)"):
+            engine.generate(tiny_prompt(), sparsity=sparsity)
+    with pytest.raises(OptionError, match="at least 1"):
+        engine.generate(tiny_prompt(), max_new_tokens=0)
+    assert greedy(engine, tiny_prompt(), 0.5)[0].token_ids  # and it still works
+
+
+def test_a_seed_repeats_a_sampled_answer(tmp_path: Path) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
+    answers = [
+        engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=20, do_sample=True, seed=seed).token_ids
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_prompts_at_the_edges_of_the_context(tmp_path: Path) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
+    with pytest.raises(PromptError, match="empty"):
+        engine.generate([])
+    with pytest.raises(PromptError, match="at most 256"):
+        engine.generate(tiny_prompt(256))
+    generation = engine.generate(tiny_prompt(250), sparsity=0.5, max_new_tokens=50, do_sample=False)
+    assert len(generation.token_ids) == 6
+    assert generation.finish_reason == "length"
+
+
+def test_streamed_text_is_the_text(tmp_path: Path) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama", seed=3))
+    pieces: list[str] = []
+    for seed in range(4):
+        pieces.clear()
+        generation = engine.generate(
+            tiny_prompt(), max_new_tokens=60, on_text=pieces.append, do_sample=True, temperature=3.0, seed=seed
+        )
+        assert "".join(pieces) == generation.text
+    assert len(pieces) > 3
+
+
+def test_progress_by_layer(tmp_path: Path) -> None:
+    engine, seen = Engine(tiny_checkpoint(tmp_path / "m", "llama")), []
+    engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2, on_layer=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_interrupted_in_the_sweep_and_in_the_answer(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    engine = Engine(folder)
+
+    def stop_in_layer_2(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(tiny_prompt(), sparsity=0.5, on_layer=stop_in_layer_2)
+    assert_equals_oracle(folder, tiny_prompt(), 0.5, engine)
+
+    heard: list[str] = []
+
+    def stop_at_the_third_piece(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    generation = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=50, on_text=stop_at_the_third_piece)
+    assert generation.finish_reason == "interrupted"
+    assert 3 <= len(generation.token_ids) < 50
+    assert_equals_oracle(folder, tiny_prompt(), 0.5, engine)
+
+
+def test_stop_string(tmp_path: Path) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
+    whole, _ = greedy(engine, tiny_prompt(), 0.5, 30)
+    stop = whole.text[8:10]
+    generation = engine.generate(
+        tiny_prompt(), sparsity=0.5, max_new_tokens=30, do_sample=False, stop_strings=[stop]
+    )
+    assert generation.finish_reason == "stop"
+    assert len(generation.token_ids) < 30
+    assert whole.text.startswith(generation.text)
+    assert stop in generation.text
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_an_unsupported_type_is_named_with_the_supported_ones(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=rf"'{kind}'.*supported: .*gemma.*llama"):
+        Engine(tiny_checkpoint(tmp_path / "m", kind))
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_nan_weights_are_named(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[7] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericError, match=rf"model.safetensors: {name} holds NaN"):
+        Engine(folder).generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+
+
+def test_an_overflow_of_float16_is_told(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 3e4
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    Engine(folder).generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+    with pytest.raises(NumericError, match=r"float16.*try --dtype"):
+        Engine(folder, dtype="float16").generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+
+
+def test_the_json_object(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    generation, _ = greedy(Engine(folder), tiny_prompt(), 0.5)
+    found = json.loads(json.dumps(generation.to_json()))
+    assert found["model_path"] == str(folder)
+    assert found["experts"] == {"kept_per_layer": [48, 48, 48], "layers": 3}
+    assert found["io"]["checkpoint_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert found["memory"]["resident_bytes"] < found["memory"]["full_bytes"]
+
+
+# The real models.
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("model", ["smol", "gemma"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_a_real_model_equals_the_oracle(request: pytest.FixtureRequest, model: str, sparsity: float) -> None:
+    folder = request.getfixturevalue(model)
+    engine = Engine(folder, dtype="float32")
+    assert_equals_oracle(folder, engine.encode(text_paragraph(200), raw=True), sparsity, engine, tokens=16)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(bytes_read() is None, reason="this system does not count a process's reads")
+def test_every_byte_is_read_once(smol: Path) -> None:
+    engine = Engine(smol)
+    prompt = engine.encode(text_paragraph(60))
+    before = bytes_read()
+    generation = engine.generate(prompt, sparsity=0.5, max_new_tokens=8)
+    total = generation.report.checkpoint_bytes
+    assert 0.98 * total < bytes_read() - before <= 1.02 * total
+
+
+@pytest.mark.real
+def test_pruned_takes_less_than_full_and_both_stay_inside_the_plan(smol: Path) -> None:
+    """In one process, one after the other: the meter forgets the peak of the run before."""
+    peaks = []
+    for sparsity in (0.75, 0.5, 0.0):
+        engine = Engine(smol)
+        generation = engine.generate(engine.encode(text_paragraph(200)), sparsity=sparsity, max_new_tokens=32)
+        assert generation.report.measured_peak <= generation.report.plan.peak
+        peaks.append(generation.report.measured_peak)
+        engine.unload()
+    assert peaks[0] + 30 * MIB < peaks[1] < peaks[2] - 60 * MIB
+
+
+@pytest.mark.real
+def test_budgets(smol: Path) -> None:
+    """Refused before a weight is read where it cannot fit; what the error suggests then works."""
+    whole = Engine(smol)
+    prompt = whole.encode(text_paragraph(100))
+    needed = whole.plan(len(prompt), 16, 0.0).peak
+    for short in (1, 20 * MIB, 60 * MIB):
+        engine = Engine(smol, device_memory=needed - short)
+        before = bytes_read()
+        with pytest.raises(BudgetError, match=r"It fits with --sparsity 0\.\d+, or with --device-memory \d+") as error:
+            engine.generate(prompt, sparsity=0.0, max_new_tokens=16)
+        assert bytes_read() is None or bytes_read() - before < MIB
+        sparsity = float(str(error.value).partition("--sparsity ")[2].partition(",")[0])
+        meter = PeakMeter("cpu")
+        engine.generate(prompt, sparsity=sparsity, max_new_tokens=16)
+        assert meter.peak() <= engine.budget
+        engine.unload()
+    with pytest.raises(BudgetError, match="No sparsity fits"):
+        Engine(smol, device_memory="100MiB").generate(prompt)
