@@ -91,7 +91,8 @@ def plan(value: "Plan", *, err: bool = False) -> None:
     """The predicted peak, row by row, and the budget that it must not pass."""
     rows: list[tuple[str, ...]] = [(row.name, format_bytes(row.bytes), row.when, row.note) for row in value.rows]
     for moment in ("prompt", "answer"):
-        rows.append((f"in all during the {moment}", format_bytes(value.total(moment)), moment, ""))
+        total = sum(row.bytes for row in value.rows if row.when in ("always", moment))
+        rows.append((f"in all during the {moment}", format_bytes(total), moment, ""))
     room = value.budget - value.peak
     rows.append(("peak, the larger of the two", format_bytes(value.peak), "", ""))
     left = f"{format_bytes(abs(room))} {'to spare' if room >= 0 else 'short'}"

@@ -1,7 +1,7 @@
 """`griffin mem-report`: what fits this machine, what a run would need, what the last run took."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from . import console
 from .options import device_options, open_engine
 
 if TYPE_CHECKING:
+    from ..fit import CatalogueRow
     from ..memory import Machine
-    from ..plan import CatalogueRow, Plan
+    from ..plan import Plan
 
 NEEDS_MODEL = ("sparsity", "prompt_tokens", "max_new_tokens", "dtype")
 
@@ -87,9 +88,10 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(device: str | None, device_memory: str | None, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory import check_device, device_budget, machine
+    from ..fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
+    from ..memory import check_device, device_budget, machine, resident_set
     from ..models import CATALOGUE, cache_folder
-    from ..plan import plan_catalogue
+    from ..plan import Request
 
     budget = parse_bytes(device_memory) if device_memory is not None else None
     if device is not None:
@@ -97,7 +99,9 @@ def show_machine(device: str | None, device_memory: str | None, as_json: bool) -
     here = machine(cache_folder(), largest_weights())
     device = device or here.device
     budget = budget or (here.budget if device == here.device else device_budget(device))
-    rows = [plan_catalogue(model, budget) for model in CATALOGUE.values()]
+    runtime = resident_set() if device == "cpu" else 0
+    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, runtime=runtime, copies=device != "cpu")
+    rows = [plan_catalogue(model, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
         click.echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
@@ -105,7 +109,7 @@ def show_machine(device: str | None, device_memory: str | None, as_json: bool) -
     console.pairs(machine_rows(here, device, budget), err=False)
     click.echo("")
     columns = ("model", "full", "resident at 50 %", "at 75 %", "here", "density that just fits")
-    console.table(f"What fits in {format_bytes(budget)}", columns, map(catalogue_cells, rows))
+    console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
 
 def machine_rows(here: "Machine", device: str, budget: int) -> Iterator[tuple[str, str]]:
@@ -120,9 +124,18 @@ def machine_rows(here: "Machine", device: str, budget: int) -> Iterator[tuple[st
     yield "budget", f"{format_bytes(budget)} on {device}"
 
 
-def catalogue_cells(row: "CatalogueRow") -> tuple[str, ...]:
-    sizes = (format_bytes(size) for size in (row.full_bytes, row.resident_50, row.resident_75))
-    return row.alias, *sizes, row.verdict, "-" if row.density is None else f"{row.density:.0%}"
+def catalogue_cells(rows: Sequence["CatalogueRow"]) -> list[tuple[str, ...]]:
+    """Cells of each model; a chat model shares the line of its base: 'llama-2-7b, -chat'."""
+    lines: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        sizes = [format_bytes(size) for size in (row.full_bytes, row.resident_50, row.resident_75)]
+        cells = (*sizes, row.verdict, "-" if row.density is None else f"{row.density:.0%}")
+        base = next(reversed(lines), None)
+        if base and row.alias.startswith(f"{base}-") and lines[base][1:] == cells:
+            lines[base] = (f"{lines[base][0]}, {row.alias.removeprefix(base)}", *cells)
+        else:
+            lines[row.alias] = (row.alias, *cells)
+    return list(lines.values())
 
 
 def largest_weights() -> Path | None:

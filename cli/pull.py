@@ -10,7 +10,7 @@ def command(*, name: str) -> None:
 
     The folder that holds the model is printed when it is there. What is already on this machine is not fetched again.
     """
-    from ..models import CATALOGUE, find, resolve
+    from ..models import CATALOGUE, find, origin, resolve
     from . import console
 
     path = find(name)
@@ -21,4 +21,6 @@ def command(*, name: str) -> None:
             console.note(f"{model.hub_id}, licence: {model.licence}")
         with console.progress_bytes("Fetching") as update:
             path = resolve(name, on_progress=update)
+        if made_from := origin(path):
+            console.note(f"converted from {made_from}")
     click.echo(path)

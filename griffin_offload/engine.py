@@ -1,8 +1,8 @@
 """The public API: plan, sweep, generate, export and report in one object.
 
-    engine = Engine("smollm2-135m")
-    answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
-    print(answer.text, answer.report.measured_peak)
+engine = Engine("smollm2-135m")
+answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
+print(answer.text, answer.report.measured_peak)
 """
 
 import json
@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from .errors import CheckpointError, OptionError, PromptError, UnsupportedArchitecture
 from .architecture import feed_forward
+from .errors import CheckpointError, OptionError, PromptError, UnsupportedArchitecture
 from .export import Export, Source, export_checkpoint
 from .memory import PeakMeter, best_device, bytes_read, check_device, device_budget, memory_bandwidth, resident_set
 from .models import DEFAULT_MODEL, resolve

@@ -25,8 +25,19 @@ from .units import MIB, format_bytes
 from .weights.reader import Reader
 from .weights.writer import CheckpointWriter
 
-COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
-COPIED += ("chat_template*", "generation_config.json", "LICENSE*", "USE_POLICY*", "NOTICE*")
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "USE_POLICY*",
+    "NOTICE*",
+)
 RESERVE = 64 * MIB  # of disk, left free
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from .catalogue import CatalogueModel
-from .plan import ModelSizes, Request, make_plan, smallest_sparsity
+from .plan import ModelSizes, Request, smallest_sparsity
 from .skeleton import Skeleton, windows
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 256

@@ -113,7 +113,7 @@ def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
     plain = dict(config.rope_parameters)
     rope = plain | {
         "rope_type": "llama3",
-        "factor": float(factors.max()),
+        "factor": round(float(factors.max()), 3),  # of a float32 quotient
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,

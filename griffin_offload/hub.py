@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import feed_forward
-from .errors import BudgetError, FetchError, GriffinError, ModelNotFound
+from .errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
 from .units import format_bytes
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
 IGNORE = ["*/*", "consolidated*", "*.fp16.safetensors", "*.fp32.safetensors"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+HUB_BOT = "SFconvertbot"
 TIMEOUT = 5.0  # seconds for the hub to accept a connection, and again to answer
 PATIENCE = 10.0  # seconds for both and for name look-up, over all of the hub's addresses
 
@@ -88,11 +89,16 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
         require_disk(cache, missing, hub_id)
         what = f"{hub_id} ({licence})" if licence else hub_id
         with _no_bars(), watched(repository / "blobs", what, missing, on_progress):
-            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=ALLOW, ignore_patterns=IGNORE))
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=ALLOW, ignore_patterns=IGNORE))
     except GriffinError:
         raise
     except Exception as error:  # the client raises its HTTP library's errors, OSError and its own
         raise _explained(hub_id, gated, error) from error
+    if not is_complete(folder):
+        raise CheckpointError(
+            f"{hub_id} is not whole on the hub: a shard, its config or its tokenizer is missing there"
+        )
+    return folder
 
 
 def require_disk(folder: Path, need: int, name: str) -> None:
@@ -191,11 +197,9 @@ def _converted_by_the_hub(api: Any, hub_id: str) -> tuple[Any, str]:
     """(info, revision) of the safetensors that the hub's bot offers as a pull request to old repositories.
 
     transformers takes them from there too."""
-    for offer in api.get_repo_discussions(
-        hub_id, author="SFconvertbot", discussion_type="pull_request", discussion_status="open"
-    ):
-        info = _info(api, hub_id, offer.git_reference)
-        if _has_weights(info):
+    offers = api.get_repo_discussions(hub_id, author=HUB_BOT, discussion_type="pull_request", discussion_status="open")
+    for offer in offers:
+        if offer.author == HUB_BOT and _has_weights(info := _info(api, hub_id, offer.git_reference)):
             return info, offer.git_reference
     raise FetchError(
         f"{hub_id} holds no safetensors files, and Griffin loads neither pickled weights (.bin, .pt) nor this "

@@ -108,7 +108,11 @@ def _groups() -> Iterator[tuple[int, int]]:
             _, controllers, path = line.split(":", 2)
             if controllers == "memory":
                 yield from _limits(
-                    CGROUP / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+                    CGROUP / "memory",
+                    path,
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    ("total_inactive_file", "total_active_file"),
                 )
             elif controllers == "":
                 yield from _limits(CGROUP, path, "memory.max", "memory.current", ("inactive_file", "active_file"))
@@ -143,7 +147,7 @@ def memory_bandwidth(weights: Iterable[Any], seconds: float = 0.3) -> float:
         if matrices[0].is_cuda:
             torch.cuda.synchronize()  # waits for the products
         best = min(best, time.perf_counter() - start)
-    return total / best
+    return float(total / best)
 
 
 def disk_bandwidth(folder: Path, sample: Path | None = None, size: int = 256 * MIB) -> float:

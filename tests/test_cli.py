@@ -659,6 +659,21 @@ def test_ctrl_c_in_the_sweep_is_one_line_and_code_130(
     assert "Traceback" not in ask.screen
 
 
+def test_ctrl_c_in_the_answer_of_generate_keeps_what_there_is(slow: Path) -> None:
+    arguments = ["generate", "--model", str(slow), "--prompt", "Hello", "--max-new-tokens", "9000", "--sparsity", "0.5"]
+    with subprocess.Popen([*PYTHON, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        first = process.stdout.read(1)
+        assert first, "nothing came"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout.endswith(b"\n")
+    lines = stderr.decode().splitlines()
+    assert lines[0].startswith("full model")
+    assert lines[-1] == "interrupted"
+
+
 def test_a_reader_that_leaves_early_is_no_error(model: Path) -> None:
     arguments = ["generate", "--model", str(model), "--prompt", "Hello", "--max-new-tokens", "200", "--sparsity", "0.5"]
     with subprocess.Popen([*PYTHON, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

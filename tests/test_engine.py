@@ -161,7 +161,9 @@ def test_streamed_text_is_the_text(tmp_path: Path) -> None:
 
 def test_progress_by_layer(tmp_path: Path) -> None:
     engine, seen = Engine(tiny_checkpoint(tmp_path / "m", "llama")), []
-    engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2, on_layer=lambda done, total: seen.append((done, total)))
+    engine.generate(
+        tiny_prompt(), sparsity=0.5, max_new_tokens=2, on_layer=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
@@ -194,9 +196,7 @@ def test_stop_string(tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
     whole, _ = greedy(engine, tiny_prompt(), 0.5, 30)
     stop = whole.text[8:10]
-    generation = engine.generate(
-        tiny_prompt(), sparsity=0.5, max_new_tokens=30, do_sample=False, stop_strings=[stop]
-    )
+    generation = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=30, do_sample=False, stop_strings=[stop])
     assert generation.finish_reason == "stop"
     assert len(generation.token_ids) < 30
     assert whole.text.startswith(generation.text)
@@ -209,7 +209,9 @@ def test_an_unsupported_type_is_named_with_the_supported_ones(tmp_path: Path, ki
         Engine(tiny_checkpoint(tmp_path / "m", kind))
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+)
 def test_nan_weights_are_named(tmp_path: Path, name: str) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -62,7 +62,7 @@ class Reader:
     def _scatter(self, file: Path, offset: int, parts: list[Tensor]) -> None:
         """One contiguous range of a file into several uint8 tensors, whatever the system returns a call."""
         fd = self._open(file)
-        views = [memoryview(part.numpy()) for part in parts if part.numel()]
+        views = [part.numpy().data for part in parts if part.numel()]
         while views:
             batch, room = [], READ
             for view in views[:MAX_PARTS]:

@@ -31,9 +31,11 @@ class CheckpointWriter:
         self._folder, self._dtype = folder, dtype
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
         groups = _group(self._sizes, shard)
-        names = [SINGLE] if len(groups) == 1 else [
-            f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))
-        ]
+        names = (
+            [SINGLE]
+            if len(groups) == 1
+            else [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
+        )
         self.files = [folder / name for name in names]
         self._place: dict[str, tuple[int, int]] = {}
         self._fds: list[int] = []
@@ -44,9 +46,7 @@ class CheckpointWriter:
             for name in group:
                 self._place[name] = (fd, offset)
                 offset += self._sizes[name]
-        self._weight_map = {
-            name: path.name for path, group in zip(self.files, groups, strict=True) for name in group
-        }
+        self._weight_map = {name: path.name for path, group in zip(self.files, groups, strict=True) for name in group}
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -71,7 +71,7 @@ class CheckpointWriter:
         fd, offset = self._place.pop(name)
         assert tensor.dtype == self._dtype
         assert tensor.numel() * self._dtype.itemsize == self._sizes[name]
-        self._write(fd, memoryview(as_bytes(tensor.cpu()).numpy()), offset)
+        self._write(fd, as_bytes(tensor.cpu()).numpy().data, offset)
 
     def _header(self, fd: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Write one file's header; returns where its data begins."""

@@ -1,0 +1,34 @@
+# make demo: the main job on a real model.  make test: the tests.  make check: style and types.  (README: "Try it")
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PROMPT ?= The Library of Alexandria was one of the largest libraries of the ancient world. Explain in a few sentences why people still talk about it today.
+
+.PHONY: demo test check clean setup
+
+demo: setup
+	$(BIN)/griffin generate --sparsity 0.5 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
+	$(BIN)/griffin mem-report --last
+
+test: setup
+	$(BIN)/griffin pull smollm2-135m
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Griffin needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Measurements of quality. Nothing outside this folder imports it."""

@@ -1,0 +1,382 @@
+"""A GGUF file as a safetensors folder: the values of the model that it was made from, and those transformers reads."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gguf as ggml
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import BOS_ID, EOS_ID, START_ID, text_paragraph, tiny_checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from griffin_offload import gguf, models
+from griffin_offload.errors import BudgetError, CheckpointError, GriffinError, UnsupportedArchitecture
+
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3_text": "gemma3"}
+F32, Q8 = ggml.GGMLQuantizationType.F32, ggml.GGMLQuantizationType.Q8_0
+
+
+def write_gguf(
+    folder: Path, out: Path, *, kind: Any = F32, bos: bool = True, without: str = "", extra: Any = None, **fields: Any
+) -> Path:
+    """The checkpoint in `folder` as llama.cpp's converter writes it. `fields` are more metadata, by key with __ for '.';
+    `without` leaves a tensor out, `extra` is (name, array)."""
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    name = ARCHITECTURES[config.model_type]
+    writer = ggml.GGUFWriter(out, name)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if name.startswith("gemma"):
+        writer.add_sliding_window(config.sliding_window)
+    _write_vocabulary(writer, tokenizer, bos)
+    for key, value in fields.items():
+        title = key.replace("__", ".").replace("ARCH", name)
+        writer.add_string(title, value) if isinstance(value, str) else writer.add_uint32(title, value)
+    names = ggml.get_tensor_name_map(
+        next(key for key, value in ggml.MODEL_ARCH_NAMES.items() if value == name), config.num_hidden_layers
+    )
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        title = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if title == without:
+            continue
+        data = _as_llama_cpp(tensor.float().numpy(), title, config)
+        if kind != F32 and data.ndim > 1:
+            writer.add_tensor(title, ggml.quantize(data, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(title, data)
+    if extra is not None:
+        writer.add_tensor(*extra)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def _as_llama_cpp(data: Any, title: str, config: Any) -> Any:
+    """What llama.cpp's converter does to a model's values."""
+    if config.model_type.startswith("gemma") and title.endswith("norm.weight"):
+        return data + np.float32(1)
+    if config.model_type == "llama" and (".attn_q." in title or ".attn_k." in title):
+        heads = config.num_attention_heads if ".attn_q." in title else config.num_key_value_heads
+        rows = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
+        return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(data.shape))
+    return data
+
+
+def _write_vocabulary(writer: Any, tokenizer: Any, bos: bool) -> None:
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([word for word, _ in words])
+    writer.add_token_types([3 if word in tokenizer.all_special_tokens else 1 for word, _ in words])
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(bos)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("gguf") / "llama", "llama", chat=True)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture_gets_its_own_values_back(model_type: str, tmp_path: Path, out: Path) -> None:
+    # transformers reads no head_dim from Qwen 3's files, and takes 128
+    folder = tiny_checkpoint(tmp_path / model_type, model_type, **({"head_dim": 128} if model_type == "qwen3" else {}))
+    file = write_gguf(folder, tmp_path / "model.gguf")
+    gguf.convert(file, out)
+
+    source, made = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).state_dict()
+    assert made.keys() == source.keys()
+    for key, tensor in made.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, theirs[key].to(torch.bfloat16)), f"{key}: not what transformers reads"
+        if "norm" not in key:  # 1 + w - 1 is not w in float32
+            assert torch.equal(tensor, source[key].to(torch.bfloat16)), key
+    said = AutoConfig.from_pretrained(tmp_path, gguf_file=file.name).to_dict()
+    ours = AutoConfig.from_pretrained(out).to_dict()
+    own = {"_name_or_path", "_model_name_or_path", "architectures", "dtype", "unk_token_id", "head_dim"}
+    assert {key: ours.get(key) for key in said.keys() - own} == {key: said[key] for key in said.keys() - own}
+    assert ours["dtype"] in ("bfloat16", torch.bfloat16)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_quantised_tensors_in_pieces_and_shards(
+    model_type: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tiny_checkpoint(tmp_path / model_type, model_type), tmp_path / "model.gguf", kind=Q8)
+    gguf.convert(file, out)
+    whole = load_file(out / "model.safetensors")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).state_dict()
+    assert all(torch.equal(tensor, theirs[key].to(torch.bfloat16)) for key, tensor in whole.items())
+
+    monkeypatch.setattr(gguf, "PIECE", 200)
+    monkeypatch.setattr(gguf, "SHARD", 20_000)
+    told: list[tuple[str, int, int]] = []
+    gguf.convert(file, tmp_path / "sharded", on_progress=lambda *event: told.append(event))
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert {key for shard in shards for key in load_file(shard)} == whole.keys()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sharded", dtype=torch.bfloat16)
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in whole.items())
+    done = [event[1] for event in told]
+    assert done == sorted(done)
+    assert done[-1] == told[-1][2]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_tokenizer_is_the_same(llama: Path, tmp_path: Path, out: Path, bos: bool) -> None:
+    gguf.convert(write_gguf(llama, tmp_path / "model.gguf", bos=bos), out)
+    ours, original = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(llama)
+    text = text_paragraph() + "\n\n 2024 déjà 漢字 🙂\t"
+    ids = ours.encode(text)
+    assert ids == original.encode(text)[0 if bos else 1 :]
+    assert (ids[0] == BOS_ID) is bos
+    assert ours.decode(ids, skip_special_tokens=True) == text
+    assert ours.encode("<|start|>user", add_special_tokens=False)[0] == START_ID
+    talk = [{"role": "user", "content": "Hello"}]
+    assert ours.apply_chat_template(talk, tokenize=False) == original.apply_chat_template(talk, tokenize=False)
+    assert ours.model_max_length == 256
+
+
+def test_bos_is_added_where_the_file_is_silent_and_its_tokenizer_does(llama: Path, tmp_path: Path, out: Path) -> None:
+    """llama.cpp gives Llama 3's vocabulary a BOS when the file says nothing; transformers' reader does not."""
+    file = write_gguf(llama, tmp_path / "model.gguf", tokenizer__ggml__pre="llama-bpe")
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"tokenizer.ggml.add_bos_token", b"tokenizer.ggml.not_bos_token"))
+    gguf.convert(file, out)
+    assert AutoTokenizer.from_pretrained(out).encode("Hello")[0] == BOS_ID
+
+
+def test_the_end_of_turn_ends_generation(llama: Path, tmp_path: Path, out: Path) -> None:
+    file = write_gguf(
+        llama, tmp_path / "model.gguf", tokenizer__ggml__eos_token_id=0, tokenizer__ggml__eot_token_id=START_ID
+    )
+    gguf.convert(file, out)
+    generation = AutoModelForCausalLM.from_pretrained(out).generation_config
+    assert generation.eos_token_id == [0, START_ID, EOS_ID]  # the file's two, and <|end|>, which the template writes
+
+
+def test_llama_3_position_scaling_comes_back(llama: Path, tmp_path: Path, out: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    folder = tiny_checkpoint(tmp_path / "llama", "llama", rope_parameters=rope, head_dim=64)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    frequencies = 500000.0 ** (-torch.arange(0, 64, 2) / 64)
+    factors = (frequencies / model.model.rotary_emb.inv_freq).numpy().astype(np.float32)
+    gguf.convert(write_gguf(folder, tmp_path / "model.gguf", extra=("rope_freqs.weight", factors)), out)
+    back = AutoModelForCausalLM.from_pretrained(out)
+    assert back.config.rope_parameters == rope
+    assert torch.equal(back.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+
+    other = factors * np.linspace(1, 2, len(factors), dtype=np.float32)
+    file = write_gguf(folder, tmp_path / "other.gguf", extra=("rope_freqs.weight", other))
+    with pytest.raises(UnsupportedArchitecture, match=r"not Llama 3\.1's"):
+        gguf.convert(file, tmp_path / "other")
+
+
+def test_what_a_conversion_would_get_wrong_is_refused(llama: Path, tmp_path: Path, out: Path) -> None:
+    cases: list[tuple[dict[str, Any], type[GriffinError], str]] = [
+        ({"ARCH__rope__scaling__type": "yarn"}, UnsupportedArchitecture, "scales its positions"),
+        ({"ARCH__expert_count": 8}, UnsupportedArchitecture, "mixture of experts"),
+        ({"split__count": 3}, CheckpointError, "one of 3 parts.*gguf-split --merge"),
+        ({"extra": ("blk.0.attn_q.bias", np.zeros(32, np.float32))}, UnsupportedArchitecture, "blk.0.attn_q.bias"),
+        ({"without": "blk.1.ffn_up.weight"}, CheckpointError, "lacks 1 of its tensors, such as blk.1.ffn_up.weight"),
+    ]
+    for number, (changes, error, message) in enumerate(cases):
+        file = write_gguf(llama, tmp_path / f"{number}.gguf", **changes)
+        with pytest.raises(error, match=message):
+            gguf.convert(file, out)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_other_architectures_are_named(tmp_path: Path, out: Path) -> None:
+    writer = ggml.GGUFWriter(tmp_path / "phi.gguf", "phi3")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedArchitecture, match="holds a 'phi3' model; GGUF files of llama, qwen2"):
+        gguf.convert(tmp_path / "phi.gguf", out)
+
+
+@pytest.fixture(scope="module")
+def bytes_of_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_gguf(llama, tmp_path_factory.mktemp("bytes") / "model.gguf").read_bytes()
+
+
+def test_damaged_files_are_one_line(bytes_of_llama: bytes, tmp_path: Path, out: Path) -> None:
+    good, file = bytes_of_llama, tmp_path / "bad.gguf"
+    key = good.index(b"llama.block_count") + len("llama.block_count") + 4
+    damaged = {
+        "cut off in the data": good[:-10],
+        "cut off in the header": good[:1000],
+        "a few bytes": good[:7],
+        "another format": b"PK\x03\x04" + good[4:],
+        "version 1": good[:4] + struct.pack("<I", 1) + good[8:],
+        "2**60 tensors": good[:8] + struct.pack("<Q", 2**60) + good[16:],
+        "2**60 fields": good[:16] + struct.pack("<Q", 2**60) + good[24:],
+        "a key of 2**60 bytes": good[:24] + struct.pack("<Q", 2**60) + good[32:],
+        "no layers": good[:key] + struct.pack("<I", 0) + good[key + 4 :],
+        "2**31 layers": good[:key] + struct.pack("<I", 2**31) + good[key + 4 :],
+        "a layer less": good[:key] + struct.pack("<I", 2) + good[key + 4 :],
+    }
+    for what, data in damaged.items():
+        file.write_bytes(data)
+        with pytest.raises((CheckpointError, UnsupportedArchitecture)) as caught:
+            gguf.convert(file, out)
+        assert "bad.gguf" in str(caught.value), what
+        assert "\n" not in str(caught.value), what
+        shutil.rmtree(out, ignore_errors=True)
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a GGUF file"):
+        gguf.convert(file, out)
+
+
+def test_random_damage_to_the_header_never_escapes(bytes_of_llama: bytes, tmp_path: Path, out: Path) -> None:
+    """One byte changed anywhere in the header: an error of ours, or a file that is still read; never a traceback."""
+    generator, file = np.random.default_rng(0), tmp_path / "bad.gguf"
+    for position in generator.integers(4, 1500, 60):
+        data = bytearray(bytes_of_llama)
+        data[position] ^= int(generator.integers(1, 256))
+        file.write_bytes(data)
+        with suppress(CheckpointError, UnsupportedArchitecture, BudgetError):
+            gguf.convert(file, out)
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_memory_and_disk_are_asked_for_first(
+    llama: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(llama, tmp_path / "model.gguf")
+    with monkeypatch.context() as patch:
+        memory = psutil.virtual_memory()._replace(available=100_000, free=100_000)
+        patch.setattr(psutil, "virtual_memory", lambda: memory)
+        with pytest.raises(BudgetError, match=r"converting model.gguf needs .* of memory and .* is available"):
+            gguf.convert(file, out)
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(BudgetError, match=r"model.gguf as bfloat16 needs .* of disk and .* has 1.00 MiB free"):
+            gguf.convert(file, out)
+    assert not out.exists()
+
+
+def test_a_file_is_converted_once_even_by_two_at_a_time(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(llama, tmp_path / "model.gguf")
+    assert models.find(file) is None
+    converted: list[str] = []
+
+    def resolve(_: int) -> Path:
+        return models.resolve(str(file), on_progress=lambda what, done, total: converted.append(what))
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(resolve, range(2))
+    assert one == two == models.find(file)
+    assert len(converted) == len(load_file(llama / "model.safetensors"))  # each tensor once
+    assert [path.name for path in one.parent.iterdir() if not path.name.endswith(".lock")] == [one.name]
+    assert [(model.name, model.path) for model in models.local_models()] == [(str(file), one)]
+    assert models.origin(one) == str(file)
+
+    os.utime(file, ns=(0, 0))  # another file by now, for all that can be known without reading it
+    assert models.find(file) is None
+    assert models.local_models()[0].name == str(one)
+
+
+def test_a_killed_conversion_leaves_nothing_in_the_way(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(llama, tmp_path / "model.gguf")
+    folder = models.resolve(file)
+    (folder / "model.safetensors").unlink()  # as if it had been renamed too early
+    partial = folder.with_name(f".{folder.name}.partial")
+    (partial / "model").mkdir(parents=True)
+    (partial / "model" / "model.safetensors").write_bytes(b"half")
+    assert models.find(file) is None
+    assert models.resolve(file) == folder
+    assert not partial.exists()
+    assert load_file(folder / "model.safetensors")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(llama: Path, tmp_path: Path) -> None:
+    """A real failed write, by the system's limit on the size of a file."""
+    file = write_gguf(llama, tmp_path / "model.gguf")
+    script = """
+import resource, signal, sys
+from griffin_offload import models
+from griffin_offload.errors import BudgetError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+try:
+    models.resolve(sys.argv[1])
+except BudgetError as error:
+    print(error)
+"""
+    environment = {**os.environ, "GRIFFIN_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(file)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "is the disk full?" in result.stdout, result.stderr
+    assert [path for path in (tmp_path / "cache" / "gguf").iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.mark.real
+def test_smollm2s_tokenizer(smol: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smol)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert ids.count(start) == 3  # system, user, assistant
+    assert ids.count(end) == 2
+    assert tokenizer.encode("<|im_start|>user")[0] == start
+    assert _round_trips(tokenizer)
+    assert AutoConfig.from_pretrained(smol).dtype == torch.bfloat16
+
+
+@pytest.mark.real
+def test_gemmas_tokenizer_puts_a_bos(gemma: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gemma)
+    assert tokenizer.encode("Hello world") == [2, 9259, 1902]
+    assert _round_trips(tokenizer)
+    assert AutoConfig.from_pretrained(gemma).dtype == torch.bfloat16
+
+
+def _round_trips(tokenizer: Any) -> bool:
+    text = text_paragraph() + "\n\n 2024 déjà 漢字 🙂\t  "
+    return bool(tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text)
