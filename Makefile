@@ -18,7 +18,8 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types && cp -r griffin_offload build/types/ && cp -r cli build/types/griffin_offload/cli
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p griffin_offload
 
 setup: $(READY)
 

@@ -131,7 +131,7 @@ class Repl:
             except GriffinError as error:
                 click.echo(f"error: {' '.join(str(error).split())}", err=True)
             except KeyboardInterrupt:
-                console.note("stopped: the question is taken back")
+                console.note(LEAVE)
         if self.reader.terminal and not self.leaving:
             click.echo("", err=True)  # the shell's prompt gets its own line
 
@@ -155,10 +155,11 @@ class Repl:
         try:
             with console.layer_progress() as on_layer:
                 generation = ask(on_text=on_text, on_layer=on_layer)
-        except BaseException:
+        except KeyboardInterrupt:  # before the first token: later, the engine ends the answer
             if shown:
                 click.echo("")
-            raise
+            console.note("stopped: the conversation is as it was before")
+            return
         click.echo("")
         if self.last is None and self.chat.settings.sparsity is None and generation.report.plan.fits_whole:
             console.note(WHOLE)

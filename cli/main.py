@@ -101,7 +101,8 @@ def debugging() -> bool:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)  # a name may hold a terminal's commands
+    click.echo(f"error: {shown}", err=True)
     sys.exit(code)
 
 

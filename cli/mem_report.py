@@ -120,7 +120,8 @@ def machine_rows(here: "Machine", device: str, budget: int) -> Iterator[tuple[st
     ram = f"{format_bytes(here.ram_total)}, {format_bytes(here.ram_available)} available"
     limit = here.container_limit
     yield "RAM", ram if limit is None else f"{ram}, limited to {format_bytes(limit)} by the container"
-    yield "disk", f"{format_bytes(here.disk_free)} free, reads {format_rate(here.disk_read_bandwidth)}"
+    speed = here.disk_read_bandwidth
+    yield "disk", f"{format_bytes(here.disk_free)} free, reads {format_rate(speed) if speed else 'at an unknown speed'}"
     yield "budget", f"{format_bytes(budget)} on {device}"
 
 

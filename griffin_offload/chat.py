@@ -226,10 +226,8 @@ class UntilStop:
         self._pass(end)
 
     def close(self) -> str:
-        """Nothing more will come: pass on what was held back. Returns all the text that was passed on."""
-        if not self.done:
-            self.done = True
-            self._pass(len(self._held))
+        """Nothing more will come. Returns all the text that was passed on: a beginning of the stop string is not."""
+        self.done = True
         return self.text
 
     def _pass(self, end: int) -> None:

@@ -6,6 +6,7 @@ print(answer.text, answer.report.measured_peak)
 """
 
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,9 +19,19 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from .architecture import feed_forward
-from .errors import CheckpointError, OptionError, PromptError, UnsupportedArchitecture
+from .cache import make_cache
+from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError, UnsupportedArchitecture
 from .export import Export, Source, export_checkpoint
-from .memory import PeakMeter, best_device, bytes_read, check_device, device_budget, memory_bandwidth, resident_set
+from .memory import (
+    PeakMeter,
+    best_device,
+    bytes_read,
+    check_device,
+    device_budget,
+    memory_bandwidth,
+    resident_set,
+    return_freed_memory,
+)
 from .models import DEFAULT_MODEL, resolve
 from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
 from .prefill import OnLayer, ResidentLayer, Sweep, load_outside, resident_layers
@@ -78,17 +89,26 @@ class Engine:
         self.config = _load_config(self.path)
         self.checkpoint = Checkpoint.open(self.path)
         native = compute_dtype(self.checkpoint)
-        self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
+        _check_layers(self.path, self.config, self.checkpoint)
+        try:
+            self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
+            self.sizes = self.skeleton.sizes()
+        except GriffinError:
+            raise
+        except Exception as error:  # transformers' and torch's, of sizes that make no model
+            raise CheckpointError(f"{self.path}/config.json does not describe a model: {_one_line(error)}") from None
         self.skeleton.bind(self.checkpoint)
+        self.skeleton.to_device(self.device)
         self.skeleton.model.generation_config = _generation_config(self.path, self.config)
-        self.sizes = self.skeleton.sizes()
         self.tokenizer = _load_tokenizer(self.path)
         self.dtype = str(self.skeleton.dtype).removeprefix("torch.")
         self._converts = any(info.dtype != self.skeleton.dtype for info in self.skeleton.tensors.values())
+        return_freed_memory()
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
         self._layers: list[ResidentLayer] | None = None
         self._outside_is_in = False
+        self._bandwidth: float | None = None
 
     @property
     def context_length(self) -> int:
@@ -152,6 +172,8 @@ class Engine:
         try:
             self._answer(prompt_ids, plan, reader, streamer, on_layer, options)
             interrupted = False
+        except torch.OutOfMemoryError as error:  # a GPU that others use too
+            raise BudgetError(f"{self.device} is out of memory, planned {plan.peak} bytes: {error}") from None
         except KeyboardInterrupt:
             if not streamer.times:
                 raise
@@ -159,15 +181,15 @@ class Engine:
             streamer.end()
         finally:
             reader.close()
+        peak, read_after = meter.peak(), bytes_read()
         first, last = streamer.times[0], streamer.times[-1]
-        read_after = bytes_read()
         report = Report(
             model=self.name,
             model_path=self.path,
             dtype=self.dtype,
             device=self.device,
             plan=plan,
-            measured_peak=meter.peak(),
+            measured_peak=peak,
             checkpoint_bytes=self.checkpoint.bytes,
             bytes_read=reader.bytes if read_before is None or read_after is None else read_after - read_before,
             plan_s=plan_s,
@@ -176,7 +198,7 @@ class Engine:
             decode_s=last - first,
             time_to_first_token_s=first - start,
             tokens=len(streamer.token_ids),
-            memory_bandwidth=memory_bandwidth(self._read_by_a_token()) if len(streamer.token_ids) > 1 else 0.0,
+            memory_bandwidth=self._memory_bandwidth() if len(streamer.token_ids) > 1 else 0.0,
         )
         reason = "interrupted" if interrupted else self._finish_reason(streamer.token_ids, plan)
         return Generation(streamer.text, list(prompt_ids), streamer.token_ids, reason, report)
@@ -210,14 +232,21 @@ class Engine:
         self.skeleton.unload()
         self._layers, self._outside_is_in = None, False
 
-    def sweep(self, prompt_ids: list[int], sparsity: float | None = None, on_layer: OnLayer | None = None) -> Any:
+    def sweep(
+        self,
+        prompt_ids: list[int],
+        sparsity: float | None = None,
+        max_new_tokens: int = 1,
+        on_layer: OnLayer | None = None,
+    ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
-        For programs that drive `engine.skeleton.model` themselves."""
-        plan, reader = self.plan(len(prompt_ids), 1, sparsity), Reader()
+        For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
+        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity), Reader()
         try:
             with self._resident(plan, reader, on_layer), torch.no_grad():
-                return self.skeleton.model(self._batch(prompt_ids), use_cache=True, logits_to_keep=1)
+                ids, cache = self._batch(prompt_ids), self._cache(plan)
+                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         finally:
             reader.close()
 
@@ -238,6 +267,7 @@ class Engine:
                 self.skeleton.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
+                    past_key_values=self._cache(plan),
                     streamer=streamer,
                     max_new_tokens=plan.max_new_tokens,
                     tokenizer=self.tokenizer,
@@ -254,12 +284,16 @@ class Engine:
             load_outside(self.skeleton, reader, self.device)
             self._outside_is_in = True
         if self._layers is None or tuple(layer.kept for layer in self._layers) != plan.kept:
-            self._layers = None
+            self._layers = self._bandwidth = None
             self.skeleton.unload(self.skeleton.inside)  # before the new memory is taken
             self._layers = resident_layers(self.skeleton, plan.kept, self.device)
         if not plan.prunes and all(layer.complete for layer in self._layers):
             return nullcontext()
         return Sweep(self.skeleton, reader, self._layers, copies=self._copies, on_layer=on_layer)
+
+    def _cache(self, plan: Plan) -> Any:
+        row = max(self.sizes.cache_per_token) // 2
+        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device)
 
     def _batch(self, prompt_ids: list[int]) -> torch.Tensor:
         return torch.tensor([prompt_ids], device=self.device)
@@ -279,6 +313,15 @@ class Engine:
     def _copies(self) -> bool:
         """Whether the device's memory is not what the reader writes to."""
         return self.device != "cpu"
+
+    def _memory_bandwidth(self) -> float:
+        """Measured once for what is resident; 0.0 where Ctrl-C ends it: the answer is there all the same."""
+        if self._bandwidth is None:
+            try:
+                self._bandwidth = memory_bandwidth(self._read_by_a_token())
+            except KeyboardInterrupt:
+                return 0.0
+        return self._bandwidth
 
     def _read_by_a_token(self) -> list[torch.Tensor]:
         """The weights that decoding one token reads: all but an embedding table that is not the head too."""
@@ -348,11 +391,23 @@ def _load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except KeyError as error:
         raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # transformers checks fields with exceptions of its own
         text = " ".join(str(error).split())
         if "model type" in text or "model_type" in text or "trust_remote_code" in text:
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
-        raise CheckpointError(f"{folder}/config.json cannot be used: {text}") from None
+        raise CheckpointError(f"{folder}/config.json cannot be used: {_one_line(error)}") from None
+
+
+def _check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
+    """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
+    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name))]
+    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
+    if type(wanted) is not int or wanted < 1 or wanted != there:
+        raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _model_type(folder: Path) -> str:
@@ -363,10 +418,13 @@ def _model_type(folder: Path) -> str:
 
 
 def _generation_config(folder: Path, config: Any) -> GenerationConfig:
-    if (folder / "generation_config.json").exists():
-        settings = GenerationConfig.from_pretrained(folder)
-    else:
-        settings = GenerationConfig.from_model_config(config)
+    try:
+        if (folder / "generation_config.json").exists():
+            settings = GenerationConfig.from_pretrained(folder)
+        else:
+            settings = GenerationConfig.from_model_config(config)
+    except Exception as error:
+        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {_one_line(error)}") from None
     if settings.pad_token_id is None:
         end = settings.eos_token_id
         settings.pad_token_id = end[0] if isinstance(end, list) else end

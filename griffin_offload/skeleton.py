@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from .architecture import FeedForward, feed_forward
+from .cache import windows
 from .errors import CheckpointError, UnsupportedArchitecture
 from .plan import LayerSizes, ModelSizes
 from .weights.arena import padded
@@ -55,6 +56,12 @@ class Skeleton:
         self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
         self.tensors: Mapping[str, TensorInfo] = {}
         self.aliases: Mapping[str, str] = self.tied
+
+    def to_device(self, device: str) -> None:
+        """Move the buffers; parameters go there one by one as they are assigned."""
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
 
     def bind(self, checkpoint: Checkpoint) -> None:
         """Find every parameter's tensor. Raises CheckpointError for what is missing or does not fit."""
@@ -114,7 +121,7 @@ class Skeleton:
             vocabulary=self.config.vocab_size,
             heads=self.config.num_attention_heads * _head_size(self.config),
             cache_per_token=tuple(self._cache_row() for _ in self.layers),
-            windows=windows(self.config, len(self.layers)),
+            windows=windows(self.config),
             context=self.config.max_position_embeddings,
         )
 
@@ -159,12 +166,6 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
         raise CheckpointError(f"{checkpoint.folder} holds no tensors")
     dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
     return torch.float32 if dtype == torch.float64 else dtype
-
-
-def windows(config: Any, layers: int) -> tuple[int | None, ...]:
-    """Per layer, how many tokens its cache holds at most (sliding attention), or None."""
-    types = getattr(config, "layer_types", None) or [None] * layers
-    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in types[:layers])
 
 
 def _head_size(config: Any) -> int:

@@ -234,7 +234,7 @@ def test_transcript() -> None:
         (" Paris.\nUser: and", "Paris."),
         (" Paris.\nUsers are", "Paris.\nUsers are"),
         ("\n\n Paris\nUs\n\nUser:", "Paris\nUs\n"),
-        ("Paris\nUse", "Paris\nUse"),
+        ("Paris\nUse", "Paris"),
         ("User:", "User:"),
         ("\nUser: me", "User: me"),
         ("", ""),

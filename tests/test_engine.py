@@ -1,6 +1,8 @@
 """The sweep against the oracle: the same experts, logits and tokens, for every architecture and on real models."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import oracle
@@ -269,28 +271,35 @@ def test_every_byte_is_read_once(smol: Path) -> None:
 
 
 @pytest.mark.real
-def test_pruned_takes_less_than_full_and_both_stay_inside_the_plan(smol: Path) -> None:
-    """In one process, one after the other: the meter forgets the peak of the run before."""
+def test_pruned_takes_less_than_full_and_each_stays_inside_its_plan(smol: Path) -> None:
+    """Each in a process of its own, with a budget of just what it was planned to need."""
     peaks = []
-    for sparsity in (0.75, 0.5, 0.0):
-        engine = Engine(smol)
-        generation = engine.generate(engine.encode(text_paragraph(200)), sparsity=sparsity, max_new_tokens=32)
-        assert generation.report.measured_peak <= generation.report.plan.peak
-        peaks.append(generation.report.measured_peak)
-        engine.unload()
-    assert peaks[0] + 30 * MIB < peaks[1] < peaks[2] - 60 * MIB
+    for sparsity in (0.75, 0.0):
+        program = (
+            "import sys; from griffin_offload import Engine; from tiny import text_paragraph\n"
+            "engine = Engine(sys.argv[1]); ids = engine.encode(text_paragraph(200)); s = float(sys.argv[2])\n"
+            "engine.budget = engine.plan(len(ids), 32, s).peak\n"
+            "report = engine.generate(ids, sparsity=s, max_new_tokens=32).report\n"
+            "print(report.measured_peak, report.plan.peak)"
+        )
+        command = [sys.executable, "-c", program, str(smol), str(sparsity)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        measured, planned = map(int, result.stdout.split())
+        assert 0.7 * planned < measured <= planned
+        peaks.append(measured)
+    assert peaks[0] < peaks[1]  # by 114 MiB, of which the system may take back code that has not run lately
 
 
 @pytest.mark.real
 def test_budgets(smol: Path) -> None:
     """Refused before a weight is read where it cannot fit; what the error suggests then works."""
-    whole = Engine(smol)
-    prompt = whole.encode(text_paragraph(100))
-    needed = whole.plan(len(prompt), 16, 0.0).peak
+    prompt = Engine(smol).encode(text_paragraph(100))
     for short in (1, 20 * MIB, 60 * MIB):
-        engine = Engine(smol, device_memory=needed - short)
+        engine = Engine(smol)
+        engine.budget = engine.plan(len(prompt), 16, 0.0).peak - short
         before = bytes_read()
-        with pytest.raises(BudgetError, match=r"It fits with --sparsity 0\.\d+, or with --device-memory \d+") as error:
+        suggested = r"It fits with --sparsity 0\.\d+, or with --device-memory \d+MiB"
+        with pytest.raises(BudgetError, match=suggested) as error:
             engine.generate(prompt, sparsity=0.0, max_new_tokens=16)
         assert bytes_read() is None or bytes_read() - before < MIB
         sparsity = float(str(error.value).partition("--sparsity ")[2].partition(",")[0])

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,9 @@ from safetensors.torch import load_file
 from tiny import BOS_ID, EOS_ID, START_ID, text_paragraph, tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from griffin_offload import gguf, models
-from griffin_offload.errors import BudgetError, CheckpointError, GriffinError, UnsupportedArchitecture
+from griffin_offload import models
+from griffin_offload.errors import BudgetError, CheckpointError, FetchError, GriffinError, UnsupportedArchitecture
+from griffin_offload.sources import gguf
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 F32, Q8 = ggml.GGMLQuantizationType.F32, ggml.GGMLQuantizationType.Q8_0
@@ -30,7 +32,7 @@ F32, Q8 = ggml.GGMLQuantizationType.F32, ggml.GGMLQuantizationType.Q8_0
 def write_gguf(
     folder: Path, out: Path, *, kind: Any = F32, bos: bool = True, without: str = "", extra: Any = None, **fields: Any
 ) -> Path:
-    """The checkpoint in `folder` as llama.cpp's converter writes it. `fields` are more metadata, by key with __ for '.';
+    """The checkpoint in `folder` as llama.cpp's converter writes it. `fields` are more metadata, __ for '.' in a key;
     `without` leaves a tensor out, `extra` is (name, array)."""
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     name = ARCHITECTURES[config.model_type]
@@ -113,7 +115,8 @@ def out(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_architecture_gets_its_own_values_back(model_type: str, tmp_path: Path, out: Path) -> None:
     # transformers reads no head_dim from Qwen 3's files, and takes 128
-    folder = tiny_checkpoint(tmp_path / model_type, model_type, **({"head_dim": 128} if model_type == "qwen3" else {}))
+    more: dict[str, Any] = {"head_dim": 128} if model_type == "qwen3" else {}
+    folder = tiny_checkpoint(tmp_path / model_type, model_type, **more)
     file = write_gguf(folder, tmp_path / "model.gguf")
     gguf.convert(file, out)
 
@@ -154,6 +157,23 @@ def test_quantised_tensors_in_pieces_and_shards(
     done = [event[1] for event in told]
     assert done == sorted(done)
     assert done[-1] == told[-1][2]
+
+
+def test_a_piece_at_a_time_takes_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", "llama", vocab_size=20_000)
+    file = gguf.read_gguf(write_gguf(folder, tmp_path / "model.gguf", kind=Q8), "model.gguf")
+    table = next(tensor for tensor in file.tensors if tensor.name == "token_embd.weight")
+    gguf._bfloat16(file, table, None, "")  # what is imported at first use does not count
+
+    def peak(piece: int) -> int:
+        monkeypatch.setattr(gguf, "PIECE", piece)
+        tracemalloc.start()  # sees numpy's memory, not torch's: what is dequantised, not the result
+        gguf._bfloat16(file, table, None, "")
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return taken
+
+    assert peak(table.elements // 10) < peak(table.elements) / 4
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -333,6 +353,13 @@ def test_a_killed_conversion_leaves_nothing_in_the_way(
     assert models.resolve(file) == folder
     assert not partial.exists()
     assert load_file(folder / "model.safetensors")
+
+
+def test_a_cache_that_cannot_be_written_is_named(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FetchError, match=r"cannot be made .*GRIFFIN_CACHE=FOLDER names another place"):
+        models.resolve(write_gguf(llama, tmp_path / "model.gguf"))
 
 
 def test_a_disk_that_fills_up_leaves_nothing(llama: Path, tmp_path: Path) -> None:

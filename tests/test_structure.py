@@ -11,9 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 # A module imports only from those above it.
 ORDER = """
-errors units architecture statistic selection catalogue wheels hub gguf models
+errors units memory architecture statistic selection
+sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf models
 weights.arena weights.checkpoint weights.reader weights.writer weights.prefetch
-plan skeleton fit materialize hooks memory prefill export report engine chat
+cache plan skeleton fit materialize hooks prefill export report engine chat
 evaluation.perplexity
 """.split()  # noqa: SIM905
 CLI = Path(__file__).parent.parent / "cli"

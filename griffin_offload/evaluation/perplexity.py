@@ -56,7 +56,7 @@ def perplexity(
 @torch.no_grad()
 def _log_probabilities(engine: Engine, ids: Sequence[int], prompt: int, sparsity: float) -> Tensor:
     """Of every token after the prompt: (G, V), float32. The first row is the full model's."""
-    output = engine.sweep(list(ids[:prompt]), sparsity)
+    output = engine.sweep(list(ids[:prompt]), sparsity, len(ids) - prompt)
     rest = torch.tensor([list(ids[prompt:-1])], device=engine.device)
     after = engine.skeleton.model(rest, past_key_values=output.past_key_values, use_cache=True).logits[0]
     return torch.cat([output.logits[0, -1:], after]).float().cpu().log_softmax(-1)

@@ -20,13 +20,13 @@ def padded(count: int) -> int:
 
 
 class Arena:
-    """`size` bytes on a device."""
+    """`size` bytes on a device. Not `huge`: pages of the usual size, for memory that fills slowly."""
 
-    def __init__(self, size: int, device: str = "cpu") -> None:
+    def __init__(self, size: int, device: str = "cpu", huge: bool = True) -> None:
         self.size, self.used = size, 0
         if device == "cpu" and size:
             mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            if huge and hasattr(mmap, "MADV_HUGEPAGE"):
                 mapping.madvise(mmap.MADV_HUGEPAGE)
             self._memory = torch.frombuffer(mapping, dtype=torch.uint8)
         else:

@@ -128,6 +128,8 @@ class Matched:
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of one safetensors file, in the order of their bytes. Raises CheckpointError."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
@@ -147,8 +149,14 @@ def read_header(path: Path) -> list[TensorInfo]:
     infos = sorted((_entry(path, start, size, name, e) for name, e in entries.items()), key=lambda i: (i.begin, i.end))
     for before, after in pairwise(infos):
         if after.begin < before.end:
-            raise CheckpointError(f"{path} is damaged: {before.name} and {after.name} overlap")
+            raise CheckpointError(f"{path} is damaged: {_shown(before.name)} and {_shown(after.name)} overlap")
     return infos
+
+
+def _shown(text: str) -> str:
+    """Text of a file that is not trusted, for an error: one short line."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _what_is_wrong(size: int, length: int) -> str:
@@ -161,19 +169,22 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)
-        if not all(type(n) is int and n >= 0 for n in numbers):
+        if not isinstance(dtype, str) or not isinstance(entry["shape"], list):
+            raise ValueError
+        if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its entry for {name} is not of the format") from None
+        raise CheckpointError(f"{path} is damaged: its entry for {_shown(name)} is not of the format") from None
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has the dtype {dtype}, which is not known; known: {', '.join(DTYPES)}")
+        known = ", ".join(DTYPES)
+        raise CheckpointError(f"{path}: {_shown(name)} has the unknown dtype {_shown(dtype)}; known: {known}")
     if start + end > size:
         raise CheckpointError(
-            f"{path} is cut short: {name} ends at byte {start + end}, the file at {size}; fetch it again"
+            f"{path} is cut short: {_shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
-            f"{path} is damaged: {name} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
+            f"{path} is damaged: {_shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
         )
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
@@ -201,6 +212,11 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     root = folder.resolve()
     allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
-    if "\0" in name or not any(path.resolve().is_relative_to(place) for place in allowed):
-        raise CheckpointError(f"{folder / INDEX} names {name!r}, which leaves the folder; do not trust this checkpoint")
+    try:
+        stays = name.isprintable() and any(path.resolve().is_relative_to(place) for place in allowed)
+    except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
+        raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
+    if not stays:
+        what = f"{folder / INDEX} names {_shown(name)}" if name != SINGLE else f"{path} is a link"
+        raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path

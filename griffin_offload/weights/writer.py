@@ -39,13 +39,12 @@ class CheckpointWriter:
         self.files = [folder / name for name in names]
         self._place: dict[str, tuple[int, int]] = {}
         self._fds: list[int] = []
-        for path, group in zip(self.files, groups, strict=True):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            self._fds.append(fd)
-            offset = self._header(fd, {name: shapes[name] for name in group})
-            for name in group:
-                self._place[name] = (fd, offset)
-                offset += self._sizes[name]
+        try:
+            for path, group in zip(self.files, groups, strict=True):
+                self._begin(path, {name: shapes[name] for name in group})
+        except BaseException:
+            self._close()
+            raise
         self._weight_map = {name: path.name for path, group in zip(self.files, groups, strict=True) for name in group}
 
     def __enter__(self) -> "CheckpointWriter":
@@ -57,8 +56,7 @@ class CheckpointWriter:
                 if kind is None:
                     os.fsync(fd)
         finally:
-            while self._fds:
-                os.close(self._fds.pop())
+            self._close()
         if kind is None:
             assert not self._place, f"never written: {sorted(self._place)[:3]}"
             if len(self.files) > 1:
@@ -72,6 +70,18 @@ class CheckpointWriter:
         assert tensor.dtype == self._dtype
         assert tensor.numel() * self._dtype.itemsize == self._sizes[name]
         self._write(fd, as_bytes(tensor.cpu()).numpy().data, offset)
+
+    def _begin(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._fds.append(fd)
+        offset = self._header(fd, shapes)
+        for name in shapes:
+            self._place[name] = (fd, offset)
+            offset += self._sizes[name]
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _header(self, fd: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Write one file's header; returns where its data begins."""

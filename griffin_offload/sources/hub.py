@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .architecture import feed_forward
-from .errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
-from .units import format_bytes
+from ..architecture import feed_forward
+from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
+from ..units import format_bytes
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, UnsupportedArchitecture
+from ..errors import CheckpointError, UnsupportedArchitecture
 from .gguf_file import GgufFile
 
 

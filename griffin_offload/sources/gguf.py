@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BudgetError, CheckpointError, UnsupportedArchitecture
+from ..errors import BudgetError, CheckpointError, UnsupportedArchitecture
+from ..units import MIB, format_bytes
 from .gguf_file import GgufFile, GgufTensor, read_gguf
 from .gguf_model import ROPE_FACTORS, described, read_config, require_supported, write_tokenizer
 from .hub import Progress, require_disk
-from .units import MIB, format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def _quiet() -> Iterator[None]:
 
 def _require_room(file: GgufFile, folder: Path, name: str) -> None:
     """Memory for a shard and a piece, disk for the whole, before anything is written. Raises BudgetError."""
-    from .memory import available_memory
+    from ..memory import available_memory
 
     elements = [tensor.elements for tensor in file.tensors]
     require_disk(folder, 2 * sum(elements) + 128 * MIB, f"{name} as bfloat16")

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +51,8 @@ class GgufFile:
         rows = tensor.shape[0]
         end = rows if end is None else end
         shape = (end - begin, *tensor.shape[1:])
-        row_bytes = tensor.bytes // rows
-        data = np.fromfile(self.path, np.uint8, (end - begin) * row_bytes, offset=tensor.begin + begin * row_bytes)
+        size = tensor.bytes * (end - begin) // rows
+        data = np.fromfile(self.path, np.uint8, size, offset=tensor.begin + tensor.bytes * begin // rows)
         dense: NDArray[np.float32] = dequantize(
             data.reshape(quant_shape_to_byte_shape(shape, tensor.kind)), tensor.kind
         )
