@@ -83,6 +83,7 @@ class Engine:
         UnsupportedArchitecture or OptionError."""
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
+        return_freed_memory()  # before anything large is taken: what the heap has grown to stays in use
         self.name = str(model)
         self.device = check_device(device) if device else best_device()
         self.path = resolve(model, on_progress=on_progress)
@@ -103,7 +104,6 @@ class Engine:
         self.tokenizer = _load_tokenizer(self.path)
         self.dtype = str(self.skeleton.dtype).removeprefix("torch.")
         self._converts = any(info.dtype != self.skeleton.dtype for info in self.skeleton.tensors.values())
-        return_freed_memory()
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
         self._layers: list[ResidentLayer] | None = None

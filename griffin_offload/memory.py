@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .units import MIB
 MARGIN = 0.05  # of what is free: left to the rest of the machine
 PROC = Path("/proc/self")
 CGROUP = Path("/sys/fs/cgroup")
-M_MMAP_THRESHOLD, LARGE_BLOCK = -3, MIB
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt(3)
 
 
 def resident_set() -> int:
@@ -31,9 +31,29 @@ def resident_set() -> int:
 def return_freed_memory() -> None:
     """Have the C library give every large block back to the system when it is freed (glibc; nothing elsewhere).
 
-    By itself it keeps freed blocks of up to 32 MiB; activations then leave holes that no plan can foresee."""
+    By itself it keeps freed blocks of up to 32 MiB, wherever they lie: what it holds then cannot be foreseen."""
+    _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: MIB, M_TRIM_THRESHOLD: MIB})
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def steady_heap() -> Iterator[None]:
+    """While activations come and go, layer after layer, the heap keeps what it has: fresh pages cost time.
+
+    The largest layer sets its size; afterwards it goes back to the system."""
+    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+    try:
+        yield
+    finally:
+        return_freed_memory()
+
+
+def _mallopt(settings: dict[int, int]) -> None:
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for parameter, value in settings.items():
+            library.mallopt(parameter, value)
 
 
 class PeakMeter:

@@ -17,7 +17,6 @@ from .weights.arena import padded
 
 DEFAULT_SPARSITY = 0.5
 STAGING_LAYERS = 2
-SLACK = 1.6  # measured: what packing in the kernels and holes in the heap add to the activations
 Moment = Literal["always", "prompt", "answer"]
 
 
@@ -78,7 +77,7 @@ class ModelSizes:
         statistic = 3 * min(tokens, CHUNK) * neurons * 4
         slides = any(window and tokens > window for window in self.windows)
         mask = tokens * tokens * (1 + self.item) if slides else 0  # transformers writes it out for sliding layers
-        layer = int(SLACK * tokens * (stream + max(attention, feed_forward)))
+        layer = int(1.25 * tokens * (stream + max(attention, feed_forward)))  # a quarter for holes in the heap
         return layer + statistic + mask + 6 * self.vocabulary * 4
 
 
@@ -240,7 +239,7 @@ def _peak(rows: tuple[Row, ...]) -> int:
 
 
 def _margin(runtime: int) -> int:
-    return 40 * MIB if runtime else 32 * MIB
+    return 48 * MIB if runtime else 32 * MIB
 
 
 def _enough(plan: Plan) -> str:

@@ -6,6 +6,7 @@ This is the only place that knows the order.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
 from .materialize import gather
+from .memory import steady_heap
 from .plan import STAGING_LAYERS
 from .selection import select_experts
 from .skeleton import Layer, Skeleton
@@ -107,12 +109,15 @@ class Sweep:
             for layer, staged in zip(skeleton.layers, self._staged, strict=True)
         ]
         self._prefetch = Prefetch(reader, reads, STAGING_LAYERS)
+        self._heap = ExitStack()
         self._observer: ObserveNeurons | None = None
         self._start = 0.0
 
     def __enter__(self) -> "Sweep":
         self._start = time.perf_counter()
         try:
+            if self._skeleton.dtype != torch.float32:  # there the products' own buffers would leave holes (measured)
+                self._heap.enter_context(steady_heap())
             self._prefetch.__enter__()
             for index, layer in enumerate(self._skeleton.layers):
                 add_hook_to_module(layer.module, StreamLayer(self, index))
@@ -135,6 +140,7 @@ class Sweep:
             remove_hook_from_module(layer.module)
             self._assign(layer, resident.tensors)
         self._staged = []
+        self._heap.close()
 
     def onload(self, index: int) -> None:
         """Before a layer's forward: its weights in place, its statistic observed."""
