@@ -289,7 +289,14 @@ class Engine:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device)
         if not plan.prunes and all(layer.complete for layer in self._layers):
             return nullcontext()
-        return Sweep(self.skeleton, reader, self._layers, copies=self._copies, on_layer=on_layer)
+        return Sweep(
+            self.skeleton,
+            reader,
+            self._layers,
+            copies=self._copies,
+            steady=plan.steady_heap,
+            on_layer=on_layer,
+        )
 
     def _cache(self, plan: Plan) -> Any:
         row = max(self.sizes.cache_per_token) // 2

@@ -92,7 +92,15 @@ def export_checkpoint(
                 kept = range(layer.neurons) if passed.experts is None else passed.experts.tolist()
                 experts.append(list(kept))
 
-            sweep = Sweep(skeleton, reader, layers, copies=False, on_layer=on_layer, on_finished=write_layer)
+            sweep = Sweep(
+                skeleton,
+                reader,
+                layers,
+                copies=False,
+                steady=plan.steady_heap,
+                on_layer=on_layer,
+                on_finished=write_layer,
+            )
             try:
                 load_outside(skeleton, reader, "cpu")
                 for name in skeleton.outside:

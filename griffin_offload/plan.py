@@ -58,6 +58,12 @@ class ModelSizes:
         layers = zip(self.layers, kept, strict=True)
         return self.outside + sum(layer.fixed + layer.feed_forward(k) for layer, k in layers)
 
+    def steady_heap(self, tokens: int) -> bool:
+        """Whether the heap should keep what activations leave (see memory.steady_heap): where they are large.
+
+        Not in float32, where the products' own buffers would leave holes without end (measured)."""
+        return self.item < 4 and self.activations(tokens) >= 32 * MIB
+
     @property
     def full(self) -> int:
         return self.resident(self.kept(0))
@@ -77,7 +83,7 @@ class ModelSizes:
         statistic = 3 * min(tokens, CHUNK) * neurons * 4
         slides = any(window and tokens > window for window in self.windows)
         mask = tokens * tokens * (1 + self.item) if slides else 0  # transformers writes it out for sliding layers
-        layer = int(1.25 * tokens * (stream + max(attention, feed_forward)))  # a quarter for holes in the heap
+        layer = tokens * (stream + max(attention, feed_forward))
         return layer + statistic + mask + 6 * self.vocabulary * 4
 
 
@@ -129,6 +135,7 @@ class Plan:
     resident_bytes: int
     bytes_per_token: int
     fits_whole: bool
+    steady_heap: bool
 
     @property
     def peak(self) -> int:
@@ -170,6 +177,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         resident_bytes=sizes.resident(kept),
         bytes_per_token=sizes.resident(kept) - sizes.lookup,
         fits_whole=whole <= request.budget,
+        steady_heap=sizes.steady_heap(request.prompt_tokens),
     )
 
 
@@ -222,14 +230,18 @@ def _rows(sizes: ModelSizes, request: Request, kept: tuple[int, ...]) -> tuple[R
             rows.append(Row("staging, two layers", STAGING_LAYERS * dense, "prompt"))
     if request.converts:
         rows.append(Row("conversion buffer", 8 * MIB, "prompt"))
-    rows.append(Row("activations of the prompt", sizes.activations(request.prompt_tokens), "prompt"))
+    activations = sizes.activations(request.prompt_tokens)
+    rows.append(Row("activations of the prompt", activations, "prompt"))
+    if sizes.steady_heap(request.prompt_tokens):
+        rows.append(Row("holes in the heap", activations // 4 + 48 * MIB, "prompt", "measured"))
     if not request.export:
         tokens = request.prompt_tokens + request.max_new_tokens
         note = f"{request.prompt_tokens} tokens"
         rows.append(Row("KV cache of the prompt", sizes.cache(request.prompt_tokens), "prompt", note))
         rows.append(Row("KV cache with the answer", sizes.cache(tokens), "answer", f"{tokens} tokens"))
         rows.append(Row("activations of a token", sizes.activations(1), "answer"))
-    rows.append(Row("margin", _margin(request.runtime), note="allocator, threads, kernels' scratch"))
+    packed = max(max(layer.per_neuron) * layer.neurons for layer in sizes.layers)  # a product may copy its matrix
+    rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
     return tuple(rows)
 
 

@@ -96,6 +96,7 @@ class Sweep:
         layers: Sequence[ResidentLayer],
         *,
         copies: bool,
+        steady: bool,
         on_layer: OnLayer | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> None:
@@ -104,6 +105,7 @@ class Sweep:
         self._skeleton, self._layers = skeleton, layers
         self._on_layer, self._on_finished = on_layer, on_finished
         self._staged = self._stage(copies)
+        self._steady = steady
         reads = [
             {skeleton.tensors[layer.prefix + name]: tensor for name, tensor in staged.read.items()}
             for layer, staged in zip(skeleton.layers, self._staged, strict=True)
@@ -116,7 +118,7 @@ class Sweep:
     def __enter__(self) -> "Sweep":
         self._start = time.perf_counter()
         try:
-            if self._skeleton.dtype != torch.float32:  # there the products' own buffers would leave holes (measured)
+            if self._steady:
                 self._heap.enter_context(steady_heap())
             self._prefetch.__enter__()
             for index, layer in enumerate(self._skeleton.layers):

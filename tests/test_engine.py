@@ -1,6 +1,7 @@
 """The sweep against the oracle: the same experts, logits and tokens, for every architecture and on real models."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import LogitsProcessor
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
 from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError, UnsupportedArchitecture
-from griffin_offload.memory import PeakMeter, bytes_read
+from griffin_offload.memory import bytes_read
 from griffin_offload.units import MIB
 
 
@@ -290,22 +291,35 @@ def test_pruned_takes_less_than_full_and_each_stays_inside_its_plan(smol: Path) 
     assert peaks[0] < peaks[1]  # by 114 MiB, of which the system may take back code that has not run lately
 
 
+def griffin(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own: what it holds is what it needs."""
+    command = [sys.executable, "-c", "from griffin_offload.cli.main import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.real
-def test_budgets(smol: Path) -> None:
-    """Refused before a weight is read where it cannot fit; what the error suggests then works."""
-    prompt = Engine(smol).encode(text_paragraph(100))
-    for short in (1, 20 * MIB, 60 * MIB):
-        engine = Engine(smol)
-        engine.budget = engine.plan(len(prompt), 16, 0.0).peak - short
-        before = bytes_read()
-        suggested = r"It fits with --sparsity 0\.\d+, or with --device-memory \d+MiB"
-        with pytest.raises(BudgetError, match=suggested) as error:
-            engine.generate(prompt, sparsity=0.0, max_new_tokens=16)
-        assert bytes_read() is None or bytes_read() - before < MIB
-        sparsity = float(str(error.value).partition("--sparsity ")[2].partition(",")[0])
-        meter = PeakMeter("cpu")
-        engine.generate(prompt, sparsity=sparsity, max_new_tokens=16)
-        assert meter.peak() <= engine.budget
-        engine.unload()
+def test_what_does_not_fit_is_refused_and_what_is_suggested_works(smol: Path) -> None:
+    generate = ["generate", "--model", str(smol), "--prompt", text_paragraph(100), "--max-new-tokens", "16", "--json"]
+    facts = griffin("mem-report", "--model", str(smol), "--sparsity", "0.4", "--json")
+    budget = f"{json.loads(facts.stdout)['peak_bytes'] // MIB}MiB"  # room for that, not for the whole
+    refused = griffin(*generate, "--sparsity", "0", "--device-memory", budget)
+    assert refused.returncode == 1
+    assert not refused.stdout
+    found = re.fullmatch(
+        r"error: .* at sparsity 0 needs .*It fits with (--sparsity 0\.\d+), or with (--device-memory \d+MiB)\n",
+        refused.stderr,
+    )
+    for suggestion in (f"{found[1]} --device-memory {budget}", f"--sparsity 0 {found[2]}"):
+        result = griffin(*generate, *suggestion.split())
+        assert result.returncode == 0, result.stderr
+        memory = json.loads(result.stdout)["memory"]
+        assert memory["measured_peak_bytes"] <= memory["budget_bytes"]
+
+
+@pytest.mark.real
+def test_where_nothing_fits_no_weight_is_read(smol: Path) -> None:
+    engine = Engine(smol, device_memory="100MiB")
+    before = bytes_read()
     with pytest.raises(BudgetError, match="No sparsity fits"):
-        Engine(smol, device_memory="100MiB").generate(prompt)
+        engine.generate(engine.encode("Hello"))
+    assert bytes_read() is None or bytes_read() - before < MIB
