@@ -89,8 +89,7 @@ def export_checkpoint(
                 layer, passed = skeleton.layers[index], layers[index]
                 for name, tensor in passed.tensors.items():
                     writer.write(layer.prefix + name, tensor)
-                kept = range(layer.neurons) if passed.experts is None else passed.experts.tolist()
-                experts.append(list(kept))
+                experts.append(passed.experts.tolist())
 
             sweep = Sweep(
                 skeleton,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from accelerate.hooks import ModelHook
 from torch import Tensor, nn
 
@@ -10,10 +9,10 @@ from .statistic import neuron_statistic
 
 
 class ObserveNeurons:
-    """Adds up the statistic of whatever enters a down projection while it is attached."""
+    """Adds the statistic of whatever enters a down projection, while it is attached, to `total` (F,), float32."""
 
-    def __init__(self, down: nn.Module, neurons: int, device: torch.device | str) -> None:
-        self.total = torch.zeros(neurons, dtype=torch.float32, device=device)
+    def __init__(self, down: nn.Module, total: Tensor) -> None:
+        self.total = total
         self._handle = down.register_forward_pre_hook(self._observe)
 
     def _observe(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -31,13 +31,14 @@ OnLayer = Callable[[int, int], None]
 class ResidentLayer:
     """What stays of one layer: its tensors by name, those of the neurons with only the kept ones.
 
-    `experts` (k,) and `statistic` (F,) of the prompt are there once the layer has passed, if it is pruned;
+    `statistic` (F,), float32, and `experts` (k,), int64, are the prompt's once the layer has passed, if it is pruned.
+    They are taken beforehand: small blocks that stay, taken between activations, would tear the heap into holes.
     `complete` says that the tensors have been filled, so that another prompt need only read the neurons again."""
 
     tensors: dict[str, Tensor]
     kept: int
-    experts: Tensor | None = None
-    statistic: Tensor | None = None
+    statistic: Tensor
+    experts: Tensor
     complete: bool = False
 
 
@@ -70,7 +71,9 @@ def _take_layer(skeleton: Skeleton, layer: Layer, kept: int, fixed: Arena, neuro
         name: (fixed if name in layer.fixed else neurons).take(shape, skeleton.dtype)
         for name, shape in skeleton.kept_shapes(layer, kept).items()
     }
-    return ResidentLayer(tensors, kept)
+    device = tensors[layer.down].device
+    statistic = torch.zeros(layer.neurons, dtype=torch.float32, device=device)
+    return ResidentLayer(tensors, kept, statistic, torch.arange(kept, device=device))
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Sweep:
         self._assign(layer, resident.tensors | staged.dense)
         if resident.kept < layer.neurons:
             down = layer.module.get_submodule(self._skeleton.entry.down)
-            self._observer = ObserveNeurons(down, layer.neurons, staged.dense[layer.down].device)
+            self._observer = ObserveNeurons(down, resident.statistic.zero_())
 
     def finish(self, index: int, hidden: Tensor) -> None:
         """After a layer's forward: its experts chosen and gathered, its buffers given back."""
@@ -164,8 +167,8 @@ class Sweep:
             raise NumericError(_what_is_not_finite(self._skeleton, layer, staged.dense))
         if self._observer:
             self._observer.remove()
-            resident.statistic, self._observer = self._observer.total, None
-            resident.experts = select_experts(resident.statistic, resident.kept)
+            self._observer = None
+            resident.experts.copy_(select_experts(resident.statistic, resident.kept))
             for name in layer.neuron_tensors:
                 gather(staged.dense[name], resident.experts, layer.neuron_axis(name), resident.tensors[name])
             self._assign(layer, resident.tensors)
