@@ -8,7 +8,7 @@ PROMPT ?= The Library of Alexandria was one of the largest libraries of the anci
 .PHONY: demo test check clean setup
 
 demo: setup
-	$(BIN)/griffin generate --sparsity 0.5 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
+	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
 	$(BIN)/griffin mem-report --last
 
 test: setup
