@@ -17,6 +17,7 @@ from .weights.arena import padded
 
 DEFAULT_SPARSITY = 0.5
 STAGING_LAYERS = 2
+DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
 Moment = Literal["always", "prompt", "answer"]
 
 
@@ -255,8 +256,7 @@ def _margin(runtime: int) -> int:
 
 
 def _enough(plan: Plan) -> str:
-    """What to ask for: the next process may hold a little more before it starts."""
-    return f"{-(-plan.peak // MIB) + 16}MiB"
+    return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
 
 
 def _share(sizes: ModelSizes, kept: tuple[int, ...]) -> float:
@@ -268,7 +268,7 @@ def _does_not_fit(sizes: ModelSizes, request: Request, plan: Plan, name: str) ->
         f"{name} at sparsity {plan.sparsity:g} needs {format_bytes(plan.peak)} "
         f"({plan.prompt_tokens} + {plan.max_new_tokens} tokens); the budget is {format_bytes(plan.budget)}. "
     )
-    fitting = smallest_sparsity(sizes, request)
+    fitting = smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT))
     if fitting is not None:
         return error + f"It fits with --sparsity {fitting:g}, or with --device-memory {_enough(plan)}"
     least = make_plan(sizes, replace(request, sparsity=0.99)).peak
