@@ -5,23 +5,21 @@ answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
 print(answer.text, answer.report.measured_peak)
 """
 
-import json
-import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, set_seed
+from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from .architecture import feed_forward
 from .cache import make_cache
-from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError, UnsupportedArchitecture
+from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
 from .export import Export, Source, export_checkpoint
+from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line
 from .memory import (
     PeakMeter,
     best_device,
@@ -87,21 +85,21 @@ class Engine:
         self.name = str(model)
         self.device = check_device(device) if device else best_device()
         self.path = resolve(model, on_progress=on_progress)
-        self.config = _load_config(self.path)
+        self.config = load_config(self.path)
         self.checkpoint = Checkpoint.open(self.path)
         native = compute_dtype(self.checkpoint)
-        _check_layers(self.path, self.config, self.checkpoint)
+        check_layers(self.path, self.config, self.checkpoint)
         try:
             self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
             self.sizes = self.skeleton.sizes()
         except GriffinError:
             raise
         except Exception as error:  # transformers' and torch's, of sizes that make no model
-            raise CheckpointError(f"{self.path}/config.json does not describe a model: {_one_line(error)}") from None
+            raise CheckpointError(f"{self.path}/config.json does not describe a model: {one_line(error)}") from None
         self.skeleton.bind(self.checkpoint)
         self.skeleton.to_device(self.device)
-        self.skeleton.model.generation_config = _generation_config(self.path, self.config)
-        self.tokenizer = _load_tokenizer(self.path)
+        self.skeleton.model.generation_config = load_generation_config(self.path, self.config)
+        self.tokenizer = load_tokenizer(self.path)
         self.dtype = str(self.skeleton.dtype).removeprefix("torch.")
         self._converts = any(info.dtype != self.skeleton.dtype for info in self.skeleton.tensors.values())
         self._runtime = resident_set() if self.device == "cpu" else 0
@@ -391,56 +389,3 @@ def _check_options(max_new_tokens: int, options: dict[str, Any]) -> None:
         raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
     if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
         raise OptionError("one answer a prompt, without beams: they cannot be streamed")
-
-
-def _load_config(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except KeyError as error:
-        raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
-    except Exception as error:  # transformers checks fields with exceptions of its own
-        text = " ".join(str(error).split())
-        if "model type" in text or "model_type" in text or "trust_remote_code" in text:
-            raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
-        raise CheckpointError(f"{folder}/config.json cannot be used: {_one_line(error)}") from None
-
-
-def _check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
-    """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
-    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name))]
-    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
-    if type(wanted) is not int or wanted < 1 or wanted != there:
-        raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _model_type(folder: Path) -> str:
-    with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        feed_forward(str(kind))
-    return "its model_type is missing or unknown"
-
-
-def _generation_config(folder: Path, config: Any) -> GenerationConfig:
-    try:
-        if (folder / "generation_config.json").exists():
-            settings = GenerationConfig.from_pretrained(folder)
-        else:
-            settings = GenerationConfig.from_model_config(config)
-    except Exception as error:
-        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {_one_line(error)}") from None
-    if settings.pad_token_id is None:
-        end = settings.eos_token_id
-        settings.pad_token_id = end[0] if isinstance(end, list) else end
-    return settings
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # many libraries, many exceptions; all mean the same here
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {text}") from None

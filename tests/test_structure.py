@@ -14,7 +14,7 @@ ORDER = """
 errors units memory architecture statistic selection
 sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf models
 weights.arena weights.checkpoint weights.reader weights.writer weights.prefetch
-cache plan skeleton fit materialize hooks prefill export report engine chat
+cache folder plan skeleton fit materialize hooks prefill export report engine chat
 evaluation.perplexity
 """.split()  # noqa: SIM905
 CLI = Path(__file__).parent.parent / "cli"

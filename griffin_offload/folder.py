@@ -1,0 +1,72 @@
+"""What a checkpoint's folder says besides the weights: its config, generation config and tokenizer.
+
+All of it is somebody else's text: whatever a library makes of it ends as one line that names the file."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from .architecture import feed_forward
+from .errors import CheckpointError, UnsupportedArchitecture
+from .weights.checkpoint import Checkpoint
+
+
+def load_config(folder: Path) -> Any:
+    """transformers' config. Raises UnsupportedArchitecture for a type it does not know, or CheckpointError."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except KeyError as error:
+        raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
+    except Exception as error:  # transformers checks fields with exceptions of its own
+        text = " ".join(str(error).split())
+        if "model type" in text or "model_type" in text or "trust_remote_code" in text:
+            raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
+        raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
+
+
+def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
+    """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
+    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name))]
+    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
+    if type(wanted) is not int or wanted < 1 or wanted != there:
+        raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says of a fault, short and on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _model_type(folder: Path) -> str:
+    with suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        feed_forward(str(kind))
+    return "its model_type is missing or unknown"
+
+
+def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """How the model wants to be sampled, and where it ends. Raises CheckpointError."""
+    try:
+        if (folder / "generation_config.json").exists():
+            settings = GenerationConfig.from_pretrained(folder)
+        else:
+            settings = GenerationConfig.from_model_config(config)
+    except Exception as error:
+        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {one_line(error)}") from None
+    if settings.pad_token_id is None:
+        end = settings.eos_token_id
+        settings.pad_token_id = end[0] if isinstance(end, list) else end
+    return settings
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer, without code of the checkpoint's own. Raises CheckpointError."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # many libraries, many exceptions; all mean the same here
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {text}") from None
