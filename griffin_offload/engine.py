@@ -91,12 +91,12 @@ class Engine:
         check_layers(self.path, self.config, self.checkpoint)
         try:
             self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
+            self.skeleton.bind(self.checkpoint)  # first: a head that the files hold beside its table counts too
             self.sizes = self.skeleton.sizes()
         except GriffinError:
             raise
         except Exception as error:  # transformers' and torch's, of sizes that make no model
             raise CheckpointError(f"{self.path}/config.json does not describe a model: {one_line(error)}") from None
-        self.skeleton.bind(self.checkpoint)
         self.skeleton.to_device(self.device)
         self.skeleton.model.generation_config = load_generation_config(self.path, self.config)
         self.tokenizer = load_tokenizer(self.path)

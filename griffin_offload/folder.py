@@ -68,5 +68,4 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # many libraries, many exceptions; all mean the same here
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {text}") from None
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None

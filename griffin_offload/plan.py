@@ -160,7 +160,7 @@ class Plan:
 
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
-    """The plan of a request, whether or not it fits (see `check`)."""
+    """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
     kept = sizes.kept(request.sparsity)
     layers = tuple(
         LayerPlan(k, s.neurons, s.fixed + s.feed_forward(k), s.fixed + s.feed_forward(s.neurons))

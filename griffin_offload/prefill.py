@@ -4,7 +4,6 @@ For every decoder layer, in order: wait until it is read ► forward ► statist
 This is the only place that knows the order.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ class Sweep:
     """Arms a skeleton's layers; the next forward of the model is the sweep. Use as a context manager.
 
     Raises, from within that forward, NumericError for NaN or infinite activations and what the reader raises.
-    When the last layer has passed, hooks and staging are gone and the model is resident; `done` says so.
+    When the last layer has passed, hooks and staging are gone and the model is resident.
     `on_finished(i)` is called while layer i is whole in its resident memory, before the next layer runs.
     """
 
@@ -103,8 +102,7 @@ class Sweep:
         on_layer: OnLayer | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> None:
-        self.started = self.done = False
-        self.seconds = 0.0
+        self.started = False
         self._skeleton, self._layers = skeleton, layers
         self._on_layer, self._on_finished = on_layer, on_finished
         self._staged = self._stage(copies)
@@ -116,10 +114,8 @@ class Sweep:
         self._prefetch = Prefetch(reader, reads, STAGING_LAYERS)
         self._heap = ExitStack()
         self._observer: ObserveNeurons | None = None
-        self._start = 0.0
 
     def __enter__(self) -> "Sweep":
-        self._start = time.perf_counter()
         try:
             if self._steady:
                 self._heap.enter_context(steady_heap())
@@ -178,7 +174,6 @@ class Sweep:
         self._prefetch.release()
         if index + 1 == len(self._layers):
             self.close()
-            self.done, self.seconds = True, time.perf_counter() - self._start
         self._tell(index + 1)
 
     def _stage(self, copies: bool) -> list[_Staged]:

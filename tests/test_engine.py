@@ -72,6 +72,18 @@ def test_sharded_and_tied_checkpoints(tmp_path: Path, kind: str, tied: bool, sha
     assert_equals_oracle(folder, tiny_prompt(), 0.5, Engine(folder))
 
 
+def test_a_head_beside_the_table_it_is_tied_to_is_planned_for(tmp_path: Path) -> None:
+    """transformers reads both where they differ, and so does the engine: then the plan counts both."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_checkpoint(tmp_path / "m", "llama", tied=True)
+    tied = Engine(folder).sizes
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": table * 0.5}, folder / "model.safetensors", {"format": "pt"})
+    assert Engine(folder).sizes.full == tied.full + table.nbytes
+
+
 def test_opt_with_its_norm_behind(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "opt", do_layer_norm_before=False)
     assert_equals_oracle(folder, tiny_prompt(), 0.5, Engine(folder))
