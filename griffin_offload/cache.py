@@ -24,34 +24,35 @@ def windows(config: Any) -> tuple[int | None, ...]:
     return tuple(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
 
 
-def make_cache(config: Any, tokens: int, row: int, device: str) -> Cache:
-    """A cache for `tokens` tokens of one sequence; `row`: the most bytes of keys (or values) of a token in a layer.
+def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int = 1) -> Cache:
+    """A cache for `tokens` tokens of each sequence; `row`: the most bytes of keys (or values) of a token in a layer.
 
     Layers of another kind than transformers' plain and sliding ones stay as they are."""
     cache = DynamicCache(config=config)
     rooms = [capacity(tokens, window) for window in windows(config)]
-    arena = Arena(sum(2 * padded(room * row) for room in rooms), device, huge=False)
+    arena = Arena(sum(2 * padded(room * row * sequences) for room in rooms), device, huge=False)
     for index, (layer, room) in enumerate(zip(cache.layers, rooms, strict=True)):
         if type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[index] = SlidingLayer(layer.sliding_window, room, arena)
+            cache.layers[index] = SlidingLayer(layer.sliding_window, room, sequences, arena)
         elif type(layer) is DynamicLayer:
-            cache.layers[index] = RoomyLayer(room, arena)
+            cache.layers[index] = RoomyLayer(room, sequences, arena)
     return cache
 
 
 class _Room:
     """Keys and values (B, H, room, D), of which the first tokens are in use."""
 
-    def __init__(self, room: int, arena: Arena) -> None:
+    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
         self.room = room
+        self._sequences = sequences
         self._arena: Arena | None = arena
         self._keys = self._values = torch.empty(0)
 
-    def take(self, states: Tensor) -> None:
-        """Memory for states like these (B, H, T, D); a batch, which no plan foresaw, finds it elsewhere."""
-        shape = (*states.shape[:2], self.room, states.shape[3])
-        for name in ("_keys", "_values"):
-            if self._arena and len(states) == 1:
+    def take(self, keys: Tensor, values: Tensor) -> None:
+        """Memory for states like these (B, H, T, D); a batch that no plan foresaw finds it elsewhere."""
+        for name, states in (("_keys", keys), ("_values", values)):
+            shape = (*states.shape[:2], self.room, states.shape[3])
+            if self._arena and len(states) == self._sequences:
                 memory = self._arena.take(shape, states.dtype)
             else:
                 memory = torch.empty(shape, dtype=states.dtype, device=states.device)
@@ -69,14 +70,14 @@ class _Room:
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """A layer that keeps every token. Beyond its room it goes on as transformers' own does."""
 
-    def __init__(self, room: int, arena: Arena) -> None:
+    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
         super().__init__()
-        self._room = _Room(room, arena)
+        self._room = _Room(room, sequences, arena)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._room.take(key_states)
+            self._room.take(key_states, value_states)
         used = self.get_seq_length()
         if used + key_states.shape[2] > self._room.room:
             self._room.room = 0
@@ -89,15 +90,15 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 class SlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
     """A layer that keeps the last window - 1 tokens."""
 
-    def __init__(self, window: int, room: int, arena: Arena) -> None:
+    def __init__(self, window: int, room: int, sequences: int, arena: Arena) -> None:
         super().__init__(sliding_window=window)
-        self._room = _Room(room, arena)
+        self._room = _Room(room, sequences, arena)
         self._end = 0  # of the tokens in the room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._room.take(key_states)
+            self._room.take(key_states, value_states)
         kept, new = self.sliding_window - 1, key_states.shape[2]
         self.cumulative_length += new
         if self._end + new > self._room.room:

@@ -6,9 +6,11 @@ print(answer.text, answer.report.measured_peak)
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from transformers import set_seed
 from transformers.generation.streamers import BaseStreamer
 
+from .allocation import calibration_path, checkpoint_key, load_curves, share_neurons
+from .architecture import ARCHITECTURES
 from .cache import make_cache
 from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
 from .export import Export, Source, export_checkpoint
 from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line
+from .lockstep import Lockstep
 from .memory import (
     PeakMeter,
     best_device,
@@ -30,16 +35,29 @@ from .memory import (
     resident_set,
     return_freed_memory,
 )
-from .models import DEFAULT_MODEL, resolve
+from .models import DEFAULT_MODEL, cache_folder, resolve
 from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
-from .prefill import OnLayer, ResidentLayer, Sweep, load_outside, resident_layers
+from .prefill import (
+    OnLayer,
+    Pruner,
+    ResidentLayer,
+    Stream,
+    Sweep,
+    another_set,
+    load_outside,
+    passing_layers,
+    resident_layers,
+)
+from .probe import probe
 from .report import Report
+from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .units import parse_bytes
 from .weights.checkpoint import Checkpoint
 from .weights.reader import Reader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALLOCATIONS = ("uniform", "sensitivity")
 OnText = Callable[[str], None]
 
 
@@ -93,6 +111,8 @@ class Engine:
             self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
             self.skeleton.bind(self.checkpoint)  # first: a head that the files hold beside its table counts too
             self.sizes = self.skeleton.sizes()
+            if self.config.model_type not in ARCHITECTURES:
+                probe(self.config, self.skeleton.entry)
         except GriffinError:
             raise
         except Exception as error:  # transformers' and torch's, of sizes that make no model
@@ -101,7 +121,9 @@ class Engine:
         self.skeleton.model.generation_config = load_generation_config(self.path, self.config)
         self.tokenizer = load_tokenizer(self.path)
         self.dtype = str(self.skeleton.dtype).removeprefix("torch.")
-        self._converts = any(info.dtype != self.skeleton.dtype for info in self.skeleton.tensors.values())
+        self._converts = any(
+            p.info.dtype != self.skeleton.dtype for parts in self.skeleton.pieces.values() for p in parts
+        )
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
         self._layers: list[ResidentLayer] | None = None
@@ -137,50 +159,93 @@ class Engine:
             raise PromptError(f"{self.name}'s chat template refused the conversation: {error}") from None
         return list(ids)
 
-    def plan(self, prompt_tokens: int, max_new_tokens: int, sparsity: float | None = None) -> Plan:
-        """The plan of a run. Raises PromptError, OptionError, and BudgetError if it does not fit."""
-        return choose_plan(self.sizes, self._request(prompt_tokens, max_new_tokens), sparsity, self.name)
-
-    def generate(
+    def plan(
         self,
-        prompt_ids: list[int],
+        prompt_tokens: int,
+        max_new_tokens: int,
+        sparsity: Sparsity | None = None,
         *,
-        sparsity: float | None = None,
+        allocation: str = "uniform",
+        sequences: int = 1,
+        per_prompt: bool = False,
+    ) -> Plan:
+        """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
+
+        Raises PromptError, OptionError, and BudgetError if it does not fit."""
+        request = replace(
+            self._request(prompt_tokens, max_new_tokens),
+            share=self._share(allocation),
+            sequences=sequences,
+            sets=sequences if per_prompt else 1,
+        )
+        return choose_plan(self.sizes, request, sparsity, self.name)
+
+    def generate(self, prompt_ids: list[int], *, on_text: OnText | None = None, **options: Any) -> Generation:
+        """Answer a prompt: the first forward is the sweep, the rest run the resident model.
+
+        `on_text` gets the answer as it is made. All else: see `generate_batch`.
+        A KeyboardInterrupt after the first token ends the answer; before it, it is raised.
+        """
+        return self.generate_batch([prompt_ids], on_text=on_text, **options)[0]
+
+    def generate_batch(
+        self,
+        prompts: list[list[int]],
+        *,
+        per_prompt: bool = False,
+        sparsity: Sparsity | None = None,
+        selection: str = "topk",
+        allocation: str = "uniform",
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
         seed: int | None = None,
         **options: Any,
-    ) -> Generation:
-        """Answer a prompt: the first forward is the sweep, the rest run the resident model.
+    ) -> list[Generation]:
+        """Answer several prompts after one sweep: by one expert set, for which every prompt counts the same, or
+        (`per_prompt`) each by its own, as if it were alone.
 
-        sparsity None: all neurons where the whole model fits, else half. `on_text` gets the answer as it is made,
-        `on_layer(done, total)` the progress of the sweep. `options` go to transformers' `generate`.
-        A KeyboardInterrupt after the first token ends the answer; before it, it is raised.
+        sparsity None: all neurons where the whole model fits, else half; one number, or one for each layer.
+        `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
+        `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
+        All answers share one report.
         """
         start = time.perf_counter()
         _check_options(max_new_tokens, options)
-        plan = self.plan(len(prompt_ids), max_new_tokens, sparsity)
+        chosen = Selection(selection, seed or 0)
+        per_prompt = per_prompt and len(prompts) > 1
+        plan = self.plan(
+            max(map(len, prompts), default=0) if all(prompts) else 0,
+            max_new_tokens,
+            sparsity,
+            allocation=allocation,
+            sequences=max(1, len(prompts)),
+            per_prompt=per_prompt,
+        )
         plan_s = time.perf_counter() - start
         meter, read_before = PeakMeter(self.device), bytes_read()
         if seed is not None:
             set_seed(seed)
-        reader, streamer = Reader(), _Streamer(self.tokenizer, on_text)
+        reader = Reader()
+        streamers = [_Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
+        run = self._answer_each if per_prompt and plan.prunes else self._answer
         try:
-            self._answer(prompt_ids, plan, reader, streamer, on_layer, options)
+            run(prompts, plan, chosen, reader, streamers, on_layer, seed, options)
             interrupted = False
         except torch.OutOfMemoryError as error:  # a GPU that others use too
             raise BudgetError(f"{self.device} is out of memory, planned {plan.peak} bytes: {error}") from None
         except KeyboardInterrupt:
-            if not streamer.times:
+            if not all(streamer.times for streamer in streamers):
                 raise
             interrupted = True
-            streamer.end()
+            for streamer in streamers:
+                streamer.end()
         finally:
             reader.close()
         peak, read_after = meter.peak(), bytes_read()
-        first, last = streamer.times[0], streamer.times[-1]
+        times = sorted(moment for streamer in streamers for moment in streamer.times)
+        tokens = sum(len(streamer.token_ids) for streamer in streamers)
         report = Report(
             model=self.name,
             model_path=self.path,
@@ -191,15 +256,23 @@ class Engine:
             checkpoint_bytes=self.checkpoint.bytes,
             bytes_read=reader.bytes if read_before is None or read_after is None else read_after - read_before,
             plan_s=plan_s,
-            prompt_s=first - begin,
+            prompt_s=times[0] - begin,
             read_s=reader.seconds,
-            decode_s=last - first,
-            time_to_first_token_s=first - start,
-            tokens=len(streamer.token_ids),
-            memory_bandwidth=self._memory_bandwidth() if len(streamer.token_ids) > 1 else 0.0,
+            decode_s=times[-1] - times[0],
+            time_to_first_token_s=times[0] - start,
+            tokens=tokens,
+            memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
         )
-        reason = "interrupted" if interrupted else self._finish_reason(streamer.token_ids, plan)
-        return Generation(streamer.text, list(prompt_ids), streamer.token_ids, reason, report)
+        return [
+            Generation(
+                streamer.text,
+                list(ids),
+                streamer.token_ids,
+                "interrupted" if interrupted else self._finish_reason(streamer.token_ids, plan),
+                report,
+            )
+            for ids, streamer in zip(prompts, streamers, strict=True)
+        ]
 
     def export(
         self,
@@ -207,7 +280,10 @@ class Engine:
         out: Path,
         *,
         prompt_text: str,
-        sparsity: float = DEFAULT_SPARSITY,
+        sparsity: Sparsity = DEFAULT_SPARSITY,
+        selection: str = "topk",
+        allocation: str = "uniform",
+        seed: int = 0,
         force: bool = False,
         on_layer: OnLayer | None = None,
     ) -> Export:
@@ -215,13 +291,14 @@ class Engine:
 
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Raises ExportError, BudgetError, and what a sweep raises."""
-        request = replace(self._request(len(prompt_ids), 1), export=True)
+        chosen = Selection(selection, seed)
+        request = replace(self._request(len(prompt_ids), 1), share=self._share(allocation), export=True)
         plan = choose_plan(self.sizes, request, sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = Reader()
         try:
-            return export_checkpoint(self.skeleton, reader, plan, source, Path(out), force, on_layer)
+            return export_checkpoint(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer)
         finally:
             reader.close()
 
@@ -233,50 +310,137 @@ class Engine:
     def sweep(
         self,
         prompt_ids: list[int],
-        sparsity: float | None = None,
+        sparsity: Sparsity | None = None,
         max_new_tokens: int = 1,
         on_layer: OnLayer | None = None,
+        *,
+        selection: str = "topk",
+        allocation: str = "uniform",
+        seed: int | None = None,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
-        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity), Reader()
+        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity, allocation=allocation), Reader()
         try:
-            with self._resident(plan, reader, on_layer), torch.no_grad():
-                ids, cache = self._batch(prompt_ids), self._cache(plan)
-                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            sweep = self._resident(plan, Selection(selection, seed or 0), reader, on_layer)
+            with sweep, torch.no_grad():
+                ids, _ = self._batch([prompt_ids])
+                cache = self._cache(plan)
+                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self._last_logits)
         finally:
             reader.close()
 
+    @contextmanager
+    def passage(
+        self, tokens: int, waiting: int = 0, on_layer: OnLayer | None = None
+    ) -> Generator[Lockstep, None, None]:
+        """The whole model passes once, layer by layer, through as many forwards as are given to its `run`; nothing
+        stays. `tokens`: of the largest forward; `waiting`: bytes that all of them hold between two layers.
+
+        Raises BudgetError where that does not fit."""
+        request = replace(self._request(tokens, 1), export=True, waiting=waiting)
+        plan = choose_plan(self.sizes, request, 0.0, self.name)
+        self.unload()
+        reader = Reader()
+        try:
+            load_outside(self.skeleton, reader, self.device)
+            layers = passing_layers(self.skeleton, plan.kept, self.device)
+            stream = Stream(
+                self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer
+            )
+            with Lockstep(self.skeleton, stream) as lockstep:
+                yield lockstep
+        finally:
+            reader.close()
+            self.unload()
+
     def _answer(
         self,
-        prompt_ids: list[int],
+        prompts: list[list[int]],
         plan: Plan,
+        selection: Selection,
         reader: Reader,
-        streamer: "_Streamer",
+        streamers: list["_Streamer"],
         on_layer: OnLayer | None,
+        seed: int | None,
         options: dict[str, Any],
     ) -> None:
         """One call of transformers' generate, whose first forward is the sweep where one is needed."""
-        ids = self._batch(prompt_ids)
-        sweep = self._resident(plan, reader, on_layer)
+        ids, mask = self._batch(prompts)
+        weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+        sweep = self._resident(plan, selection, reader, on_layer, weights)
         try:
             with sweep:
-                self.skeleton.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    past_key_values=self._cache(plan),
-                    streamer=streamer,
-                    max_new_tokens=plan.max_new_tokens,
-                    tokenizer=self.tokenizer,
-                    **options,
-                )
+                self._call_generate(ids, mask, plan, self._cache(plan, len(ids)), _Rows(streamers), options)
         except (ValueError, TypeError) as error:
             if isinstance(sweep, Sweep) and not sweep.started:  # generate refused an option, before the first layer
                 raise OptionError(" ".join(str(error).split())) from error
             raise
 
-    def _resident(self, plan: Plan, reader: Reader, on_layer: OnLayer | None) -> AbstractContextManager[Any]:
+    def _answer_each(
+        self,
+        prompts: list[list[int]],
+        plan: Plan,
+        selection: Selection,
+        reader: Reader,
+        streamers: list["_Streamer"],
+        on_layer: OnLayer | None,
+        seed: int | None,
+        options: dict[str, Any],
+    ) -> None:
+        """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
+        self.unload()
+        load_outside(self.skeleton, reader, self.device)
+        layers = resident_layers(self.skeleton, plan.kept, self.device)
+        sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in prompts[1:])]
+        stream = Stream(self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer)
+        pruners = [(Pruner(self.skeleton, each, selection), each) for each in sets]
+
+        def job(prompt_ids: list[int], streamer: "_Streamer") -> Callable[[], None]:
+            def answer() -> None:
+                ids, mask = self._batch([prompt_ids])
+                self._call_generate(ids, mask, plan, self._cache(plan), _Rows([streamer]), options)
+
+            return answer
+
+        try:
+            with Lockstep(self.skeleton, stream, pruners, seed) as lockstep:
+                lockstep.run([job(ids, streamer) for ids, streamer in zip(prompts, streamers, strict=True)])
+        except (ValueError, TypeError) as error:
+            if not any(streamer.times for streamer in streamers):
+                raise OptionError(" ".join(str(error).split())) from error
+            raise
+        finally:
+            self.unload()
+
+    def _call_generate(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        plan: Plan,
+        cache: Any,
+        streamer: "_Rows",
+        options: dict[str, Any],
+    ) -> None:
+        self.skeleton.model.generate(
+            ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            streamer=streamer,
+            max_new_tokens=plan.max_new_tokens,
+            tokenizer=self.tokenizer,
+            **options,
+        )
+
+    def _resident(
+        self,
+        plan: Plan,
+        selection: Selection,
+        reader: Reader,
+        on_layer: OnLayer | None,
+        weights: torch.Tensor | None = None,
+    ) -> AbstractContextManager[Any]:
         """Memory for the plan, what is outside the layers read, and a sweep for the next forward if it needs one."""
         if not self._outside_is_in:
             load_outside(self.skeleton, reader, self.device)
@@ -287,21 +451,36 @@ class Engine:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device)
         if not plan.prunes and all(layer.complete for layer in self._layers):
             return nullcontext()
-        return Sweep(
-            self.skeleton,
-            reader,
-            self._layers,
-            copies=self._copies,
-            steady=plan.steady_heap,
-            on_layer=on_layer,
+        stream = Stream(
+            self.skeleton, reader, self._layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer
         )
+        return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
 
-    def _cache(self, plan: Plan) -> Any:
+    def _share(self, allocation: str) -> Callable[[Sequence[int], float], tuple[int, ...]] | None:
+        """How an allocation shares a sparsity over the layers; None: all the same."""
+        if allocation not in ALLOCATIONS:
+            raise OptionError(f"allocation {allocation!r} is not known; known: {', '.join(ALLOCATIONS)}")
+        if allocation == "uniform":
+            return None
+        curves = load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
+        return partial(share_neurons, curves) if curves else None
+
+    def _cache(self, plan: Plan, sequences: int = 1) -> Any:
         row = max(self.sizes.cache_per_token) // 2
-        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device)
+        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device, sequences)
 
-    def _batch(self, prompt_ids: list[int]) -> torch.Tensor:
-        return torch.tensor([prompt_ids], device=self.device)
+    def _batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (B, T), padded on the left, and which of them count (B, T), int64."""
+        longest = max(map(len, prompts))
+        pad = self.skeleton.model.generation_config.pad_token_id or 0
+        ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    @property
+    def _last_logits(self) -> dict[str, int]:
+        """The option that keeps a forward from computing every token's logits, where the model has it."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.skeleton.model.forward).parameters else {}
 
     def _request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         return Request(
@@ -334,20 +513,40 @@ class Engine:
         head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         return [p.data for p in model.parameters() if p is head or p is not table]
 
-    def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
+    @property
+    def _ends(self) -> set[int]:
         end = self.skeleton.model.generation_config.eos_token_id
-        ends = end if isinstance(end, list) else [end]
-        return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in ends else "length"
+        return set(end if isinstance(end, list) else [end]) - {None}
+
+    def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
+        return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in self._ends else "length"
 
 
-class _Streamer(BaseStreamer):  # type: ignore[misc]
+class _Rows(BaseStreamer):  # type: ignore[misc]
+    """Hands every new token to the streamer of its row in the batch."""
+
+    def __init__(self, streamers: list["_Streamer"]) -> None:
+        self._streamers = streamers
+        self._prompt_passed = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_passed:
+            for streamer, token in zip(self._streamers, value.flatten().tolist(), strict=True):
+                streamer.put(token)
+        self._prompt_passed = True
+
+    def end(self) -> None:
+        for streamer in self._streamers:
+            streamer.end()
+
+
+class _Streamer:
     """Collects an answer's tokens and their times, and passes its text on as soon as characters are whole."""
 
-    def __init__(self, tokenizer: Any, on_text: OnText | None) -> None:
+    def __init__(self, tokenizer: Any, ends: set[int], on_text: OnText | None) -> None:
         self.token_ids: list[int] = []
         self.times: list[float] = []
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._prompt_passed = False
+        self._tokenizer, self._ends, self._on_text = tokenizer, ends, on_text
         self._told = ""
         self._begin = self._read = 0  # tokens [begin, read) give the text just told: context for the next ones
 
@@ -355,12 +554,11 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
     def text(self) -> str:
         return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
 
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_passed:
-            self._prompt_passed = True
-            return
+    def put(self, token: int) -> None:
+        if self.token_ids and self.token_ids[-1] in self._ends:
+            return  # the rest of the batch goes on; this row is filled up
         self.times.append(time.perf_counter())
-        self.token_ids += value.flatten().tolist()
+        self.token_ids.append(token)
         if not self._on_text:
             return
         before = self._decode(self._begin, self._read)

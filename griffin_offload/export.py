@@ -4,23 +4,27 @@ Nothing but one layer at a time is held. All is written to a temporary folder be
 at the end: an export is there whole, or not at all.
 """
 
+import copy
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import __version__
 from .errors import ExportError
-from .plan import Plan
-from .prefill import OnLayer, Sweep, load_outside, passing_layers
-from .skeleton import Skeleton
+from .folder import one_line
+from .plan import Kept, Plan
+from .prefill import OnLayer, Pruner, Stream, Sweep, load_outside, passing_layers
+from .selection import Selection
+from .skeleton import Block, Rows, Skeleton
 from .units import MIB, format_bytes
 from .weights.reader import Reader
 from .weights.writer import CheckpointWriter
@@ -74,24 +78,40 @@ class Export:
 
 
 def export_checkpoint(
-    skeleton: Skeleton, reader: Reader, plan: Plan, source: Source, out: Path, force: bool, on_layer: OnLayer | None
+    skeleton: Skeleton,
+    reader: Reader,
+    plan: Plan,
+    selection: Selection,
+    source: Source,
+    out: Path,
+    force: bool,
+    on_layer: OnLayer | None,
 ) -> Export:
     """Run the sweep over the prompt and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
     out = _real_path(out)
-    shapes = _shapes(skeleton, plan)
+    config = _config(skeleton, plan, source)
+    widths = _widths(skeleton, config)
+    shapes = _shapes(skeleton, widths)
+    _check_config(skeleton, config, shapes)
     needed = sum(torch.Size(shape).numel() for shape in shapes.values()) * skeleton.dtype.itemsize
     with _new_folder(out, force, needed) as folder:
         layers = passing_layers(skeleton, plan.kept)
-        experts: list[list[int]] = []
-        with CheckpointWriter(folder, shapes, skeleton.dtype) as writer:
+        experts: list[Any] = []
+        buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
+        with CheckpointWriter(folder, shapes, skeleton.dtype, others=buffers) as writer:
 
             def write_layer(index: int) -> None:
                 layer, passed = skeleton.layers[index], layers[index]
-                for name, tensor in passed.tensors.items():
-                    writer.write(layer.prefix + name, tensor)
-                experts.append(passed.experts.tolist())
+                for name in layer.fixed:
+                    writer.write(layer.prefix + name, passed.tensors[name])
+                for block, width in zip(layer.blocks, widths[index], strict=True):
+                    for name, rows in block.rows.items():
+                        padded = _pad(passed.tensors[name], shapes[layer.prefix + name], block, rows, width)
+                        writer.write(layer.prefix + name, padded)
+                found = {block.path: e.tolist() for block, e in zip(layer.blocks, passed.experts, strict=True)}
+                experts.append(found if len(found) > 1 else next(iter(found.values()), []))
 
-            sweep = Sweep(
+            stream = Stream(
                 skeleton,
                 reader,
                 layers,
@@ -100,30 +120,86 @@ def export_checkpoint(
                 on_layer=on_layer,
                 on_finished=write_layer,
             )
+            sweep = Sweep(stream, Pruner(skeleton, layers, selection))
             try:
                 load_outside(skeleton, reader, "cpu")
                 for name in skeleton.outside:
                     writer.write(name, skeleton.model.get_parameter(name).data)
+                for name in skeleton.buffers:
+                    writer.write(name, skeleton.model.get_buffer(name))
                 with sweep, torch.no_grad():
                     skeleton.model(torch.tensor([source.prompt_ids]), use_cache=False, logits_to_keep=1)
             finally:
                 skeleton.unload()
-        _write_config(skeleton, plan, source, folder)
-        _write_card(skeleton, plan, source, folder, experts)
+        _write_config(config, source, folder)
+        _write_card(skeleton, plan, selection, source, folder, experts)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
     return Export(out, files, total, backup)
 
 
-def _shapes(skeleton: Skeleton, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the exported checkpoint, by name."""
-    if len(set(plan.kept)) > 1:
-        raise ExportError("layers that keep different numbers of neurons cannot be exported: one config holds one size")
-    shapes = {name: skeleton.shapes[name] for name in skeleton.outside}
+def _config(skeleton: Skeleton, plan: Plan, source: Source) -> dict[str, Any]:
+    """The exported config.json: the source's, with the sizes of what is kept.
+
+    A layer that keeps fewer neurons than another is filled up with zeros. Raises ExportError."""
+    config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    sizes: dict[str, int] = {}
     for layer, kept in zip(skeleton.layers, plan.kept, strict=True):
-        shapes |= {layer.prefix + name: shape for name, shape in skeleton.kept_shapes(layer, kept).items()}
-    return shapes
+        for block, k in zip(layer.blocks, kept, strict=True):
+            if not block.size:
+                raise ExportError(f"a config of type {skeleton.config.model_type!r} has no field for fewer neurons")
+            width = -(-k // _ratio(skeleton, block))
+            sizes[block.size] = max(1, sizes.get(block.size, 1), width)
+    dtype = str(skeleton.dtype).removeprefix("torch.")
+    return config | sizes | {"dtype": dtype, "architectures": [type(skeleton.model).__name__]}
+
+
+def _ratio(skeleton: Skeleton, block: Block) -> int:
+    """Neurons of a block over what the config's field says (several shared experts are one block)."""
+    return max(1, block.neurons // (getattr(skeleton.config, block.size, None) or block.neurons))
+
+
+def _widths(skeleton: Skeleton, config: dict[str, Any]) -> Kept:
+    """Neurons of every block in the exported checkpoint."""
+    return tuple(tuple(config[b.size] * _ratio(skeleton, b) for b in layer.blocks) for layer in skeleton.layers)
+
+
+def _shapes(skeleton: Skeleton, widths: Kept) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the exported checkpoint, by name."""
+    shapes = {name: skeleton.shapes[name] for name in skeleton.outside}
+    for layer, width in zip(skeleton.layers, widths, strict=True):
+        shapes |= {layer.prefix + name: shape for name, shape in skeleton.kept_shapes(layer, width).items()}
+    return shapes | {name: tuple(buffer.shape) for name, buffer in skeleton.buffers.items()}
+
+
+def _check_config(skeleton: Skeleton, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises ExportError unless the exported config makes a model of just these tensors."""
+    smaller = copy.deepcopy(skeleton.config)
+    try:
+        for name in {block.size for layer in skeleton.layers for block in layer.blocks}:
+            setattr(smaller, name, config[name])
+        loaded = Skeleton(smaller, skeleton.dtype, skeleton.entry)
+    except Exception as error:  # transformers checks fields with exceptions of its own
+        raise ExportError(f"no config can describe the pruned model: {one_line(error)}") from None
+    for name, shape in shapes.items():
+        there = loaded.shapes.get(name, shape)
+        if there != shape:
+            raise ExportError(
+                f"no config can describe the pruned model: {name} has the shape {list(shape)}, "
+                f"and {list(there)} in the model that the config makes"
+            )
+
+
+def _pad(tensor: Tensor, shape: tuple[int, ...], block: Block, rows: Rows, width: int) -> Tensor:
+    """A compact tensor with neurons of zeros behind its own, which add nothing to any sum."""
+    if tuple(tensor.shape) == shape:
+        return tensor
+    axis = rows.axis + bool(block.routed)
+    own = tensor.shape[axis] // (2 if rows.halves else 1)
+    place = replace(rows, neurons=width).index(torch.arange(own))
+    return torch.zeros(shape, dtype=tensor.dtype).index_copy_(axis, place, tensor)
 
 
 def _real_path(out: Path) -> Path:
@@ -183,14 +259,7 @@ def _publish(folder: Path, out: Path) -> Path | None:
     return backup
 
 
-def _write_config(skeleton: Skeleton, plan: Plan, source: Source, folder: Path) -> None:
-    config = json.loads((source.path / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config |= {
-        skeleton.entry.size: plan.kept[0],
-        "dtype": str(skeleton.dtype).removeprefix("torch."),
-        "architectures": [type(skeleton.model).__name__],
-    }
+def _write_config(config: dict[str, Any], source: Source, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for pattern in COPIED:
         for path in source.path.glob(pattern):
@@ -198,16 +267,20 @@ def _write_config(skeleton: Skeleton, plan: Plan, source: Source, folder: Path) 
                 shutil.copyfile(path, folder / path.name)
 
 
-def _write_card(skeleton: Skeleton, plan: Plan, source: Source, folder: Path, experts: list[list[int]]) -> None:
+def _write_card(
+    skeleton: Skeleton, plan: Plan, selection: Selection, source: Source, folder: Path, experts: list[Any]
+) -> None:
     neurons = plan.layers[0].neurons
+    kept = [layer.kept for layer in plan.layers]
     facts = {
         "griffin_offload": __version__,
-        "method": "GRIFFIN (arXiv:2404.01365), top-k",
+        "method": f"GRIFFIN (arXiv:2404.01365), {selection.name}",
+        "seed": selection.seed,
         "source_model": source.name,
         "model_type": skeleton.config.model_type,
         "sparsity": plan.sparsity,
         "neurons": neurons,
-        "kept": plan.kept[0],
+        "kept": kept[0] if len(set(kept)) == 1 else kept,
         "dtype": str(skeleton.dtype).removeprefix("torch."),
         "prompt_sha256": source.prompt_sha256,
         "prompt_tokens": len(source.prompt_ids),
@@ -217,7 +290,7 @@ def _write_card(skeleton: Skeleton, plan: Plan, source: Source, folder: Path, ex
     card = CARD.format(
         model=source.name,
         sparsity=plan.sparsity,
-        kept=plan.kept[0],
+        kept=kept[0] if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}",
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),

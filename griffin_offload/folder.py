@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from .architecture import feed_forward
+from .architecture import architecture
 from .errors import CheckpointError, UnsupportedArchitecture
 from .weights.checkpoint import Checkpoint
 
@@ -30,22 +30,26 @@ def load_config(folder: Path) -> Any:
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
     """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
-    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name))]
+    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
     there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
     if type(wanted) is not int or wanted < 1 or wanted != there:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: object) -> str:
     """What another library says of a fault, short and on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _model_type(folder: Path) -> str:
+    """What is wrong with it. Raises UnsupportedArchitecture for one that is refused, with the reason."""
+    kind = None
     with suppress(OSError, ValueError, AttributeError):
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        feed_forward(str(kind))
-    return "its model_type is missing or unknown"
+    if not isinstance(kind, str):
+        return "its model_type is missing"
+    architecture(kind)
+    return f"model type {kind!r} is not supported: this version of transformers does not know it"
 
 
 def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
@@ -57,8 +61,10 @@ def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
             settings = GenerationConfig.from_model_config(config)
     except Exception as error:
         raise CheckpointError(f"{folder}/generation_config.json cannot be used: {one_line(error)}") from None
+    end = settings.eos_token_id
+    if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
+        raise CheckpointError(f"{folder}/generation_config.json cannot be used: eos_token_id is {one_line(end)}")
     if settings.pad_token_id is None:
-        end = settings.eos_token_id
         settings.pad_token_id = end[0] if isinstance(end, list) else end
     return settings
 

@@ -1,37 +1,141 @@
-"""The hooks of the sweep, on accelerate's contract: stream a decoder layer, observe its z."""
+"""The hooks of the sweep: stream a decoder layer (on accelerate's contract), observe z, cut a long prompt into pieces.
 
+B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate.hooks import ModelHook
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .statistic import neuron_statistic
 
+PIECE = 1024  # tokens that a feed-forward block computes at a time: enough for the products' full speed
+Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
 
-class ObserveNeurons:
-    """Adds the statistic of whatever enters a down projection, while it is attached, to `total` (F,), float32."""
 
-    def __init__(self, down: nn.Module, total: Tensor) -> None:
-        self.total = total
-        self._handle = down.register_forward_pre_hook(self._observe)
+class RoutedExperts:
+    """The forward of a module of routed experts: one expert after the other, so that each one's z can be seen.
 
-    def _observe(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.total += neuron_statistic(args[0])
+    The same sums as transformers' own loop; the weights' layout and the gate are the module's."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.watch: Watch | None = None
+
+    def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Tokens (N, D), their experts (N, K), int64, and the experts' weights (N, K) -> (N, D)."""
+        module = self._module
+        up = "gate_up_proj" if module.has_gate else "up_proj"
+        out = torch.zeros_like(hidden)
+        for expert in range(len(module.down_proj)):
+            tokens, place = torch.where(index == expert)
+            if not len(tokens):
+                continue
+            z = self._project(hidden[tokens], up, expert)
+            z = module._apply_gate(z) if module.has_gate else module.act_fn(z)
+            if self.watch and (other := self.watch(z, tokens, expert)) is not None:
+                z = other
+            result = self._project(z, "down_proj", expert) * weights[tokens, place, None]
+            out.index_add_(0, tokens, result.to(out.dtype))
+        return out
+
+    def _project(self, states: Tensor, name: str, expert: int) -> Tensor:
+        weight = getattr(self._module, name)[expert]
+        bias = getattr(self._module, f"{name}_bias")[expert] if self._module.has_bias else None
+        return linear(states, weight.T if self._module.is_transposed else weight, bias)
+
+
+class Tap:
+    """Shows `watch` what enters a block's down projection, while it is attached.
+
+    `watch(z, tokens, expert)`: z (..., F); of a routed expert also which tokens (N,), counted in the piece at hand,
+    and which expert. What it returns, unless None, goes on in the place of z."""
+
+    def __init__(self, layer: nn.Module, path: str, watch: Watch) -> None:
+        self._module = layer.get_submodule(path)
+        self._handle: Any = None
+        if isinstance(self._module.forward, RoutedExperts):
+            self._module.forward.watch = watch
+        else:
+            self._handle = self._module.register_forward_pre_hook(lambda _, args: watch(args[0], None, None))
 
     def remove(self) -> None:
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+        else:
+            self._module.forward.watch = None
+
+
+class Pieces:
+    """The forward of a feed-forward module that computes a long prompt PIECE tokens at a time: every token for itself.
+
+    `begin`: how many tokens came before the piece at hand."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self.begin = 0
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Any states (..., D), and others of the same shape."""
+        tokens = hidden.shape[:-1].numel()
+        if tokens <= PIECE:
+            return self._forward(hidden, *args, **kwargs)
+        flat = [a.reshape(1, tokens, -1) if isinstance(a, Tensor) else a for a in (hidden, *args)]
+        out, others = torch.empty_like(flat[0]), []
+        try:
+            for self.begin in range(0, tokens, PIECE):
+                end = min(self.begin + PIECE, tokens)
+                result = self._forward(
+                    *(a[:, self.begin : end] if isinstance(a, Tensor) else a for a in flat), **kwargs
+                )
+                if isinstance(result, tuple):  # a mixture's router logits (N, E) beside
+                    result, *rest = result
+                    others.append(rest)
+                out[:, self.begin : end] = result
+        finally:
+            self.begin = 0
+        out = out.view(hidden.shape)
+        return (out, *(torch.cat(parts) for parts in zip(*others, strict=True))) if others else out
+
+
+class ObserveNeurons:
+    """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
+
+    `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1."""
+
+    def __init__(
+        self, layer: nn.Module, path: str, total: Tensor, weights: Tensor | None = None, pieces: Pieces | None = None
+    ) -> None:
+        self._total, self._weights, self._pieces = total, weights, pieces
+        self._tap = Tap(layer, path, self._observe)
+
+    def _observe(self, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
+        weights = self._weights
+        if weights is not None:
+            begin = self._pieces.begin if self._pieces else 0
+            rows = z.shape[:-1].numel()
+            weights = weights[begin : begin + rows] if tokens is None else weights[begin + tokens]
+        total = self._total if expert is None else self._total[expert]
+        total += neuron_statistic(z, weights)
+
+    def remove(self) -> None:
+        self._tap.remove()
 
 
 class StreamLayer(ModelHook):  # type: ignore[misc]
-    """Tells the sweep when decoder layer `index` is about to run, and when it has."""
+    """Tells the conductor when decoder layer `index` is about to run, and when it has."""
 
-    def __init__(self, sweep: Any, index: int) -> None:
-        self._sweep, self._index = sweep, index
+    def __init__(self, conductor: Any, index: int) -> None:
+        self._conductor, self._index = conductor, index
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._sweep.onload(self._index)
+        self._conductor.enter(self._index)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        self._sweep.finish(self._index, output[0] if isinstance(output, tuple) else output)
+        self._conductor.leave(self._index, output[0] if isinstance(output, tuple) else output)
         return output

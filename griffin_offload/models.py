@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .architecture import FEED_FORWARD
+from .architecture import ARCHITECTURES
 from .errors import BudgetError, CheckpointError, FetchError, ModelNotFound
 from .sources import hub
 from .sources.catalogue import CATALOGUE, CatalogueModel, Wheel
@@ -85,7 +85,7 @@ def local_models() -> list[LocalModel]:
             found[path] = alias
     for hub_id in hub.cached_ids():
         path = hub.cached_snapshot(hub_id)
-        if path is not None and path not in found and _model_type(path) in FEED_FORWARD:
+        if path is not None and path not in found and _model_type(path) in ARCHITECTURES:
             found[path] = hub_id
     for path in sorted((cache_folder() / "gguf").glob("*")):
         if hub.is_complete(path):

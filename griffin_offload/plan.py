@@ -5,12 +5,14 @@ end of the answer (the whole KV cache, no staging). Rows say at which moment the
 """
 
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from .cache import capacity
-from .errors import BudgetError, PromptError
-from .selection import check_sparsity, kept_neurons
+from .errors import BudgetError, OptionError, PromptError
+from .hooks import PIECE
+from .selection import Sparsity, check_sparsity, kept_neurons
 from .statistic import CHUNK
 from .units import MIB, format_bytes
 from .weights.arena import padded
@@ -19,18 +21,40 @@ DEFAULT_SPARSITY = 0.5
 STAGING_LAYERS = 2
 DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
 Moment = Literal["always", "prompt", "answer"]
+Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block).
+
+    `per_neuron`: bytes of each tensor, of one neuron of every expert."""
+
+    neurons: int
+    routed: int
+    per_neuron: tuple[int, ...]
+
+    def bytes(self, kept: int) -> int:
+        return sum(padded(kept * count) for count in self.per_neuron)
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and, per neuron, of each tensor."""
+    """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and its feed-forward blocks."""
 
     fixed: int
-    neurons: int
-    per_neuron: tuple[int, ...]
+    blocks: tuple[BlockSizes, ...]
 
-    def feed_forward(self, kept: int) -> int:
-        return sum(padded(kept * count) for count in self.per_neuron)
+    @property
+    def whole(self) -> tuple[int, ...]:
+        return tuple(block.neurons for block in self.blocks)
+
+    def count(self, kept: tuple[int, ...]) -> int:
+        """Neurons, those of all routed experts counted."""
+        return sum(k * block.routed for k, block in zip(kept, self.blocks, strict=True))
+
+    def feed_forward(self, kept: tuple[int, ...]) -> int:
+        return sum(block.bytes(k) for k, block in zip(kept, self.blocks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -52,10 +76,15 @@ class ModelSizes:
     windows: tuple[int | None, ...]
     context: int
 
-    def kept(self, sparsity: float) -> tuple[int, ...]:
-        return tuple(kept_neurons(layer.neurons, sparsity) for layer in self.layers)
+    def kept(self, sparsity: Sparsity) -> Kept:
+        """k of every block at one sparsity, or at one for each layer. Raises OptionError for another number of them."""
+        each = [sparsity] * len(self.layers) if isinstance(sparsity, int | float) else list(sparsity)
+        if len(each) != len(self.layers):
+            raise OptionError(f"{len(each)} sparsities are given; the model has {len(self.layers)} layers")
+        layers = zip(self.layers, each, strict=True)
+        return tuple(tuple(kept_neurons(block.neurons, s) for block in layer.blocks) for layer, s in layers)
 
-    def resident(self, kept: tuple[int, ...]) -> int:
+    def resident(self, kept: Kept) -> int:
         layers = zip(self.layers, kept, strict=True)
         return self.outside + sum(layer.fixed + layer.feed_forward(k) for layer, k in layers)
 
@@ -74,18 +103,19 @@ class ModelSizes:
         rows = zip(self.cache_per_token, self.windows, strict=True)
         return sum(row * capacity(tokens, window) for row, window in rows)
 
-    def activations(self, tokens: int) -> int:
-        """An upper bound of what one layer's forward, the statistic and the head hold for `tokens` tokens."""
-        neurons = max(layer.neurons for layer in self.layers)
+    def activations(self, tokens: int, sequences: int = 1) -> int:
+        """An upper bound of what one layer's forward, the statistic and the head hold for `sequences` of `tokens`."""
+        rows = tokens * sequences
+        neurons = max((block.neurons for layer in self.layers for block in layer.blocks), default=0)
         cache_row = max(self.cache_per_token)
-        stream = 3 * self.hidden * self.item + 2 * self.hidden * 4  # residual, input, output; a norm in float32
-        attention = 4 * self.heads * self.item + 3 * cache_row  # queries, rotated, output; keys and values
+        norm = 2 * self.hidden * self.item + 2 * self.hidden * 4  # input, output; two in float32
+        attention = 2 * self.hidden * self.item + 4 * self.heads * self.item + 3 * cache_row  # q and k while they turn
         feed_forward = 4 * neurons * self.item  # gate, up, act(gate), z
-        statistic = 3 * min(tokens, CHUNK) * neurons * 4
+        layer = max(rows * max(norm, attention), 3 * rows * self.hidden * self.item + min(rows, PIECE) * feed_forward)
+        statistic = 3 * min(rows, CHUNK) * neurons * 4
         slides = any(window and tokens > window for window in self.windows)
-        mask = tokens * tokens * (1 + self.item) if slides else 0  # transformers writes it out for sliding layers
-        layer = tokens * (stream + max(attention, feed_forward))
-        return layer + statistic + mask + 6 * self.vocabulary * 4
+        mask = sequences * tokens * tokens * (1 + self.item) if slides or sequences > 1 else 0  # written out then
+        return layer + statistic + mask + 6 * sequences * self.vocabulary * 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +130,8 @@ class Row:
 
 @dataclass(frozen=True)
 class LayerPlan:
+    """`kept` of the layer's `neurons` (of all its blocks and routed experts) stay."""
+
     kept: int
     neurons: int
     resident_bytes: int
@@ -110,24 +142,39 @@ class LayerPlan:
 class Request:
     """What a plan is made for. `runtime`: bytes that the process holds before any weight (0 on a device of its own).
 
+    `share`: how one sparsity is shared over the layers; default: each layer drops the same part.
     `copies`: the device is not where the reader writes, so that one dense layer is held there as well.
     `export`: layers are written out as they pass, and nothing stays resident.
+    `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
+    or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
     """
 
     prompt_tokens: int
     max_new_tokens: int
-    sparsity: float
+    sparsity: Sparsity
     budget: int
     runtime: int = 0
+    share: Callable[[Sequence[int], float], tuple[int, ...]] | None = None
     converts: bool = False
     copies: bool = False
     export: bool = False
+    sequences: int = 1
+    sets: int = 1
+    waiting: int = 0
+
+    def kept(self, sizes: ModelSizes) -> Kept:
+        if self.share is None or not isinstance(self.sparsity, int | float):
+            return sizes.kept(self.sparsity)
+        if any(len(layer.blocks) != 1 for layer in sizes.layers):
+            raise OptionError("allocation 'sensitivity' needs layers of one feed-forward block; use uniform")
+        return tuple((k,) for k in self.share([layer.blocks[0].neurons for layer in sizes.layers], self.sparsity))
 
 
 @dataclass(frozen=True)
 class Plan:
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
+    kept: Kept
     budget: int
     sparsity: float
     prompt_tokens: int
@@ -144,10 +191,6 @@ class Plan:
         return _peak(self.rows)
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        return tuple(layer.kept for layer in self.layers)
-
-    @property
     def prunes(self) -> bool:
         return any(layer.kept < layer.neurons for layer in self.layers)
 
@@ -161,17 +204,18 @@ class Plan:
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
-    kept = sizes.kept(request.sparsity)
+    kept = request.kept(sizes)
     layers = tuple(
-        LayerPlan(k, s.neurons, s.fixed + s.feed_forward(k), s.fixed + s.feed_forward(s.neurons))
+        LayerPlan(s.count(k), s.count(s.whole), s.fixed + s.feed_forward(k), s.fixed + s.feed_forward(s.whole))
         for s, k in zip(sizes.layers, kept, strict=True)
     )
-    whole = _peak(_rows(sizes, replace(request, sparsity=0.0), sizes.kept(0)))
+    whole = _peak(_rows(sizes, replace(request, sparsity=0.0, sets=1), sizes.kept(0)))
     return Plan(
         rows=_rows(sizes, request, kept),
         layers=layers,
+        kept=kept,
         budget=request.budget,
-        sparsity=request.sparsity,
+        sparsity=_overall(request.sparsity, layers),
         prompt_tokens=request.prompt_tokens,
         max_new_tokens=request.max_new_tokens,
         full_bytes=sizes.full,
@@ -182,7 +226,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     )
 
 
-def choose_plan(sizes: ModelSizes, request: Request, sparsity: float | None, name: str) -> Plan:
+def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity | None, name: str) -> Plan:
     """The plan to run: as asked, or, with no sparsity asked, whole where that fits and else DEFAULT_SPARSITY.
 
     Raises PromptError for an empty prompt or one beyond the context, BudgetError for what does not fit."""
@@ -199,7 +243,10 @@ def choose_plan(sizes: ModelSizes, request: Request, sparsity: float | None, nam
         if whole.fits:
             return whole
         sparsity = DEFAULT_SPARSITY
-    plan = make_plan(sizes, replace(request, sparsity=check_sparsity(sparsity)))
+    each = [sparsity] if isinstance(sparsity, int | float) else sparsity
+    checked = [check_sparsity(s) for s in each]
+    one = isinstance(sparsity, int | float)
+    plan = make_plan(sizes, replace(request, sparsity=checked[0] if one else tuple(checked)))
     if not plan.fits:
         raise BudgetError(_does_not_fit(sizes, request, plan, name))
     return plan
@@ -211,37 +258,45 @@ def smallest_sparsity(sizes: ModelSizes, request: Request) -> float | None:
     return hundredths / 100 if hundredths < 100 else None
 
 
-def _rows(sizes: ModelSizes, request: Request, kept: tuple[int, ...]) -> tuple[Row, ...]:
-    prunes = request.sparsity > 0
-    fixed = [layer.fixed for layer in sizes.layers]
-    experts = [layer.feed_forward(k) for layer, k in zip(sizes.layers, kept, strict=True)]
-    dense = max(layer.feed_forward(layer.neurons) for layer in sizes.layers)
-    whole = max(f + layer.feed_forward(layer.neurons) for f, layer in zip(fixed, sizes.layers, strict=True))
+def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
+    sequences, sets = request.sequences, request.sets
+    layers = list(zip(sizes.layers, kept, strict=True))
+    fixed = sum(layer.fixed for layer in sizes.layers)
+    experts = sum(layer.feed_forward(k) for layer, k in layers)
+    pruned = [tuple(n if k < n else 0 for n, k in zip(layer.whole, ks, strict=True)) for layer, ks in layers]
+    dense = max(layer.feed_forward(p) for layer, p in zip(sizes.layers, pruned, strict=True))
+    whole = max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
     rows = [Row("Python and libraries", request.runtime, note="measured")]
     rows.append(Row("embeddings, final norm, head", sizes.outside))
     if request.export:
-        rows.append(Row("one compact layer", max(experts)))
+        rows.append(Row("one compact layer", max(layer.feed_forward(k) for layer, k in layers)))
         rows.append(Row("staging, two layers", STAGING_LAYERS * whole, "prompt"))
     else:
-        rows.append(Row("attention and norms", sum(fixed)))
-        rows.append(Row("experts (kept feed-forward)", sum(experts), note=f"{_share(sizes, kept):.0%} of the neurons"))
+        note = f"{_share(sizes, kept):.0%} of the neurons" + (f", {sets} sets" if sets > 1 else "")
+        rows.append(Row("attention and norms", fixed))
+        rows.append(Row("experts (kept feed-forward)", sets * experts, note=note))
         if request.copies:
             rows.append(Row("one dense layer", whole, "prompt"))
-        elif prunes:
+        elif dense:
             rows.append(Row("staging, two layers", STAGING_LAYERS * dense, "prompt"))
     if request.converts:
         rows.append(Row("conversion buffer", 8 * MIB, "prompt"))
-    activations = sizes.activations(request.prompt_tokens)
+    together = sequences if sets == 1 else 1
+    activations = sizes.activations(request.prompt_tokens, together)
     rows.append(Row("activations of the prompt", activations, "prompt"))
+    waiting = request.waiting + (sets if sets > 1 else 0) * 3 * request.prompt_tokens * sizes.hidden * sizes.item
+    if waiting:
+        rows.append(Row("prompts that wait for a layer", waiting, "prompt"))
     if sizes.steady_heap(request.prompt_tokens):
         rows.append(Row("holes in the heap", activations // 4 + 48 * MIB, "prompt", "measured"))
     if not request.export:
         tokens = request.prompt_tokens + request.max_new_tokens
-        note = f"{request.prompt_tokens} tokens"
-        rows.append(Row("KV cache of the prompt", sizes.cache(request.prompt_tokens), "prompt", note))
-        rows.append(Row("KV cache with the answer", sizes.cache(tokens), "answer", f"{tokens} tokens"))
-        rows.append(Row("activations of a token", sizes.activations(1), "answer"))
-    packed = max(max(layer.per_neuron) * layer.neurons for layer in sizes.layers)  # a product may copy its matrix
+        note = f"{request.prompt_tokens} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
+        rows.append(Row("KV cache of the prompt", sequences * sizes.cache(request.prompt_tokens), "prompt", note))
+        rows.append(Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens"))
+        rows.append(Row("activations of a token", sizes.activations(1, together), "answer"))
+    matrices = [count * block.neurons for layer in sizes.layers for block in layer.blocks for count in block.per_neuron]
+    packed = max(matrices, default=0)  # a product may copy its matrix
     rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
     return tuple(rows)
 
@@ -259,8 +314,16 @@ def _enough(plan: Plan) -> str:
     return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
 
 
-def _share(sizes: ModelSizes, kept: tuple[int, ...]) -> float:
-    return sum(kept) / sum(layer.neurons for layer in sizes.layers)
+def _share(sizes: ModelSizes, kept: Kept) -> float:
+    there = sum(layer.count(layer.whole) for layer in sizes.layers)
+    return sum(layer.count(k) for layer, k in zip(sizes.layers, kept, strict=True)) / max(1, there)
+
+
+def _overall(sparsity: Sparsity, layers: Sequence[LayerPlan]) -> float:
+    """The one that was asked for, or what a list of them comes to."""
+    if isinstance(sparsity, int | float):
+        return float(sparsity)
+    return round(1 - sum(layer.kept for layer in layers) / max(1, sum(layer.neurons for layer in layers)), 4)
 
 
 def _does_not_fit(sizes: ModelSizes, request: Request, plan: Plan, name: str) -> str:

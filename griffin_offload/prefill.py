@@ -1,4 +1,4 @@
-"""The sweep: one pass of the prompt over the layers, which reads each once and leaves its experts behind.
+"""The sweep: one pass over the layers, which reads each once and leaves its experts behind.
 
 For every decoder layer, in order: wait until it is read ► forward ► statistic ► select ► materialise ► release.
 This is the only place that knows the order.
@@ -6,7 +6,8 @@ This is the only place that knows the order.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
@@ -16,9 +17,9 @@ from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
 from .materialize import gather
 from .memory import steady_heap
-from .plan import STAGING_LAYERS
-from .selection import select_experts
-from .skeleton import Layer, Skeleton
+from .plan import STAGING_LAYERS, Kept
+from .selection import Selection, magnitude
+from .skeleton import Block, Layer, Skeleton
 from .weights.arena import Arena
 from .weights.prefetch import Prefetch
 from .weights.reader import Reader
@@ -30,31 +31,48 @@ OnLayer = Callable[[int, int], None]
 class ResidentLayer:
     """What stays of one layer: its tensors by name, those of the neurons with only the kept ones.
 
-    `statistic` (F,), float32, and `experts` (k,), int64, are the prompt's once the layer has passed, if it is pruned.
-    They are taken beforehand: small blocks that stay, taken between activations, would tear the heap into holes.
-    `complete` says that the tensors have been filled, so that another prompt need only read the neurons again."""
+    By block: `kept`, how many; `statistics` (F,) or (E, F), float32, and `experts` (k,) or (E, k), int64, are the
+    prompt's once the layer has passed, if the block is pruned. They are taken beforehand: small blocks that stay,
+    taken between activations, would tear the heap into holes. `complete` says that the tensors have been filled, so
+    that another prompt need only read the neurons again."""
 
     tensors: dict[str, Tensor]
-    kept: int
-    statistic: Tensor
-    experts: Tensor
+    kept: tuple[int, ...]
+    statistics: tuple[Tensor, ...]
+    experts: tuple[Tensor, ...]
     complete: bool = False
 
 
-def resident_layers(skeleton: Skeleton, kept: Sequence[int], device: str) -> list[ResidentLayer]:
-    """Memory for every layer with kept[i] neurons, on the device; nothing is read yet."""
+def resident_layers(skeleton: Skeleton, kept: Kept, device: str) -> list[ResidentLayer]:
+    """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
     sizes = skeleton.sizes()
-    arena = Arena(sizes.resident(tuple(kept)) - sizes.outside, device)
+    arena = Arena(sizes.resident(kept) - sizes.outside, device)
     return [_take_layer(skeleton, layer, k, arena, arena) for layer, k in zip(skeleton.layers, kept, strict=True)]
 
 
-def passing_layers(skeleton: Skeleton, kept: Sequence[int]) -> list[ResidentLayer]:
-    """Memory that layers pass through, each to be used up before the next: for an export. On the CPU."""
+def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
+    """Memory for another prompt's experts beside `layers`; all else is shared with them."""
     sizes = skeleton.sizes().layers
-    fixed = [Arena(max(layer.fixed for layer in sizes)) for _ in range(STAGING_LAYERS)]
+    arena = Arena(sum(size.feed_forward(layer.kept) for size, layer in zip(sizes, layers, strict=True)), device)
+    other = []
+    for layer, resident in zip(skeleton.layers, layers, strict=True):
+        tensors = dict(resident.tensors)
+        for block, k in zip(layer.blocks, resident.kept, strict=True):
+            if k < block.neurons:
+                tensors |= {n: arena.take(tensors[n].shape, tensors[n].dtype) for n in block.rows}
+        statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
+        experts = tuple(torch.zeros_like(chosen) for chosen in resident.experts)
+        other.append(replace(resident, tensors=tensors, statistics=statistics, experts=experts))
+    return other
+
+
+def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[ResidentLayer]:
+    """Memory that layers pass through, each to be used up before the next: for an export, or an evaluation."""
+    sizes = skeleton.sizes().layers
+    fixed = [Arena(max(layer.fixed for layer in sizes), device) for _ in range(STAGING_LAYERS)]
     size = max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True))
-    whole = any(k == layer.neurons for layer, k in zip(sizes, kept, strict=True))  # then the reader writes to it
-    compact = [Arena(size) for _ in range(STAGING_LAYERS if whole else 1)]
+    whole = any(n == k for layer, ks in zip(sizes, kept, strict=True) for n, k in zip(layer.whole, ks, strict=True))
+    compact = [Arena(size, device) for _ in range(STAGING_LAYERS if whole else 1)]  # if whole, the reader writes to it
     layers = []
     for index, (layer, k) in enumerate(zip(skeleton.layers, kept, strict=True)):
         ring = fixed[index % STAGING_LAYERS]
@@ -65,14 +83,18 @@ def passing_layers(skeleton: Skeleton, kept: Sequence[int]) -> list[ResidentLaye
     return layers
 
 
-def _take_layer(skeleton: Skeleton, layer: Layer, kept: int, fixed: Arena, neurons: Arena) -> ResidentLayer:
+def _take_layer(skeleton: Skeleton, layer: Layer, kept: tuple[int, ...], fixed: Arena, neurons: Arena) -> ResidentLayer:
     tensors = {
         name: (fixed if name in layer.fixed else neurons).take(shape, skeleton.dtype)
         for name, shape in skeleton.kept_shapes(layer, kept).items()
     }
-    device = tensors[layer.down].device
-    statistic = torch.zeros(layer.neurons, dtype=torch.float32, device=device)
-    return ResidentLayer(tensors, kept, statistic, torch.arange(kept, device=device))
+    device = next(iter(tensors.values())).device
+    statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
+    experts = tuple(
+        torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
+        for b, k in zip(layer.blocks, kept, strict=True)
+    )
+    return ResidentLayer(tensors, kept, statistics, experts)
 
 
 @dataclass
@@ -83,11 +105,10 @@ class _Staged:
     dense: dict[str, Tensor]
 
 
-class Sweep:
-    """Arms a skeleton's layers; the next forward of the model is the sweep. Use as a context manager.
+class Stream:
+    """The layers of a skeleton, one at a time and in order: `onload(i)`, then `release(i)`. A context manager.
 
-    Raises, from within that forward, NumericError for NaN or infinite activations and what the reader raises.
-    When the last layer has passed, hooks and staging are gone and the model is resident.
+    Raises what the reader raises. `conductor` is told of every layer's forward (see hooks.StreamLayer).
     `on_finished(i)` is called while layer i is whole in its resident memory, before the next layer runs.
     """
 
@@ -102,79 +123,75 @@ class Sweep:
         on_layer: OnLayer | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> None:
-        self.started = False
         self._skeleton, self._layers = skeleton, layers
         self._on_layer, self._on_finished = on_layer, on_finished
         self._staged = self._stage(copies)
         self._steady = steady
         reads = [
-            {skeleton.tensors[layer.prefix + name]: tensor for name, tensor in staged.read.items()}
+            skeleton.reads({layer.prefix + name: tensor for name, tensor in staged.read.items()})
             for layer, staged in zip(skeleton.layers, self._staged, strict=True)
         ]
         self._prefetch = Prefetch(reader, reads, STAGING_LAYERS)
         self._heap = ExitStack()
-        self._observer: ObserveNeurons | None = None
 
-    def __enter__(self) -> "Sweep":
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def open(self, conductor: Any) -> None:
         try:
             if self._steady:
                 self._heap.enter_context(steady_heap())
             self._prefetch.__enter__()
             for index, layer in enumerate(self._skeleton.layers):
-                add_hook_to_module(layer.module, StreamLayer(self, index))
+                add_hook_to_module(layer.module, StreamLayer(conductor, index))
             self._tell(0)
-        except BaseException:  # Ctrl-C: nobody calls __exit__ of what was not entered
+        except BaseException:  # Ctrl-C: nobody closes what was not opened
             self.close()
             raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def close(self) -> None:
-        """Remove the hooks, stop the reader, let the staging go. Harmless when the sweep is done."""
-        self._prefetch.close()
-        if self._observer:
-            self._observer.remove()
-            self._observer = None
+        """Remove the hooks, stop the reader, let the staging go. Harmless when all layers have passed."""
+        self._stop()
         for layer, resident in zip(self._skeleton.layers, self._layers, strict=True):
             remove_hook_from_module(layer.module)
-            self._assign(layer, resident.tensors)
+            self.assign(layer, resident.tensors)
+
+    def _stop(self) -> None:
+        self._prefetch.close()
         self._staged = []
         self._heap.close()
 
-    def onload(self, index: int) -> None:
-        """Before a layer's forward: its weights in place, its statistic observed."""
-        self.started = True
+    def onload(self, index: int) -> dict[str, Tensor]:
+        """A layer's weights in place. Returns what is dense of it, by name."""
         layer, resident, staged = self._skeleton.layers[index], self._layers[index], self._staged[index]
         self._prefetch.wait(index)
         for name, tensor in staged.dense.items():
             if tensor is not staged.read[name]:
                 tensor.copy_(staged.read[name])
-        self._assign(layer, resident.tensors | staged.dense)
-        if resident.kept < layer.neurons:
-            down = layer.module.get_submodule(self._skeleton.entry.down)
-            self._observer = ObserveNeurons(down, resident.statistic.zero_())
+        self.assign(layer, resident.tensors | staged.dense)
+        return staged.dense
 
-    def finish(self, index: int, hidden: Tensor) -> None:
-        """After a layer's forward: its experts chosen and gathered, its buffers given back."""
-        layer, resident, staged = self._skeleton.layers[index], self._layers[index], self._staged[index]
-        if not torch.isfinite(hidden).all():
-            raise NumericError(_what_is_not_finite(self._skeleton, layer, staged.dense))
-        if self._observer:
-            self._observer.remove()
-            self._observer = None
-            resident.experts.copy_(select_experts(resident.statistic, resident.kept))
-            for name in layer.neuron_tensors:
-                gather(staged.dense[name], resident.experts, layer.neuron_axis(name), resident.tensors[name])
-            self._assign(layer, resident.tensors)
+    def release(self, index: int) -> None:
+        """After a layer's forward: its compact weights in place, its buffers given back."""
+        layer, resident = self._skeleton.layers[index], self._layers[index]
+        self.assign(layer, resident.tensors)
         if self._on_finished:
             self._on_finished(index)
         resident.complete = True
         self._prefetch.release()
         if index + 1 == len(self._layers):
-            self.close()
+            self._stop()
         self._tell(index + 1)
+
+    def check(self, index: int, hidden: Tensor) -> None:
+        """Raises NumericError for NaN or infinite activations of layer `index`."""
+        if not torch.isfinite(hidden).all():
+            layer, dense = self._skeleton.layers[index], self._staged[index].dense
+            raise NumericError(_what_is_not_finite(self._skeleton, layer, dense))
+
+    def assign(self, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._skeleton.assign(layer.prefix + name, tensor)
 
     def _stage(self, copies: bool) -> list[_Staged]:
         """Buffers for what is read. Kept whole and on the CPU, a tensor is read straight to where it stays.
@@ -182,9 +199,11 @@ class Sweep:
         `copies`: the forward's tensors are not where the reader can write (a GPU), so that each is copied there."""
         sizes = self._skeleton.sizes().layers
         device = next(iter(self._layers[0].tensors.values())).device.type
-        pruned = any(layer.kept < size.neurons for layer, size in zip(self._layers, sizes, strict=True))
-        dense_size = max(size.feed_forward(size.neurons) for size in sizes) if pruned else 0
-        whole = max(size.fixed + size.feed_forward(size.neurons) for size in sizes)
+        dense_size = max(
+            size.feed_forward(tuple(n if k < n else 0 for n, k in zip(size.whole, layer.kept, strict=True)))
+            for size, layer in zip(sizes, self._layers, strict=True)
+        )
+        whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
         dense_ring = [Arena(dense_size, device) for _ in range(1 if copies else STAGING_LAYERS)]
         host_ring = [Arena(whole) for _ in range(STAGING_LAYERS)] if copies else []
         staged = []
@@ -192,11 +211,12 @@ class Sweep:
             dense_arena = dense_ring[index % len(dense_ring)]
             dense_arena.rewind()
             dense = {} if resident.complete else {name: resident.tensors[name] for name in layer.fixed}
-            for name in layer.neuron_tensors:
-                if resident.kept < layer.neurons:
-                    dense[name] = dense_arena.take(self._skeleton.shapes[layer.prefix + name], self._skeleton.dtype)
-                elif not resident.complete:
-                    dense[name] = resident.tensors[name]
+            for block, kept in zip(layer.blocks, resident.kept, strict=True):
+                for name in block.rows:
+                    if kept < block.neurons:
+                        dense[name] = dense_arena.take(self._skeleton.shapes[layer.prefix + name], self._skeleton.dtype)
+                    elif not resident.complete:
+                        dense[name] = resident.tensors[name]
             read = dense
             if copies:
                 host = host_ring[index % STAGING_LAYERS]
@@ -205,30 +225,113 @@ class Sweep:
             staged.append(_Staged(read, dense))
         return staged
 
-    def _assign(self, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            self._skeleton.assign(layer.prefix + name, tensor)
-
     def _tell(self, done: int) -> None:
         if self._on_layer:
             self._on_layer(done, len(self._layers))
 
 
+class Pruner:
+    """Chooses and gathers the experts of one prompt (or of one batch, together), layer by layer.
+
+    `weights` (B T,), float32: what each token counts (see neuron_statistic)."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        layers: Sequence[ResidentLayer],
+        selection: Selection,
+        weights: Tensor | None = None,
+    ) -> None:
+        self._skeleton, self._layers = skeleton, layers
+        self._selection, self._weights = selection, weights
+        self._observers: list[ObserveNeurons] = []
+
+    def begin(self, index: int) -> None:
+        """Before a layer's forward over the prompt: observe its z."""
+        layer, resident = self._skeleton.layers[index], self._layers[index]
+        for block, kept, total in zip(layer.blocks, resident.kept, resident.statistics, strict=True):
+            if kept < block.neurons:
+                pieces = self._skeleton.pieces_of(layer, block)
+                self._observers.append(ObserveNeurons(layer.module, block.path, total.zero_(), self._weights, pieces))
+
+    def end(self, index: int, dense: Mapping[str, Tensor]) -> None:
+        """After it: choose, and copy the experts from the dense weights to where they stay."""
+        self.stop()
+        layer, resident = self._skeleton.layers[index], self._layers[index]
+        for block, kept, total, experts in zip(
+            layer.blocks, resident.kept, resident.statistics, resident.experts, strict=True
+        ):
+            if kept < block.neurons:
+                experts.copy_(self._selection.choose(total, kept, index, lambda: block_magnitude(block, dense)))  # noqa: B023
+                for name, rows in block.rows.items():
+                    gather(dense[name], rows.index(experts), rows.axis, resident.tensors[name])
+
+    def stop(self) -> None:
+        while self._observers:
+            self._observers.pop().remove()
+
+
+class Sweep:
+    """Arms a skeleton's layers; the next forward of the model is the sweep. Use as a context manager.
+
+    Raises, from within that forward, NumericError for NaN or infinite activations and what the reader raises.
+    When the last layer has passed, hooks and staging are gone and the model is resident.
+    """
+
+    def __init__(self, stream: Stream, pruner: Pruner) -> None:
+        self.started = False
+        self._stream, self._pruner = stream, pruner
+        self._dense: Mapping[str, Tensor] = {}
+
+    def __enter__(self) -> "Sweep":
+        self._stream.open(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pruner.stop()
+        self._stream.close()
+
+    def enter(self, index: int) -> None:
+        self.started = True
+        self._dense = self._stream.onload(index)
+        self._pruner.begin(index)
+
+    def leave(self, index: int, hidden: Tensor) -> None:
+        self._stream.check(index, hidden)
+        self._pruner.end(index, self._dense)
+        self._dense = {}
+        self._stream.release(index)
+        if index + 1 == len(self._stream):
+            self._stream.close()
+
+
 def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
-    """Read embeddings, final norm and head to the device. Raises NumericError for NaN or infinite weights."""
+    """Read embeddings, final norm and head to the device, and buffers that a checkpoint holds.
+
+    Raises NumericError for NaN or infinite weights."""
     arena = Arena(skeleton.sizes().outside)
     tensors = {name: arena.take(skeleton.shapes[name], skeleton.dtype) for name in skeleton.outside}
-    reader.read({skeleton.tensors[name]: tensor for name, tensor in tensors.items()})
+    buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in skeleton.buffers.items()}
+    reader.read(skeleton.reads(tensors | buffers))
     for name, tensor in tensors.items():
         _check_finite(skeleton, name, tensor)
         skeleton.assign(name, tensor.to(device))
+    for name, buffer in buffers.items():
+        skeleton.model.get_buffer(name).copy_(buffer)
+
+
+def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
+    """(F,) or (E, F), float32, of a block's dense weights."""
+    matrices = [name for name in block.rows if name != block.down and dense[name].ndim > 1 + bool(block.routed)]
+    return magnitude([part for name in matrices for part in block.rows[name].split(dense[name])])
 
 
 def _check_finite(skeleton: Skeleton, name: str, tensor: Tensor) -> None:
     for piece in tensor.view(-1).split(2**18):
         if not torch.isfinite(piece).all():
             way_out = "; try --dtype bfloat16 or float32" if skeleton.dtype == torch.float16 else ""
-            raise NumericError(f"{skeleton.tensors[name].file}: {name} holds NaN or infinite weights{way_out}")
+            file = skeleton.pieces[name][0].info.file
+            raise NumericError(f"{file}: {name} holds NaN or infinite weights{way_out}")
 
 
 def _what_is_not_finite(skeleton: Skeleton, layer: Layer, dense: Mapping[str, Tensor]) -> str:

@@ -76,7 +76,7 @@ class Report:
                 "budget_bytes": self.plan.budget,
             },
             "io": {"checkpoint_bytes": self.checkpoint_bytes, "bytes_read": self.bytes_read},
-            "experts": {"kept_per_layer": list(self.plan.kept), "layers": len(self.plan.layers)},
+            "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
         }
 
     def rows(self) -> list[tuple[str, str]]:

@@ -1,60 +1,121 @@
 """A model without weights: transformers' own modules on `meta`, and which parameter is read from which tensor."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 
-from .architecture import FeedForward, feed_forward
+from .architecture import Architecture, Experts, FeedForward, architecture
 from .cache import windows
 from .errors import CheckpointError, UnsupportedArchitecture
-from .plan import LayerSizes, ModelSizes
+from .hooks import Pieces, RoutedExperts
+from .plan import BlockSizes, LayerSizes, ModelSizes
+from .structure import find_structure
 from .weights.arena import padded
-from .weights.checkpoint import Checkpoint, TensorInfo
+from .weights.checkpoint import Checkpoint, Piece, TensorInfo
+from .weights.conversion import pieces
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a block's neurons lie in one of its parameters: along `axis`, counted within one routed expert.
+
+    `halves`: gate and up in one, the neurons of gate before those of up, or the two of a neuron side by side."""
+
+    axis: int
+    neurons: int
+    halves: bool = False
+    interleaved: bool = False
+
+    def index(self, experts: Tensor) -> Tensor:
+        """Indices along the axis: experts (..., k) -> (..., k) or (..., 2 k)."""
+        if not self.halves:
+            return experts
+        if self.interleaved:
+            return torch.stack([2 * experts, 2 * experts + 1], dim=-1).flatten(-2)
+        return torch.cat([experts, experts + self.neurons], dim=-1)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        """A weight with the neurons as rows: (..., F, D), or gate's and up's."""
+        rows = weight.transpose(-1, -2) if self.axis == 1 else weight
+        if not self.halves:
+            return [rows]
+        if self.interleaved:
+            return [rows[..., ::2, :], rows[..., 1::2, :]]
+        return [rows[..., : self.neurons, :], rows[..., self.neurons :, :]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A feed-forward block of a layer. `path`: its down module, whose input is z, or the module of routed experts.
+
+    `neurons` F, of each of the `routed` experts (0: a plain block). `rows`: its parameters, named within the layer.
+    `size`: the config's name for F; '' where there is none."""
+
+    path: str
+    neurons: int
+    routed: int
+    rows: Mapping[str, Rows]
+    down: str
+    size: str = ""
+
+    @property
+    def statistic_shape(self) -> tuple[int, ...]:
+        return (self.routed, self.neurons) if self.routed else (self.neurons,)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: parameter names relative to it. `up` has neurons as rows (dim 0), `down` as columns."""
+    """One decoder layer: parameter names relative to it. `fixed`: those that have no neurons."""
 
     module: nn.Module
     prefix: str
-    up: tuple[str, ...]
-    down: str
+    blocks: tuple[Block, ...]
     fixed: tuple[str, ...]
-    neurons: int
 
     @property
     def neuron_tensors(self) -> tuple[str, ...]:
-        return (*self.up, self.down)
+        return tuple(name for block in self.blocks for name in block.rows)
 
-    def neuron_axis(self, name: str) -> int:
-        return 1 if name == self.down else 0
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Neurons of each block: `kept` of a layer that is not pruned."""
+        return tuple(block.neurons for block in self.blocks)
 
 
 class Skeleton:
     """A model on meta, cut into decoder layers and what is outside them."""
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        """Raises UnsupportedArchitecture for a model type without an entry in `architecture.py`."""
+    def __init__(self, config: Any, dtype: torch.dtype, entry: Architecture | None = None) -> None:
+        """`entry`: default the model type's, or what its structure says; then it wants a probe.
+
+        Raises UnsupportedArchitecture for a type that is refused, or whose layers are not found."""
         self.config, self.dtype = config, dtype
-        self.entry: FeedForward = feed_forward(config.model_type)
+        listed = entry or architecture(config.model_type)
+        if not listed and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UnsupportedArchitecture(
+                f"model type {config.model_type!r} is not supported: it is no causal language model of transformers"
+            )
         if getattr(config, "quantization_config", None):
             raise UnsupportedArchitecture(
                 "the checkpoint is quantised (quantization_config in config.json); use the original weights"
             )
         with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are small and computed
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole head's weight.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
         self.layers = [self._layer(i, m) for i, m in enumerate(self.model.get_submodule(self.entry.layers))]
         self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
         self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
-        self.tensors: Mapping[str, TensorInfo] = {}
+        self.pieces: Mapping[str, Sequence[Piece]] = {}
         self.aliases: Mapping[str, str] = self.tied
 
     def to_device(self, device: str) -> None:
@@ -64,14 +125,18 @@ class Skeleton:
                 module._buffers[name] = buffer.to(device)
 
     def bind(self, checkpoint: Checkpoint) -> None:
-        """Find every parameter's tensor. Raises CheckpointError for what is missing or does not fit."""
-        persistent = self.model.state_dict().keys() - self.shapes.keys()
-        if persistent:
-            raise UnsupportedArchitecture(
-                f"{self.config.model_type} keeps buffers in its checkpoint: {min(persistent)}"
-            )
-        matched = checkpoint.match(self.shapes, self.tied, self.model.base_model_prefix)
-        self.tensors, self.aliases = matched.tensors, matched.aliases
+        """Find every parameter's tensors. Raises CheckpointError for what is missing or does not fit."""
+        needed = self.shapes | {name: tuple(buffer.shape) for name, buffer in self.buffers.items()}
+        matched = checkpoint.match(needed, self.tied, pieces(self.model, checkpoint, needed))
+        self.pieces, self.aliases = matched.pieces, matched.aliases
+
+    def reads(self, tensors: Mapping[str, Tensor]) -> dict[TensorInfo, Tensor]:
+        """Where the files' tensors go to fill parameters (or buffers), given by name."""
+        return {
+            piece.info: tensor[piece.place] if piece.place else tensor
+            for name, tensor in tensors.items()
+            for piece in self.pieces[name]
+        }
 
     @property
     def inside(self) -> list[str]:
@@ -89,16 +154,25 @@ class Skeleton:
         parameter = nn.Parameter(tensor, requires_grad=False)
         for owner in (name, *(alias for alias, source in self.aliases.items() if source == name)):
             path, _, attribute = owner.rpartition(".")
-            self.model.get_submodule(path).register_parameter(attribute, parameter)
+            module = self.model.get_submodule(path)
+            module.register_parameter(attribute, parameter)
+            if isinstance(module, Conv1D) and attribute == "weight":
+                module.nf = tensor.shape[1]  # it shapes its output by this number, not by the weight
 
-    def kept_shapes(self, layer: Layer, kept: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of a layer's parameters when `kept` of its neurons stay."""
+    def kept_shapes(self, layer: Layer, kept: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Shapes of a layer's parameters when kept[b] of the neurons of its block b stay."""
         shapes = {name: self.shapes[layer.prefix + name] for name in layer.fixed}
-        for name in layer.neuron_tensors:
-            axis = layer.neuron_axis(name)
-            shape = self.shapes[layer.prefix + name]
-            shapes[name] = (*shape[:axis], kept, *shape[axis + 1 :])
+        for block, k in zip(layer.blocks, kept, strict=True):
+            for name, rows in block.rows.items():
+                shape = list(self.shapes[layer.prefix + name])
+                shape[rows.axis + bool(block.routed)] = 2 * k if rows.halves else k
+                shapes[name] = tuple(shape)
         return shapes
+
+    def pieces_of(self, layer: Layer, block: Block) -> Pieces | None:
+        """What cuts a long prompt into pieces around a block; None where the layer has no module for that."""
+        owner, _, rest = block.path.partition(".")
+        return layer.module.get_submodule(owner).forward if rest else None
 
     def unload(self, names: Iterable[str] | None = None) -> None:
         """Parameters (all, if none are named) back to meta, so that the memory behind them may go."""
@@ -111,6 +185,7 @@ class Skeleton:
         item = self.dtype.itemsize
         table = self._name_of(self.model.get_input_embeddings().weight)
         head = self._name_of(self.model.get_output_embeddings().weight)
+        looks_back = windows(self.config)
         tied = self.aliases.get(head) == table or self.aliases.get(table) == head
         return ModelSizes(
             outside=sum(padded(_count(self.shapes[name]) * item) for name in self.outside),
@@ -119,20 +194,21 @@ class Skeleton:
             item=item,
             hidden=self.config.hidden_size,
             vocabulary=self.config.vocab_size,
-            heads=self.config.num_attention_heads * _head_size(self.config),
-            cache_per_token=tuple(self._cache_row() for _ in self.layers),
-            windows=windows(self.config),
-            context=self.config.max_position_embeddings,
+            heads=max(config.num_attention_heads * _head_size(config) for config in _layer_configs(self.config)),
+            cache_per_token=(self._cache_row(),) * len(looks_back),
+            windows=looks_back,
+            context=context_length(self.config),
         )
 
     def _layer(self, index: int, module: nn.Module) -> Layer:
-        ups = {f"{path}.{p}" for path in self.entry.up for p, _ in module.get_submodule(path).named_parameters()}
-        down = f"{self.entry.down}.weight"
-        names = [name for name, _ in module.named_parameters()]
-        fixed = tuple(name for name in names if name not in ups and name != down)
-        up = tuple(name for name in names if name in ups)
-        neurons = int(module.get_parameter(down).shape[1])
-        return Layer(module, f"{self.entry.layers}.{index}.", up, down, fixed, neurons)
+        found = [(_find_block(module, block), size) for block, size in self.entry.blocks.items()]
+        blocks = tuple(replace(block, size=size) for block, size in found if block)
+        in_blocks = {name for block in blocks for name in block.rows}
+        fixed = tuple(name for name, _ in module.named_parameters() if name not in in_blocks)
+        for owner in {block.path.split(".")[0] for block in blocks if "." in block.path}:
+            feed_forward = module.get_submodule(owner)
+            feed_forward.forward = Pieces(feed_forward.forward)
+        return Layer(module, f"{self.entry.layers}.{index}.", blocks, fixed)
 
     def _layer_sizes(self, layer: Layer) -> LayerSizes:
         def size(name: str) -> int:
@@ -140,17 +216,59 @@ class Skeleton:
 
         return LayerSizes(
             fixed=sum(padded(size(name)) for name in layer.fixed),
-            neurons=layer.neurons,
-            per_neuron=tuple(size(name) // layer.neurons for name in layer.neuron_tensors),
+            blocks=tuple(
+                BlockSizes(block.neurons, max(1, block.routed), tuple(size(n) // block.neurons for n in block.rows))
+                for block in layer.blocks
+            ),
         )
 
     def _name_of(self, parameter: Tensor) -> str:
         return str(next(n for n, p in self.model.named_parameters(remove_duplicate=False) if p is parameter))
 
     def _cache_row(self) -> int:
-        """Bytes of keys and values that one token leaves in one layer."""
-        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        return 2 * int(heads) * _head_size(self.config) * self.dtype.itemsize
+        """Bytes of keys and values that one token leaves in one layer, at most: as wide as the wider of the two."""
+        row = max(_key_value_heads(config) * _key_size(config) for config in _layer_configs(self.config))
+        return 2 * row * self.dtype.itemsize
+
+
+def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
+    """The block of a layer, if it has it."""
+    try:
+        if isinstance(block, Experts):
+            return _routed(layer.get_submodule(block.path), block.path)
+        down = layer.get_submodule(block.down)
+        ups = {path: layer.get_submodule(path) for path in block.up}
+    except AttributeError:
+        return None
+    flipped = isinstance(down, Conv1D)  # GPT-2's: its weight is (in, out)
+    neurons = int(down.weight.shape[0 if flipped else 1])
+    rows = {}
+    for path, module in ups.items():
+        for name, parameter in module.named_parameters():
+            axis = 1 if flipped and parameter.ndim == 2 else 0
+            rows[f"{path}.{name}"] = Rows(axis, neurons, block.halves)
+    name = f"{block.down}.weight"
+    rows[name] = Rows(0 if flipped else 1, neurons)
+    return Block(block.down, neurons, 0, rows, name)
+
+
+def _routed(module: nn.Module, path: str) -> Block:
+    """Routed experts: gate_up_proj (E, 2F, D) or up_proj (E, F, D), and down_proj (E, D, F); or each transposed."""
+    names = dict(module.named_parameters())
+    if not hasattr(module, "is_concatenated") or "down_proj" not in names or module.has_post_expert_norm:
+        raise UnsupportedArchitecture(f"{type(module).__name__} holds its routed experts in a form that is not known")
+    module.forward = RoutedExperts(module)
+    routed, _, _ = names["down_proj"].shape
+    neurons = int(names["down_proj"].shape[1 if module.is_transposed else 2])
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    rows = {}
+    for name in (up, f"{up}_bias", "down_proj"):
+        if name in names:
+            across = name != "down_proj" and module.is_transposed and names[name].ndim == 3
+            axis = int(not module.is_transposed) if name == "down_proj" else int(across)
+            halves = name != "down_proj" and module.has_gate
+            rows[f"{path}.{name}"] = Rows(axis, neurons, halves, halves and not module.is_concatenated)
+    return Block(path, neurons, int(routed), rows, f"{path}.down_proj")
 
 
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -166,6 +284,38 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
         raise CheckpointError(f"{checkpoint.folder} holds no tensors")
     dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
     return torch.float32 if dtype == torch.float64 else dtype
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model reads at most; where positions are not counted (ALiBi), what it was trained on, or 2048."""
+    names = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
+    return next((int(n) for name in names if (n := getattr(config, name, None)) is not None), 2048)
+
+
+def _layer_configs(config: Any) -> Sequence[Any]:
+    """Some types have sizes that differ by layer, and then raise for them on the whole model's config."""
+    return getattr(config, "per_layer_config", None) or [config]
+
+
+def _key_value_heads(config: Any) -> int:
+    heads = int(config.num_attention_heads)
+    if getattr(config, "kv_lora_rank", None):
+        return 1  # DeepSeek's latent keys and values
+    if getattr(config, "new_decoder_architecture", False):
+        return heads  # Falcon's, cached as spread over the heads
+    if getattr(config, "multi_query", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads")
+    shared = next((int(n) for name in names if (n := getattr(config, name, None))), heads)
+    return 2 * shared if config.model_type == "mimo_v2_flash" else shared  # in its sliding layers
+
+
+def _key_size(config: Any) -> int:
+    """Elements of a key or value of one head: the widest of a model's."""
+    if latent := getattr(config, "kv_lora_rank", None):
+        return max(int(latent), int(config.qk_rope_head_dim))
+    names = ("v_head_dim", "global_head_dim", "swa_head_dim")
+    return max(_head_size(config), *(int(getattr(config, name, None) or 0) for name in names))
 
 
 def _head_size(config: Any) -> int:

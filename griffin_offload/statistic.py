@@ -9,15 +9,18 @@ from torch import Tensor
 CHUNK = 256  # tokens in float32 at a time, so that a long prompt adds little memory
 
 
-def neuron_statistic(z: Tensor) -> Tensor:
+def neuron_statistic(z: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum over tokens of squared row-normalised activations: z (..., T, F), any float dtype -> (F,), float32.
 
     Additive over chunks of the prompt. Its square root is the paper's s; the order is the same.
-    An all-zero token (ReLU) adds 0, not NaN; every other token adds 1 to the sum over neurons.
+    An all-zero token (ReLU) adds 0, not NaN; every other token adds its weight (as many as tokens, float32; 0 for
+    padding, 1 over a sample's length in a batch where samples count equally; default 1) to the sum over neurons.
     """
     total = torch.zeros(z.shape[-1], dtype=torch.float32, device=z.device)
-    for chunk in z.reshape(-1, z.shape[-1]).split(CHUNK):
+    tokens = z.reshape(-1, z.shape[-1])
+    shares = [None] * (-(-len(tokens) // CHUNK)) if weights is None else weights.reshape(-1).split(CHUNK)
+    for chunk, share in zip(tokens.split(CHUNK), shares, strict=True):
         rows = chunk.float()
         rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        total += rows.square_().sum(dim=0)
+        total += rows.square_().sum(dim=0) if share is None else share @ rows.square_()
     return total

@@ -9,7 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
 import pytest
 import torch
 import transformers
-from tiny import TINY, tiny_checkpoint
+from tiny import COMMON, TINY, tiny_checkpoint
 
 _REAL_CACHE = os.environ.get("GRIFFIN_CACHE")
 
@@ -30,10 +30,16 @@ def _own_cache(request: pytest.FixtureRequest, test_cache: Path, monkeypatch: py
         monkeypatch.setenv("GRIFFIN_CACHE", str(test_cache))
 
 
-@pytest.fixture(scope="session", params=TINY)
+@pytest.fixture(scope="session", params=COMMON)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint of each architecture in turn; its folder is named by the model type."""
+    """A tiny checkpoint of each common architecture in turn; its folder is named by the model type."""
     return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / request.param, request.param)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of every architecture in turn."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("every") / request.param, request.param)
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from tiny import UNSUPPORTED, text_paragraph, tiny_checkpoint, tiny_prompt
+from tiny import text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import LogitsProcessor
 
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
-from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError, UnsupportedArchitecture
+from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError
 from griffin_offload.memory import bytes_read
 from griffin_offload.units import MIB
 
@@ -50,7 +50,7 @@ def assert_equals_oracle(folder: Path, prompt: list[int], sparsity: float, engin
     expected, expected_logits = oracle.masked_generate(model, prompt, experts, tokens)
     generation, logits = greedy(engine, prompt, sparsity, tokens)
     if sparsity:
-        assert [layer.experts.tolist() for layer in engine._layers] == [e.tolist() for e in experts]
+        assert [layer.experts[0].tolist() for layer in engine._layers] == [e.tolist() for e in experts]
     assert generation.token_ids == expected
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
 
@@ -134,8 +134,8 @@ def test_options_that_generate_refuses(tmp_path: Path) -> None:
     for options in ({"temperature": -1.0, "do_sample": True}, {"no_such_option": 1}, {"num_beams": 2}):
         with pytest.raises(OptionError):
             engine.generate(tiny_prompt(), max_new_tokens=2, **options)
-    for sparsity in (-0.1, 1.0, float("nan")):
-        with pytest.raises(OptionError, match=r"outside \[0, 1\)"):
+    for sparsity in (-0.1, 1.01, float("nan")):
+        with pytest.raises(OptionError, match=r"outside \[0, 1\]"):
             engine.generate(tiny_prompt(), sparsity=sparsity)
     with pytest.raises(OptionError, match="at least 1"):
         engine.generate(tiny_prompt(), max_new_tokens=0)
@@ -216,12 +216,6 @@ def test_stop_string(tmp_path: Path) -> None:
     assert len(generation.token_ids) < 30
     assert whole.text.startswith(generation.text)
     assert stop in generation.text
-
-
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_an_unsupported_type_is_named_with_the_supported_ones(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UnsupportedArchitecture, match=rf"'{kind}'.*supported: .*gemma.*llama"):
-        Engine(tiny_checkpoint(tmp_path / "m", kind))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tiny import tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from griffin_offload import models
-from griffin_offload.architecture import FEED_FORWARD
+from griffin_offload.architecture import ARCHITECTURES
 from griffin_offload.errors import CheckpointError, FetchError, ModelNotFound
 from griffin_offload.models import CATALOGUE, CatalogueModel, Wheel
 from griffin_offload.sources import wheels
@@ -41,7 +41,7 @@ def test_every_entry_describes_the_model_that_it_names(model: CatalogueModel) ->
     one, two = (_parameters(model.config | {"num_hidden_layers": layers}) for layers in (1, 2))
     assert one + (model.config["num_hidden_layers"] - 1) * (two - one) == model.parameters
     assert model.bytes == 2 * model.parameters
-    assert model.config["model_type"] in FEED_FORWARD
+    assert model.config["model_type"] in ARCHITECTURES
     assert re.fullmatch(r"[a-z0-9.-]+", model.alias)
     assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub_id)
     assert model.licence

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 ORDER = """
 errors units memory architecture statistic selection
 sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf models
-weights.arena weights.checkpoint weights.reader weights.writer weights.prefetch
-cache folder plan skeleton fit materialize hooks prefill export report engine chat
+weights.arena weights.checkpoint weights.conversion weights.reader weights.writer weights.prefetch
+allocation cache folder hooks plan structure skeleton fit materialize prefill probe lockstep export report engine chat
 evaluation.perplexity
 """.split()  # noqa: SIM905
 CLI = Path(__file__).parent.parent / "cli"

@@ -8,66 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_types import BOS_ID, COMMON, CONTEXT, EOS_ID, PAD_ID, TINY, UNSUPPORTED, VOCAB  # noqa: F401
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-VOCAB, CONTEXT = 300, 256
 BOS, EOS, PAD, START = "<s>", "<|end|>", "<pad>", "<|start|>"
 SPECIALS = [PAD, BOS, EOS, START]  # ids 0, 1, 2, 3
-PAD_ID, BOS_ID, EOS_ID, START_ID = range(4)
-
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": CONTEXT,
-    "pad_token_id": PAD_ID,
-    "bos_token_id": BOS_ID,
-    "eos_token_id": EOS_ID,
-}
-_GATED = {**_SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
-_WINDOW = 16  # shorter than most prompts, so that the sliding cache really slides
-
-# Ties are stated as the published models of the type have them.
-TINY: dict[str, dict[str, Any]] = {
-    "llama": {**_GATED, "tie_word_embeddings": False},
-    "mistral": {**_GATED, "tie_word_embeddings": False, "sliding_window": _WINDOW},
-    "gemma": {**_GATED, "tie_word_embeddings": True, "head_dim": 8},
-    "gemma2": {
-        **_GATED,
-        "tie_word_embeddings": True,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": _WINDOW,
-        "layer_types": [_SLIDING, _FULL, _SLIDING],
-    },
-    "gemma3_text": {
-        **_GATED,
-        "tie_word_embeddings": True,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": _WINDOW,
-        "layer_types": [_SLIDING, _SLIDING, _FULL],
-    },
-    "qwen2": {**_GATED, "tie_word_embeddings": True},
-    "qwen3": {**_GATED, "tie_word_embeddings": True, "head_dim": 16},
-    "opt": {**_SIZES, "tie_word_embeddings": True, "ffn_dim": 64},
-    "phi": {**_GATED, "tie_word_embeddings": False, "intermediate_size": 64, "partial_rotary_factor": 0.5},
-    "olmo2": {**_GATED, "tie_word_embeddings": False},
-    "granite": {**_GATED, "tie_word_embeddings": True, "attention_multiplier": 8**-0.5, "residual_multiplier": 0.7},
-    "smollm3": {**_GATED, "tie_word_embeddings": True, "no_rope_layer_interval": 2},
-    "stablelm": {**_GATED, "tie_word_embeddings": False, "partial_rotary_factor": 0.5},
-    "starcoder2": {**_GATED, "tie_word_embeddings": True, "intermediate_size": 64},
-    "arcee": {**_GATED, "tie_word_embeddings": False, "intermediate_size": 64},
-}
-
-# Gate and up are one fused matrix, or there are several feed-forward blocks to a layer.
-UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "phi3": {**_GATED, "tie_word_embeddings": False},
-    "mixtral": {**_GATED, "tie_word_embeddings": False, "num_local_experts": 4, "num_experts_per_tok": 2},
-}
+START_ID = SPECIALS.index(START)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -78,7 +25,7 @@ CHAT_TEMPLATE = (
 
 def tiny_checkpoint(
     folder: Path,
-    model_type: str,
+    name: str,
     *,
     tied: bool | None = None,
     shards: int = 1,
@@ -87,14 +34,14 @@ def tiny_checkpoint(
     chat: bool = False,
     **overrides: Any,
 ) -> Path:
-    """Write a random model of `model_type` (a key of TINY or UNSUPPORTED) with its tokenizer; return `folder`.
+    """Write a random model, `name` a key of TINY or UNSUPPORTED, with its tokenizer; return `folder`.
 
     tied None keeps what TINY says; `overrides` go to the config. More than one shard comes with an index;
     their number is exact or a ValueError."""
-    kwargs = {**(TINY | UNSUPPORTED)[model_type], **overrides}
+    kwargs = {"model_type": name, **(TINY | UNSUPPORTED)[name], **overrides}
     if tied is not None:
         kwargs["tie_word_embeddings"] = tied
-    config = AutoConfig.for_model(model_type, **kwargs)
+    config = AutoConfig.for_model(**kwargs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -141,6 +88,11 @@ def tiny_prompt(tokens: int = 48, seed: int = 0) -> list[int]:
     return [BOS_ID, *ids.tolist()]
 
 
+# Parameters and buffers: where attention looks at; what is added to a router's scores, what scales a layer of Gemma 4.
+_SHARP = ("embed_positions.weight", "wpe.weight", "q_norm.weight", "k_norm.weight")
+_SMALL = ("correction_bias", "expert_bias", "layer_scalar")
+
+
 @torch.no_grad()
 def _randomise(model: PreTrainedModel) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -148,19 +100,26 @@ def _randomise(model: PreTrainedModel) -> None:
         if parameter is embedding.weight:
             # Gemma multiplies embeddings by a scale of its own: share it between the input and the tied head.
             parameter.normal_(std=0.5 * float(getattr(embedding, "embed_scale", 1.0)) ** -0.5)
-        elif name.endswith(("embed_positions.weight", "q_norm.weight", "k_norm.weight")):
+        elif name.endswith(_SHARP):
             parameter.normal_(std=2)  # attention that looks somewhere: an average of all tokens repeats one word
+        elif name.endswith(_SMALL):
+            parameter.normal_(mean=parameter.mean().item(), std=0.1)  # more would leave experts without a token
         elif parameter.ndim > 1:
             parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
-        elif name.endswith("norm.weight"):
+        elif name.endswith("weight"):  # a norm's
             parameter.normal_(std=1)  # of both signs: with a tied head, ones would repeat the last token
         else:
             parameter.normal_(std=0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith(_SMALL):
+            buffer.normal_(mean=buffer.mean().item(), std=0.1)
     head.weight[: len(SPECIALS)] *= 0.05
+    if embedding.padding_idx is not None:
+        embedding.weight[embedding.padding_idx] = 0  # from_pretrained puts zeros there for some types
 
 
 def _save(model: PreTrainedModel, folder: Path, shards: int) -> None:
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    total = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     for size in range(total // shards, 2 * total, max(1, total // 50)):
         model.save_pretrained(folder, max_shard_size=size)
         written = len(list(folder.glob("*.safetensors")))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..architecture import feed_forward
+from ..architecture import architecture
 from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
 from ..units import format_bytes
 
@@ -79,7 +79,7 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
         info, revision = _info(api, hub_id, None), "main"
         model_type = (info.config or {}).get("model_type")
         if model_type:
-            feed_forward(model_type)  # refuse before many gigabytes come
+            architecture(model_type)  # refuse before many gigabytes come
         if not _has_weights(info):
             info, revision = _converted_by_the_hub(api, hub_id)
         cache = Path(constants.HF_HUB_CACHE)

@@ -80,14 +80,15 @@ class Checkpoint:
                 raise CheckpointError(f"{folder / INDEX} says that {tensor} is in {name}, but it is not there")
         return cls(folder, tensors, total)
 
-    def match(self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], prefix: str) -> "Matched":
-        """Which tensor each of a model's parameters is read from.
+    def match(
+        self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
+    ) -> "Matched":
+        """Which tensors each of a model's parameters is read from.
 
-        `shapes`: what the model needs; `tied`: parameter -> the one whose memory it shares; `prefix`: the base
-        model's name, which some checkpoints leave out. A tied parameter that the checkpoint holds as well is read,
-        since the two may differ. Raises CheckpointError for what is missing or has another shape or dtype.
+        `shapes`: what the model needs; `tied`: parameter -> the one whose memory it shares; `found`: what the files
+        hold. A tied parameter that the checkpoint holds as well is read, since the two may differ. Raises
+        CheckpointError for what is missing or has another shape or dtype.
         """
-        found = {name: info for name in shapes if (info := self._find(name, prefix))}
         aliases = {}
         for target, source in tied.items():
             if source in found and target not in found:
@@ -98,30 +99,44 @@ class Checkpoint:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds")
-        for name, info in found.items():
-            if info.shape != tuple(shapes[name]):
+        for name, pieces in found.items():
+            whole = torch.empty(shapes[name], device="meta")
+            for piece in pieces:
+                self._check(piece, name, whole)
+            if sum(math.prod(piece.info.shape) for piece in pieces) != whole.numel():
                 raise CheckpointError(
-                    f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(shapes[name])}"
-                )
-            if info.dtype not in WEIGHT_DTYPES:
-                raise CheckpointError(
-                    f"{info.file}: {info.name} is {info.dtype}, a quantised checkpoint; "
-                    "use the original in bfloat16, float16 or float32"
+                    f"{self.folder}: {name} {list(shapes[name])} is not all there: {len(pieces)} parts"
                 )
         return Matched(found, aliases)
 
-    def _find(self, name: str, prefix: str) -> TensorInfo | None:
-        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-            if candidate in self.tensors:
-                return self.tensors[candidate]
-        return None
+    def _check(self, piece: "Piece", name: str, whole: torch.Tensor) -> None:
+        info, place = piece.info, piece.place
+        inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
+        asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
+        if info.shape != asked:
+            raise CheckpointError(
+                f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(asked)}"
+            )
+        if info.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{info.file}: {info.name} is {info.dtype}, a quantised checkpoint; "
+                "use the original in bfloat16, float16 or float32"
+            )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a file, and its place inside a parameter: an index of the leading dimensions, () for all of it."""
+
+    info: TensorInfo
+    place: tuple[int | slice, ...] = ()
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A model's parameters: those read from the checkpoint, and those that share the memory of one that is."""
+    """A model's parameters: what those read from the checkpoint are made of, and those that share memory with one."""
 
-    tensors: Mapping[str, TensorInfo]
+    pieces: Mapping[str, list[Piece]]
     aliases: Mapping[str, str]
 
 

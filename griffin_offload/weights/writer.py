@@ -21,15 +21,25 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class CheckpointWriter:
-    """A checkpoint of `shapes` (in this order) in one dtype, below `folder`. Raises OSError where the disk does.
+    """A checkpoint of `shapes` (in this order) below `folder`. Raises OSError where the disk does.
+
+    In one dtype, but for tensors (buffers, usually) that `others` names.
 
     Use as a context manager; leaving it without an error checks that every tensor was written, and writes the index.
     """
 
-    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, shard: int = SHARD):
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        shard: int = SHARD,
+        others: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
         self.bytes = 0
-        self._folder, self._dtype = folder, dtype
-        self._sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+        self._folder = folder
+        self._dtypes = {name: (others or {}).get(name, dtype) for name in shapes}
+        self._sizes = {name: math.prod(shape) * self._dtypes[name].itemsize for name, shape in shapes.items()}
         groups = _group(self._sizes, shard)
         names = (
             [SINGLE]
@@ -67,8 +77,8 @@ class CheckpointWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a tensor, contiguous and of the shape announced, in its place."""
         fd, offset = self._place.pop(name)
-        assert tensor.dtype == self._dtype
-        assert tensor.numel() * self._dtype.itemsize == self._sizes[name]
+        assert tensor.dtype == self._dtypes[name]
+        assert tensor.numel() * tensor.dtype.itemsize == self._sizes[name]
         self._write(fd, as_bytes(tensor.cpu()).numpy().data, offset)
 
     def _begin(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -89,7 +99,7 @@ class CheckpointWriter:
         offset = 0
         for name, shape in shapes.items():
             end = offset + self._sizes[name]
-            entries[name] = {"dtype": NAMES[self._dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            entries[name] = {"dtype": NAMES[self._dtypes[name]], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the data begins aligned

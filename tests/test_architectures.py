@@ -1,0 +1,239 @@
+"""Every model type: streamed and pruned, against plain transformers and the oracle; and none that nobody looked at."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from tiny import TINY, UNSUPPORTED, tiny_checkpoint, tiny_prompt
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from griffin_offload import Engine
+from griffin_offload.architecture import ARCHITECTURES, REFUSED, Architecture, FeedForward
+from griffin_offload.errors import ExportError, UnsupportedArchitecture
+from griffin_offload.hooks import PIECE, Pieces
+from griffin_offload.probe import probe
+from griffin_offload.structure import find_structure
+
+PROMPT, NEW = tiny_prompt(), 12
+ALIASES = {"gpt-sw3"}  # whose config says gpt2
+NO_SIZE = {"bloom", "gpt_neox_japanese", "mpt"}  # F follows from the hidden size
+
+
+def model_type(name: str) -> str:
+    return str(TINY[name].get("model_type", name))
+
+
+def greedy(engine: Engine, prompt: list[int], sparsity: float) -> list[int]:
+    return engine.generate(prompt, sparsity=sparsity, max_new_tokens=NEW, do_sample=False).token_ids
+
+
+def chosen(engine: Engine) -> dict[tuple[int, str], list[Any]]:
+    """The experts of the last sweep, by layer and block."""
+    return {
+        (index, block.path): experts.tolist()
+        for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine._layers or [], strict=True))
+        for block, experts in zip(layer.blocks, resident.experts, strict=True)
+    }
+
+
+# transformers' own list of causal models
+
+
+def test_every_causal_type_is_supported_or_refused_with_a_reason() -> None:
+    known = ARCHITECTURES.keys() | REFUSED.keys() | ALIASES
+    assert not MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - known, "look at these and list them in architecture.py"
+    assert not ARCHITECTURES.keys() & REFUSED.keys()
+    assert not known - MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+    assert all(len(reason) > 10 for reason in REFUSED.values())
+
+
+def test_every_supported_type_is_tried_here() -> None:
+    untried = ARCHITECTURES.keys() - set(map(model_type, TINY)) - {"cohere_compass_text"}  # as cohere2
+    assert not untried
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_refused_type_is_named_with_its_reason(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=kind) as error:
+        Engine(tiny_checkpoint(tmp_path / "m", kind))
+    assert REFUSED[kind] in str(error.value)
+
+
+# Each type
+
+
+def test_streamed_is_resident_and_pruned_is_masked(every: Path) -> None:
+    model, engine = oracle.load(every), Engine(every, dtype="float32")
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        whole = model(ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
+    streamed = engine.sweep(PROMPT, sparsity=0.5)
+    torch.testing.assert_close(streamed.logits[0, -1], whole.logits[0, -1], rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(streamed.past_key_values.layers, whole.past_key_values.layers, strict=True):
+        for name in {"keys", "values", "conv_states", "recurrent_states"} & vars(theirs).keys():
+            assert_states_equal(getattr(ours, name), getattr(theirs, name))
+    held = sum(t.nbytes for layer in whole.past_key_values.layers for t in states(layer))
+    assert held <= engine.sizes.cache(len(PROMPT))
+    assert greedy(engine, PROMPT, 0.0) == oracle.full_generate(model, PROMPT, NEW)[0]
+    for sparsity in (0.5, 0.9):
+        experts = oracle.experts(model, PROMPT, sparsity)
+        expected = oracle.masked_generate(model, PROMPT, experts, NEW)[0]
+        assert greedy(engine, PROMPT, sparsity) == expected
+        blocks = oracle.blocks(model)
+        assert chosen(engine) == {(b.layer, b.name): e.tolist() for b, e in zip(blocks, experts, strict=True)}
+
+
+def states(layer: Any) -> list[torch.Tensor]:
+    return [t for name in ("keys", "values") if isinstance(t := getattr(layer, name, None), torch.Tensor)]
+
+
+def assert_states_equal(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, torch.Tensor):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    else:
+        assert type(ours) is type(theirs)
+
+
+def test_a_batch_answers_as_each_alone(every: Path) -> None:
+    """The whole model for prompts of different lengths, and one expert set for each; one token too."""
+    engine = Engine(every, dtype="float32")
+    prompts = [tiny_prompt(30), tiny_prompt(22, 1), tiny_prompt(1)]
+    alone = [greedy(engine, prompt, 0.0) for prompt in prompts]
+    together = engine.generate_batch(prompts, sparsity=0.0, max_new_tokens=NEW, do_sample=False)
+    assert [answer.token_ids for answer in together] == alone
+    alone = [greedy(engine, prompt, 0.5) for prompt in prompts]
+    each = engine.generate_batch(prompts, per_prompt=True, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    assert [answer.token_ids for answer in each] == alone
+
+
+def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
+    engine, out = Engine(every), tmp_path / "out"
+    if model_type(every.name) in NO_SIZE:
+        with pytest.raises(ExportError, match="no field for fewer neurons"):
+            engine.export(PROMPT, out, prompt_text="x")
+        return
+    output = engine.sweep(PROMPT, sparsity=0.5)
+    first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
+    weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
+    Engine(every).export(PROMPT, out, prompt_text="x")
+    model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
+    assert not any(facts.values()), facts
+    for name, tensor in model.state_dict().items():
+        ours = weights[name]
+        assert tensor.dtype == ours.dtype
+        assert torch.equal(tensor[tuple(map(slice, ours.shape))], ours), name
+    tokens = [first]
+    with torch.no_grad():
+        while len(tokens) < NEW and tokens[-1] not in oracle.end_tokens(model):
+            step = model(torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
+            tokens.append(int(step.logits[0, -1].argmax()))
+    assert tokens == greedy(engine, PROMPT, 0.5)
+
+
+TIED = ["llama", "gpt2", "opt", "phi3", "mixtral", "falcon", "gpt_neox", "bloom", "qwen2_moe", "cohere", "xglm"]
+
+
+@pytest.mark.parametrize("kind", TIED)
+@pytest.mark.parametrize("tied", [True, False])
+def test_shards_and_ties(tmp_path: Path, kind: str, tied: bool) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", kind, tied=tied, shards=2)
+    model, engine = oracle.load(folder), Engine(folder)
+    experts = oracle.experts(model, PROMPT, 0.5)
+    assert greedy(engine, PROMPT, 0.5) == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
+
+
+BIASES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"mlp_bias": True, "attention_bias": True}),
+    ("falcon", {"bias": True}),
+    ("starcoder2", {"use_bias": False}),
+    ("stablelm", {"use_qkv_bias": True}),
+    ("opt", {"enable_bias": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "bias"), BIASES)
+def test_with_and_without_biases(tmp_path: Path, kind: str, bias: dict[str, Any]) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", kind, **bias)
+    model, engine = oracle.load(folder), Engine(folder)
+    experts = oracle.experts(model, PROMPT, 0.5)
+    assert greedy(engine, PROMPT, 0.5) == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
+
+
+# The fall-back for a type in no table
+
+
+def plain(entry: Architecture) -> bool:
+    return all(isinstance(block, FeedForward) for block in entry.blocks)
+
+
+@pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in {"gemma4_text", "nemotron_h"}])
+def test_the_structure_is_found(kind: str, tmp_path: Path) -> None:
+    """What is found by shape is what the table says, in each layer; names of blocks that no layer has aside."""
+    engine = Engine(tiny_checkpoint(tmp_path / "m", kind))
+    found = find_structure(engine.skeleton.model)
+    assert found.layers == engine.skeleton.entry.layers
+    in_use = {block.path for layer in engine.skeleton.layers for block in layer.blocks}
+    assert {getattr(block, "down", None) or block.path for block in found.blocks} == in_use  # type: ignore[union-attr]
+    for block in found.blocks:
+        if isinstance(block, FeedForward):
+            table = next(b for b in engine.skeleton.entry.blocks if isinstance(b, FeedForward) and b.down == block.down)
+            assert (set(block.up), block.halves) == (set(table.up), table.halves)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2", "opt", "gemma2", "starcoder2", "falcon"])
+def test_a_type_in_no_table_is_probed_and_runs(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", kind)
+    expected = greedy(Engine(folder), PROMPT, 0.5)
+    monkeypatch.delitem(ARCHITECTURES, kind)
+    assert greedy(Engine(folder), PROMPT, 0.5) == expected
+
+
+def test_a_wrong_structure_fails_the_probe(tmp_path: Path) -> None:
+    """Up's rows without gate's; and a matrix that is not the whole of what z is made of."""
+    config = Engine(tiny_checkpoint(tmp_path / "m", "phi3")).config
+    halves = FeedForward(("mlp.gate_up_proj",), "mlp.down_proj", halves=False)
+    with pytest.raises(UnsupportedArchitecture, match="phi3"):
+        probe(config, Architecture("model.layers", {halves: ""}))
+
+
+def test_what_is_not_found_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "bitnet")  # found, but a norm over all neurons fails the probe
+    monkeypatch.delitem(REFUSED, "bitnet")
+    with pytest.raises(UnsupportedArchitecture, match=r"bitnet.*tiny"):
+        Engine(folder)
+    assert "bitnet" in CONFIG_MAPPING_NAMES
+
+
+# Long prompts in pieces
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "mixtral", "granitemoe", "gpt2", "phi3"])
+def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token for itself, so that a prompt longer than PIECE gives the same tokens and the same experts."""
+    folder = tiny_checkpoint(tmp_path / "m", kind)
+    engine = Engine(folder, dtype="float32")
+    whole, experts = greedy(engine, PROMPT, 0.5), chosen(engine)
+    prompts = [tiny_prompt(30), tiny_prompt(45, 1)]
+    pooled = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    pooled_experts = chosen(engine)
+    assert len(PROMPT) < PIECE
+    monkeypatch.setattr("griffin_offload.hooks.PIECE", 7)
+    assert greedy(engine, PROMPT, 0.5) == whole
+    assert chosen(engine) == experts
+    again = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    assert [a.token_ids for a in again] == [a.token_ids for a in pooled]
+    assert chosen(engine) == pooled_experts
+
+
+def test_pieces_are_as_long_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("griffin_offload.hooks.PIECE", 4)
+    seen: list[tuple[int, int]] = []
+    pieces = Pieces(lambda x: (seen.append((pieces.begin, x.shape[1])), 2 * x)[1])
+    x = torch.arange(2 * 5 * 3.0).view(2, 5, 3)
+    assert torch.equal(pieces(x), 2 * x)
+    assert seen == [(0, 4), (4, 4), (8, 2)]
