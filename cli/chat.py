@@ -13,8 +13,8 @@ from ..chat import Chat, Conversation
 from ..errors import GriffinError, OptionError
 from ..units import format_bytes
 from . import console
-from .generate import WHOLE, remember, stream
-from .options import answer_options, check_text, model_options, open_engine, settings
+from .generate import stream
+from .options import WHOLE, answer_options, check_text, model_options, open_engine, remember, settings
 
 if TYPE_CHECKING:
     from ..engine import Generation

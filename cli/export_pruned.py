@@ -11,7 +11,17 @@ from ..chat import Settings
 from ..errors import PromptError
 from ..units import format_bytes
 from . import console
-from .options import check_text, model_options, open_engine, read_file, read_prompt
+from .options import (
+    SHARES,
+    check_text,
+    expert_options,
+    model_options,
+    open_engine,
+    prompt_form,
+    prompt_form_options,
+    read_file,
+    read_prompt,
+)
 
 
 @click.command("export-pruned", short_help="Write the pruned model as a folder that transformers loads.")
@@ -25,15 +35,18 @@ from .options import check_text, model_options, open_engine, read_file, read_pro
     help="The folder to write. It must not exist, or be empty.",
 )
 @click.option("--force", is_flag=True, help="Replace what the folder holds.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the prompt.")
-@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template.")
+@prompt_form_options
 @click.option(
     "--sparsity",
-    type=float,
+    type=SHARES,
     default=0.5,
     show_default=True,
     metavar="SHARE",
-    help="Share of the feed-forward neurons to drop, 0 up to 1.",
+    help="Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them.",
+)
+@expert_options
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the selections that draw. [default: 0]"
 )
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -45,7 +58,10 @@ def command(
     force: bool,
     system: str | None,
     raw: bool,
-    sparsity: float,
+    sparsity: float | tuple[float, ...],
+    selection: str,
+    allocation: str,
+    seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
@@ -56,16 +72,24 @@ def command(
 
     Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone.
     """
-    if raw and system is not None:
-        raise click.UsageError("--raw leaves out the chat template, and --system needs it: leave one out")
+    system = prompt_form(system, raw)
     Settings(sparsity=sparsity)  # refused here, before the model is looked for
     text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
-    system = check_text(system, "--system") if system is not None else None
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     ids = engine.encode(text, system=system, raw=raw)
     start = time.perf_counter()
     with console.layer_progress("Reading and writing") as on_layer:
-        export = engine.export(ids, out, sparsity=sparsity, force=force, on_layer=on_layer, prompt_text=text)
+        export = engine.export(
+            ids,
+            out,
+            sparsity=sparsity,
+            selection=selection,
+            allocation=allocation,
+            seed=seed,
+            force=force,
+            on_layer=on_layer,
+            prompt_text=text,
+        )
     seconds = time.perf_counter() - start
     if as_json:
         click.echo(json.dumps({"model": engine.name, "sparsity": sparsity, **export.to_json(), "seconds": seconds}))

@@ -1,27 +1,57 @@
-"""`griffin generate`: answer one prompt. The answer streams to stdout; progress and report go to stderr."""
+"""`griffin generate`: answer one prompt, or a file of them. The answer streams to stdout, the rest goes to stderr."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
-from ..errors import GriffinError
 from . import console
-from .options import answer_options, check_text, model_options, open_engine, read_prompt, settings
+from .generate_many import generate_many
+from .options import (
+    WHOLE,
+    answer_options,
+    model_options,
+    open_engine,
+    prompt_form,
+    prompt_form_options,
+    read_prompt,
+    remember,
+    settings,
+)
 
-if TYPE_CHECKING:
-    from ..report import Report
 
-WHOLE = "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
-
-
-@click.command("generate", short_help="Answer one prompt.")
+@click.command("generate", short_help="Answer one prompt, or a file of them.")
 @click.option("--prompt", metavar="TEXT", help="The prompt. Without it and --prompt-file, it is read from a pipe.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the prompt.")
-@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template.")
+@prompt_form_options
 @model_options
 @answer_options
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.',
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --input: the JSONL file of answers. After a stop, the same command goes on where it was.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With --input: prompts that share one reading of the model, and one expert set.",
+)
+@click.option(
+    "--per-prompt", is_flag=True, help="With --batch-size: an expert set for each prompt, as if it were alone."
+)
+@click.option("--force", is_flag=True, help="Start --output again, whatever it holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -33,19 +63,43 @@ def command(
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
+    source: Path | None,
+    output: Path | None,
+    batch_size: int,
+    per_prompt: bool,
+    force: bool,
     as_json: bool,
     **answer: Any,
 ) -> None:
-    """Answer one prompt.
+    """Answer one prompt, or a file of them.
 
     The model is read once, for the prompt; the answer comes from the neurons that the prompt uses.
     """
-    if raw and system is not None:
-        raise click.UsageError("--raw leaves out the chat template, and --system needs it: leave one out")
+    system = prompt_form(system, raw)
     chosen = settings(**answer)
+    place: dict[str, Any] = {"model": model, "device": device, "device_memory": device_memory, "dtype": dtype}
+    if (source is None) != (output is None):
+        raise click.UsageError("--input and --output go together")
+    if source is not None and output is not None:
+        if prompt is not None or prompt_file is not None:
+            raise click.UsageError("--input gives the prompts: leave out --prompt and --prompt-file")
+        generate_many(
+            source,
+            output,
+            chosen,
+            system=system,
+            raw=raw,
+            batch_size=batch_size,
+            per_prompt=per_prompt,
+            force=force,
+            as_json=as_json,
+            **place,
+        )
+        return
+    if batch_size > 1 or per_prompt or force:
+        raise click.UsageError("--batch-size, --per-prompt and --force need --input and --output")
     text = read_prompt(prompt, prompt_file)
-    system = check_text(system, "--system") if system is not None else None
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine(**place)
     ids = engine.encode(text, system=system, raw=raw)
     if chosen.sparsity is None and engine.plan(len(ids), chosen.max_new_tokens).fits_whole:
         console.note(WHOLE)
@@ -62,14 +116,3 @@ def command(
 def stream(text: str) -> None:
     """Text to stdout, at once."""
     click.echo(text, nl=False)  # echo flushes
-
-
-def remember(report: "Report") -> None:
-    """Keep the report for `griffin mem-report --last`. A cache that cannot be written is no reason to fail."""
-    from ..models import cache_folder
-    from ..report import save_last
-
-    try:
-        save_last(report, cache_folder())
-    except (OSError, GriffinError) as error:
-        console.note(f"the report is not kept for mem-report --last: {error}")

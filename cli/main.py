@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -19,8 +19,11 @@ from ..errors import GriffinError
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
     "chat": ("chat", "Talk to a model, turn by turn."),
-    "generate": ("generate", "Answer one prompt."),
+    "generate": ("generate", "Answer one prompt, or a file of them."),
     "export-pruned": ("export_pruned", "Write the pruned model as a folder that transformers loads."),
+    "calibrate": ("calibrate", "Measure which layers need their neurons most."),
+    "eval": ("evaluate", "Measure what pruning costs."),
+    "plot": ("plot", "Draw flocking, overlap, statistic or frontier."),
     "mem-report": ("mem_report", "What fits here, what a run needs, what the last one took."),
     "models": ("models", "The models known by name, and those on this machine."),
     "pull": ("pull", "Fetch a model now, to run it later."),
@@ -34,21 +37,29 @@ QUIET = {
 }
 
 
-class Griffin(click.Group):
-    """Group of lazily imported commands; its `main` turns every outcome into an exit code."""
+class LazyGroup(click.Group):
+    """Group of commands that are imported when they are asked for: name -> (module, help line)."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.lazy:
             return None
-        command: click.Command = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__).command
+        command: click.Command = importlib.import_module(f".{self.lazy[cmd_name][0]}", __package__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
+
+
+class Griffin(LazyGroup):
+    """Its `main` turns every outcome into an exit code."""
 
     def main(
         self,
@@ -113,6 +124,7 @@ def fail_interrupted() -> NoReturn:
 
 @click.group(
     cls=Griffin,
+    lazy=COMMANDS,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

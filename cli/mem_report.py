@@ -12,7 +12,7 @@ from ..chat import Settings
 from ..errors import GriffinError
 from ..units import MIB, format_bytes, format_rate, parse_bytes
 from . import console
-from .options import device_options, open_engine
+from .options import SHARES, device_options, open_engine
 
 if TYPE_CHECKING:
     from ..fit import CatalogueRow
@@ -25,7 +25,7 @@ NEEDS_MODEL = ("sparsity", "prompt_tokens", "max_new_tokens", "dtype")
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
 @click.option("--model", metavar="NAME", help="Plan a run of this model, row by row and layer by layer.")
 @click.option("--last", is_flag=True, help="Predicted against measured, of the last run.")
-@click.option("--sparsity", type=float, metavar="SHARE", help="With --model: the sparsity to plan for.")
+@click.option("--sparsity", type=SHARES, metavar="SHARE", help="With --model: the sparsity to plan for.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 512]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 256]")
 @device_options
@@ -52,7 +52,7 @@ def show_plan(
     model: str,
     as_json: bool,
     *,
-    sparsity: float | None,
+    sparsity: float | tuple[float, ...] | None,
     prompt_tokens: int | None,
     max_new_tokens: int | None,
     **device: str | None,

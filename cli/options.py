@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,18 +9,45 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..chat import Settings
-from ..errors import PromptError
+from ..choices import ALLOCATIONS, SELECTIONS
+from ..errors import GriffinError, PromptError
 from ..models import DEFAULT_MODEL
 from . import console
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPARSITY_HELP = (
-    "Share of the feed-forward neurons to drop, 0 up to 1. [default: 0 if the whole model fits the device, else 0.5]"
+    "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them. "
+    "[default: 0 if the whole model fits the device, else 0.5]"
 )
+WHOLE = "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
+
+
+class Shares(click.ParamType):  # type: ignore[type-arg]
+    """A number, or one for each layer: with commas between them, or in a file (commas, spaces, lines or JSON)."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = value
+        if os.path.isfile(value):
+            text = read_file(value).strip().removeprefix("[").removesuffix("]")
+        try:
+            shares = tuple(float(part) for part in text.replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is no number, no numbers with commas between them, and no file of them", param, ctx)
+        if not shares:
+            self.fail(f"{value!r} holds no number", param, ctx)
+        return shares if len(shares) > 1 else shares[0]
+
+
+SHARES = Shares()
 
 
 def decorate(command: F, *options: Callable[[F], F]) -> F:
@@ -59,11 +87,50 @@ def model_options(command: F) -> F:
     return decorate(command, model, device_options)
 
 
+def expert_options(command: F) -> F:
+    """--selection and --allocation."""
+    return decorate(
+        command,
+        click.option(
+            "--selection",
+            type=click.Choice(SELECTIONS),
+            default="topk",
+            show_default=True,
+            help="How experts are chosen. All but topk are for comparison.",
+        ),
+        click.option(
+            "--allocation",
+            type=click.Choice(ALLOCATIONS),
+            default="uniform",
+            show_default=True,
+            help="How the sparsity is shared over the layers; sensitivity: as `griffin calibrate` measured it, "
+            "uniform where it has not.",
+        ),
+    )
+
+
+def prompt_form_options(command: F) -> F:
+    """--system and --raw, which exclude each other: see `prompt_form`."""
+    return decorate(
+        command,
+        click.option("--system", metavar="TEXT", help="What the model is told before the prompt."),
+        click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template."),
+    )
+
+
+def prompt_form(system: str | None, raw: bool) -> str | None:
+    """The checked --system. Raises click.UsageError where it meets --raw, PromptError where it is no text."""
+    if raw and system is not None:
+        raise click.UsageError("--raw leaves out the chat template, and --system needs it: leave one out")
+    return None if system is None else check_text(system, "--system")
+
+
 def answer_options(command: F) -> F:
     """--sparsity, --max-new-tokens and the sampling options: the arguments of `settings`."""
     return decorate(
         command,
-        click.option("--sparsity", type=float, metavar="SHARE", help=SPARSITY_HELP),
+        click.option("--sparsity", type=SHARES, metavar="SHARE", help=SPARSITY_HELP),
+        expert_options,
         click.option(
             "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
         ),
@@ -79,7 +146,9 @@ def answer_options(command: F) -> F:
     )
 
 
-def open_engine(model: str, *, device: str | None, device_memory: str | None, dtype: str | None) -> "Engine":
+def open_engine(
+    model: str, *, device: str | None = None, device_memory: str | None = None, dtype: str | None = None
+) -> "Engine":
     """The engine of the model options; a bar shows if the model has to be fetched."""
     from ..engine import Engine  # here, so that --help and wrong usage answer without importing torch
 
@@ -89,11 +158,22 @@ def open_engine(model: str, *, device: str | None, device_memory: str | None, dt
 
 def settings(**options: Any) -> Settings:
     """Settings from the answer options. Raises click.UsageError where --greedy and a sampling option meet."""
-    sampling = [name for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None]
+    sampling = Settings(**(options | {"greedy": False})).sampling()
     if options["greedy"] and sampling:
         flags = ", ".join("--" + name.replace("_", "-") for name in sampling)
         raise click.UsageError(f"--greedy takes the likeliest token every time: leave out {flags}")
     return Settings(**options)
+
+
+def remember(report: "Report") -> None:
+    """Keep the report for `griffin mem-report --last`. A cache that cannot be written is no reason to fail."""
+    from ..models import cache_folder
+    from ..report import save_last
+
+    try:
+        save_last(report, cache_folder())
+    except (OSError, GriffinError) as error:
+        console.note(f"the report is not kept for mem-report --last: {error}")
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -8,11 +8,12 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .choices import ALLOCATIONS, DRAWN, SELECTIONS
 from .errors import GriffinError, OptionError
 
 if TYPE_CHECKING:
@@ -28,24 +29,34 @@ OnLayer = Callable[[int, int], None]
 class Settings:
     """How to answer. None leaves it to the engine (sparsity) or to the model's own generation config (sampling).
 
-    Any of temperature, top_p, top_k and seed asks for sampling. Raises OptionError for a value outside its range.
+    Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
+    may be one for each layer. Raises OptionError for a value outside its range.
     """
 
-    sparsity: float | None = None
+    sparsity: float | tuple[float, ...] | None = None
     max_new_tokens: int = 256
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
     greedy: bool = False
+    selection: str = "topk"
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         def within(name: str, ok: Callable[[Any], bool], allowed: str) -> None:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and ok(value)):
-                raise OptionError(f"{name} {value} is outside its range: {allowed}")
+            for each in value if isinstance(value, tuple) else () if value is None else (value,):
+                if not (math.isfinite(each) and ok(each)):
+                    raise OptionError(f"{name} {each} is outside its range: {allowed}")
 
-        within("sparsity", lambda x: 0 <= x < 1, "0 (nothing is pruned) up to, but not including, 1")
+        def known(name: str, names: Sequence[str]) -> None:
+            if getattr(self, name) not in names:
+                raise OptionError(f"{name} {getattr(self, name)!r} is not known; known: {', '.join(names)}")
+
+        within("sparsity", lambda x: 0 <= x <= 1, "0 (nothing is pruned) to 1 (no neuron is kept)")
+        known("selection", SELECTIONS)
+        known("allocation", ALLOCATIONS)
         within("max_new_tokens", lambda x: x >= 1, "1 or more")
         within("temperature", lambda x: x > 0, "above 0; for the likeliest token every time ask for greedy")
         within("top_p", lambda x: 0 < x <= 1, "above 0, up to 1")
@@ -56,7 +67,8 @@ class Settings:
 
     def sampling(self) -> list[str]:
         """Names of the sampling options that are set."""
-        return [name for name in ("temperature", "top_p", "top_k", "seed") if getattr(self, name) is not None]
+        names = ("temperature", "top_p", "top_k", "seed")[: 3 if self.selection in DRAWN else 4]
+        return [name for name in names if getattr(self, name) is not None]
 
     def with_text(self, name: str, text: str) -> "Settings":
         """The same, with one value read from text; 'none' takes it back to its default. Raises OptionError."""
@@ -69,6 +81,8 @@ class Settings:
                 value = defaults[name]
             elif name == "greedy":
                 value = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
+            elif name in ("selection", "allocation"):
+                value = text
             else:
                 value = (int if name in ("max_new_tokens", "top_k", "seed") else float)(text)
         except (ValueError, KeyError):
@@ -78,7 +92,8 @@ class Settings:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.generate`."""
-        chosen: dict[str, Any] = {"sparsity": self.sparsity, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", "selection", "allocation")
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.greedy:
             return chosen | {"do_sample": False}
         if self.sampling():

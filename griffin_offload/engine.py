@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from .allocation import calibration_path, checkpoint_key, load_curves, share_neurons
 from .architecture import ARCHITECTURES
 from .cache import make_cache
+from .choices import ALLOCATIONS
 from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
 from .export import Export, Source, export_checkpoint
 from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line
@@ -57,7 +58,6 @@ from .weights.checkpoint import Checkpoint
 from .weights.reader import Reader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ALLOCATIONS = ("uniform", "sensitivity")
 OnText = Callable[[str], None]
 
 

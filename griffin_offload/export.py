@@ -150,8 +150,10 @@ def _config(skeleton: Skeleton, plan: Plan, source: Source) -> dict[str, Any]:
         for block, k in zip(layer.blocks, kept, strict=True):
             if not block.size:
                 raise ExportError(f"a config of type {skeleton.config.model_type!r} has no field for fewer neurons")
-            width = -(-k // _ratio(skeleton, block))
-            sizes[block.size] = max(1, sizes.get(block.size, 1), width)
+            width = -(-max(1, k) // _ratio(skeleton, block))
+            if block.routed:  # torch's grouped products want rows of whole 16 bytes
+                width += -width % (16 // skeleton.dtype.itemsize)
+            sizes[block.size] = max(sizes.get(block.size, 1), width)
     dtype = str(skeleton.dtype).removeprefix("torch.")
     return config | sizes | {"dtype": dtype, "architectures": [type(skeleton.model).__name__]}
 

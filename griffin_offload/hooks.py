@@ -56,7 +56,7 @@ class Tap:
     and which expert. What it returns, unless None, goes on in the place of z."""
 
     def __init__(self, layer: nn.Module, path: str, watch: Watch) -> None:
-        self._module = layer.get_submodule(path)
+        self._module: Any = layer.get_submodule(path)
         self._handle: Any = None
         if isinstance(self._module.forward, RoutedExperts):
             self._module.forward.watch = watch

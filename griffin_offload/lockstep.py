@@ -70,9 +70,9 @@ class Lockstep:
             with torch.no_grad():
                 for index in range(len(jobs)):
                     go_on(index)  # up to the first layer
-                for layer in range(len(self._skeleton.layers)):
-                    self.layer = layer
-                    self._pass_layer(layer, len(jobs), go_on)
+                for number in range(len(self._skeleton.layers)):
+                    self.layer = number
+                    self._pass_layer(number, len(jobs), go_on)
                 self.layer, self._answering = -1, True
                 for index in range(len(jobs)):
                     if not stacks[index].dead:  # its answer, from the layers it left

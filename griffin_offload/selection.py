@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .choices import SELECTIONS
 from .errors import OptionError
 
-SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 Sparsity = float | Sequence[float]  # of every layer, or of each
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -154,10 +156,7 @@ class Skeleton:
         parameter = nn.Parameter(tensor, requires_grad=False)
         for owner in (name, *(alias for alias, source in self.aliases.items() if source == name)):
             path, _, attribute = owner.rpartition(".")
-            module = self.model.get_submodule(path)
-            module.register_parameter(attribute, parameter)
-            if isinstance(module, Conv1D) and attribute == "weight":
-                module.nf = tensor.shape[1]  # it shapes its output by this number, not by the weight
+            self.model.get_submodule(path).register_parameter(attribute, parameter)
 
     def kept_shapes(self, layer: Layer, kept: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Shapes of a layer's parameters when kept[b] of the neurons of its block b stay."""
@@ -172,7 +171,8 @@ class Skeleton:
     def pieces_of(self, layer: Layer, block: Block) -> Pieces | None:
         """What cuts a long prompt into pieces around a block; None where the layer has no module for that."""
         owner, _, rest = block.path.partition(".")
-        return layer.module.get_submodule(owner).forward if rest else None
+        module: Any = layer.module.get_submodule(owner)
+        return module.forward if rest else None
 
     def unload(self, names: Iterable[str] | None = None) -> None:
         """Parameters (all, if none are named) back to meta, so that the memory behind them may go."""
@@ -236,12 +236,15 @@ def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
     try:
         if isinstance(block, Experts):
             return _routed(layer.get_submodule(block.path), block.path)
-        down = layer.get_submodule(block.down)
+        down: Any = layer.get_submodule(block.down)
         ups = {path: layer.get_submodule(path) for path in block.up}
     except AttributeError:
         return None
     flipped = isinstance(down, Conv1D)  # GPT-2's: its weight is (in, out)
     neurons = int(down.weight.shape[0 if flipped else 1])
+    if flipped:
+        for module in (down, *ups.values()):
+            module.forward = partial(_convolve, module)
     rows = {}
     for path, module in ups.items():
         for name, parameter in module.named_parameters():
@@ -252,7 +255,12 @@ def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
     return Block(block.down, neurons, 0, rows, name)
 
 
-def _routed(module: nn.Module, path: str) -> Block:
+def _convolve(module: Conv1D, states: Tensor) -> Tensor:
+    """Conv1D's product for any number of neurons; its own forward shapes the output by a number that it keeps."""
+    return linear(states, module.weight.T, module.bias)
+
+
+def _routed(module: Any, path: str) -> Block:
     """Routed experts: gate_up_proj (E, 2F, D) or up_proj (E, F, D), and down_proj (E, D, F); or each transposed."""
     names = dict(module.named_parameters())
     if not hasattr(module, "is_concatenated") or "down_proj" not in names or module.has_post_expert_norm:

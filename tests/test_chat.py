@@ -154,7 +154,7 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("sparsity", 1.0),
+        ("sparsity", 1.01),
         ("sparsity", -0.01),
         ("sparsity", float("nan")),
         ("max_new_tokens", 0),
@@ -174,11 +174,11 @@ def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: float)
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:
     Settings(sparsity=0.0, max_new_tokens=1, temperature=1e-3, top_p=1.0, top_k=0, seed=0)
-    Settings(sparsity=0.99, seed=2**32 - 1)
+    Settings(sparsity=1.0, seed=2**32 - 1)
 
 
 def test_arguments_for_the_engine() -> None:
-    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None}
+    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
     assert Settings().arguments() == plain
     assert Settings(greedy=True).arguments() == plain | {"do_sample": False}
     assert Settings(seed=3).arguments() == plain | {"seed": 3, "do_sample": True}
@@ -193,6 +193,15 @@ def test_arguments_for_the_engine() -> None:
 def test_greedy_and_sampling_exclude_each_other() -> None:
     with pytest.raises(OptionError, match="temperature, seed cannot act"):
         Settings(greedy=True, temperature=1.0, seed=1)
+
+
+def test_a_seed_of_a_selection_asks_for_no_sampling() -> None:
+    chosen = Settings(selection="random", seed=3, greedy=True).arguments()
+    assert (chosen["selection"], chosen["seed"], chosen["do_sample"]) == ("random", 3, False)
+    with pytest.raises(OptionError, match="selection 'best' is not known; known: topk"):
+        Settings(selection="best")
+    with pytest.raises(OptionError, match="sparsity 2 is outside"):
+        Settings(sparsity=(0.5, 2))
 
 
 def test_settings_from_text() -> None:

@@ -287,7 +287,7 @@ def test_text_streams_to_stdout_as_it_is_made(model: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--sparsity", "1"], ["sparsity", "1.0"]),
+        (["--sparsity", "1.5"], ["sparsity", "1.5"]),
         (["--sparsity", "-0.5"], ["sparsity", "-0.5"]),
         (["--sparsity", "nan"], ["sparsity", "nan"]),
         (["--max-new-tokens", "0"], ["max_new_tokens"]),
@@ -397,13 +397,25 @@ def test_export_takes_the_prompt_from_a_file_of_that_name(
     assert not Path("none").exists()
 
 
+def test_a_sparsity_for_each_layer(run: Run, model: Path, tmp_path: Path) -> None:
+    """Given with commas or in a file; a wrong number of them, or no number, is told."""
+    (tmp_path / "shares.json").write_text("[0.25, 0.5, 1]\n")
+    common = ("generate", "--model", model, "--prompt", "a", "--max-new-tokens", "2", "--json", "--sparsity")
+    for shares in ("0.25,0.5,1", tmp_path / "shares.json"):
+        answer = json.loads(run(*common, shares).stdout)
+        assert answer["experts"]["kept_per_layer"] == [72, 48, 0]
+        assert answer["sparsity"] == pytest.approx(1 - 120 / 288, abs=1e-3)
+    failed(run(*common, "0.5,0.5"), 1, "2 sparsities", "3 layers")
+    failed(run(*common, "half"), 2, "'half'", "no number")
+
+
 def test_export_where_it_cannot(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     common = ("export-pruned", "--model", model, "--prompt-file", "-", "--out")
     failed(run(*common, tmp_path / "file", stdin="a"), 1, "is a file")
     failed(run(*common, tmp_path / "file" / "below", stdin="a"), 1, "file")
     assert (tmp_path / "file").read_text() == "mine"
-    failed(run(*common, tmp_path / "out", "--sparsity", "1", stdin="a"), 1, "sparsity")
+    failed(run(*common, tmp_path / "out", "--sparsity", "2", stdin="a"), 1, "sparsity")
     assert not (tmp_path / "out").exists()
 
 

@@ -11,11 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 # A module imports only from those above it.
 ORDER = """
-errors units memory architecture statistic selection
+errors choices units jsonl memory architecture statistic selection
 sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf models
 weights.arena weights.checkpoint weights.conversion weights.reader weights.writer weights.prefetch
 allocation cache folder hooks plan structure skeleton fit materialize prefill probe lockstep export report engine chat
-evaluation.perplexity
+evaluation.observe evaluation.plots evaluation.branch evaluation.score evaluation.perplexity evaluation.choice
+evaluation.summarise evaluation.harness evaluation.calibrate
 """.split()  # noqa: SIM905
 CLI = Path(__file__).parent.parent / "cli"
 

@@ -1,0 +1,5 @@
+"""Names that a user may choose from, apart from the code that they choose, so that --help imports no torch."""
+
+SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
+DRAWN = ("sampling", "topk-sampling", "random")  # which a seed repeats
+ALLOCATIONS = ("uniform", "sensitivity")

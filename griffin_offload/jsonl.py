@@ -1,0 +1,191 @@
+"""Files of one JSON object a line: rows read with checks, and results that a stopped run goes on with.
+
+Results are plain rows, nothing else. What they were made with stands in a small file beside them, `NAME.state`, for
+as long as rows are missing.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import GriffinError
+
+Row = dict[str, Any]
+Fault = Callable[[Row], str | None]  # what is wrong with a row, in words
+
+
+def read_rows(path: Path, fault: Fault | None = None) -> list[Row]:
+    """The rows of a file, in their order; blank lines are skipped. Raises GriffinError that names file and line.
+
+    Every row has an "id" that no other has: its own, a text or a whole number, or else the number of its line.
+    `fault` says what is wrong with a row, or None."""
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise GriffinError(f"cannot read {path}: {reason.lower()}") from error
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _parse(line, where)
+        row.setdefault("id", number)
+        if not isinstance(row["id"], str | int) or isinstance(row["id"], bool):
+            raise GriffinError(f'{where}: the "id" is neither a text nor a whole number')
+        first = seen.setdefault(_key(row, ("id",)), number)
+        if first != number:
+            raise GriffinError(f"{where}: the id {row['id']!r} is line {first}'s too: give every row its own")
+        if fault and (wrong := fault(row)):
+            raise GriffinError(f"{where}: {wrong}")
+        rows.append(row)
+    if not rows:
+        raise GriffinError(f"{path} has no rows: give it one JSON object a line")
+    return rows
+
+
+def _parse(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is JSON, but no text that a tokenizer takes
+    except UnicodeDecodeError as error:
+        raise GriffinError(f"{where}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except UnicodeEncodeError:
+        raise GriffinError(f"{where}: an escape \\uD800 to \\uDFFF stands alone, which is half a character") from None
+    except json.JSONDecodeError as error:
+        raise GriffinError(f"{where}: not JSON ({error.msg.lower()}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        raise GriffinError(f"{where}: not JSON that can be read ({error})") from None
+    if not isinstance(row, dict):
+        raise GriffinError(f"{where}: not a JSON object: write {{...}} on each line")
+    return row
+
+
+def _key(row: Row, keys: Sequence[str]) -> str:
+    return json.dumps([row[key] for key in keys])  # 1 and "1" differ
+
+
+class Results:
+    """A file that rows are added to, each on the disk before `add` returns, so that a stop loses none of them.
+
+    `settings` are what the rows depend on, JSON's types only; the content of the file `source` is one of them.
+    Opened again with the same settings, it goes on: `rows` has what is there, `has` asks by `keys`, and
+    half a line at the end is cut off. Other settings, or a file that no stopped run left, are refused unless `force`,
+    which starts again. As a context manager: a block that ends without an exception is a finished run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        *,
+        source: Path,
+        keys: Sequence[str] = ("id",),
+        force: bool = False,
+    ) -> None:
+        """Raises GriffinError for a file that is not to be written to."""
+        self.path, self._keys = path, keys
+        self._state = path.with_name(path.name + ".state")
+        if path.exists() and not path.is_file():
+            raise GriffinError(f"{path} is not a plain file: results are written to one")
+        if path.exists() and path.samefile(source):
+            raise GriffinError(f"{path} is the input too: write the results to another file")
+        settings = {**settings, "input": hashlib.sha256(source.read_bytes()).hexdigest()[:16]}
+        self._file = path.open("a+b", buffering=0)
+        try:
+            self._lock()
+            self.rows = self._begin(settings, force)
+        except BaseException:
+            self._file.close()
+            raise
+        self._done = {_key(row, keys) for row in self.rows}
+
+    def has(self, row: Row) -> bool:
+        """Whether a row with the same keys is there."""
+        return _key(row, self._keys) in self._done
+
+    def add(self, row: Row) -> None:
+        """Write a row. Raises GriffinError where the disk does not take it."""
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError("no space left")
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise GriffinError(f"cannot write to {self.path}: {reason}; the same command goes on later") from error
+        self.rows.append(row)
+        self._done.add(_key(row, self._keys))
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._state.unlink(missing_ok=True)
+        self._file.close()
+
+    def _lock(self) -> None:
+        """Two runs would write every row twice. The lock ends with the process, however it ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GriffinError(f"{self.path} is being written by another run: wait for it, or end it") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def _begin(self, settings: dict[str, Any], force: bool) -> list[Row]:
+        """Find the rows of an earlier run, or start an empty file."""
+        size = self._file.seek(0, os.SEEK_END)
+        if size and not force:
+            self._check_settings(settings)
+            return self._read()
+        self._write_state(settings)  # first: rows without a state belong to no run
+        self._file.truncate(0)
+        return []
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        try:
+            state = json.loads(self._state.read_text("utf-8"))
+        except FileNotFoundError:
+            raise GriffinError(f"{self.path} exists: choose another name, or --force to replace it") from None
+        except (OSError, ValueError) as error:
+            raise GriffinError(f"{self._state} cannot be read ({error}); --force starts again") from None
+        before = state if isinstance(state, dict) else {}
+        for name, value in json.loads(json.dumps(settings)).items():
+            if before.get(name) != value:
+                raise GriffinError(
+                    f"{self.path} was begun with {name} {json.dumps(before.get(name))}, and this run has "
+                    f"{json.dumps(value)}: choose another name, or --force to start again"
+                )
+
+    def _write_state(self, settings: dict[str, Any]) -> None:
+        """Whole or not at all, and on the disk before any row is."""
+        temporary = self._state.with_name(self._state.name + ".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(settings, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._state)
+
+    def _read(self) -> list[Row]:
+        """The rows that are whole; what follows the last newline was being written when the run stopped."""
+        self._file.seek(0)
+        whole, newline, _ = self._file.readall().rpartition(b"\n")
+        self._file.truncate(len(whole) + len(newline))
+        rows = []
+        for number, line in enumerate(whole.split(b"\n") if newline else [], 1):
+            where = f"{self.path}, line {number}"
+            row = _parse(line, where)
+            if missing := [key for key in self._keys if key not in row]:
+                raise GriffinError(f"{where}: no {missing[0]!r}: this is no row of the run; --force starts again")
+            rows.append(row)
+        return rows

@@ -1,0 +1,254 @@
+"""A file of prompts, answered row by row: what is written of each, and that a stop loses none."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from griffin_offload.cli.generate_many import Pace, duration, generate_many
+from tiny import CONTEXT, tiny_checkpoint
+
+from griffin_offload import Engine
+from griffin_offload.chat import Settings
+from griffin_offload.errors import BudgetError, GriffinError
+from griffin_offload.jsonl import Results, Row, read_rows
+
+CHOSEN = Settings(sparsity=0.5, max_new_tokens=6, greedy=True)
+PROMPTS = ["Alice was tired", "Down the rabbit hole she fell", "Orange", "What is the use of a book", "Curious!"]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("many") / "llama", "llama", chat=True)
+
+
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny weights, but more layers and a long context: time enough to be stopped, between two rows or within one."""
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("many") / "llama", "llama", num_hidden_layers=10, max_position_embeddings=20_000
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def many(source: Path, model: Path, chosen: Settings = CHOSEN, **options: Any) -> list[Row]:
+    """The rows of a run that ends well."""
+    output = source.with_name("out.jsonl")
+    device: dict[str, Any] = {"device": "cpu", "device_memory": None, "dtype": "float32"}
+    generate_many(source, output, chosen, model=str(model), **{**device, **options})
+    assert not output.with_name("out.jsonl.state").exists()
+    return untimed(output)
+
+
+def untimed(output: Path) -> list[Row]:
+    """Without what no two runs share."""
+    rows = read_rows(output)
+    for row in rows:
+        row.pop("timings", None)
+    return rows
+
+
+def test_each_row_is_the_answer_that_its_prompt_gets_alone(source: Path, model: Path) -> None:
+    engine = Engine(model, dtype="float32")
+    alone = [engine.generate(engine.encode(prompt), **CHOSEN.arguments()) for prompt in PROMPTS]
+    assert len({answer.text for answer in alone}) == len(PROMPTS)
+    assert many(source, model) == [
+        {
+            "id": number,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": len(answer.prompt_token_ids),
+            "tokens": len(answer.token_ids),
+            "sparsity": 0.5,
+        }
+        for number, answer in enumerate(alone, 1)
+    ]
+    timings = read_rows(source.with_name("out.jsonl"))[0]["timings"]
+    assert timings["prompt_s"] > 0
+    assert timings["decode_s"] > 0
+
+
+def test_ids_system_texts_and_messages(tmp_path: Path, model: Path) -> None:
+    def turn(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    source = write(
+        tmp_path / "in.jsonl",
+        [
+            {"prompt": "Alice", "system": "Be brief.", "id": "a"},
+            {"messages": [turn("system", "Be brief."), turn("user", "Alice")], "id": 7},
+            {"messages": [turn("user", "Alice")]},
+            {"prompt": "Alice"},
+            {"messages": [turn("user", "Alice"), turn("assistant", "Who?"), turn("user", "Alice")]},
+        ],
+    )
+    rows = many(source, model)
+    assert [row["id"] for row in rows] == ["a", 7, 3, 4, 5]
+    texts = [row["text"] for row in rows]
+    assert texts[0] == texts[1] != texts[2] == texts[3] != texts[4]
+    told = many(source, model, system="Be long.", force=True)
+    assert told[:2] == rows[:2]  # a system text of the row's own comes first
+    assert told[2]["text"] == told[3]["text"] != texts[2]
+
+
+def test_raw_leaves_out_the_template(source: Path, model: Path) -> None:
+    engine = Engine(model, dtype="float32")
+    alone = [engine.generate(engine.encode(prompt, raw=True), **CHOSEN.arguments()).text for prompt in PROMPTS]
+    assert [row["text"] for row in many(source, model, raw=True)] == alone
+
+
+@pytest.mark.parametrize(
+    ("row", "raw", "word"),
+    [
+        ({}, False, "either"),
+        ({"prompt": "a", "messages": []}, False, "either"),
+        ({"prompt": 3}, False, '"prompt" is not a text'),
+        ({"prompt": "a", "system": None}, False, '"system" is not a text'),
+        ({"messages": []}, False, '"messages"'),
+        ({"messages": ["a"]}, False, '"messages"'),
+        ({"messages": [{"role": "robot", "content": "a"}]}, False, "user or assistant"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, False, '"messages"'),
+        ({"messages": [{"role": "user", "content": "a"}], "system": "b"}, False, "make it their first"),
+        ({"messages": [{"role": "user", "content": "a"}]}, True, "--raw"),
+        ({"prompt": "a", "system": "b"}, True, "--raw"),
+    ],
+)
+def test_a_row_that_no_model_could_answer_is_refused_first(tmp_path: Path, row: Row, raw: bool, word: str) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "fine"}, row])
+    with pytest.raises(GriffinError, match=r"in\.jsonl, line 2: ") as error:
+        many(source, tmp_path / "no-such-model", raw=raw)
+    assert word in str(error.value)
+    assert not source.with_name("out.jsonl").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_cannot_be_answered_is_written_down_and_the_rest_goes_on(
+    tmp_path: Path, model: Path, batch_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["", "Alice", "word " * CONTEXT, " \n", "Orange"]
+    source = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in prompts])
+    with pytest.raises(GriffinError, match=r'3 of 5 prompts have no answer: see "error" in .*out\.jsonl'):
+        many(source, model, batch_size=batch_size, per_prompt=True, as_json=True)
+    rows = untimed(source.with_name("out.jsonl"))
+    assert [row["id"] for row in rows] == [1, 2, 3, 4, 5]
+    assert ["error" in row for row in rows] == [True, False, True, True, False]
+    assert "empty" in rows[0]["error"]
+    assert str(CONTEXT) in rows[2]["error"]
+    assert set(rows[0]) == {"id", "error"}
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"output": str(source.with_name("out.jsonl")), "rows": 5, "failed": 3}
+    assert not source.with_name("out.jsonl.state").exists()
+    good = write(tmp_path / "good.jsonl", [{"prompt": prompt} for prompt in ("Alice", "Orange")])
+    assert [row["text"] for row in many(good, model, force=True)] == [rows[1]["text"], rows[4]["text"]]
+
+
+def test_a_memory_that_holds_no_prompt_is_an_error_of_the_options(source: Path, model: Path) -> None:
+    with pytest.raises(BudgetError):
+        many(source, model, device_memory="1MiB")
+    assert source.with_name("out.jsonl").read_bytes() == b""
+    assert len(many(source, model)) == len(PROMPTS)  # nothing is there yet to go on with or to force
+
+
+def test_a_batch_shares_its_experts_and_per_prompt_has_them_apart(source: Path, model: Path) -> None:
+    engine = Engine(model, dtype="float32")
+    ids = [engine.encode(prompt) for prompt in PROMPTS]
+    pooled = [engine.generate_batch(batch, **CHOSEN.arguments()) for batch in (ids[:2], ids[2:4], ids[4:])]
+    alone = many(source, model)
+    shared = many(source, model, batch_size=2, force=True)
+    assert [row["text"] for row in shared] == [answer.text for batch in pooled for answer in batch]
+    assert shared != alone
+    assert many(source, model, batch_size=2, per_prompt=True, force=True) == alone
+
+
+STOPPED = """
+import sys
+import torch
+from griffin_offload.chat import Settings
+from griffin_offload.cli.generate_many import generate_many
+from pathlib import Path
+torch.set_num_threads(1)
+source, output, model = map(Path, sys.argv[1:4])
+chosen = Settings(sparsity=0.5, max_new_tokens=int(sys.argv[4]), greedy=True)
+generate_many(source, output, chosen, batch_size=2, model=str(model), device="cpu", device_memory=None, dtype="float32")
+"""
+
+
+def test_a_run_that_is_stopped_twice_comes_to_the_same_end(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{number} {p}"} for number in range(5) for p in PROMPTS])
+    output = tmp_path / "out.jsonl"
+    assert stop(source, slow, signal.SIGKILL, rows=4) == ""
+    # Half of a batch, and half of a line: what a kill between two writes, and within one, would leave.
+    kept = output.read_bytes().splitlines(keepends=True)[:3]
+    output.write_bytes(b"".join([*kept, b'{"id": 4, "te']))
+    with pytest.raises(GriffinError, match=r"begun with batch_size 2, and this run has 3"):
+        many(source, slow, batch_size=3)
+    told = stop(source, slow, signal.SIGINT, rows=8)
+    assert "going on after 3 of 25 prompts" in told
+    assert re.search(r"\d+ of 25 prompts are in .*out\.jsonl; the same command goes on", told)
+    assert output.read_bytes().startswith(b"".join(kept))
+    rows = many(source, slow, batch_size=2)
+    assert output.read_bytes().startswith(b"".join(kept))
+    assert [row["id"] for row in rows] == list(range(1, 26))
+    assert rows == many(source, slow, batch_size=2, force=True)
+
+
+def test_a_half_made_answer_is_not_written(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    told = stop(source, slow, signal.SIGINT, rows=0, tokens=15_000, after=1)  # by then the first batch is decoding
+    assert "0 of 5 prompts are in" in told
+    assert source.with_name("out.jsonl").read_bytes() == b""
+
+
+def stop(source: Path, model: Path, how: signal.Signals, rows: int, tokens: int = 6, after: float = 0) -> str:
+    """Begin a run or go on with it, and end it when it has `rows` rows, `after` seconds later; what it said."""
+    output = source.with_name("out.jsonl")
+    command = [sys.executable, "-c", STOPPED, source, output, model, str(tokens)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") >= rows)
+        time.sleep(after)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert rows <= output.read_bytes().count(b"\n") < 25
+    return errors
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_the_pace_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Results(tmp_path / "out.jsonl", {}, source=source) as results, Pace(results, 3, "prompts", every=0) as pace:
+        for number in range(3):
+            results.add({"id": number})
+            pace.step()
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["1 of 3 prompts, about 0 s left", "2 of 3 prompts, about 0 s left"]  # the end is told by others
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3569, "59 min"), (3600, "1 h 0 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
