@@ -101,9 +101,9 @@ class Skeleton:
         self.config, self.dtype = config, dtype
         listed = entry or architecture(config.model_type)
         if not listed and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UnsupportedArchitecture(
-                f"model type {config.model_type!r} is not supported: it is no causal language model of transformers"
-            )
+            inside = getattr(getattr(config, "text_config", None), "model_type", None)
+            why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
+            raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
         if getattr(config, "quantization_config", None):
             raise UnsupportedArchitecture(
                 "the checkpoint is quantised (quantization_config in config.json); use the original weights"
