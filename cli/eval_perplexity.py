@@ -13,7 +13,7 @@ from .options import F, decode, decorate, model_options, open_engine
 
 if TYPE_CHECKING:
     from ..evaluation.perplexity import Perplexity
-    from ..evaluation.score import Variant
+    from ..evaluation.variant import Variant
 
 
 def variant_options(command: F) -> F:
@@ -64,7 +64,7 @@ def variants(
     sparsities: tuple[float, ...], selections: tuple[str, ...], allocations: tuple[str, ...], seed: int
 ) -> list["Variant"]:
     """Every combination, the full model once. Raises OptionError for a sparsity out of range."""
-    from ..evaluation.score import all_variants
+    from ..evaluation.variant import all_variants
 
     return all_variants(sparsities, selections, allocations, seed)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import set_seed
-from transformers.generation.streamers import BaseStreamer
 
 from .allocation import calibration_path, checkpoint_key, load_curves, share_neurons
 from .architecture import ARCHITECTURES
@@ -53,12 +52,12 @@ from .probe import probe
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
+from .streamer import OnText, Rows, Streamer
 from .units import parse_bytes
 from .weights.checkpoint import Checkpoint
 from .weights.reader import Reader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OnText = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,20 @@ class Generation:
             "finish_reason": self.finish_reason,
             **self.report.to_json(),
         }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What answering a batch takes. `streamers`: one for each of `prompts`; `options`: of transformers' `generate`."""
+
+    prompts: list[list[int]]
+    plan: Plan
+    selection: Selection
+    reader: Reader
+    streamers: list[Streamer]
+    on_layer: OnLayer | None
+    seed: int | None
+    options: dict[str, Any]
 
 
 class Engine:
@@ -173,12 +186,34 @@ class Engine:
 
         Raises PromptError, OptionError, and BudgetError if it does not fit."""
         request = replace(
-            self._request(prompt_tokens, max_new_tokens),
-            share=self._share(allocation),
+            self.request(prompt_tokens, max_new_tokens),
+            share=self.share(allocation),
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
         return choose_plan(self.sizes, request, sparsity, self.name)
+
+    def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
+        """What a plan of one prompt and the full model is made for, within this engine's budget: see plan.make_plan."""
+        return Request(
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            sparsity=0.0,
+            budget=self.budget,
+            runtime=self._runtime,
+            converts=self._converts,
+            copies=self._copies,
+        )
+
+    def share(self, allocation: str) -> Callable[[Sequence[int], float], tuple[int, ...]] | None:
+        """How an allocation shares a sparsity over the layers (see plan.Request); None: all the same, also where
+        'sensitivity' was not calibrated. Raises OptionError for an unknown one."""
+        if allocation not in ALLOCATIONS:
+            raise OptionError(f"allocation {allocation!r} is not known; known: {', '.join(ALLOCATIONS)}")
+        if allocation == "uniform":
+            return None
+        curves = load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
+        return partial(share_neurons, curves) if curves else None
 
     def generate(self, prompt_ids: list[int], *, on_text: OnText | None = None, **options: Any) -> Generation:
         """Answer a prompt: the first forward is the sweep, the rest run the resident model.
@@ -227,11 +262,11 @@ class Engine:
         if seed is not None:
             set_seed(seed)
         reader = Reader()
-        streamers = [_Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
+        streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
-        run = self._answer_each if per_prompt and plan.prunes else self._answer
+        answer = self._answer_each if per_prompt and plan.prunes else self._answer
         try:
-            run(prompts, plan, chosen, reader, streamers, on_layer, seed, options)
+            answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options))
             interrupted = False
         except torch.OutOfMemoryError as error:  # a GPU that others use too
             raise BudgetError(f"{self.device} is out of memory, planned {plan.peak} bytes: {error}") from None
@@ -292,7 +327,7 @@ class Engine:
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Raises ExportError, BudgetError, and what a sweep raises."""
         chosen = Selection(selection, seed)
-        request = replace(self._request(len(prompt_ids), 1), share=self._share(allocation), export=True)
+        request = replace(self.request(len(prompt_ids), 1), share=self.share(allocation), export=True)
         plan = choose_plan(self.sizes, request, sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
@@ -327,7 +362,7 @@ class Engine:
             with sweep, torch.no_grad():
                 ids, _ = self._batch([prompt_ids])
                 cache = self._cache(plan)
-                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self._last_logits)
+                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self.last_logits)
         finally:
             reader.close()
 
@@ -339,98 +374,75 @@ class Engine:
         stays. `tokens`: of the largest forward; `waiting`: bytes that all of them hold between two layers.
 
         Raises BudgetError where that does not fit."""
-        request = replace(self._request(tokens, 1), export=True, waiting=waiting)
+        request = replace(self.request(tokens, 1), export=True, waiting=waiting)
         plan = choose_plan(self.sizes, request, 0.0, self.name)
         self.unload()
         reader = Reader()
         try:
             load_outside(self.skeleton, reader, self.device)
             layers = passing_layers(self.skeleton, plan.kept, self.device)
-            stream = Stream(
-                self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer
-            )
-            with Lockstep(self.skeleton, stream) as lockstep:
+            with Lockstep(self.skeleton, self._stream(layers, plan, reader, on_layer)) as lockstep:
                 yield lockstep
         finally:
             reader.close()
             self.unload()
 
-    def _answer(
-        self,
-        prompts: list[list[int]],
-        plan: Plan,
-        selection: Selection,
-        reader: Reader,
-        streamers: list["_Streamer"],
-        on_layer: OnLayer | None,
-        seed: int | None,
-        options: dict[str, Any],
-    ) -> None:
+    @property
+    def last_logits(self) -> dict[str, int]:
+        """The option that keeps a forward from computing every token's logits, where the model has it."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.skeleton.model.forward).parameters else {}
+
+    def _answer(self, run: _Run) -> None:
         """One call of transformers' generate, whose first forward is the sweep where one is needed."""
-        ids, mask = self._batch(prompts)
+        ids, mask = self._batch(run.prompts)
         weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
-        sweep = self._resident(plan, selection, reader, on_layer, weights)
+        sweep = self._resident(run.plan, run.selection, run.reader, run.on_layer, weights)
         try:
             with sweep:
-                self._call_generate(ids, mask, plan, self._cache(plan, len(ids)), _Rows(streamers), options)
+                self._call_generate(run, ids, mask, self._cache(run.plan, len(ids)), run.streamers)
         except (ValueError, TypeError) as error:
             if isinstance(sweep, Sweep) and not sweep.started:  # generate refused an option, before the first layer
                 raise OptionError(" ".join(str(error).split())) from error
             raise
 
-    def _answer_each(
-        self,
-        prompts: list[list[int]],
-        plan: Plan,
-        selection: Selection,
-        reader: Reader,
-        streamers: list["_Streamer"],
-        on_layer: OnLayer | None,
-        seed: int | None,
-        options: dict[str, Any],
-    ) -> None:
+    def _answer_each(self, run: _Run) -> None:
         """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
         self.unload()
-        load_outside(self.skeleton, reader, self.device)
-        layers = resident_layers(self.skeleton, plan.kept, self.device)
-        sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in prompts[1:])]
-        stream = Stream(self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer)
-        pruners = [(Pruner(self.skeleton, each, selection), each) for each in sets]
+        load_outside(self.skeleton, run.reader, self.device)
+        layers = resident_layers(self.skeleton, run.plan.kept, self.device)
+        sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in run.prompts[1:])]
+        stream = self._stream(layers, run.plan, run.reader, run.on_layer)
+        pruners = [(Pruner(self.skeleton, each, run.selection), each) for each in sets]
 
-        def job(prompt_ids: list[int], streamer: "_Streamer") -> Callable[[], None]:
+        def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
             def answer() -> None:
                 ids, mask = self._batch([prompt_ids])
-                self._call_generate(ids, mask, plan, self._cache(plan), _Rows([streamer]), options)
+                self._call_generate(run, ids, mask, self._cache(run.plan), [streamer])
 
             return answer
 
         try:
-            with Lockstep(self.skeleton, stream, pruners, seed) as lockstep:
-                lockstep.run([job(ids, streamer) for ids, streamer in zip(prompts, streamers, strict=True)])
+            with Lockstep(self.skeleton, stream, pruners, run.seed) as lockstep:
+                lockstep.run([job(ids, streamer) for ids, streamer in zip(run.prompts, run.streamers, strict=True)])
         except (ValueError, TypeError) as error:
-            if not any(streamer.times for streamer in streamers):
+            if not any(streamer.times for streamer in run.streamers):
                 raise OptionError(" ".join(str(error).split())) from error
             raise
         finally:
             self.unload()
 
     def _call_generate(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        plan: Plan,
-        cache: Any,
-        streamer: "_Rows",
-        options: dict[str, Any],
+        self, run: _Run, ids: torch.Tensor, mask: torch.Tensor, cache: Any, streamers: list[Streamer]
     ) -> None:
+        """transformers' generate over ids (B, T), by the options of a run; a streamer for each row."""
         self.skeleton.model.generate(
             ids,
             attention_mask=mask,
             past_key_values=cache,
-            streamer=streamer,
-            max_new_tokens=plan.max_new_tokens,
+            streamer=Rows(streamers),
+            max_new_tokens=run.plan.max_new_tokens,
             tokenizer=self.tokenizer,
-            **options,
+            **run.options,
         )
 
     def _resident(
@@ -451,19 +463,11 @@ class Engine:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device)
         if not plan.prunes and all(layer.complete for layer in self._layers):
             return nullcontext()
-        stream = Stream(
-            self.skeleton, reader, self._layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer
-        )
+        stream = self._stream(self._layers, plan, reader, on_layer)
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
 
-    def _share(self, allocation: str) -> Callable[[Sequence[int], float], tuple[int, ...]] | None:
-        """How an allocation shares a sparsity over the layers; None: all the same."""
-        if allocation not in ALLOCATIONS:
-            raise OptionError(f"allocation {allocation!r} is not known; known: {', '.join(ALLOCATIONS)}")
-        if allocation == "uniform":
-            return None
-        curves = load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
-        return partial(share_neurons, curves) if curves else None
+    def _stream(self, layers: list[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None) -> Stream:
+        return Stream(self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer)
 
     def _cache(self, plan: Plan, sequences: int = 1) -> Any:
         row = max(self.sizes.cache_per_token) // 2
@@ -476,22 +480,6 @@ class Engine:
         ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
-
-    @property
-    def _last_logits(self) -> dict[str, int]:
-        """The option that keeps a forward from computing every token's logits, where the model has it."""
-        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.skeleton.model.forward).parameters else {}
-
-    def _request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
-        return Request(
-            prompt_tokens=prompt_tokens,
-            max_new_tokens=max_new_tokens,
-            sparsity=0.0,
-            budget=self.budget,
-            runtime=self._runtime,
-            converts=self._converts,
-            copies=self._copies,
-        )
 
     @property
     def _copies(self) -> bool:
@@ -520,64 +508,6 @@ class Engine:
 
     def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
         return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in self._ends else "length"
-
-
-class _Rows(BaseStreamer):  # type: ignore[misc]
-    """Hands every new token to the streamer of its row in the batch."""
-
-    def __init__(self, streamers: list["_Streamer"]) -> None:
-        self._streamers = streamers
-        self._prompt_passed = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_passed:
-            for streamer, token in zip(self._streamers, value.flatten().tolist(), strict=True):
-                streamer.put(token)
-        self._prompt_passed = True
-
-    def end(self) -> None:
-        for streamer in self._streamers:
-            streamer.end()
-
-
-class _Streamer:
-    """Collects an answer's tokens and their times, and passes its text on as soon as characters are whole."""
-
-    def __init__(self, tokenizer: Any, ends: set[int], on_text: OnText | None) -> None:
-        self.token_ids: list[int] = []
-        self.times: list[float] = []
-        self._tokenizer, self._ends, self._on_text = tokenizer, ends, on_text
-        self._told = ""
-        self._begin = self._read = 0  # tokens [begin, read) give the text just told: context for the next ones
-
-    @property
-    def text(self) -> str:
-        return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
-
-    def put(self, token: int) -> None:
-        if self.token_ids and self.token_ids[-1] in self._ends:
-            return  # the rest of the batch goes on; this row is filled up
-        self.times.append(time.perf_counter())
-        self.token_ids.append(token)
-        if not self._on_text:
-            return
-        before = self._decode(self._begin, self._read)
-        now = self._decode(self._begin, len(self.token_ids))
-        if len(now) > len(before) and not now.endswith("\ufffd"):  # an unfinished character waits for its end
-            self._tell(now[len(before) :])
-            self._begin, self._read = self._read, len(self.token_ids)
-
-    def end(self) -> None:
-        if self._on_text and self.text.startswith(self._told):
-            self._tell(self.text[len(self._told) :])
-
-    def _decode(self, begin: int, end: int) -> str:
-        return str(self._tokenizer.decode(self.token_ids[begin:end], skip_special_tokens=True))
-
-    def _tell(self, text: str) -> None:
-        if text and self._on_text:
-            self._told += text
-            self._on_text(text)
 
 
 def _check_options(max_new_tokens: int, options: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from .statistic import neuron_statistic
 
-PIECE = 1024  # tokens that a feed-forward block computes at a time: enough for the products' full speed
+PIECE = 1024  # tokens of a long prompt that are computed at a time: enough for the products' full speed
 Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from .cache import capacity
 from .errors import BudgetError, OptionError, PromptError
 from .hooks import PIECE
-from .selection import Sparsity, check_sparsity, kept_neurons
+from .selection import Sparsity, check_sparsities, kept_neurons
 from .statistic import CHUNK
 from .units import MIB, format_bytes
 from .weights.arena import padded
@@ -63,6 +63,8 @@ class ModelSizes:
 
     `outside`: embeddings, final norm, head. `lookup`: the part of it that one token does not read (an untied
     embedding table). `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
+    `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
+    attention takes a long prompt a piece at a time.
     """
 
     outside: int
@@ -74,6 +76,8 @@ class ModelSizes:
     heads: int
     cache_per_token: tuple[int, ...]
     windows: tuple[int | None, ...]
+    score_heads: int
+    in_pieces: bool
     context: int
 
     def kept(self, sparsity: Sparsity) -> Kept:
@@ -113,9 +117,18 @@ class ModelSizes:
         feed_forward = 4 * neurons * self.item  # gate, up, act(gate), z
         layer = max(rows * max(norm, attention), 3 * rows * self.hidden * self.item + min(rows, PIECE) * feed_forward)
         statistic = 3 * min(rows, CHUNK) * neurons * 4
-        slides = any(window and tokens > window for window in self.windows)
-        mask = sequences * tokens * tokens * (1 + self.item) if slides or sequences > 1 else 0  # written out then
-        return layer + statistic + mask + 6 * sequences * self.vocabulary * 4
+        return layer + statistic + sequences * (self._masks(tokens, sequences > 1) + 6 * self.vocabulary * 4)
+
+    def _masks(self, tokens: int, padded: bool) -> int:
+        """What attention writes out of tokens x tokens, of the kind of layer that writes most of it."""
+        rows = min(tokens, PIECE) if self.in_pieces else tokens
+        most = 0
+        for window in set(self.windows):
+            slides = window is not None and tokens > window
+            keys = min(tokens, PIECE + window) if window and self.in_pieces else tokens
+            a_pair = 1 + self.item if slides or padded or self.score_heads else 0
+            most = max(most, rows * keys * (a_pair + self.score_heads * (2 * self.item + 4)))
+        return most
 
 
 @dataclass(frozen=True)
@@ -243,10 +256,7 @@ def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity | None, 
         if whole.fits:
             return whole
         sparsity = DEFAULT_SPARSITY
-    each = [sparsity] if isinstance(sparsity, int | float) else sparsity
-    checked = [check_sparsity(s) for s in each]
-    one = isinstance(sparsity, int | float)
-    plan = make_plan(sizes, replace(request, sparsity=checked[0] if one else tuple(checked)))
+    plan = make_plan(sizes, replace(request, sparsity=check_sparsities(sparsity)))
     if not plan.fits:
         raise BudgetError(_does_not_fit(sizes, request, plan, name))
     return plan

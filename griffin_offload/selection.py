@@ -21,6 +21,13 @@ def check_sparsity(sparsity: float) -> float:
     return float(sparsity)
 
 
+def check_sparsities(sparsity: Sparsity) -> Sparsity:
+    """`check_sparsity` of one number, or of one for each layer: a tuple then."""
+    if isinstance(sparsity, int | float):
+        return check_sparsity(sparsity)
+    return tuple(check_sparsity(share) for share in sparsity)
+
+
 def kept_neurons(neurons: int, sparsity: float) -> int:
     """k = int(F (1 - sparsity)); at least 1, but for a sparsity of 1."""
     return 0 if check_sparsity(sparsity) == 1 else max(1, int(neurons * (1 - sparsity)))

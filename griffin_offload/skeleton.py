@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from .architecture import Architecture, Experts, FeedForward, architecture
+from .attention import in_pieces, use_pieces, writes_scores
 from .cache import windows
 from .errors import CheckpointError, UnsupportedArchitecture
 from .hooks import Pieces, RoutedExperts
@@ -110,6 +111,8 @@ class Skeleton:
             )
         with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are small and computed
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        if listed:  # of an unknown type nobody knows what it does with a mask
+            use_pieces(self.model)
         self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole head's weight.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
@@ -197,6 +200,8 @@ class Skeleton:
             heads=max(config.num_attention_heads * _head_size(config) for config in _layer_configs(self.config)),
             cache_per_token=(self._cache_row(),) * len(looks_back),
             windows=looks_back,
+            score_heads=self.config.num_attention_heads if writes_scores(self.model) else 0,
+            in_pieces=in_pieces(self.model),
             context=context_length(self.config),
         )
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from griffin_offload import Engine
+from griffin_offload import Engine, attention
 from griffin_offload.architecture import ARCHITECTURES, REFUSED, Architecture, FeedForward
+from griffin_offload.attention import OWN_MASKS
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
 from griffin_offload.fit import catalogue_sizes
 from griffin_offload.hooks import PIECE, Pieces
@@ -270,6 +271,27 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     again = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
     assert [a.token_ids for a in again] == [a.token_ids for a in pooled]
     assert chosen(engine) == pooled_experts
+
+
+@pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in OWN_MASKS])
+def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt, whole and padded in a batch; where layers slide, no mask of the whole prompt is written."""
+    folder = tiny_checkpoint(tmp_path / "m", kind)
+    prompts = [tiny_prompt(40), tiny_prompt(29, 1)]
+    options = {"sparsity": 0.5, "max_new_tokens": 4, "do_sample": False}
+    whole = [answer.token_ids for answer in Engine(folder, dtype="float32").generate_batch(prompts, **options)]
+    asked: list[int] = []
+    rows = attention.Mask.rows
+    monkeypatch.setattr(attention.Mask, "rows", lambda self, a, b: (asked.append(b - a), rows(self, a, b))[1])
+    monkeypatch.setattr("griffin_offload.hooks.PIECE", 7)
+    engine = Engine(folder, dtype="float32")
+    assert [answer.token_ids for answer in engine.generate_batch(prompts, **options)] == whole
+    if attention.in_pieces(engine.skeleton.model):
+        assert max(asked) == 7
+        asked.clear()
+        slides = any(window and window < 40 for window in engine.sizes.windows)
+        greedy(engine, prompts[0], 0.5)
+        assert bool(asked) == (slides or bool(engine.sizes.score_heads))
 
 
 def test_pieces_are_as_long_as_said(monkeypatch: pytest.MonkeyPatch) -> None:

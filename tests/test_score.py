@@ -13,19 +13,12 @@ from torch import Tensor
 from griffin_offload import Engine
 from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, save_curves
 from griffin_offload.errors import BudgetError, OptionError, PromptError
-from griffin_offload.evaluation import score as scoring
+from griffin_offload.evaluation import passage
 from griffin_offload.evaluation.branch import can_branch
 from griffin_offload.evaluation.perplexity import encode_text, windows
-from griffin_offload.evaluation.score import (
-    FULL,
-    Pair,
-    Scored,
-    Variant,
-    all_variants,
-    mean_and_error,
-    score,
-    score_slowly,
-)
+from griffin_offload.evaluation.score import score, score_slowly
+from griffin_offload.evaluation.scored import Pair, Scored, mean_and_error
+from griffin_offload.evaluation.variant import FULL, Variant, all_variants
 from griffin_offload.memory import bytes_read
 from griffin_offload.models import cache_folder
 from griffin_offload.plan import make_plan
@@ -267,7 +260,7 @@ gemma4_text-moe""".split()  # noqa: SIM905
 def test_equals_the_slow_form(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
     found = score(engine, all_kinds_of_pairs(), EVERY_WAY)
-    monkeypatch.setattr(scoring, "LOGITS", 3 * 11 * 300 * 4)  # three rows of the first pair
+    monkeypatch.setattr(passage, "LOGITS", 3 * 11 * 300 * 4)  # three rows of the first pair
     in_parts = score(engine, all_kinds_of_pairs(), EVERY_WAY)
     slowly = score_slowly(engine, all_kinds_of_pairs(), EVERY_WAY)
     for fast, parts, slow in zip(found, in_parts, slowly, strict=True):
@@ -325,8 +318,8 @@ def test_one_read_serves_all_pairs_and_variants(large: Path) -> None:
 def planned(engine: Engine, some: list[Pair], variants: list[Variant]) -> int:
     """The budget that a single read for these needs."""
     rows = [None, *((Selection(), variant.plan(engine, 1, 1).kept) for variant in variants)]
-    ((waiting, _),) = scoring._passages(engine, some, rows)
-    request = replace(engine._request(len(some[0][0]), 1), export=True, waiting=waiting)
+    ((waiting, _),) = passage.passages(engine, some, rows)
+    request = replace(engine.request(len(some[0][0]), 1), export=True, waiting=waiting)
     return make_plan(engine.sizes, request).peak
 
 

@@ -15,7 +15,9 @@ from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row, read_rows
 from ..prefill import OnLayer
-from .score import FULL, OnPair, Pair, Scored, Variant, check_pairs, mean_and_error, score
+from .score import OnPair, check_pairs, score
+from .scored import Pair, Scored, mean_and_error
+from .variant import FULL, Variant
 
 MODES = ("gen", "class")
 CONTEXT_KEYS = ("context", "question", "query")

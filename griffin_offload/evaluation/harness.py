@@ -18,7 +18,8 @@ from ..engine import Engine
 from ..errors import GriffinError, OptionError, PromptError
 from ..models import DEFAULT_MODEL
 from .choice import MODES, encode_pair, log_likelihoods
-from .score import FULL, Pair, Variant
+from .scored import Pair
+from .variant import FULL, Variant
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -35,7 +36,8 @@ SAMPLING = ("temperature", "top_p", "top_k")
 
 @register_model("griffin")
 class GriffinLM(TemplateLM):  # type: ignore[misc]
-    """One request at a time: the experts are the prompt's own."""
+    """The experts are those of each request's own prompt. Log-likelihoods share reads of the weights as in `score`;
+    answers are generated one at a time."""
 
     def __init__(
         self,

@@ -9,7 +9,9 @@ from typing import Any
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..prefill import OnLayer
-from .score import OnPair, Pair, Scored, Variant, mean_and_error, score
+from .score import OnPair, score
+from .scored import Pair, Scored, mean_and_error
+from .variant import Variant
 
 
 @dataclass(frozen=True)

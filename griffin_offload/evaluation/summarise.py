@@ -15,7 +15,8 @@ from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
 from ..prefill import OnLayer
-from .score import Variant, mean_and_error
+from .scored import mean_and_error
+from .variant import Variant
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 KEYS = ("id", "sparsity", "selection", "allocation")

@@ -1,0 +1,99 @@
+"""Attention over a long prompt, a piece of its tokens at a time: no mask and no scores of tokens x tokens are held.
+
+transformers asks a mask function for the mask of a forward and hands it to the attention function of every layer. Here
+the first gives a description in its place, and the second asks it for the rows of the piece at hand; the products are
+transformers' own. A prompt that is not long, and a full causal one that needs no mask at all, pass unchanged.
+T tokens of the prompt, C of a piece, K of its keys.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from . import hooks
+
+SDPA, EAGER = "griffin-sdpa", "griffin-eager"
+OWN_MASKS = {"axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4"}  # types whose code reads the mask it hands on
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask (B, 1, T, T) of a prompt, before any of it is written. `window`: how far back a token looks."""
+
+    write: Callable[..., Tensor]
+    arguments: dict[str, Any]
+    window: int | None
+
+    def rows(self, begin: int, end: int) -> tuple[Tensor, slice]:
+        """For the tokens [begin, end): their mask (B, 1, C, K), and which keys it is of."""
+        first = max(0, begin - self.window + 1) if self.window else 0
+        part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
+        return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), slice(first, end)
+
+
+def use_pieces(model: Any) -> None:
+    """Make a model's attention run in pieces, where its code leaves attention and masks to transformers."""
+    names = {"sdpa": SDPA, "eager": EAGER}
+    here = model.config._attn_implementation
+    if here in names and model._supports_attention_backend and model.config.model_type not in OWN_MASKS:
+        model.set_attn_implementation(names[here])
+
+
+def in_pieces(model: Any) -> bool:
+    return model.config._attn_implementation in (SDPA, EAGER)
+
+
+def writes_scores(model: Any) -> bool:
+    """Whether the products of every token with every other, for each head, are held (or a bias for each of them)."""
+    return model.config._attn_implementation in ("eager", EAGER) or bool(getattr(model.config, "alibi", False))
+
+
+def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
+    tokens, padding = arguments["q_length"], arguments.get("attention_mask")
+    window, from_start = arguments.get("local_size"), not (arguments.get("q_offset") or arguments.get("kv_offset"))
+    if tokens <= hooks.PIECE or arguments["kv_length"] != tokens or not from_start:
+        return write(**arguments)
+    skips = arguments.get("allow_is_causal_skip", True) and write is sdpa_mask
+    if skips and (window is None or window >= tokens) and (padding is None or bool(padding.all())):
+        return None
+    return Mask(write, arguments, window)
+
+
+def _attend(
+    attend: Callable[..., Any],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **more: Any,
+) -> Any:
+    if not isinstance(attention_mask, Mask):
+        return attend(module, query, key, value, attention_mask, **more)
+    outputs = []
+    for begin in range(0, query.shape[2], hooks.PIECE):
+        end = min(begin + hooks.PIECE, query.shape[2])
+        rows, keys = attention_mask.rows(begin, end)
+        outputs.append(attend(module, query[:, :, begin:end], key[:, :, keys], value[:, :, keys], rows, **more)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def _eager(module: Any, *args: Any, **more: Any) -> Any:
+    """The model's own, which is in the file of its attention module."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **more)  # type: ignore[attr-defined]
+
+
+def _register() -> None:
+    for name, attend, write in ((SDPA, sdpa_attention_forward, sdpa_mask), (EAGER, _eager, eager_mask)):
+        AttentionInterface.register(name, lambda *args, attend=attend, **more: _attend(attend, *args, **more))
+        AttentionMaskInterface.register(name, lambda write=write, **arguments: _mask(write, **arguments))
+
+
+_register()

@@ -1,0 +1,205 @@
+"""Many pairs under many ways of pruning by one read of the weights: the fast form of a score.
+
+The forwards run in lock-step. A prompt's is the full model's and chooses the experts of every row; a continuation's
+has a row for each way of pruning, in which all but the experts are zeroed.
+
+C tokens of continuation, T = C - 1 of them read; R rows: the full model, then each way of pruning; F neurons,
+E routed experts, V vocabulary."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..engine import Engine
+from ..hooks import Tap
+from ..plan import Kept, make_plan
+from ..prefill import OnLayer, block_magnitude
+from ..selection import Selection
+from ..statistic import neuron_statistic
+from ..units import KIB, MIB
+from .branch import branch, prompt_cache
+from .scored import POSITIONS, Pair, Scored, compare, join, reduce
+
+LOGITS = 256 * MIB  # at most, of one forward: it has as many rows as that allows
+STACK = 64 * KIB  # of one forward that waits (measured)
+Row = tuple[Selection, Kept] | None  # of a batch: how its experts are chosen, and how many; None: the full model
+
+
+def passages(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
+    """Which pairs (numbers) share a read of the weights, and the bytes that they hold meanwhile.
+
+    Pairs of one context are neighbours, so that it is read once, or once a passage. The largest passage is the first:
+    what does not fit is refused before anything is read."""
+    context = max(len(context) for context, _ in pairs)
+    request = replace(engine.request(context, 1), export=True)
+    room = engine.budget - make_plan(engine.sizes, request).peak
+    running = max(_running(engine, pair, rows) for pair in pairs)
+    found: list[tuple[int, list[int]]] = []
+    before: list[int] = []
+    for number in _neighbours(pairs):
+        prompt, following = _waiting(engine, pairs[number], rows)
+        more = following if pairs[number][0] == before else prompt + following
+        if found and found[-1][0] + more <= room:
+            held, numbers = found[-1]
+            numbers.append(number)
+            found[-1] = held + more, numbers
+        else:
+            found.append((running + prompt + following, [number]))
+        before = pairs[number][0]
+    return sorted(found, reverse=True)
+
+
+def _neighbours(pairs: Sequence[Pair]) -> list[int]:
+    """The numbers of all pairs, those of one context together."""
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for number, (context, _) in enumerate(pairs):
+        by_context.setdefault(tuple(context), []).append(number)
+    return [number for numbers in by_context.values() for number in numbers]
+
+
+def _waiting(engine: Engine, pair: Pair, rows: Sequence[Row]) -> tuple[int, int]:
+    """Bytes that a pair's prompt, and its other forwards, hold between two layers: states, masks, keys and values."""
+    sizes, prompt, after = engine.sizes, len(pair[0]), len(pair[1]) - 1
+    row, mask = 3 * sizes.hidden * sizes.item, 1 + sizes.item  # of a token; of a token that looks at another
+    neurons = max((block.neurons * block.routed for layer in sizes.layers for block in layer.blocks), default=0)
+    experts = neurons * (4 + len(rows))  # the statistic, and what each row drops
+    left = prompt * sum(sizes.cache_per_token) + 4 * sizes.vocabulary
+    forwards = -(-len(rows) // _rows_at_once(engine, after)) if after else 0
+    following = len(rows) * after * (row + (prompt + after) * mask)
+    return STACK + prompt * (row + prompt * mask) + experts + left, forwards * STACK + following
+
+
+def _running(engine: Engine, pair: Pair, rows: Sequence[Row]) -> int:
+    """Bytes that one forward over a pair's continuation needs in a layer, or for its logits and what they come to."""
+    sizes, following = engine.sizes, len(pair[1]) - 1
+    together = min(len(rows), _rows_at_once(engine, following))
+    logits = (together + 2) * following * sizes.vocabulary * sizes.item + 8 * POSITIONS * sizes.vocabulary * 4
+    return logits + sizes.activations(len(pair[0]) + following, together)
+
+
+def _rows_at_once(engine: Engine, following: int) -> int:
+    return max(1, LOGITS // max(1, following * engine.sizes.vocabulary * engine.sizes.item))
+
+
+class Passage:
+    """Pairs over one read of the weights: for every context a forward, then one or more for each continuation."""
+
+    def __init__(self, engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> None:
+        self.engine, self.rows = engine, rows
+        self.truth = torch.empty(0)  # the full model's logits (T, V) of the continuation whose forwards end now
+        self._pairs = pairs
+
+    def run(self, tokens: int, waiting: int, on_layer: OnLayer) -> list[list[Scored]]:
+        """By pair and row. `tokens`, `waiting`: as Engine.passage has them."""
+        prompts: dict[tuple[int, ...], _Prompt] = {}
+        jobs: list[_Prompt | _Following] = []
+        places = []  # among the jobs, of each pair's
+        for context, continuation in self._pairs:
+            if tuple(context) not in prompts:
+                prompts[tuple(context)] = _Prompt(self, context)
+                jobs.append(prompts[tuple(context)])
+            begin = len(jobs)
+            together = _rows_at_once(self.engine, len(continuation) - 1)
+            if len(continuation) > 1:
+                for first in range(0, len(self.rows), together):
+                    which = slice(first, min(first + together, len(self.rows)))
+                    jobs.append(_Following(self, prompts[tuple(context)], continuation, which))
+            places.append(slice(begin, len(jobs)))
+
+        def watch(layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
+            return jobs[passage.job].watch(layer, block, z, tokens, expert)
+
+        with ExitStack() as stack:
+            passage = stack.enter_context(self.engine.passage(tokens, waiting, on_layer))
+            for index, layer in enumerate(self.engine.skeleton.layers if len(self.rows) > 1 else ()):
+                for number, block in enumerate(layer.blocks):
+                    stack.callback(Tap(layer.module, block.path, partial(watch, index, number)).remove)
+            results = passage.run(jobs)
+        scored = []
+        for (context, continuation), place in zip(self._pairs, places, strict=True):
+            head = prompts[tuple(context)].predict(continuation[0])
+            rest = [of_row for of_job in results[place] for of_row in of_job]
+            scored.append([join([head, of_row]) for of_row in rest] or [head] * len(self.rows))
+        return scored
+
+
+class _Prompt:
+    """The context by the full model: its keys and values, what it predicts, and what each row drops of the layer at
+    hand."""
+
+    def __init__(self, passage: Passage, ids: Sequence[int]) -> None:
+        self.tokens, self.cache = len(ids), prompt_cache()
+        self._passage, self._ids = passage, ids
+        self._logits = torch.empty(0)  # (1, V), of the last token
+        self._layer = -1
+        self._statistics: dict[int, Tensor] = {}  # by block: (F,) or (E, F)
+        self._dropped: dict[int, Tensor] = {}  # by block: (R, F) or (R, E, F), bool
+
+    def __call__(self) -> list[Scored]:
+        engine = self._passage.engine
+        ids = torch.tensor([self._ids], device=engine.device)
+        output = engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **engine.last_logits)
+        self._logits = output.logits[0, -1:].clone()
+        return []
+
+    def predict(self, token: int) -> Scored:
+        """Of the first token after it, (1,): the full model's in any case."""
+        logits = self._logits.float().log_softmax(-1)
+        return join([reduce(logits, logits, torch.tensor([token], device=logits.device))])
+
+    def watch(self, layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
+        if layer != self._layer:
+            self._layer, self._statistics, self._dropped = layer, {}, {}
+        if block not in self._statistics:
+            shape = self._passage.engine.skeleton.layers[layer].blocks[block].statistic_shape
+            self._statistics[block] = torch.zeros(shape, dtype=torch.float32, device=z.device)
+        total = self._statistics[block] if expert is None else self._statistics[block][expert]
+        total += neuron_statistic(z)
+
+    def dropped(self, block: int) -> Tensor:
+        """What is no expert of the layer at hand, for every row."""
+        if block not in self._dropped:
+            statistic, layer = self._statistics[block], self._passage.engine.skeleton.layers[self._layer]
+            neurons = layer.blocks[block]
+            dense = {name: layer.module.get_parameter(name) for name in neurons.rows}
+            dropped = torch.zeros(
+                (len(self._passage.rows), *statistic.shape), dtype=torch.bool, device=statistic.device
+            )
+            for row, of_row in zip(dropped, self._passage.rows, strict=True):
+                if of_row is None or (kept := of_row[1][self._layer][block]) == neurons.neurons:
+                    continue
+                experts = of_row[0].choose(statistic, kept, self._layer, partial(block_magnitude, neurons, dense))
+                row.fill_(True).scatter_(-1, experts, False)
+            self._dropped[block] = dropped
+        return self._dropped[block]
+
+
+class _Following:
+    """A continuation, but for its last token, by some of the rows."""
+
+    def __init__(self, passage: Passage, prompt: _Prompt, ids: Sequence[int], rows: slice) -> None:
+        self._passage, self._prompt, self._ids, self._rows = passage, prompt, ids, rows
+
+    def __call__(self) -> list[Scored]:
+        """By row, all tokens after the first."""
+        engine, prompt = self._passage.engine, self._prompt
+        ids = torch.tensor([self._ids], device=engine.device)
+        cache = branch(prompt.cache, prompt.tokens, len(engine.skeleton.layers))
+        rows = ids[:, :-1].expand(self._rows.stop - self._rows.start, -1)
+        logits = engine.skeleton.model(rows, past_key_values=cache, use_cache=True).logits
+        if self._rows.start == 0:
+            self._passage.truth = logits[0].clone()  # for the forwards of the other rows, which end next
+        return compare(logits, self._passage.truth, ids[0, 1:])
+
+    def watch(self, layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
+        dropped = self._prompt.dropped(block)[self._rows]
+        dropped = dropped if expert is None else dropped[:, expert]
+        skeleton = self._passage.engine.skeleton
+        pieces = skeleton.pieces_of(skeleton.layers[layer], skeleton.layers[layer].blocks[block])
+        places = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
+        rows = (places + (pieces.begin if pieces else 0)) // (len(self._ids) - 1)  # of the batch: one for each z
+        return z.masked_fill(dropped[rows].view(z.shape), 0)
