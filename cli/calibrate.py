@@ -30,13 +30,13 @@ SHOWN = 6  # layers
 @click.option(
     "--continue-tokens",
     type=click.IntRange(1),
-    default=64,
+    default=128,
     show_default=True,
     metavar="C",
     help="Tokens after them that the output is compared at.",
 )
 @click.option(
-    "--windows", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Windows spread over the text."
+    "--windows", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Windows spread over the text."
 )
 @click.option("--force", is_flag=True, help="Measure again, and replace what was measured before.")
 @model_options
@@ -56,9 +56,9 @@ def command(
 ) -> None:
     """Measure which layers need their neurons most.
 
-    With half of all neurons, each layer in turn keeps 0, 1/8 ... 8/8 of its own, and the output is compared with the
-    full model's. The result goes to a small file in the cache; --allocation sensitivity then gives more neurons to the
-    layers that need them, and fewer to the others, at the same size. Measured once for a model.
+    Each layer alone is pruned to 0, 1/8 ... 7/8 of its neurons, and the output is compared with the full model's. The
+    result goes to a small file in the cache; --allocation sensitivity then gives more neurons to the layers that need
+    them, and fewer to the others, at the same size. Measured once for a model.
     """
     text = read_file(data) if data is not None else None
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
@@ -77,18 +77,18 @@ def command(
     if as_json:
         click.echo(json.dumps({"path": str(path), **asdict(curves)}))
         return
-    console.table(
-        "Layers that matter most", ("layer", "weight", "kept at 25%", "50%", "75% sparsity"), rows(engine, curves)
-    )
+    title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
+    columns = ("layer", "KL without its neurons", "with half of them", "kept when half are, in all")
+    console.table(title, columns, rows(engine, curves))
     console.pairs([("written to", str(path)), ("used by", "--allocation sensitivity")], err=False)
 
 
 def rows(engine: "Engine", curves: "Curves") -> Iterator[tuple[str, ...]]:
-    """Layer, what its neurons matter against the average layer's, and the share of them that is kept."""
+    """The layers whose output suffers most when half of their neurons are dropped."""
     from ..allocation import share_neurons
 
     neurons = [layer.blocks[0].neurons for layer in engine.skeleton.layers]
-    kept = [share_neurons(curves, neurons, sparsity) for sparsity in (0.25, 0.5, 0.75)]
-    weights = curves.weights
-    for layer in sorted(range(len(neurons)), key=lambda i: -weights[i])[:SHOWN]:
-        yield str(layer), f"{weights[layer]:.2f}", *(f"{k[layer] / neurons[layer]:.0%}" for k in kept)
+    kept = share_neurons(curves, neurons, 0.5)
+    for layer in sorted(range(len(neurons)), key=lambda i: -curves.at(i, 0.5))[:SHOWN]:
+        share = f"{kept[layer] / neurons[layer]:.0%}"
+        yield str(layer), f"{curves.kl[layer][0]:.4f}", f"{curves.at(layer, 0.5):.4f}", share

@@ -1,8 +1,8 @@
 """Sharing the kept neurons over layers by what each layer's neurons are worth, as measured once per checkpoint.
 
-The paper keeps the same share of every layer. Pruning one layer more, and less, than the others shows how much the
-output (its KL divergence from the full model's) depends on that layer's neurons; the same total is then shared better.
-`evaluation/calibrate.py` measures the curves.
+The paper keeps the same share of every layer. Pruning one layer alone shows how much the output (its KL divergence
+from the full model's) depends on that layer's neurons; along these curves the same total is shared better.
+`evaluation/calibrate.py` measures them.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from .errors import CheckpointError, GriffinError
 from .selection import kept_neurons
 from .weights.checkpoint import Checkpoint
 
-LEAST = 0.05  # no layer's neurons count for less, against the average layer's
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of the weights, for a checkpoint's key
 
 
@@ -27,13 +26,12 @@ SAMPLES, SAMPLE_BYTES = 16, 4096  # of the weights, for a checkpoint's key
 class Curves:
     """What every layer's neurons are worth to one checkpoint.
 
-    kl[i][j]: nats between the full model's output and that of a model which keeps `shares[j]` of layer i's neurons and
-    `others` of every other layer's, chosen by the prompt; mean over the continuation tokens of all windows.
-    `shares` ascend from 0 to 1, and `others` is one of them. The rest says what was measured, and on which text."""
+    kl[i][j]: nats between the full model's output and that with only `shares[j]` of layer i's neurons, the experts
+    chosen by the prompt and every other layer whole; mean over the continuation tokens of all windows.
+    `shares` ascend from 0 to 1; the last column is 0. The rest says what was measured, and on which text."""
 
     key: str
     shares: tuple[float, ...]
-    others: float
     kl: tuple[tuple[float, ...], ...]
     text_sha256: str
     prompt_tokens: int
@@ -41,29 +39,13 @@ class Curves:
     windows: int
     dtype: str
 
-    @property
-    def gains(self) -> list[list[float]]:
-        """By layer, how far a share raises the KL (or, below 0, lowers it) against `others` of that layer too."""
-        common = self.shares.index(self.others)
-        return [[value - row[common] for value in row] for row in self.kl]
-
-    @property
-    def shape(self) -> list[float]:
-        """The gains of the average layer, by share."""
-        gains = self.gains
-        return [sum(column) / len(gains) for column in zip(*gains, strict=True)]
-
-    @property
-    def weights(self) -> list[float]:
-        """How much more a layer's neurons matter than the average layer's: the factor on `shape` that fits its gains.
-
-        One number for each layer is what a short text can tell: its single points are noisy, and sharing by them did
-        worse. Least squares over all shares but 0: to lose a whole block is another matter, and outweighs the rest."""
-        shape = self.shape
-        points = [j for j, share in enumerate(self.shares) if share > 0]
-        square = sum(shape[j] ** 2 for j in points)
-        fits = (sum(row[j] * shape[j] for j in points) / square if square else 1.0 for row in self.gains)
-        return [max(fit, LEAST) for fit in fits]
+    def at(self, layer: int, share: float) -> float:
+        """The KL of one layer at any share, by the straight line between the two nearest that were measured."""
+        points = zip(self.shares, self.kl[layer], strict=True)
+        for (low, before), (high, after) in pairwise(points):
+            if low <= share <= high:
+                return before + (after - before) * (share - low) / (high - low)
+        raise ValueError(f"share {share} is outside [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -78,17 +60,13 @@ class _Step:
 def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tuple[int, ...]:
     """Kept neurons of each layer, k_i <= neurons[i]: as many in all as with the same share of every layer.
 
-    Greedy along each layer's curve, the average curve times its weight: the largest fall per neuron first, of equals
-    the first layer. The last piece is taken in part, so that the sum is exact."""
+    Greedy on the lower convex hull of each curve, the steepest piece first; of equals the first layer. On the hull
+    that is the best there is, if the layers' losses add up. The last piece is taken in part, so that the sum is exact.
+    """
     if len(neurons) != len(curves.kl):
         raise CheckpointError(f"the calibration is of {len(curves.kl)} layers, the model has {len(neurons)}")
     left = sum(kept_neurons(count, sparsity) for count in neurons)
-    hull = _hull(curves.shares, curves.shape)
-    steps = []
-    for layer, (count, weight) in enumerate(zip(neurons, curves.weights, strict=True)):
-        for (low, before), (high, after) in pairwise(hull):
-            if more := round(high * count) - round(low * count):
-                steps.append(_Step(layer, more, weight * (before - after) / ((high - low) * count)))
+    steps = [step for i, count in enumerate(neurons) for step in _steps(i, curves.shares, curves.kl[i], count)]
     kept = [0] * len(neurons)
     for step in sorted(steps, key=lambda step: -step.fall):  # stable: of equals the first
         taken = min(step.neurons, left)
@@ -97,18 +75,21 @@ def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tu
     return tuple(kept)
 
 
-def _hull(shares: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
-    """The corners of a curve's lower convex hull, from share 0 to 1; on it, greedy is the best there is.
+def _steps(layer: int, shares: Sequence[float], kl: Sequence[float], neurons: int) -> list[_Step]:
+    """A layer's lower convex hull as pieces, from no neuron to all of them; their falls descend.
 
-    A rise is noise: more neurons never count as worse, so the hull does not rise either."""
-    points = list(zip(shares, accumulate(values, min), strict=True))
-    corners = points[:1]
-    while corners[-1][0] < 1:
-        begin, value = corners[-1]
-        corners.append(
-            max(((s, v) for s, v in points if s > begin), key=lambda p: ((value - p[1]) / (p[0] - begin), p[0]))
-        )
-    return corners
+    A rise between two shares is noise: more neurons never count as worse, so the hull never rises either."""
+    floor, points = math.inf, []
+    for share, value in zip(shares, kl, strict=True):
+        floor = min(floor, value)
+        points.append((round(share * neurons), floor))
+    steps, (kept, value) = [], points[0]
+    while kept < neurons:
+        later = [(count, (value - low) / (count - kept), low) for count, low in points if count > kept]
+        count, fall, low = max(later, key=lambda point: (point[1], point[0]))
+        steps.append(_Step(layer, count - kept, fall))
+        kept, value = count, low
+    return steps
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
@@ -155,7 +136,6 @@ def load_curves(path: Path) -> Curves | None:
         curves = Curves(
             key=_text(content["key"]),
             shares=_numbers(content["shares"]),
-            others=_numbers([content["others"]])[0],
             kl=tuple(_numbers(row) for row in content["kl"]),
             text_sha256=_text(content["text_sha256"]),
             prompt_tokens=_count(content["prompt_tokens"]),
@@ -169,8 +149,6 @@ def load_curves(path: Path) -> Curves | None:
         raise _not_curves(path, str(error)) from None
     if not _ascend(curves.shares):
         raise _not_curves(path, "its shares do not ascend from 0 to 1")
-    if curves.others not in curves.shares:
-        raise _not_curves(path, f"{curves.others} is none of its shares")
     if not curves.kl or any(len(row) != len(curves.shares) for row in curves.kl):
         raise _not_curves(path, f"a layer does not have one value for each of its {len(curves.shares)} shares")
     return curves

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
 from griffin_offload.allocation import (
-    LEAST,
     Curves,
     calibration_path,
     checkpoint_key,
@@ -26,22 +25,17 @@ from griffin_offload.selection import kept_neurons
 from griffin_offload.weights.checkpoint import Checkpoint
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SHAPE = (8.0, 4.0, 2.0, 1.0, 0.0)
+STEEP, FLAT = (8.0, 4.0, 2.0, 1.0, 0.0), (0.5, 0.375, 0.25, 0.125, 0.0)
 
 
 def curves(*kl: tuple[float, ...], shares: tuple[float, ...] = QUARTERS) -> Curves:
-    return Curves("0123456789abcdef0123", shares, 0.5, kl, "ab" * 32, 384, 64, 4, "bfloat16")
-
-
-def weighted(*weights: float, shape: tuple[float, ...] = SHAPE) -> Curves:
-    """Layers whose curves are one shape times a weight, beside what the other layers cost."""
-    return curves(*(tuple(10 + weight * (value - shape[2]) for value in shape) for weight in weights))
+    return Curves("0123456789abcdef0123", shares, kl, "ab" * 32, 384, 128, 2, "bfloat16")
 
 
 def random_curves(layers: int, seed: int) -> Curves:
     """Noisy, and neither convex nor monotone."""
     noise = torch.rand((layers, 9), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    rows = tuple((*row[:4], 0.5, *row[5:]) for row in noise.tolist())
+    rows = tuple((*row[:-1], 0.0) for row in noise.tolist())
     return curves(*rows, shares=tuple(i / 8 for i in range(9)))
 
 
@@ -58,80 +52,64 @@ def test_the_total_is_that_of_the_same_share_everywhere(sparsity: float, neurons
 
 
 def test_all_and_none() -> None:
-    assert share_neurons(weighted(1, 3), (8, 12), 0) == (8, 12)
-    assert share_neurons(weighted(1, 3), (8, 12), 1) == (0, 0)
+    assert share_neurons(curves(STEEP, FLAT), (8, 12), 0) == (8, 12)
+    assert share_neurons(curves(STEEP, FLAT), (8, 12), 1) == (0, 0)
 
 
 def test_the_layer_that_needs_them_gets_them() -> None:
-    assert share_neurons(weighted(1, 100), (8, 8), 0.5) == (0, 8)
-    assert share_neurons(weighted(100, 1), (8, 8), 0.5) == (8, 0)
-    assert share_neurons(weighted(1, 3), (8, 8), 0.5) == (2, 6)
+    assert share_neurons(curves(FLAT, STEEP), (8, 8), 0.5) == (0, 8)
+    assert share_neurons(curves(STEEP, FLAT), (8, 8), 0.5) == (8, 0)
 
 
-def test_equals_get_the_same_and_what_is_left_goes_to_the_first() -> None:
-    assert share_neurons(weighted(1, 1), (8, 8), 0.5) == (4, 4)
-    assert share_neurons(weighted(1, 1), (8, 8), 5 / 8) == (4, 2)
+def test_equal_curves_and_ties_go_to_the_first_layer() -> None:
+    assert share_neurons(curves(STEEP, STEEP), (8, 8), 0.5) == (4, 4)
+    assert share_neurons(curves(STEEP, STEEP), (8, 8), 5 / 8) == (4, 2)
+    assert share_neurons(curves(FLAT, FLAT), (8, 8), 0.5) == (8, 0)  # straight lines: one piece each
 
 
 def test_the_last_piece_is_taken_in_part() -> None:
-    assert share_neurons(weighted(100, 1), (5, 8), 0.5) == (5, 1)
+    assert share_neurons(curves(STEEP, FLAT), (5, 8), 0.5) == (5, 1)
+    assert share_neurons(curves(STEEP, FLAT), (8, 8), 0.25) == (8, 4)
 
 
 def test_a_layer_with_many_neurons_pays_more_for_the_same_fall() -> None:
-    assert share_neurons(weighted(1, 1), (80, 8), 0.875) == (3, 8)
+    assert share_neurons(curves(STEEP, STEEP), (80, 8), 0.875) == (3, 8)
 
 
 def test_a_cliff_behind_a_plateau_is_seen() -> None:
     """The first neurons bring nothing, those after them everything: a step at a time would never get there."""
-    assert share_neurons(weighted(1, 2, shape=(1.0, 1.0, 1.0, 0.0, 0.0)), (8, 8), 0.5) == (2, 6)
+    cliff = (1.0, 1.0, 1.0, 0.0, 0.0)
+    assert share_neurons(curves(FLAT, cliff), (8, 8), 0.5) == (2, 6)
 
 
 def test_a_rise_is_noise() -> None:
-    bump, flat = (8.0, 1.0, 3.0, 2.0, 0.0), (8.0, 1.0, 1.0, 1.0, 0.0)
-    assert share_neurons(weighted(1, 2, shape=bump), (8, 8), 0.5) == share_neurons(
-        weighted(1, 2, shape=flat), (8, 8), 0.5
+    bump = (8.0, 1.0, 3.0, 2.0, 0.0)  # as if the three after the first brought nothing
+    assert share_neurons(curves(bump, FLAT), (8, 8), 0.5) == share_neurons(
+        curves((8.0, 1.0, 1.0, 1.0, 0.0), FLAT), (8, 8), 0.5
     )
 
 
-def test_curves_that_say_nothing_still_share_all() -> None:
-    nothing = curves((0.25,) * 5, (0.25,) * 5)
-    assert nothing.weights == [1, 1]
-    assert sum(share_neurons(nothing, (8, 8), 0.5)) == 8
-
-
 @pytest.mark.parametrize("seed", range(20))
-def test_no_other_sharing_is_better(seed: int) -> None:
-    """Against every sharing of 16 quarters, where the layers' curves add up."""
-    generator = torch.Generator().manual_seed(seed)
-    falls = torch.rand(4, generator=generator, dtype=torch.float64).sort().values.cumsum(0).flip(0).tolist()
-    some = weighted(*torch.rand(4, generator=generator, dtype=torch.float64).tolist(), shape=(*falls, 0.0))
+def test_no_other_sharing_is_better_on_convex_curves(seed: int) -> None:
+    """Against every sharing of 16 quarters, where the losses add up."""
+    falls = torch.rand((4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = falls.sort(dim=1).values.cumsum(1).flip(1).tolist()
+    convex = curves(*((*row, 0.0) for row in rows))
     for total in range(1, 16):
-        kept = share_neurons(some, (4, 4, 4, 4), 1 - total / 16)
+        kept = share_neurons(convex, (4, 4, 4, 4), 1 - total / 16)
         possible = (ks for ks in itertools.product(range(5), repeat=4) if sum(ks) == sum(kept))
-        best = min(sum(some.kl[i][k] for i, k in enumerate(ks)) for ks in possible)
-        assert sum(some.kl[i][k] for i, k in enumerate(kept)) == pytest.approx(best)
+        best = min(sum(convex.kl[i][k] for i, k in enumerate(ks)) for ks in possible)
+        assert sum(convex.kl[i][k] for i, k in enumerate(kept)) == pytest.approx(best)
 
 
 def test_curves_of_another_model_are_refused() -> None:
     with pytest.raises(CheckpointError, match="of 2 layers, the model has 3"):
-        share_neurons(weighted(1, 2), (8, 8, 8), 0.5)
+        share_neurons(curves(STEEP, FLAT), (8, 8, 8), 0.5)
 
 
-def test_weights_are_against_the_average_layer() -> None:
-    assert weighted(1, 2, 6).weights == pytest.approx([1 / 3, 2 / 3, 2])
-    assert weighted(1, 2, 6).shape == pytest.approx([3 * (value - 2) for value in SHAPE])
-
-
-def test_a_single_point_moves_a_weight_little_and_the_removed_block_not_at_all() -> None:
-    one, two = weighted(1, 1).kl
-    noisy = curves((one[0] + 5, *one[1:]), (two[0] - 5, *two[1:]))
-    assert noisy.weights == pytest.approx([1, 1])
-    noisy = curves((*one[:3], one[3] + 0.5, one[4]), (*two[:3], two[3] - 0.5, two[4]))
-    assert noisy.weights == pytest.approx([1 - 0.5 / 9, 1 + 0.5 / 9])  # of the squares 4, 0, 1 and 4
-
-
-def test_a_layer_that_seems_to_harm_counts_a_little() -> None:
-    assert weighted(-1, 3).weights == pytest.approx([LEAST, 3])
+def test_a_curve_between_its_points() -> None:
+    one = curves(STEEP)
+    assert [one.at(0, share) for share in (0, 0.125, 0.5, 0.9, 1)] == pytest.approx([8, 6, 2, 0.4, 0])
 
 
 # The key
@@ -184,27 +162,25 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = calibration_path(tmp_path, "0123456789abcdef0123")
     assert path == tmp_path / "calibration" / "0123456789abcdef.json"
     assert load_curves(path) is None
-    save_curves(path, weighted(1, 3))
-    assert load_curves(path) == weighted(1, 3)
-    save_curves(path, weighted(2))
-    assert load_curves(path) == weighted(2)
+    save_curves(path, curves(STEEP, FLAT))
+    assert load_curves(path) == curves(STEEP, FLAT)
+    save_curves(path, curves(FLAT))
+    assert load_curves(path) == curves(FLAT)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing is left of the writing
 
 
-GOOD = json.loads(json.dumps(asdict(weighted(1, 3))))
+GOOD = json.loads(json.dumps(asdict(curves(STEEP, FLAT))))
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": (None, "Expecting value"),
     "a list": ([1], "indices"),
     "no curves": ({**GOOD, "kl": []}, "a layer"),
-    "a row too short": ({**GOOD, "kl": [[1.0, 0.0], [1.0] * 5]}, "one value for each of its 5 shares"),
+    "a row too short": ({**GOOD, "kl": [[1.0, 0.0], list(FLAT)]}, "one value for each of its 5 shares"),
     "NaN": ({**GOOD, "kl": [[float("nan")] * 5]}, "finite"),
     "text for a number": ({**GOOD, "kl": [["1"] * 5]}, "finite"),
     "a number for a row": ({**GOOD, "kl": [1, 2]}, "finite"),
     "a number for all": ({**GOOD, "kl": 1}, "iterable"),
     "shares that fall": ({**GOOD, "shares": [0, 0.5, 0.25, 0.75, 1]}, "ascend"),
     "shares that end early": ({**GOOD, "shares": [0, 0.1, 0.2, 0.3, 0.4]}, "ascend"),
-    "others beside the shares": ({**GOOD, "others": 0.3}, "0.3 is none of its shares"),
-    "others of another kind": ({**GOOD, "others": None}, "finite"),
     "no share": ({**GOOD, "shares": []}, "ascend"),
     "no key": ({name: GOOD[name] for name in GOOD if name != "key"}, "'key' is missing"),
     "a key of another kind": ({**GOOD, "key": 7}, "7 is not a text"),
@@ -232,6 +208,6 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
 
 
 def test_curves_do_not_change() -> None:
-    assert replace(weighted(1), windows=3) != weighted(1)
+    assert replace(curves(STEEP), windows=3) != curves(STEEP)
     with pytest.raises(AttributeError):
-        weighted(1).windows = 3  # type: ignore[misc]
+        curves(STEEP).windows = 3  # type: ignore[misc]

@@ -14,7 +14,7 @@ from tiny import BOS_ID, text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import PreTrainedModel
 
 from griffin_offload import Engine
-from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, load_curves, share_neurons
+from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, load_curves
 from griffin_offload.errors import BudgetError, OptionError, PromptError
 from griffin_offload.evaluation import calibrate
 from griffin_offload.evaluation.branch import branch, prompt_cache
@@ -38,11 +38,11 @@ def slow_curves(folder: Path, windows: list[list[int]], prompt: int) -> list[lis
     for ids in windows:
         before, after = ids[:prompt], [*ids[prompt:], BOS_ID]  # the last one is never read
         full = oracle.continuation_logits(model, before, after, None)[1:].log_softmax(-1)
-        half = oracle.experts(model, before, 0.5)
+        everything = oracle.experts(model, before, 0)
         for column, share in enumerate(calibrate.SHARES):
             chosen = oracle.experts(model, before, 1 - share)
             for layer in range(layers):
-                experts = [*half[:layer], chosen[layer], *half[layer + 1 :]]
+                experts = [*everything[:layer], chosen[layer], *everything[layer + 1 :]]
                 ours = oracle.continuation_logits(model, before, after, experts)[1:].log_softmax(-1)
                 divergence = torch.nn.functional.kl_div(ours, full, log_target=True, reduction="none").sum(-1).mean()
                 kl[layer][column] += divergence.item() / len(windows)
@@ -62,9 +62,7 @@ def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     slow = slow_curves(folder, windows, P)
     assert curves.shares == (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
-    differ = torch.tensor(slow).std(0)  # so that the comparison tells the layers apart
-    assert differ[4] < 1e-6
-    assert differ[[0, 1, 2, 3, 5, 6, 7, 8]].min() > 1e-3
+    assert min(row[4] for row in slow) > 1e-3  # so that the comparison tells something
 
 
 def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
     torch.testing.assert_close(torch.tensor(often.kl), torch.tensor(once.kl), rtol=1e-4, atol=1e-6)
-    assert told[-1] == (60, 60)  # 2 windows, 3 layers, 3 forwards, and one with all at half; 3 layers in each sweep
+    assert told[-1] == (54, 54)  # 2 windows, 3 layers, 3 forwards; 3 layers in each sweep
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -159,12 +157,8 @@ def test_the_command_measures_once(model: str, monkeypatch: pytest.MonkeyPatch) 
     assert curves is not None
     assert str(path) in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
-    kept = [share_neurons(curves, (96,) * 3, sparsity) for sparsity in (0.25, 0.5, 0.75)]
-    heaviest = max(range(3), key=lambda layer: curves.weights[layer])
-    shares = [f"{k[heaviest] / 96:.0%}" for k in kept]
-    assert [line[0] for line in lines if line].index(str(heaviest)) == 3  # under the title, the columns and a rule
-    assert [f"{heaviest}", f"{curves.weights[heaviest]:.2f}", *shares] in lines
-    assert len([line for line in lines if line and line[0] in "012"]) == 2
+    worst = max(range(3), key=lambda layer: curves.kl[layer][4])
+    assert [f"{worst}", f"{curves.kl[worst][0]:.4f}", f"{curves.kl[worst][4]:.4f}"] in [line[:3] for line in lines]
     written = path.stat().st_mtime_ns
     assert run("--model", model, *SMALL).stdout == result.stdout
     assert path.stat().st_mtime_ns == written  # as it was measured before

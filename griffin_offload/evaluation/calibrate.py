@@ -1,12 +1,11 @@
 """How much each layer's neurons matter to a checkpoint: the curves that `allocation.py` shares neurons by.
 
 A window of text is a prompt, which chooses the experts as always, and a continuation. The full model reads both; then,
-for each layer, a batch reads the continuation again, a row for each share of that layer's neurons, while every other
-layer keeps half of its own: what a layer is worth to a pruned model differs from what it is worth to the full one.
-Measured is the KL divergence from the full model's output. All these forwards run in lock-step, so that the weights are
-read once for all of them.
+for each layer, a batch reads the continuation again, a row for each share of that layer's neurons, every other layer
+whole. What is measured is the KL divergence of the output. All these forwards run in lock-step, so that the weights
+are read once for all of them.
 
-R rows, C continuation tokens, F neurons, E routed experts, V vocabulary.
+R rows, C continuation tokens, N = R C, F neurons, E routed experts, V vocabulary.
 """
 
 import hashlib
@@ -36,8 +35,6 @@ from .branch import branch, prompt_cache
 # Herman Melville, Moby-Dick (1851); Abraham Lincoln, the Gettysburg Address (1863). All are in the public domain.
 TEXT = Path(__file__).with_name("calibration.txt")
 SHARES = tuple(i / 8 for i in range(9))
-OTHERS = 0.5  # the share that every other layer keeps; one of SHARES
-PROMPT_TOKENS, CONTINUE_TOKENS, WINDOWS = 384, 64, 4
 LOGITS = 256 * MIB  # at most, of one forward: it has as many rows as that allows
 WAITING = GIB  # at most, of all forwards of one sweep between two layers; more sweeps where that is too little
 POSITIONS = 32  # of the logits in float32 at a time
@@ -47,14 +44,15 @@ def measure(
     engine: Engine,
     text: str,
     *,
-    prompt_tokens: int = PROMPT_TOKENS,
-    continue_tokens: int = CONTINUE_TOKENS,
-    windows: int = WINDOWS,
+    prompt_tokens: int = 384,
+    continue_tokens: int = 128,
+    windows: int = 2,
+    shares: Sequence[float] = SHARES,
     on_progress: OnLayer | None = None,
 ) -> Curves:
     """The curves of the engine's checkpoint, on windows spread evenly over a text.
 
-    on_progress(done, total) counts the layers of all sweeps. The engine is empty after it.
+    `shares` ascend from 0 to 1. on_progress(done, total) counts the layers of all sweeps. The engine is empty after it.
     Raises PromptError for too short a text, OptionError, BudgetError, NumericError, and what a sweep raises."""
     if any(len(layer.blocks) != 1 for layer in engine.skeleton.layers):
         raise OptionError(f"{engine.name} has layers with none or several feed-forward blocks: they cannot be measured")
@@ -63,18 +61,17 @@ def measure(
     pieces = spread(engine, text, prompt_tokens + continue_tokens, windows)
     layers = len(engine.skeleton.layers)
     rows = max(1, LOGITS // (continue_tokens * engine.sizes.vocabulary * engine.sizes.item))
-    common = SHARES.index(OTHERS)  # this share of a layer's neurons is the same forward for every layer
-    columns = [column for column in range(len(SHARES)) if column != common]
-    tasks = [_Task(window, None, (common,)) for window in range(windows)] + [
-        _Task(window, layer, tuple(columns[first : first + rows]))
+    pruned = range(len(shares) - 1)  # all neurons: the full model itself
+    tasks = [
+        _Task(window, layer, tuple(pruned[first : first + rows]))
         for window in range(windows)
         for layer in range(layers)
-        for first in range(0, len(columns), rows)
+        for first in range(0, len(pruned), rows)
     ]
-    sweep = _Sweep(engine, pieces, prompt_tokens)
-    together = max(1, min(WAITING, engine.budget // 4) // sweep.waiting(tasks[-1:]))
+    sweep = _Sweep(engine, pieces, prompt_tokens, shares)
+    together = max(1, min(WAITING, engine.budget // 4) // sweep.waiting(tasks[:1]))
     groups = [tasks[first : first + together] for first in range(0, len(tasks), together)]
-    totals = [[0.0] * len(SHARES) for _ in range(layers)]
+    totals = [[0.0] * len(shares) for _ in range(layers)]
     for done, group in enumerate(groups):
 
         def on_layer(layer: int, count: int, before: int = done) -> None:
@@ -82,15 +79,13 @@ def measure(
                 on_progress(before * count + layer, len(groups) * count)
 
         for task, values in zip(group, sweep.run(group, on_layer), strict=True):
-            for layer in range(layers) if task.layer is None else (task.layer,):
-                for column, value in zip(task.columns, values, strict=True):
-                    totals[layer][column] += value / windows
+            for column, value in zip(task.columns, values, strict=True):
+                totals[task.layer][column] += value / windows
     if not all(math.isfinite(value) for row in totals for value in row):
         raise NumericError(f"the output of {engine.name} is NaN or infinite in {engine.dtype}; try --dtype float32")
     return Curves(
         key=checkpoint_key(engine.checkpoint),
-        shares=SHARES,
-        others=OTHERS,
+        shares=tuple(shares),
         kl=tuple(map(tuple, totals)),
         text_sha256=text_hash(text),
         prompt_tokens=prompt_tokens,
@@ -104,9 +99,9 @@ def calibrate(
     engine: Engine,
     text: str | None = None,
     *,
-    prompt_tokens: int = PROMPT_TOKENS,
-    continue_tokens: int = CONTINUE_TOKENS,
-    windows: int = WINDOWS,
+    prompt_tokens: int = 384,
+    continue_tokens: int = 128,
+    windows: int = 2,
     force: bool = False,
     on_progress: OnLayer | None = None,
 ) -> tuple[Path, Curves]:
@@ -170,29 +165,27 @@ def divergence(truth: Tensor, logits: Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class _Task:
-    """One forward: a window's continuation, a row for each of `columns`, which are shares of one layer's neurons.
-
-    Without a layer, all of them keep that one share."""
+    """One forward: a window's continuation, a row for each of `columns`: shares of one layer's neurons."""
 
     window: int
-    layer: int | None
+    layer: int
     columns: tuple[int, ...]
 
 
 class _Sweep:
     """Tasks over one read of the weights, with what they need: each window's prompt and full model."""
 
-    def __init__(self, engine: Engine, windows: Sequence[Sequence[int]], prompt_tokens: int) -> None:
-        self._engine, self._prompt_tokens = engine, prompt_tokens
-        self._windows, self._continue_tokens = windows, len(windows[0]) - prompt_tokens
+    def __init__(self, engine: Engine, windows: Sequence[Sequence[int]], prompt_tokens: int, shares: Sequence[float]):
+        self._engine, self._windows, self._shares = engine, windows, shares
+        self._prompt_tokens, self._continue_tokens = prompt_tokens, len(windows[0]) - prompt_tokens
 
     def run(self, tasks: Sequence[_Task], on_layer: OnLayer) -> list[list[float]]:
         """Each task's KL, row by row."""
-        engine = self._engine
-        texts = {n: self._windows[n] for n in sorted({task.window for task in tasks})}
-        prompts = {n: _Prompt(engine, ids[: self._prompt_tokens]) for n, ids in texts.items()}
-        fulls = {n: _Full(engine, prompts[n], ids[self._prompt_tokens :]) for n, ids in texts.items()}
-        pruned = [_Pruned(fulls[task.window], task.layer, [SHARES[c] for c in task.columns]) for task in tasks]
+        engine, layers = self._engine, self._engine.skeleton.layers
+        numbers = sorted({task.window for task in tasks})
+        prompts = {n: _Prompt(engine, self._windows[n][: self._prompt_tokens]) for n in numbers}
+        fulls = {n: _Full(engine, prompts[n], self._windows[n][self._prompt_tokens :]) for n in numbers}
+        pruned = [_Pruned(fulls[task.window], task.layer, [self._shares[c] for c in task.columns]) for task in tasks]
         jobs: list[_Prompt | _Full | _Pruned] = [*prompts.values(), *fulls.values(), *pruned]
 
         def watch(layer: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
@@ -200,7 +193,7 @@ class _Sweep:
 
         with ExitStack() as stack:
             passage = stack.enter_context(engine.passage(len(self._windows[0]), self.waiting(tasks), on_layer))
-            for index, layer in enumerate(engine.skeleton.layers):
+            for index, layer in enumerate(layers):
                 stack.callback(Tap(layer.module, layer.blocks[0].path, partial(watch, index)).remove)
             results = passage.run(jobs)
         return results[-len(tasks) :]
@@ -218,13 +211,12 @@ class _Sweep:
 
 
 class _Prompt:
-    """The prompt by the full model: its keys and values, and which neurons of a layer are no experts."""
+    """The prompt by the full model: its keys and values, and the statistic of every layer."""
 
     def __init__(self, engine: Engine, ids: Sequence[int]) -> None:
         self.tokens, self.cache = len(ids), prompt_cache()
+        self.statistics: dict[int, Tensor] = {}
         self._engine, self._ids = engine, ids
-        self._statistics: dict[int, Tensor] = {}
-        self._dropped: dict[tuple[int, float], Tensor] = {}
 
     def __call__(self) -> list[float]:
         ids = torch.tensor([self._ids], device=self._engine.device)
@@ -232,19 +224,11 @@ class _Prompt:
         return []
 
     def watch(self, layer: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
-        if layer not in self._statistics:
+        if layer not in self.statistics:
             shape = self._engine.skeleton.layers[layer].blocks[0].statistic_shape
-            self._statistics[layer] = torch.zeros(shape, dtype=torch.float32, device=z.device)
-        total = self._statistics[layer] if expert is None else self._statistics[layer][expert]
+            self.statistics[layer] = torch.zeros(shape, dtype=torch.float32, device=z.device)
+        total = self.statistics[layer] if expert is None else self.statistics[layer][expert]
         total += neuron_statistic(z)
-
-    def dropped(self, layer: int, share: float) -> Tensor:
-        """(F,) or (E, F), bool: all but the prompt's experts, of which there are `share` of the neurons."""
-        if (layer, share) not in self._dropped:
-            statistic = self._statistics[layer]
-            experts = select_experts(statistic, round(share * statistic.shape[-1]))
-            self._dropped[layer, share] = torch.ones_like(statistic, dtype=torch.bool).scatter_(-1, experts, False)
-        return self._dropped[layer, share]
 
 
 class _Full:
@@ -271,25 +255,32 @@ class _Full:
 
 
 class _Pruned:
-    """The continuation with only the prompt's experts: a row for each of `shares` of one layer's, OTHERS elsewhere."""
+    """The continuation with only the prompt's experts in one layer, a row for each of `shares`."""
 
-    def __init__(self, full: _Full, layer: int | None, shares: Sequence[float]) -> None:
+    def __init__(self, full: _Full, layer: int, shares: Sequence[float]) -> None:
         self._full, self._layer, self._shares = full, layer, shares
+        self._dropped: Tensor | None = None  # (R, F) or (R, E, F), bool
 
     def __call__(self) -> list[float]:
         logits = self._full.forward(len(self._shares))  # the full model's are there when this returns, not before
         return divergence(self._full.logits, logits)
 
-    def watch(self, layer: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor:
-        prompt = self._full.prompt
+    def watch(self, layer: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         if layer != self._layer:
-            dropped = prompt.dropped(layer, OTHERS)
-            return z.masked_fill(dropped if expert is None else dropped[expert], 0)
-        rows = torch.stack([prompt.dropped(layer, share) for share in self._shares])  # (R, F) or (R, E, F)
+            return None
+        if self._dropped is None:
+            self._dropped = self._drop(self._full.prompt.statistics[layer])
         skeleton = self._full.engine.skeleton
         pieces = skeleton.pieces_of(skeleton.layers[layer], skeleton.layers[layer].blocks[0])
         begin = pieces.begin if pieces else 0
         places = begin + (torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens)
-        row = places // len(self._full.ids)  # of the batch: (n,), for n of the forward's R C tokens
-        dropped = rows if expert is None else rows[:, expert]
-        return z.masked_fill(dropped[row].view(z.shape), 0)
+        rows = places // len(self._full.ids)  # of the batch: (n,), for n of the forward's N tokens
+        dropped = self._dropped if expert is None else self._dropped[:, expert]
+        return z.masked_fill(dropped[rows].view(z.shape), 0)
+
+    def _drop(self, statistic: Tensor) -> Tensor:
+        """Statistic (F,) or (E, F) -> what is no expert, for every row."""
+        dropped = torch.ones((len(self._shares), *statistic.shape), dtype=torch.bool, device=statistic.device)
+        for row, share in zip(dropped, self._shares, strict=True):
+            row.scatter_(-1, select_experts(statistic, round(share * statistic.shape[-1])), False)
+        return dropped
