@@ -69,8 +69,7 @@ def measure(
         for first in range(0, len(pruned), rows)
     ]
     sweep = _Sweep(engine, pieces, prompt_tokens, shares)
-    together = max(1, min(WAITING, engine.budget // 4) // sweep.waiting(tasks[:1]))
-    groups = [tasks[first : first + together] for first in range(0, len(tasks), together)]
+    groups = sweep.groups(tasks)
     totals = [[0.0] * len(shares) for _ in range(layers)]
     for done, group in enumerate(groups):
 
@@ -178,6 +177,16 @@ class _Sweep:
     def __init__(self, engine: Engine, windows: Sequence[Sequence[int]], prompt_tokens: int, shares: Sequence[float]):
         self._engine, self._windows, self._shares = engine, windows, shares
         self._prompt_tokens, self._continue_tokens = prompt_tokens, len(windows[0]) - prompt_tokens
+
+    def groups(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
+        """The tasks in as few sweeps as memory allows."""
+        most = min(WAITING, self._engine.budget // 4)
+        groups: list[list[_Task]] = [[]]
+        for task in tasks:
+            if groups[-1] and self.waiting([*groups[-1], task]) > most:
+                groups.append([])
+            groups[-1].append(task)
+        return groups
 
     def run(self, tasks: Sequence[_Task], on_layer: OnLayer) -> list[list[float]]:
         """Each task's KL, row by row."""
