@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..choices import MODES
 from ..errors import OptionError
 from . import console
 from .eval_perplexity import variant_options, variants
@@ -14,8 +15,6 @@ from .options import model_options, open_engine
 
 if TYPE_CHECKING:
     from ..evaluation.choice import Answers, Question
-
-MODES = ("gen", "class")  # choice.MODES, without importing torch for --help
 
 
 @click.command("choice", short_help="Multiple choice by log-likelihood.")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..choices import ORDERS
 from . import console
 from .options import F, decorate, model_options, open_engine, read_file, read_prompt
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-ORDERS = ("original", "permuted", "random")  # observe.ORDERS, without importing torch for --help
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 
 

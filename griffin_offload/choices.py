@@ -3,3 +3,5 @@
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 DRAWN = ("sampling", "topk-sampling", "random")  # which a seed repeats
 ALLOCATIONS = ("uniform", "sensitivity")
+MODES = ("gen", "class")  # of multiple choice: what is the prompt
+ORDERS = ("original", "permuted", "random")  # of a prompt's tokens, to draw

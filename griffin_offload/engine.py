@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from .allocation import calibration_path, checkpoint_key, load_curves, share_neurons
+from .allocation import Curves, calibration_path, checkpoint_key, load_curves, share_neurons
 from .architecture import ARCHITECTURES
 from .cache import make_cache
 from .choices import ALLOCATIONS
@@ -212,8 +212,12 @@ class Engine:
             raise OptionError(f"allocation {allocation!r} is not known; known: {', '.join(ALLOCATIONS)}")
         if allocation == "uniform":
             return None
-        curves = load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
+        curves = self.curves()
         return partial(share_neurons, curves) if curves else None
+
+    def curves(self) -> Curves | None:
+        """What `griffin calibrate` measured of this checkpoint; None if it did not. Raises GriffinError."""
+        return load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
 
     def generate(self, prompt_ids: list[int], *, on_text: OnText | None = None, **options: Any) -> Generation:
         """Answer a prompt: the first forward is the sweep, the rest run the resident model.

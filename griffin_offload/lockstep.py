@@ -5,7 +5,7 @@ layer and waits there; when all jobs wait, the layer is read, each job runs thro
 back. The jobs are greenlets: stacks on one thread, which switch only where they wait.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,6 @@ class Lockstep:
         self._answering = False
         self._skeleton, self._stream, self._sets = skeleton, stream, sets
         self._seed = seed
-        self._dense: Mapping[str, Tensor] = {}
         self._hub: Any = None
 
     def __enter__(self) -> "Lockstep":

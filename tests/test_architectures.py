@@ -178,10 +178,6 @@ def test_with_the_biases_the_other_way(tmp_path: Path, kind: str) -> None:
 # The fall-back for a type in no table
 
 
-def plain(entry: Architecture) -> bool:
-    return all(isinstance(block, FeedForward) for block in entry.blocks)
-
-
 @pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in {"gemma4_text", "nemotron_h"}])
 def test_the_structure_is_found(kind: str, tmp_path: Path) -> None:
     """What is found by shape is what the table says, in each layer; names of blocks that no layer has aside."""

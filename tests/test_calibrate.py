@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from griffin_offload import Engine
 from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, load_curves
 from griffin_offload.errors import BudgetError, OptionError, PromptError
-from griffin_offload.evaluation import calibrate
+from griffin_offload.evaluation import calibrate, observe
 from griffin_offload.evaluation.branch import branch, prompt_cache
 from griffin_offload.models import cache_folder
 
@@ -58,7 +58,7 @@ def measure(folder: Path, **options: Any) -> Curves:
 def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / kind, kind)
     curves = measure(folder)
-    windows = calibrate.spread(Engine(folder), text(), P + C, 2)
+    windows = observe.cut_prompts(Engine(folder), text(), 2, P + C)
     slow = slow_curves(folder, windows, P)
     assert curves.shares == (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
@@ -70,7 +70,7 @@ def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
     ids = engine.tokenizer(text(), add_special_tokens=False)["input_ids"]
     third = len(ids) // 3
     expected = [[BOS_ID, *ids[start : start + 19]] for start in (0, third, 2 * third)]
-    assert calibrate.spread(engine, text(), 20, 3) == expected
+    assert observe.cut_prompts(engine, text(), 3, 20) == expected
 
 
 def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,5 +198,5 @@ def test_a_calibrated_model_shares_the_same_total(model: str) -> None:
 
 @pytest.mark.real
 def test_the_shipped_text_is_long_enough(smol: Path) -> None:
-    windows = calibrate.spread(Engine(smol), calibrate.TEXT.read_text(), 512, 5)
+    windows = observe.cut_prompts(Engine(smol), calibrate.TEXT.read_text(), 5, 512)
     assert [len(window) for window in windows] == [512] * 5

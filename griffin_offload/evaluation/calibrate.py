@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..allocation import Curves, calibration_path, checkpoint_key, load_curves, save_curves
 from ..engine import Engine
-from ..errors import NumericError, OptionError, PromptError
+from ..errors import NumericError, OptionError
 from ..hooks import Tap
 from ..models import cache_folder
 from ..prefill import OnLayer
@@ -29,6 +29,8 @@ from ..selection import select_experts
 from ..statistic import neuron_statistic
 from ..units import GIB, MIB
 from .branch import branch, prompt_cache
+from .observe import cut_prompts
+from .scored import POSITIONS
 
 # Charles Darwin, On the Origin of Species (1859); Edward Gibbon, The History of the Decline and Fall of the Roman
 # Empire (1776); the Declaration of Independence of the United States (1776); Jane Austen, Pride and Prejudice (1813);
@@ -37,7 +39,6 @@ TEXT = Path(__file__).with_name("calibration.txt")
 SHARES = tuple(i / 8 for i in range(9))
 LOGITS = 256 * MIB  # at most, of one forward: it has as many rows as that allows
 WAITING = GIB  # at most, of all forwards of one sweep between two layers; more sweeps where that is too little
-POSITIONS = 32  # of the logits in float32 at a time
 
 
 def measure(
@@ -58,7 +59,7 @@ def measure(
         raise OptionError(f"{engine.name} has layers with none or several feed-forward blocks: they cannot be measured")
     if min(prompt_tokens, continue_tokens, windows) < 1:
         raise OptionError("the prompt, the continuation and the number of windows are at least 1")
-    pieces = spread(engine, text, prompt_tokens + continue_tokens, windows)
+    pieces = cut_prompts(engine, text, windows, prompt_tokens + continue_tokens, "windows")
     layers = len(engine.skeleton.layers)
     rows = max(1, LOGITS // (continue_tokens * engine.sizes.vocabulary * engine.sizes.item))
     pruned = range(len(shares) - 1)  # all neurons: the full model itself
@@ -135,19 +136,6 @@ def calibrate(
 def text_hash(text: str) -> str:
     """SHA-256 of a text, as hex."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def spread(engine: Engine, text: str, size: int, count: int) -> list[list[int]]:
-    """`count` windows of `size` token ids, spread evenly over a text; each begins as the tokenizer begins a text.
-
-    Raises PromptError for too short a text."""
-    ids = engine.encode(text, raw=True)
-    first = ids[:1] if ids[0] == engine.tokenizer.bos_token_id else []
-    ids, size = ids[len(first) :], size - len(first)
-    step = len(ids) // count
-    if step < size:
-        raise PromptError(f"the text has {len(ids)} tokens; {count} windows of {size} need {size * count}")
-    return [first + ids[i * step : i * step + size] for i in range(count)]
 
 
 def divergence(truth: Tensor, logits: Tensor) -> list[float]:

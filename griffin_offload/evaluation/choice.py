@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..choices import MODES
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row, read_rows
@@ -19,7 +20,6 @@ from .score import OnPair, check_pairs, score
 from .scored import Pair, Scored, mean_and_error
 from .variant import FULL, Variant
 
-MODES = ("gen", "class")
 CONTEXT_KEYS = ("context", "question", "query")
 
 

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..choices import MODES
 from ..engine import Engine
 from ..errors import GriffinError, OptionError, PromptError
 from ..models import DEFAULT_MODEL
-from .choice import MODES, encode_pair, log_likelihoods
+from .choice import encode_pair, log_likelihoods
 from .scored import Pair
 from .variant import FULL, Variant
 

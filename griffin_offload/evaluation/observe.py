@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..choices import ORDERS
 from ..engine import Engine
 from ..errors import OptionError, PromptError, UnsupportedArchitecture
 from ..prefill import OnLayer
 from ..selection import select_experts
 from ..statistic import neuron_statistic
-
-ORDERS = ("original", "permuted", "random")
 
 
 class Point(NamedTuple):
@@ -34,15 +33,15 @@ class Point(NamedTuple):
 # Prompts
 
 
-def cut_prompts(engine: Engine, text: str, count: int, tokens: int) -> list[list[int]]:
-    """`count` prompts of `tokens` tokens, spread evenly over a long text so that they differ.
+def cut_prompts(engine: Engine, text: str, count: int, tokens: int, what: str = "prompts") -> list[list[int]]:
+    """`count` prompts (an error calls them `what`) of `tokens` tokens, spread evenly over a text so that they differ.
 
     Each begins as the tokenizer begins a text (Llama's and Gemma's <s>). Raises PromptError for too short a text."""
     ids = engine.encode(text, raw=True)
     first, ids = _split_bos(engine, ids)
     size = tokens - len(first)
     if len(ids) < size * count:
-        raise PromptError(f"the text has {len(ids)} tokens; {count} prompts of {size} need {size * count}")
+        raise PromptError(f"the text has {len(ids)} tokens; {count} {what} of {size} need {size * count}")
     step = len(ids) // count
     return [first + ids[i * step : i * step + size] for i in range(count)]
 

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..allocation import calibration_path, checkpoint_key, load_curves
 from ..engine import Engine
 from ..errors import OptionError
-from ..models import cache_folder
 from ..plan import Plan, make_plan
 from ..selection import Selection, check_sparsity
 
@@ -59,7 +57,7 @@ class Variant:
     def plan(self, engine: Engine, prompt_tokens: int, max_new_tokens: int) -> Plan:
         """What such a run would hold, whether or not it fits. Raises OptionError for 'sensitivity' of what is not
         calibrated: an answer may do with 'uniform' instead, but a measurement would bear a wrong name."""
-        if self.allocation == "sensitivity" and not self.full and not _is_calibrated(engine):
+        if self.allocation == "sensitivity" and not self.full and engine.curves() is None:
             raise OptionError(
                 f"{engine.name} is not calibrated: run `griffin calibrate` once, or leave out allocation 'sensitivity'"
             )
@@ -83,7 +81,3 @@ def all_variants(
     """Every combination, in this order; sparsity 0 once: it is the full model with all of them."""
     product = [Variant(s, how, where, seed) for s in sparsities for how in selections for where in allocations]
     return list(dict.fromkeys(FULL if variant.full else variant for variant in product))
-
-
-def _is_calibrated(engine: Engine) -> bool:
-    return load_curves(calibration_path(cache_folder(), checkpoint_key(engine.checkpoint))) is not None
