@@ -18,7 +18,7 @@ SHOWN = 6  # layers
 
 
 @click.command("calibrate", short_help="Measure which layers need their neurons most.")
-@click.option("--data", metavar="FILE", help="A UTF-8 text like those the model is for. [default: English prose]")
+@click.option("--data", metavar="FILE", help="A UTF-8 text like those the model is for. [default: plain English prose]")
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(1),
@@ -29,14 +29,14 @@ SHOWN = 6  # layers
 )
 @click.option(
     "--continue-tokens",
-    type=click.IntRange(1),
-    default=128,
+    type=click.IntRange(2),
+    default=64,
     show_default=True,
     metavar="C",
     help="Tokens after them that the output is compared at.",
 )
 @click.option(
-    "--windows", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Windows spread over the text."
+    "--windows", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Windows spread over the text."
 )
 @click.option("--force", is_flag=True, help="Measure again, and replace what was measured before.")
 @model_options
@@ -56,9 +56,9 @@ def command(
 ) -> None:
     """Measure which layers need their neurons most.
 
-    Each layer alone is pruned to 0, 1/8 ... 7/8 of its neurons, and the output is compared with the full model's. The
-    result goes to a small file in the cache; --allocation sensitivity then gives more neurons to the layers that need
-    them, and fewer to the others, at the same size. Measured once for a model.
+    Every layer keeps half of its neurons, one of them a quarter, three quarters or all, and the output is compared with
+    the full model's. The result goes to a small file in the cache; --allocation sensitivity then gives more neurons to
+    the layers that need them, and fewer to the others, at the same size. Measured once for a model.
     """
     text = read_file(data) if data is not None else None
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
@@ -78,17 +78,17 @@ def command(
         click.echo(json.dumps({"path": str(path), **asdict(curves)}))
         return
     title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
-    columns = ("layer", "KL without its neurons", "with half of them", "kept when half are, in all")
+    columns = ("layer", "weight (average: about 1)", "kept when half are, in all", "when three quarters are")
     console.table(title, columns, rows(engine, curves))
     console.pairs([("written to", str(path)), ("used by", "--allocation sensitivity")], err=False)
 
 
 def rows(engine: "Engine", curves: "Curves") -> Iterator[tuple[str, ...]]:
-    """The layers whose output suffers most when half of their neurons are dropped."""
+    """The layers with the largest weights."""
     from ..allocation import share_neurons
 
-    neurons = [layer.blocks[0].neurons for layer in engine.skeleton.layers]
-    kept = share_neurons(curves, neurons, 0.5)
-    for layer in sorted(range(len(neurons)), key=lambda i: -curves.at(i, 0.5))[:SHOWN]:
-        share = f"{kept[layer] / neurons[layer]:.0%}"
-        yield str(layer), f"{curves.kl[layer][0]:.4f}", f"{curves.at(layer, 0.5):.4f}", share
+    neurons, weights = [layer.blocks[0].neurons for layer in engine.skeleton.layers], curves.weights
+    half, more = share_neurons(curves, neurons, 0.5), share_neurons(curves, neurons, 0.25)
+    for layer in sorted(range(len(neurons)), key=lambda i: -weights[i])[:SHOWN]:
+        shares = (f"{kept[layer] / neurons[layer]:.0%}" for kept in (half, more))
+        yield str(layer), f"{weights[layer]:.2f}", *shares

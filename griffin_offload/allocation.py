@@ -1,8 +1,8 @@
 """Sharing the kept neurons over layers by what each layer's neurons are worth, as measured once per checkpoint.
 
-The paper keeps the same share of every layer. Pruning one layer alone shows how much the output (its KL divergence
-from the full model's) depends on that layer's neurons; along these curves the same total is shared better.
-`evaluation/calibrate.py` measures them.
+The paper keeps the same share of every layer. Where half of all neurons are gone, giving one layer more, or taking some
+away, shows how much the output (its KL divergence from the full model's) depends on that layer's neurons.
+`evaluation/calibrate.py` measures it.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ from .errors import CheckpointError, GriffinError
 from .selection import kept_neurons
 from .weights.checkpoint import Checkpoint
 
+RATE = 5.0  # a layer's loss falls as exp(-RATE share): 3 to 8 do about as well on two models (docs/results.md)
+LEAST = 0.05  # no layer's neurons count for less, against the average layer's
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of the weights, for a checkpoint's key
 
 
@@ -26,12 +28,13 @@ SAMPLES, SAMPLE_BYTES = 16, 4096  # of the weights, for a checkpoint's key
 class Curves:
     """What every layer's neurons are worth to one checkpoint.
 
-    kl[i][j]: nats between the full model's output and that with only `shares[j]` of layer i's neurons, the experts
-    chosen by the prompt and every other layer whole; mean over the continuation tokens of all windows.
-    `shares` ascend from 0 to 1; the last column is 0. The rest says what was measured, and on which text."""
+    kl[i][j]: nats between the full model's output and that of a model which keeps `shares[j]` of layer i's neurons and
+    `others` of every other layer's, chosen by the prompt; mean over the continuation tokens of all windows.
+    `shares` ascend in [0, 1], and `others` is one of them. The rest says what was measured, and on which text."""
 
     key: str
     shares: tuple[float, ...]
+    others: float
     kl: tuple[tuple[float, ...], ...]
     text_sha256: str
     prompt_tokens: int
@@ -39,57 +42,49 @@ class Curves:
     windows: int
     dtype: str
 
-    def at(self, layer: int, share: float) -> float:
-        """The KL of one layer at any share, by the straight line between the two nearest that were measured."""
-        points = zip(self.shares, self.kl[layer], strict=True)
-        for (low, before), (high, after) in pairwise(points):
-            if low <= share <= high:
-                return before + (after - before) * (share - low) / (high - low)
-        raise ValueError(f"share {share} is outside [0, 1]")
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How much a layer's neurons matter, the average layer's being about 1.
 
-
-@dataclass(frozen=True)
-class _Step:
-    """One straight piece of a layer's curve: `neurons` more of them lower the KL by `fall` each."""
-
-    layer: int
-    neurons: int
-    fall: float
+        A share of one layer alone raises the KL or lowers it, against `others` of that layer too; the weight is the
+        factor on the average layer's changes that fits a layer's own, by least squares. One number for each layer is
+        what a short text can tell: sharing by the single points, which are noisy, did worse."""
+        common = self.shares.index(self.others)
+        changes = [[value - row[common] for value in row] for row in self.kl]
+        average = [sum(column) / len(changes) for column in zip(*changes, strict=True)]
+        square = sum(change**2 for change in average)
+        if not square:
+            return (1.0,) * len(changes)
+        fits = (sum(ours * mean for ours, mean in zip(row, average, strict=True)) / square for row in changes)
+        return tuple(max(fit, LEAST) for fit in fits)
 
 
 def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tuple[int, ...]:
     """Kept neurons of each layer, k_i <= neurons[i]: as many in all as with the same share of every layer.
 
-    Greedy on the lower convex hull of each curve, the steepest piece first; of equals the first layer. On the hull
-    that is the best there is, if the layers' losses add up. The last piece is taken in part, so that the sum is exact.
-    """
+    Where layer i of F_i neurons and weight a_i loses a_i exp(-RATE k_i / F_i), and losses add up, the least loss for a
+    total has k_i = F_i (c + ln(a_i) / RATE) within [0, F_i], with one c for all layers (F_i: the loss is per neuron,
+    and equal layers get equal shares)."""
     if len(neurons) != len(curves.kl):
         raise CheckpointError(f"the calibration is of {len(curves.kl)} layers, the model has {len(neurons)}")
-    left = sum(kept_neurons(count, sparsity) for count in neurons)
-    steps = [step for i, count in enumerate(neurons) for step in _steps(i, curves.shares, curves.kl[i], count)]
-    kept = [0] * len(neurons)
-    for step in sorted(steps, key=lambda step: -step.fall):  # stable: of equals the first
-        taken = min(step.neurons, left)
-        kept[step.layer] += taken
-        left -= taken
+    total = sum(kept_neurons(count, sparsity) for count in neurons)
+    ahead = [math.log(weight) / RATE for weight in curves.weights]
+
+    def wanted(level: float) -> list[float]:
+        return [count * min(1.0, max(0.0, level + more)) for count, more in zip(neurons, ahead, strict=True)]
+
+    low, high = -max(ahead), 1 - min(ahead)  # nothing, and everything
+    for _ in range(60):  # the highest level whose whole neurons are no more than the total
+        middle = (low + high) / 2
+        if sum(map(int, wanted(middle))) <= total:
+            low = middle
+        else:
+            high = middle
+    shares = wanted(high)  # just above: here those that it takes one more of have come to a whole number
+    kept = [int(share) for share in wanted(low)]
+    for layer in sorted(range(len(kept)), key=lambda i: kept[i] - shares[i])[: total - sum(kept)]:
+        kept[layer] += 1
     return tuple(kept)
-
-
-def _steps(layer: int, shares: Sequence[float], kl: Sequence[float], neurons: int) -> list[_Step]:
-    """A layer's lower convex hull as pieces, from no neuron to all of them; their falls descend.
-
-    A rise between two shares is noise: more neurons never count as worse, so the hull never rises either."""
-    floor, points = math.inf, []
-    for share, value in zip(shares, kl, strict=True):
-        floor = min(floor, value)
-        points.append((round(share * neurons), floor))
-    steps, (kept, value) = [], points[0]
-    while kept < neurons:
-        later = [(count, (value - low) / (count - kept), low) for count, low in points if count > kept]
-        count, fall, low = max(later, key=lambda point: (point[1], point[0]))
-        steps.append(_Step(layer, count - kept, fall))
-        kept, value = count, low
-    return steps
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
@@ -136,6 +131,7 @@ def load_curves(path: Path) -> Curves | None:
         curves = Curves(
             key=_text(content["key"]),
             shares=_numbers(content["shares"]),
+            others=_numbers([content["others"]])[0],
             kl=tuple(_numbers(row) for row in content["kl"]),
             text_sha256=_text(content["text_sha256"]),
             prompt_tokens=_count(content["prompt_tokens"]),
@@ -148,15 +144,17 @@ def load_curves(path: Path) -> Curves | None:
     except (TypeError, ValueError) as error:
         raise _not_curves(path, str(error)) from None
     if not _ascend(curves.shares):
-        raise _not_curves(path, "its shares do not ascend from 0 to 1")
+        raise _not_curves(path, "its shares do not ascend between 0 and 1")
+    if curves.others not in curves.shares:
+        raise _not_curves(path, f"{curves.others} is none of its shares")
     if not curves.kl or any(len(row) != len(curves.shares) for row in curves.kl):
         raise _not_curves(path, f"a layer does not have one value for each of its {len(curves.shares)} shares")
     return curves
 
 
 def _ascend(shares: Sequence[float]) -> bool:
-    ends = len(shares) > 1 and shares[0] == 0 and shares[-1] == 1
-    return ends and all(low < high for low, high in pairwise(shares))
+    inside = len(shares) > 1 and shares[0] >= 0 and shares[-1] <= 1
+    return inside and all(low < high for low, high in pairwise(shares))
 
 
 def _not_curves(path: Path, reason: str) -> GriffinError:

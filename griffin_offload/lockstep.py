@@ -71,6 +71,8 @@ class Lockstep:
                     go_on(index)  # up to the first layer
                 for number in range(len(self._skeleton.layers)):
                     self.layer = number
+                    if number + 1 == len(self._skeleton.layers):
+                        self._stream.settle()  # each forward goes on to its logits: blocks so large would tear the heap
                     self._pass_layer(number, len(jobs), go_on)
                 self.layer, self._answering = -1, True
                 for index in range(len(jobs)):

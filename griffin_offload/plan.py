@@ -92,12 +92,6 @@ class ModelSizes:
         layers = zip(self.layers, kept, strict=True)
         return self.outside + sum(layer.fixed + layer.feed_forward(k) for layer, k in layers)
 
-    def steady_heap(self, tokens: int) -> bool:
-        """Whether the heap should keep what activations leave (see memory.steady_heap): where they are large.
-
-        Not in float32, where the products' own buffers would leave holes without end (measured)."""
-        return self.item < 4 and self.activations(tokens) >= 32 * MIB
-
     @property
     def full(self) -> int:
         return self.resident(self.kept(0))
@@ -235,7 +229,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         resident_bytes=sizes.resident(kept),
         bytes_per_token=sizes.resident(kept) - sizes.lookup,
         fits_whole=whole <= request.budget,
-        steady_heap=sizes.steady_heap(request.prompt_tokens),
+        steady_heap=_steady_heap(sizes, request),
     )
 
 
@@ -297,7 +291,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     waiting = request.waiting + (sets if sets > 1 else 0) * 3 * request.prompt_tokens * sizes.hidden * sizes.item
     if waiting:
         rows.append(Row("prompts that wait for a layer", waiting, "prompt"))
-    if sizes.steady_heap(request.prompt_tokens):
+    if _steady_heap(sizes, request):
         rows.append(Row("holes in the heap", activations // 4 + 48 * MIB, "prompt", "measured"))
     if not request.export:
         tokens = request.prompt_tokens + request.max_new_tokens
@@ -309,6 +303,14 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     packed = max(matrices, default=0)  # a product may copy its matrix
     rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
     return tuple(rows)
+
+
+def _steady_heap(sizes: ModelSizes, request: Request) -> bool:
+    """Whether the heap should keep what activations leave (see memory.steady_heap): where they are large, or many.
+
+    Not in float32, where the products' own buffers would leave holes without end (measured)."""
+    large = sizes.activations(request.prompt_tokens) >= 32 * MIB
+    return sizes.item < 4 and (large or request.waiting > 0)
 
 
 def _peak(rows: tuple[Row, ...]) -> int:

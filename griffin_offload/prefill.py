@@ -159,6 +159,10 @@ class Stream:
     def _stop(self) -> None:
         self._prefetch.close()
         self._staged = []
+        self.settle()
+
+    def settle(self) -> None:
+        """From here on, what is freed goes back to the system (see memory.steady_heap)."""
         self._heap.close()
 
     def onload(self, index: int) -> dict[str, Tensor]:

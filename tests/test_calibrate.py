@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from griffin_offload import Engine
 from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, load_curves
 from griffin_offload.errors import BudgetError, OptionError, PromptError
-from griffin_offload.evaluation import calibrate, observe
+from griffin_offload.evaluation import calibrate, observe, passage
 from griffin_offload.evaluation.branch import branch, prompt_cache
+from griffin_offload.evaluation.scored import Pair
 from griffin_offload.models import cache_folder
+from griffin_offload.selection import Selection
 
 P, C = 40, 12  # the windows of sliding attention hold 16
 SMALL = ["--prompt-tokens", "20", "--continue-tokens", "4", "--windows", "1", "--dtype", "float32"]
@@ -37,13 +39,13 @@ def slow_curves(folder: Path, windows: list[list[int]], prompt: int) -> list[lis
     kl = [[0.0] * len(calibrate.SHARES) for _ in range(layers)]
     for ids in windows:
         before, after = ids[:prompt], [*ids[prompt:], BOS_ID]  # the last one is never read
-        full = oracle.continuation_logits(model, before, after, None)[1:].log_softmax(-1)
-        everything = oracle.experts(model, before, 0)
+        full = oracle.continuation_logits(model, before, after, None)[1:-1].log_softmax(-1)
+        half = oracle.experts(model, before, 0.5)
         for column, share in enumerate(calibrate.SHARES):
             chosen = oracle.experts(model, before, 1 - share)
             for layer in range(layers):
-                experts = [*everything[:layer], chosen[layer], *everything[layer + 1 :]]
-                ours = oracle.continuation_logits(model, before, after, experts)[1:].log_softmax(-1)
+                experts = [*half[:layer], chosen[layer], *half[layer + 1 :]]
+                ours = oracle.continuation_logits(model, before, after, experts)[1:-1].log_softmax(-1)
                 divergence = torch.nn.functional.kl_div(ours, full, log_target=True, reduction="none").sum(-1).mean()
                 kl[layer][column] += divergence.item() / len(windows)
     return kl
@@ -60,9 +62,9 @@ def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     curves = measure(folder)
     windows = observe.cut_prompts(Engine(folder), text(), 2, P + C)
     slow = slow_curves(folder, windows, P)
-    assert curves.shares == (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    assert (curves.shares, curves.others) == ((0.25, 0.5, 0.75, 1.0), 0.5)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
-    assert min(row[4] for row in slow) > 1e-3  # so that the comparison tells something
+    assert min(abs(row[0] - row[3]) for row in slow) > 1e-3  # so that the comparison tells something
 
 
 def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
@@ -78,13 +80,22 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     told: list[tuple[int, int]] = []
     once = measure(folder, on_progress=lambda *at: told.append(at))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr(calibrate, "LOGITS", 3 * C * 300 * 4)  # 3 rows a forward: 3 forwards for each layer
-    monkeypatch.setattr(calibrate, "WAITING", 1)  # a sweep for each forward
+    monkeypatch.setattr(passage, "LOGITS", 3 * C * 300 * 4)  # 3 rows a forward
+    monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 4)
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
     torch.testing.assert_close(torch.tensor(often.kl), torch.tensor(once.kl), rtol=1e-4, atol=1e-6)
-    assert told[-1] == (54, 54)  # 2 windows, 3 layers, 3 forwards; 3 layers in each sweep
+    assert told[-1] == (12, 12)  # 10 rows, by 3: 4 sweeps of 3 layers
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_few_rows_fit_where_many_do_not(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    pairs: list[Pair] = [(tiny_prompt(P), tiny_prompt(C))]
+    engine = Engine(folder, device_memory="4GiB")
+    row = (Selection(), tuple(layer.whole for layer in engine.skeleton.layers))
+    room = [count for count in (1, 10, 1_000_000) if passage.fits(engine, pairs, [None] + [row] * count)]
+    assert room == [1, 10]
 
 
 def test_the_file_says_what_was_measured(tmp_path: Path) -> None:
@@ -104,6 +115,10 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         measure(folder, prompt_tokens=250, continue_tokens=10, windows=1)
     with pytest.raises(OptionError, match="at least 1"):
         measure(folder, windows=0)
+    with pytest.raises(OptionError, match="2 tokens"):
+        measure(folder, continue_tokens=1)
+    with pytest.raises(OptionError, match="more than keys and values"):
+        measure(tiny_checkpoint(tmp_path / "hybrid", "falcon_h1"))
     with pytest.raises(BudgetError):
         calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C)
 
@@ -157,8 +172,8 @@ def test_the_command_measures_once(model: str, monkeypatch: pytest.MonkeyPatch) 
     assert curves is not None
     assert str(path) in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
-    worst = max(range(3), key=lambda layer: curves.kl[layer][4])
-    assert [f"{worst}", f"{curves.kl[worst][0]:.4f}", f"{curves.kl[worst][4]:.4f}"] in [line[:3] for line in lines]
+    worst = max(range(3), key=lambda layer: curves.weights[layer])
+    assert [f"{worst}", f"{curves.weights[worst]:.2f}"] in [line[:2] for line in lines]
     written = path.stat().st_mtime_ns
     assert run("--model", model, *SMALL).stdout == result.stdout
     assert path.stat().st_mtime_ns == written  # as it was measured before
@@ -198,5 +213,6 @@ def test_a_calibrated_model_shares_the_same_total(model: str) -> None:
 
 @pytest.mark.real
 def test_the_shipped_text_is_long_enough(smol: Path) -> None:
-    windows = observe.cut_prompts(Engine(smol), calibrate.TEXT.read_text(), 5, 512)
-    assert [len(window) for window in windows] == [512] * 5
+    tokens = calibrate.PROMPT_TOKENS + calibrate.CONTINUE_TOKENS
+    windows = observe.cut_prompts(Engine(smol), calibrate.TEXT.read_text(), calibrate.WINDOWS, tokens)
+    assert [len(window) for window in windows] == [448] * 4

@@ -209,9 +209,9 @@ def test_sensitivity_is_refused_where_nothing_was_calibrated_and_else_shares_une
     engine, (pair, _), variant = Engine(llama, dtype="float32"), pairs(), Variant(0.5, allocation="sensitivity")
     with pytest.raises(OptionError, match="griffin calibrate"):
         score(engine, [pair], [variant])
-    kl = ((1.0, 0.5, 0.0), (0.1, 0.05, 0.0), (0.1, 0.05, 0.0))  # the first layer matters most: it stays whole
+    kl = ((9.0, 1.0, 0.5), (1.1, 1.0, 0.9), (1.1, 1.0, 0.9))  # the first layer matters most: it stays whole
     path = calibration_path(cache_folder(), checkpoint_key(engine.checkpoint))
-    save_curves(path, Curves(checkpoint_key(engine.checkpoint), (0.0, 0.5, 1.0), kl, "", 1, 1, 1, "float32"))
+    save_curves(path, Curves(checkpoint_key(engine.checkpoint), (0.25, 0.5, 1.0), 0.5, kl, "", 1, 1, 1, "float32"))
     try:
         kept = [layer.kept for layer in variant.plan(engine, 48, 12).layers]
         ((scored,),) = score(engine, [pair], [variant])

@@ -22,9 +22,9 @@ from ..selection import Selection
 from ..statistic import neuron_statistic
 from ..units import KIB, MIB
 from .branch import branch, prompt_cache
-from .scored import POSITIONS, Pair, Scored, compare, join, reduce
+from .scored import POSITIONS, Compare, Pair, Scored, join, reduce
 
-LOGITS = 256 * MIB  # at most, of one forward: it has as many rows as that allows
+LOGITS = 64 * MIB  # at most, of one forward: it has as many rows as that allows
 STACK = 64 * KIB  # of one forward that waits (measured)
 Row = tuple[Selection, Kept] | None  # of a batch: how its experts are chosen, and how many; None: the full model
 
@@ -34,9 +34,7 @@ def passages(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> list
 
     Pairs of one context are neighbours, so that it is read once, or once a passage. The largest passage is the first:
     what does not fit is refused before anything is read."""
-    context = max(len(context) for context, _ in pairs)
-    request = replace(engine.request(context, 1), export=True)
-    room = engine.budget - make_plan(engine.sizes, request).peak
+    room = _room(engine, pairs)
     running = max(_running(engine, pair, rows) for pair in pairs)
     found: list[tuple[int, list[int]]] = []
     before: list[int] = []
@@ -51,6 +49,17 @@ def passages(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> list
             found.append((running + prompt + following, [number]))
         before = pairs[number][0]
     return sorted(found, reverse=True)
+
+
+def fits(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> bool:
+    """Whether the budget has room for that many rows."""
+    return passages(engine, pairs, rows)[0][0] <= _room(engine, pairs)
+
+
+def _room(engine: Engine, pairs: Sequence[Pair]) -> int:
+    """Bytes that are left for forwards that wait, if any do."""
+    request = replace(engine.request(max(len(context) for context, _ in pairs), 1), export=True, waiting=1)
+    return engine.budget - make_plan(engine.sizes, request).peak + request.waiting
 
 
 def _neighbours(pairs: Sequence[Pair]) -> list[int]:
@@ -91,6 +100,7 @@ class Passage:
     def __init__(self, engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> None:
         self.engine, self.rows = engine, rows
         self.truth = torch.empty(0)  # the full model's logits (T, V) of the continuation whose forwards end now
+        self.compare = Compare(engine.sizes.vocabulary, engine.device)
         self._pairs = pairs
 
     def run(self, tokens: int, waiting: int, on_layer: OnLayer) -> list[list[Scored]]:
@@ -169,11 +179,14 @@ class _Prompt:
             dropped = torch.zeros(
                 (len(self._passage.rows), *statistic.shape), dtype=torch.bool, device=statistic.device
             )
+            same: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
             for row, of_row in zip(dropped, self._passage.rows, strict=True):
                 if of_row is None or (kept := of_row[1][self._layer][block]) == neurons.neurons:
                     continue
-                experts = of_row[0].choose(statistic, kept, self._layer, partial(block_magnitude, neurons, dense))
-                row.fill_(True).scatter_(-1, experts, False)
+                if (of_row[0], kept) not in same:
+                    experts = of_row[0].choose(statistic, kept, self._layer, partial(block_magnitude, neurons, dense))
+                    same[of_row[0], kept] = row.fill_(True).scatter_(-1, experts, False)
+                row.copy_(same[of_row[0], kept])
             self._dropped[block] = dropped
         return self._dropped[block]
 
@@ -193,7 +206,7 @@ class _Following:
         logits = engine.skeleton.model(rows, past_key_values=cache, use_cache=True).logits
         if self._rows.start == 0:
             self._passage.truth = logits[0].clone()  # for the forwards of the other rows, which end next
-        return compare(logits, self._passage.truth, ids[0, 1:])
+        return self._passage.compare(logits, self._passage.truth, ids[0, 1:])
 
     def watch(self, layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         dropped = self._prompt.dropped(block)[self._rows]

@@ -46,6 +46,18 @@ def score(
     if not pairs or not variants:
         return [[] for _ in pairs]
     row_of = {variant: number for number, variant in enumerate(pruned, 1)}  # a full one's is 0
+    found = score_rows(engine, pairs, rows, on_pair, on_layer)
+    return [[scored[row_of.get(variant, 0)] for variant in variants] for scored in found]
+
+
+def score_rows(
+    engine: Engine,
+    pairs: Sequence[Pair],
+    rows: Sequence[Row],
+    on_pair: OnPair | None = None,
+    on_layer: OnLayer | None = None,
+) -> list[list[Scored]]:
+    """As `score`, of a model that leaves keys and values alone behind: [pair][row]. The first row is the full model."""
     found: dict[int, list[Scored]] = {}
     reads = passages(engine, pairs, rows)
     for done, (waiting, numbers) in enumerate(reads):
@@ -58,7 +70,7 @@ def score(
         passing = Passage(engine, [pairs[number] for number in numbers], rows)
         found |= zip(numbers, passing.run(max(len(context) for context, _ in pairs), waiting, tell_layer), strict=True)
     _tell(on_pair, len(pairs), len(pairs))
-    return [[found[number][row_of.get(variant, 0)] for variant in variants] for number in range(len(pairs))]
+    return [found[number] for number in range(len(pairs))]
 
 
 def score_slowly(
