@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "Measure which layers need their neurons most."),
     "eval": ("evaluate", "Measure what pruning costs."),
     "plot": ("plot", "Draw flocking, overlap, statistic or frontier."),
+    "bench": ("bench", "Speed and memory beside other ways to run a model."),
     "mem-report": ("mem_report", "What fits here, what a run needs, what the last one took."),
     "models": ("models", "The models known by name, and those on this machine."),
     "pull": ("pull", "Fetch a model now, to run it later."),

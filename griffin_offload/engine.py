@@ -27,6 +27,7 @@ from .folder import check_layers, load_config, load_generation_config, load_toke
 from .lockstep import Lockstep
 from .memory import (
     PeakMeter,
+    available_memory,
     best_device,
     bytes_read,
     check_device,
@@ -265,7 +266,7 @@ class Engine:
         meter, read_before = PeakMeter(self.device), bytes_read()
         if seed is not None:
             set_seed(seed)
-        reader = Reader()
+        reader = self._reader()
         streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
         answer = self._answer_each if per_prompt and plan.prunes else self._answer
@@ -335,7 +336,7 @@ class Engine:
         plan = choose_plan(self.sizes, request, sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
-        reader = Reader()
+        reader = self._reader()
         try:
             return export_checkpoint(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer)
         finally:
@@ -360,7 +361,7 @@ class Engine:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
-        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity, allocation=allocation), Reader()
+        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity, allocation=allocation), self._reader()
         try:
             sweep = self._resident(plan, Selection(selection, seed or 0), reader, on_layer)
             with sweep, torch.no_grad():
@@ -381,7 +382,7 @@ class Engine:
         request = replace(self.request(tokens, 1), export=True, waiting=waiting)
         plan = choose_plan(self.sizes, request, 0.0, self.name)
         self.unload()
-        reader = Reader()
+        reader = self._reader()
         try:
             load_outside(self.skeleton, reader, self.device)
             layers = passing_layers(self.skeleton, plan.kept, self.device)
@@ -484,6 +485,10 @@ class Engine:
         ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _reader(self) -> Reader:
+        """Past the page cache, unless the checkpoint is small beside the free memory: the next run finds it there."""
+        return Reader(direct=self.checkpoint.bytes > available_memory() // 4)
 
     @property
     def _copies(self) -> bool:

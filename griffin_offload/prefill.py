@@ -20,7 +20,7 @@ from .memory import steady_heap
 from .plan import STAGING_LAYERS, Kept
 from .selection import Selection, magnitude
 from .skeleton import Block, Layer, Skeleton
-from .weights.arena import Arena
+from .weights.arena import ALIGN, Arena
 from .weights.prefetch import Prefetch
 from .weights.reader import Reader
 
@@ -84,10 +84,11 @@ def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[
 
 
 def _take_layer(skeleton: Skeleton, layer: Layer, kept: tuple[int, ...], fixed: Arena, neurons: Arena) -> ResidentLayer:
-    tensors = {
-        name: (fixed if name in layer.fixed else neurons).take(shape, skeleton.dtype)
-        for name, shape in skeleton.kept_shapes(layer, kept).items()
-    }
+    tensors = {}
+    for name, shape in skeleton.kept_shapes(layer, kept).items():
+        phase = skeleton.phase(layer.prefix + name)  # read straight to where it stays, but not if products get slower
+        arena = fixed if name in layer.fixed else neurons
+        tensors[name] = arena.take(shape, skeleton.dtype, None if phase is None or phase % ALIGN else phase)
     device = next(iter(tensors.values())).device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     experts = tuple(
@@ -201,7 +202,7 @@ class Stream:
         """Buffers for what is read. Kept whole and on the CPU, a tensor is read straight to where it stays.
 
         `copies`: the forward's tensors are not where the reader can write (a GPU), so that each is copied there."""
-        sizes = self._skeleton.sizes().layers
+        skeleton, sizes = self._skeleton, self._skeleton.sizes().layers
         device = next(iter(self._layers[0].tensors.values())).device.type
         dense_size = max(
             size.feed_forward(tuple(n if k < n else 0 for n, k in zip(size.whole, layer.kept, strict=True)))
@@ -211,21 +212,22 @@ class Stream:
         dense_ring = [Arena(dense_size, device) for _ in range(1 if copies else STAGING_LAYERS)]
         host_ring = [Arena(whole) for _ in range(STAGING_LAYERS)] if copies else []
         staged = []
-        for index, (layer, resident) in enumerate(zip(self._skeleton.layers, self._layers, strict=True)):
+        for index, (layer, resident) in enumerate(zip(skeleton.layers, self._layers, strict=True)):
             dense_arena = dense_ring[index % len(dense_ring)]
             dense_arena.rewind()
             dense = {} if resident.complete else {name: resident.tensors[name] for name in layer.fixed}
             for block, kept in zip(layer.blocks, resident.kept, strict=True):
                 for name in block.rows:
                     if kept < block.neurons:
-                        dense[name] = dense_arena.take(self._skeleton.shapes[layer.prefix + name], self._skeleton.dtype)
+                        full = layer.prefix + name
+                        dense[name] = dense_arena.take(skeleton.shapes[full], skeleton.dtype, skeleton.phase(full))
                     elif not resident.complete:
                         dense[name] = resident.tensors[name]
             read = dense
             if copies:
                 host = host_ring[index % STAGING_LAYERS]
                 host.rewind()
-                read = {name: host.take(tensor.shape, tensor.dtype) for name, tensor in dense.items()}
+                read = {n: host.take(t.shape, t.dtype, skeleton.phase(layer.prefix + n)) for n, t in dense.items()}
             staged.append(_Staged(read, dense))
         return staged
 
@@ -314,7 +316,9 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
 
     Raises NumericError for NaN or infinite weights."""
     arena = Arena(skeleton.sizes().outside)
-    tensors = {name: arena.take(skeleton.shapes[name], skeleton.dtype) for name in skeleton.outside}
+    tensors = {
+        name: arena.take(skeleton.shapes[name], skeleton.dtype, skeleton.phase(name)) for name in skeleton.outside
+    }
     buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in skeleton.buffers.items()}
     reader.read(skeleton.reads(tensors | buffers))
     for name, tensor in tensors.items():

@@ -20,7 +20,7 @@ from .errors import CheckpointError, UnsupportedArchitecture
 from .hooks import Pieces, RoutedExperts
 from .plan import BlockSizes, LayerSizes, ModelSizes
 from .structure import find_structure
-from .weights.arena import padded
+from .weights.arena import PAGE, padded
 from .weights.checkpoint import Checkpoint, Piece, TensorInfo
 from .weights.conversion import pieces
 
@@ -142,6 +142,13 @@ class Skeleton:
             for name, tensor in tensors.items()
             for piece in self.pieces[name]
         }
+
+    def phase(self, name: str) -> int | None:
+        """Where a parameter begins within a page of its file; None where it is read in several pieces or bound to none.
+
+        Memory at this phase can be read to directly."""
+        pieces = self.pieces.get(name, ())
+        return pieces[0].info.begin % PAGE if len(pieces) == 1 and not pieces[0].place else None
 
     @property
     def inside(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Headers that lie, bytes read where they are, the reading thread, and shards written: against safetensors' own."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from griffin_offload.errors import CheckpointError
+from griffin_offload.weights.arena import LARGE, PAGE, Arena, padded
 from griffin_offload.weights.checkpoint import DTYPES, INDEX, MAX_HEADER, SINGLE, Checkpoint, TensorInfo, read_header
 from griffin_offload.weights.prefetch import Prefetch
 from griffin_offload.weights.reader import Reader, runs
@@ -569,6 +572,102 @@ def test_a_file_cut_after_its_header_was_read(tmp_path: Path, dtype: torch.dtype
     refused(path, "cut short", call=lambda _: everything({info.name: info for info in infos}, dtype))
     path.unlink()
     refused(path, call=lambda _: everything({info.name: info for info in infos}, dtype))
+
+
+# Direct reads
+
+
+def uncached(path: Path) -> None:
+    """Out of the page cache; skips where direct reads are not possible."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except (OSError, AttributeError):
+        pytest.skip("this file system has no direct reads")
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def cached(info: TensorInfo) -> bool:
+    """Whether a page in the middle is in the page cache (asking may begin to read it: ask once)."""
+    fd = os.open(info.file, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    try:
+        return os.preadv(fd, [bytearray(1)], (info.begin + info.end) // 2, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def large_tensors() -> dict[str, Tensor]:
+    """Two that direct reads are for, small ones around them, and one whose end shares a page with its begin's."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = {"a": 3, "b": LARGE // 2 + 77, "c": 5, "d": LARGE + 1, "e": 1, "f": LARGE // 2 - 1}
+    return {name: torch.randn(size, generator=generator).to(torch.bfloat16) for name, size in sizes.items()}
+
+
+def read_directly(
+    infos: list[TensorInfo], phases: bool, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Reader, dict[str, Tensor]]:
+    arena, reader = Arena(sum(padded(2 * info.bytes) for info in infos)), Reader(direct=True)
+    tensors = {i.name: arena.take(i.shape, dtype, i.begin % PAGE if phases else None) for i in infos}
+    reader.read({info: tensors[info.name] for info in infos})
+    return reader, tensors
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 61, 4095])
+@pytest.mark.parametrize("phases", [True, False])
+def test_direct_reads_give_the_same_bytes_and_leave_the_page_cache_alone(
+    tmp_path: Path, gap: int, phases: bool
+) -> None:
+    path = layout(tmp_path / SINGLE, large_tensors(), gap)
+    infos = read_header(path)
+    uncached(path)
+    reader, tensors = read_directly(infos, phases)
+    reader.close()
+    same(tensors, large_tensors())
+    assert reader.bytes == sum(info.bytes for info in infos)
+    large = [info for info in infos if info.bytes >= LARGE]
+    assert [info.name for info in large] == ["b", "d"]
+    assert not any(map(cached, large))
+
+
+def test_direct_reads_are_converted_too(tmp_path: Path) -> None:
+    infos = read_header(layout(tmp_path / SINGLE, large_tensors(), gap=3))
+    uncached(infos[0].file)
+    _, tensors = read_directly(infos, True, torch.float32)
+    same(tensors, {name: tensor.float() for name, tensor in large_tensors().items()})
+
+
+def test_a_file_system_that_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is there all the same, and the page cache is left as empty."""
+    infos = read_header(layout(tmp_path / SINGLE, large_tensors()))
+    uncached(infos[0].file)
+    honest, refusals = os.preadv, []
+
+    def refuse(fd: int, parts: list[Any], offset: int, *flags: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refusals.append(offset)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return honest(fd, parts, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    reader, tensors = read_directly(infos, True)
+    reader.close()
+    same(tensors, large_tensors())
+    assert len(refusals) == 1  # it is not tried again
+    assert reader.bytes == sum(info.bytes for info in infos)
+    assert not cached(infos[3])  # the last large one
+
+
+def test_an_arena_sets_large_tensors_to_a_phase() -> None:
+    arena = Arena(8 * LARGE)
+    small = arena.take((5,), torch.uint8, phase=100)
+    one, two = (arena.take((LARGE,), torch.uint8, phase=phase) for phase in (100, 0))
+    assert [t.data_ptr() % PAGE for t in (small, one, two)] == [0, 100, 0]
+    assert arena.used <= padded(5) + 2 * padded(LARGE)
 
 
 # The reading thread

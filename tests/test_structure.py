@@ -18,6 +18,7 @@ allocation cache folder hooks attention plan structure skeleton fit materialize 
 streamer engine chat
 evaluation.observe evaluation.plots evaluation.branch evaluation.variant evaluation.scored evaluation.passage
 evaluation.score evaluation.perplexity evaluation.choice evaluation.summarise evaluation.harness evaluation.calibrate
+evaluation.synthetic evaluation.competitors evaluation.bench
 """.split()  # noqa: SIM905
 CLI = Path(__file__).parent.parent / "cli"
 

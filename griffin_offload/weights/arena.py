@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 ALIGN = 64  # a cache line, and enough for every dtype and vector width
+PAGE = 4096  # of files and memory: direct reads begin and end at multiples of it in both
+LARGE = 256 * 1024  # bytes: smaller tensors are not worth a direct read
 
 
 def padded(count: int) -> int:
-    """Bytes that an arena takes for a tensor of `count` bytes."""
-    return -(-count // ALIGN) * ALIGN
+    """Bytes that an arena takes at most for a tensor of `count` bytes: a large one may be set to any phase."""
+    return -(-count // ALIGN) * ALIGN + (PAGE if count >= LARGE else 0)
 
 
 class Arena:
@@ -32,10 +34,14 @@ class Arena:
         else:
             self._memory = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor. An arena that overflows is a fault of the plan, not of the user."""
-        count = math.prod(shape) * dtype.itemsize
-        begin, self.used = self.used, self.used + padded(count)
+    def take(self, shape: Sequence[int], dtype: torch.dtype, phase: int | None = None) -> Tensor:
+        """An uninitialised tensor; a large one on the CPU at `phase` bytes behind a page's begin, as in its file.
+
+        An arena that overflows is a fault of the plan, not of the user."""
+        count, begin = math.prod(shape) * dtype.itemsize, self.used
+        if phase is not None and count >= LARGE and phase % dtype.itemsize == 0:
+            begin += (phase - begin) % PAGE
+        self.used = -(-(begin + count) // ALIGN) * ALIGN
         assert self.used <= self.size, f"arena of {self.size} bytes asked for {self.used}"
         return self._memory[begin : begin + count].view(dtype).view(*shape)
 

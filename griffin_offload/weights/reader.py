@@ -2,6 +2,9 @@
 
 Tensors that lie side by side in a file are read by one sequential run of preadv calls, each scattering into the
 tensors' own memory: nothing is copied twice. Where the dtype differs, the run passes through a small bounce buffer.
+
+A direct reader bypasses the page cache, which a checkpoint larger than the memory would flood for nothing: the disk
+writes to the tensors, if they lie as in the file (see Arena.take), and no processor copies.
 """
 
 import os
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..units import MIB
+from .arena import LARGE, PAGE, Arena
 from .checkpoint import TensorInfo
 
 BOUNCE = 8 * MIB
@@ -24,10 +28,12 @@ READ = 64 * MIB  # bytes a call: large enough for the disk, small enough that an
 class Reader:
     """Reads tensors of a checkpoint; remembers the bytes and the seconds. Not for use by two threads at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, direct: bool = False) -> None:
         self.bytes = 0
         self.seconds = 0.0
-        self._files: dict[Path, int] = {}
+        self._direct = direct and hasattr(os, "O_DIRECT")
+        self._floods = direct  # where a direct read is not possible, the page cache is emptied behind the reader
+        self._files: dict[tuple[Path, bool], int] = {}
         self._bounce: Tensor | None = None
 
     def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
@@ -36,11 +42,19 @@ class Reader:
         Raises CheckpointError when a file is shorter than its header said, or cannot be read."""
         start = time.perf_counter()
         for run in runs(wanted):
-            if all(wanted[info].dtype == info.dtype for info in run):
-                self._scatter(run[0].file, run[0].begin, [as_bytes(wanted[info]) for info in run])
-            else:
-                for info in run:
+            together: list[TensorInfo] = []
+            for info in run:
+                if wanted[info].dtype != info.dtype:
                     self._convert(info, wanted[info])
+                elif self._direct and info.bytes >= LARGE:
+                    if wanted[info].data_ptr() % PAGE == info.begin % PAGE:
+                        self._read(info.file, info.begin, as_bytes(wanted[info]))
+                    else:
+                        self._convert(info, wanted[info])
+                else:
+                    together.append(info)
+            for part in runs(together):
+                self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
         self.seconds += time.perf_counter() - start
 
     def close(self) -> None:
@@ -51,17 +65,33 @@ class Reader:
     def _convert(self, info: TensorInfo, target: Tensor) -> None:
         """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
         if self._bounce is None:
-            self._bounce = torch.empty(BOUNCE, dtype=torch.uint8)
-        offset, flat = info.begin, target.view(-1)
-        for piece in flat.split(BOUNCE // info.dtype.itemsize):
-            source = self._bounce[: piece.numel() * info.dtype.itemsize]
-            self._scatter(info.file, offset, [source])
-            piece.copy_(source.view(info.dtype))
+            self._bounce = Arena(BOUNCE + PAGE).take((BOUNCE + PAGE,), torch.uint8)
+        same = target.dtype == info.dtype
+        dtype = torch.uint8 if same else info.dtype
+        offset, flat = info.begin, as_bytes(target) if same else target.view(-1)
+        for piece in flat.split(BOUNCE // dtype.itemsize):
+            begin = offset % PAGE
+            begin -= begin % dtype.itemsize  # a file may set its tensors anywhere, torch views numbers only there
+            source = self._bounce[begin : begin + piece.numel() * dtype.itemsize]
+            self._read(info.file, offset, source)
+            piece.copy_(source.view(dtype))
             offset += source.numel()
 
-    def _scatter(self, file: Path, offset: int, parts: list[Tensor]) -> None:
+    def _read(self, file: Path, begin: int, target: Tensor) -> None:
+        """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""
+        end = begin + target.numel()
+        first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
+        if not self._direct or last <= first or (target.data_ptr() + first - begin) % PAGE:
+            self._scatter(file, begin, [target])
+            return
+        head, middle, tail = target.split([first - begin, last - first, end - last])
+        self._scatter(file, begin, [head])
+        self._scatter(file, last, [tail])
+        self._scatter(file, first, [middle], direct=True)
+
+    def _scatter(self, file: Path, offset: int, parts: list[Tensor], direct: bool = False) -> None:
         """One contiguous range of a file into several uint8 tensors, whatever the system returns a call."""
-        fd = self._open(file)
+        fd, begin = self._open(file, direct), offset
         views = [part.numpy().data for part in parts if part.numel()]
         while views:
             batch, room = [], READ
@@ -73,23 +103,37 @@ class Reader:
             try:
                 count = os.preadv(fd, batch, offset)
             except OSError as error:
+                if direct:  # the file system has no direct reads, or this range is not to its taste
+                    fd, direct, self._direct = self._open(file), False, False
+                    continue
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
             if count == 0:
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
+            if direct and count % PAGE:
+                fd, direct = self._open(file), False
             self.bytes += count
             offset += count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))
             if count:
                 views[0] = views[0][count:]
+        if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 
-    def _open(self, file: Path) -> int:
-        if file not in self._files:
+    def _open(self, file: Path, direct: bool = False) -> int:
+        if (file, direct) not in self._files:
+            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | (os.O_DIRECT if direct else 0)
             try:
-                self._files[file] = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                fd = os.open(file, flags)
             except OSError as error:
+                if direct:
+                    self._direct = False
+                    return self._open(file)
                 raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from None
-        return self._files[file]
+            self._files[file, direct] = fd
+            if self._direct and not direct:  # a few bytes here and there: what lies behind them is not wanted
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return self._files[file, direct]
 
 
 def runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:

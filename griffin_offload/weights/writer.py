@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..units import GIB
+from .arena import PAGE
 from .checkpoint import DTYPES, INDEX, SINGLE
 from .reader import as_bytes
 
@@ -102,7 +103,7 @@ class CheckpointWriter:
             entries[name] = {"dtype": NAMES[self._dtypes[name]], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data begins aligned
+        text += b" " * (-(8 + len(text)) % PAGE)  # the data begins with a page: direct reads need no copy
         self._write(fd, memoryview(len(text).to_bytes(8, "little") + text), 0)
         return 8 + len(text)
 

@@ -1,0 +1,209 @@
+"""`griffin bench`: Griffin beside other ways to run a model, in the same memory, on this machine."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..models import CATALOGUE, resolve
+from ..units import format_bytes, format_rate, parse_bytes
+from . import console
+
+if TYPE_CHECKING:
+    from ..evaluation.bench import Asked, Bench
+
+COLUMNS = (
+    "method",
+    "tokens",
+    "prompt pass (s)",
+    "x floor",
+    "first token (s)",
+    "tokens/s",
+    "min..max",
+    "of limit",
+    "total (s)",
+    "peak",
+    "read",
+)
+
+
+@click.command("bench", short_help="Speed and memory beside other ways to run a model.")
+@click.option("--synthetic", metavar="ALIAS", help="Random weights in the shape of a known model; written once.")
+@click.option("--model", metavar="NAME", help="A model: an alias, a folder, a hub id or a .gguf file.")
+@click.option("--device-memory", metavar="SIZE", help="The budget of every method. [default: what is free, less some]")
+@click.option("--lengths", default="512+128", show_default=True, metavar="P+A,...", help="Tokens: prompt+answer.")
+@click.option(
+    "--methods",
+    metavar="NAME,...",
+    help="Of full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp where a file is given]",
+)
+@click.option(
+    "--llama-cpp", "gguf", type=click.Path(path_type=Path), metavar="FILE", help="A GGUF file of the same weights."
+)
+@click.option(
+    "--sparsity",
+    "sparsities",
+    type=float,
+    multiple=True,
+    default=(0.5,),
+    show_default=True,
+    metavar="SHARE",
+    help="Of griffin's rows; give several to compare. magnitude takes the first.",
+)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs a row.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    metavar="S",
+    help="A run stops so long after its first token; its total is then worked out, and marked ~.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Precision of the weights. [default: the checkpoint's]",
+)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of every method. [default: torch's]")
+@click.option("--uncapped", is_flag=True, help="Leave the memory uncapped, even where a control group can be made.")
+@click.option(
+    "--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold where root allows]"
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON lines: the machine, every run, every row.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw the rows too: a .png, .pdf or .svg file.",
+)
+def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """Time and memory of ways to run a model, each run in a process of its own.
+
+    full: plain transformers; accelerate: with what does not fit read from disk; magnitude, griffin: pruned, by the
+    neurons' weights or as the prompt asks. All get the same random prompt and take the likeliest token.
+
+    x floor: the prompt pass, as a multiple of reading the checkpoint once or of the prompt's arithmetic, whichever is
+    longer (what loads the model before may be below 1). of limit: tokens/s, of what the memory's bandwidth allows.
+    total: loading and answering.
+    """
+    asked = read_options(**options)
+    from ..evaluation import bench, plots
+
+    if plot:
+        plots.check(plot)
+    done = bench.bench(asked, console.note, print_json if as_json else lambda result: None)
+    if plot:
+        bench.draw(done, plot)
+        console.note(f"{plot} written")
+    if not as_json:
+        show(done)
+
+
+def read_options(
+    *,
+    synthetic: str | None,
+    model: str | None,
+    device_memory: str | None,
+    lengths: str,
+    methods: str | None,
+    gguf: Path | None,
+    sparsities: tuple[float, ...],
+    uncapped: bool,
+    **more: Any,
+) -> "Asked":
+    """What to measure; the model is fetched or made only when all else is in order.
+
+    Raises click.UsageError without one model, OptionError, and what fetching or making it raises."""
+    if (synthetic is None) == (model is None):
+        raise click.UsageError("give one model: --synthetic ALIAS or --model NAME")
+    if synthetic is not None and synthetic.lower() not in CATALOGUE:
+        raise click.UsageError(f"--synthetic {synthetic} is no alias that `griffin models` lists")
+    if gguf is not None and not gguf.is_file():
+        raise click.UsageError(f"there is no file {gguf}")
+    from ..evaluation import bench
+    from ..memory import device_budget
+
+    budget = device_budget("cpu") if device_memory is None else parse_bytes(device_memory)
+    asked = {
+        "name": synthetic or model,
+        "budget": budget,
+        "lengths": bench.parse_lengths(lengths),
+        "methods": bench.parse_methods(methods, gguf),
+        "sparsities": sparsities,
+        "gguf": gguf,
+        "capped": not uncapped,
+        **more,
+    }
+    bench.Asked(folder=Path(), **asked)  # refuses what is out of range before the model is there
+    return bench.Asked(folder=folder_of(synthetic, model), **asked)
+
+
+def folder_of(synthetic: str | None, model: str | None) -> Path:
+    if synthetic is None:
+        with console.progress_bytes("Fetching") as on_progress:
+            return resolve(str(model), on_progress=on_progress)
+    from ..evaluation.synthetic import synthesise, synthetic_folder
+
+    found = CATALOGUE[synthetic.lower()]
+    with console.progress_bytes("Writing") as on_progress:
+        return synthesise(found, synthetic_folder(found.alias), on_progress)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    click.echo(json.dumps(result))
+
+
+def show(done: "Bench") -> None:
+    """The table on stdout, below it what the machine can do."""
+    asked = done.asked
+    rows = [cells(done.summary(row), str(row.lengths), row.label) for row in done.rows]
+    columns: tuple[str, ...] = (*COLUMNS, "note")
+    if not any(cell for *_, cell in rows):
+        columns, rows = COLUMNS, [row[:-1] for row in rows]
+    console.table(f"{asked.name}, {done.conditions}", columns, rows)
+    console.pairs(facts(done), err=False)
+
+
+def facts(done: "Bench") -> list[tuple[str, str]]:
+    """Label and value: the limits, how the rows came about, and why some did not."""
+    reading, size = done.reading, format_bytes(done.model.file_bytes)
+    speed = reading.get("error") or f"{format_rate(reading['bandwidth'])} ({reading['how']})"
+    lines = [("reading", f"{speed}, a checkpoint of {size}")]
+    for prompt, found in done.arithmetic.items():
+        seconds = found.get("error") or f"{found['seconds']:.2f} s, threads: {found['threads']}"
+        lines.append(("arithmetic", f"{prompt} tokens of prompt: {seconds}"))
+    runs = done.asked.repeats
+    lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one'} a row, each in a process of its own"))
+    if any(row.extrapolated for row in done.rows):
+        lines.append(("~", f"stopped {done.asked.max_seconds:g} s after the first token; the total is worked out"))
+    return lines + [(f"{row.label}, {row.lengths}", row.error) for row in done.rows if row.error]
+
+
+def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
+    """A row of the table, with what failed as its last cell."""
+    note = short(row["error"] or "")
+    if not row["runs"]:
+        return (label, lengths, *["-"] * (len(COLUMNS) - 2), note)
+    read = max(row["rchar"] or 0, row["read_bytes"] or 0)  # mapped files are not in rchar, cached ones not in the other
+    spread = f"{row['tokens_per_s_min']:.3g}..{row['tokens_per_s_max']:.3g}" if row["tokens_per_s"] else "-"
+    return (
+        label,
+        lengths,
+        f"{row['prompt_s']:.2f}",
+        f"{row['x_floor']:.2f}" if row["x_floor"] else "-",
+        f"{row['ttft_s']:.2f}",
+        f"{row['tokens_per_s']:.3g}" if row["tokens_per_s"] else "-",
+        spread,
+        f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
+        f"{'~' if row['extrapolated'] else ''}{row['total_s']:.1f}",
+        format_bytes(row["peak_bytes"]),
+        format_bytes(read),
+        note,
+    )
+
+
+def short(error: str) -> str:
+    """The start of a reason; the whole of it stands below the table."""
+    return re.split(r":| at | \(", error, maxsplit=1)[0]

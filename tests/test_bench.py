@@ -1,0 +1,360 @@
+"""`griffin bench`: synthetic checkpoints, every method in its process, failures as rows, the table and the figure."""
+
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from griffin_offload.cli.bench import short, show
+from griffin_offload.cli.main import griffin
+from tiny import tiny_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from griffin_offload import Engine
+from griffin_offload.errors import BudgetError, OptionError
+from griffin_offload.evaluation import bench, competitors, synthetic
+from griffin_offload.evaluation.bench import Asked, Conditions, Lengths, Model, Row
+from griffin_offload.models import CATALOGUE, CatalogueModel
+from griffin_offload.units import GIB, MIB
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+LLAMA_CPP = """
+import os
+class Llama:
+    def __init__(self, model_path, *, n_ctx, n_threads, logits_all, use_mmap, verbose):
+        assert use_mmap and not logits_all
+        if n_ctx == 13:
+            os.kill(os.getpid(), 9)
+        if n_ctx == 14:
+            self.held = bytearray(300 << 20)
+        self.seen = []
+    def eval(self, tokens):
+        self.seen += tokens
+    def sample(self, temp):
+        assert temp == 0
+        return len(self.seen)
+"""
+
+
+def shape(kind: str, **more: Any) -> CatalogueModel:
+    config = {"model_type": kind, "tie_word_embeddings": True, "dtype": "bfloat16", **SIZES, **more}
+    return CatalogueModel("tiny", "a/tiny", "none", False, 0, config)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("bench") / "llama", "llama")
+
+
+@pytest.fixture
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for a llama.cpp that is not the real one: 8+5 tokens end its process, 8+6 take 300 MiB."""
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    return tmp_path / "model.gguf"
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(griffin, ["bench", *map(str, arguments)])
+
+
+def asked(folder: Path, **more: Any) -> Asked:
+    settings: dict[str, Any] = {
+        "lengths": [Lengths(8, 4)],
+        "methods": ["llama-cpp"],
+        "sparsities": [0.5],
+        "repeats": 1,
+        "capped": False,
+        "cold": False,
+    }
+    return Asked(name="tiny", folder=folder, budget=2 * GIB, **settings | more)
+
+
+# ---- synthetic checkpoints
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen2"])
+def test_a_synthetic_checkpoint_is_one_for_transformers_and_for_griffin(tmp_path: Path, kind: str) -> None:
+    folder = synthetic.synthesise(shape(kind), tmp_path / "synthetic" / "tiny")
+    model, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.bfloat16
+    weights = dict(model.named_parameters())
+    assert weights["model.layers.1.mlp.up_proj.weight"].float().std().item() == pytest.approx(0.02, rel=0.05)
+    assert not torch.equal(weights["model.layers.1.mlp.up_proj.weight"], weights["model.layers.2.mlp.up_proj.weight"])
+    norm = model.model.norm(torch.full((1, 64), 3.0, dtype=torch.bfloat16))
+    assert torch.equal(norm, torch.ones(1, 64, dtype=torch.bfloat16)), "a norm that scales by 1"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("Häuser, 24")["input_ids"], skip_special_tokens=True) == "Häuser, 24"
+    assert len(Engine(folder, device="cpu").generate([5, 6, 7], max_new_tokens=6, do_sample=False).token_ids) == 6
+
+
+def test_a_synthetic_checkpoint_is_found_again(tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    def write() -> Path:
+        return synthetic.synthesise(shape("llama"), tmp_path / "tiny", lambda *update: heard.append(update))
+
+    first = write()
+    assert heard[-1][1] == heard[-1][2] > 0
+    heard.clear()
+    assert write() == first
+    assert not heard
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=MIB))
+    with pytest.raises(BudgetError, match=r"a synthetic tiny needs 64 MiB of disk and .* has 1.00 MiB free"):
+        synthetic.synthesise(shape("llama"), tmp_path / "synthetic" / "tiny")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.synthesise(shape("llama"), tmp_path / "tiny", interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tiny.4194399.partial").mkdir()  # above the largest process number
+    (tmp_path / ".tiny.1.partial").mkdir()  # of a process that runs
+    synthetic.synthesise(shape("llama"), tmp_path / "tiny")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", ".tiny.1.partial"}
+
+
+# ---- what is asked for
+
+
+def test_lengths() -> None:
+    assert bench.parse_lengths("512+128, 2048 + 256,512+128") == [Lengths(512, 128), Lengths(2048, 256)]
+    for text in ("", "512", "512+1", "0+8", "8+-1", "8+8,", "a+b"):
+        with pytest.raises(OptionError, match=r"are not PROMPT\+ANSWER tokens"):
+            bench.parse_lengths(text)
+
+
+def test_methods() -> None:
+    assert bench.parse_methods(None, None) == ["full", "accelerate", "magnitude", "griffin"]
+    assert bench.parse_methods(None, Path("x.gguf"))[-1] == "llama-cpp"
+    assert bench.parse_methods("griffin, full,griffin", None) == ["griffin", "full"]
+    with pytest.raises(OptionError, match="method 'vllm' is not known"):
+        bench.parse_methods("full,vllm", None)
+    with pytest.raises(OptionError, match=r"give --llama-cpp FILE\.gguf"):
+        bench.parse_methods("llama-cpp", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((), 2, "give one model"),
+        (("--model", "m", "--synthetic", "smollm2-135m"), 2, "give one model"),
+        (("--synthetic", "llama-9"), 2, "is no alias"),
+        (("--model", "m", "--llama-cpp", "gone.gguf"), 2, "no file gone.gguf"),
+        (("--model", "m", "--lengths", "5"), 1, "not PROMPT+ANSWER"),
+        (("--model", "m", "--sparsity", "1.5"), 1, "sparsity 1.5 is outside its range"),
+        (("--model", "m", "--device-memory", "much"), 1, "not an amount of memory"),
+        (("--model", "no-such-model"), 1, "no model goes by the name"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: tuple[str, ...], code: int, said: str) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (code, 1)
+    assert said in result.stderr
+
+
+def test_lengths_beyond_the_context_are_refused(llama: Path) -> None:
+    context = bench.look(asked(llama)).context
+    with pytest.raises(OptionError, match=f"{context}\\+2 tokens are more than tiny can take: {context}"):
+        bench.look(asked(llama, lengths=[Lengths(context, 2)]))
+
+
+# ---- a whole run
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+    """What --json prints of every method on a tiny model, and what stderr says."""
+    result = invoke("--model", llama, "--device-memory", "2GiB", "--lengths", "8+4", "--repeats", 1, "--uncapped",
+                    "--warm", "--threads", 1, "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+
+
+def test_json_has_the_machine_then_runs_then_rows(whole: tuple[list[dict[str, Any]], str]) -> None:
+    machine, *others = whole[0]
+    methods = [("full", None), ("accelerate", None), ("magnitude", 0.5), ("griffin", 0.5)]
+    assert [line["kind"] for line in others] == ["run"] * 4 + ["row"] * 4
+    assert [(line["method"], line["sparsity"]) for line in others] == methods * 2
+    assert (machine["kind"], machine["capped"], machine["cold"], machine["threads"]) == ("machine", False, False, 1)
+    assert machine["conditions"] == "memory not capped (as asked), caches warm (as asked)"
+    assert machine["reading"]["bandwidth"] > 0
+    assert machine["arithmetic"]["8"]["seconds"] > 0
+    assert "griffin 50%, 8+4 tokens, run 1 of 1: prompt" in whole[1]
+
+
+def test_every_method_makes_the_tokens_and_takes_time(whole: tuple[list[dict[str, Any]], str]) -> None:
+    times = ("load_s", "prompt_s", "ttft_s", "decode_s", "tokens_per_s", "peak_bytes", "rchar", "bytes_per_token")
+    for run in (line for line in whole[0] if line["kind"] == "run"):
+        assert "error" not in run
+        assert run["tokens"] == 4
+        assert all(run[name] > 0 for name in times), run
+        assert run["prompt_s"] <= run["ttft_s"] < run["total_s"] - run["load_s"] < run["total_s"]
+        assert run["tokens_per_s"] == pytest.approx(3 / run["decode_s"])
+    for row in (line for line in whole[0] if line["kind"] == "row"):
+        assert (row["runs"], row["error"], row["extrapolated"]) == (1, None, False)
+        assert all(row[name] > 0 for name in ("x_floor", "of_limit", "prompt_s", "tokens_per_s"))
+        pruned = row["method"] in ("griffin", "magnitude")
+        assert (row["planned_peak_bytes"] is not None) == pruned
+
+
+# ---- what goes wrong becomes a row
+
+
+def test_without_llama_cpp_the_row_says_what_to_install(llama: Path, gguf: Path) -> None:
+    (gguf.parent / "llama_cpp.py").write_text("raise ImportError('not there')")
+    settings = asked(llama, gguf=gguf)
+    runner = bench._Runner(settings, bench.look(settings), Conditions(GIB, "as asked", "as asked"), "")
+    assert runner.run("llama-cpp", Lengths(8, 4)) == {"error": "needs llama.cpp: pip install llama-cpp-python"}
+
+
+def test_a_child_that_dies_is_a_row(
+    llama: Path, gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[dict[str, Any]] = []
+    notes: list[str] = []
+    lengths = [Lengths(8, 5), Lengths(8, 4)]
+    done = bench.bench(asked(llama, gguf=gguf, lengths=lengths, repeats=2), notes.append, lines.append)
+    died, worked = done.rows
+    assert died.error == "the process was ended by SIGKILL"
+    assert (len(died.runs), len(died.good), len(worked.good)) == (1, 0, 2), "what fails is not tried again"
+    assert done.summary(died)["tokens_per_s"] is None
+    assert done.summary(worked)["tokens_per_s"] > 0
+    assert [line["kind"] for line in lines] == ["machine", "run", "run", "run", "row", "row"]
+    assert notes[2] == "llama-cpp, 8+5 tokens, run 1 of 2: the process was ended by SIGKILL"
+
+    show(done)
+    title, _, columns, _, first, second, *facts = capsys.readouterr().out.splitlines()
+    assert title == "tiny, memory not capped (as asked), caches warm (as asked)"
+    assert columns.split()[:4] == ["method", "tokens", "prompt", "pass"]
+    assert re.fullmatch(r" llama-cpp +8\+5( +-){9} +the process was ended by SIGKILL", first)
+    assert re.match(r" llama-cpp +8\+4 +\d", second)
+    assert any(line.startswith("reading ") and line.endswith(" KiB") for line in facts)
+
+    pytest.importorskip("matplotlib")
+    bench.draw(done, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
+def test_a_budget_that_is_too_small_does_not_fit() -> None:
+    said = competitors._describe(BudgetError("tiny needs 2 MiB"))
+    assert said == "does not fit: tiny needs 2 MiB"
+    assert short(said) == "does not fit"
+    assert competitors._describe(MemoryError()) == "out of memory"
+
+
+def test_the_deadline_counts_from_the_first_token() -> None:
+    ids = torch.zeros(1, 5, dtype=torch.int64)
+    deadline = competitors.Deadline(0.05)
+    assert not deadline(ids, None).item()
+    assert not deadline(ids, None).item()
+    time.sleep(0.06)
+    assert deadline(ids, None).item()
+
+
+def test_one_prompt_for_all_methods() -> None:
+    def job(method: str) -> competitors.Job:
+        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, None, 1.0, None, "", False)
+
+    assert job("full").prompt() == job("griffin").prompt()
+    assert len(job("full").prompt()) == 50
+    assert max(job("full").prompt()) < 300
+    assert competitors.Job(**json.loads(job("full").to_json())) == job("full")
+
+
+def test_a_figure_that_cannot_be_written_is_refused_first(llama: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = invoke("--model", llama, "--plot", "bars.txt")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "a figure is written as .png" in result.stderr
+
+
+def test_a_child_that_says_nothing_sensible_is_an_error() -> None:
+    assert bench.run_child([sys.executable, "-c", "raise SystemExit('gone wrong')"], 60) == {
+        "error": "the process failed (1): gone wrong"
+    }
+    assert "not done after" in bench.run_child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)["error"]
+
+
+def test_the_full_model_is_not_run_uncapped_beyond_the_budget(tmp_path: Path) -> None:
+    model = Model(file_bytes=GIB, weight_bytes=3 * GIB, vocabulary=300, context=256)
+    free = bench._Runner(asked(tmp_path), model, Conditions(2 * GIB, "as asked", ""), "")
+    capped = bench._Runner(asked(tmp_path), model, Conditions(2 * GIB, "", ""), "")
+    refused = free.refusal("full")
+    assert refused is not None
+    assert refused["error"].startswith("not run: 3.00 GiB of weights, more than the budget")
+    assert capped.refusal("full") is None
+    assert free.refusal("accelerate") is None
+
+
+def test_a_control_group_holds_a_child_to_its_memory(tmp_path: Path, gguf: Path) -> None:
+    try:
+        with bench.control_group(GIB) as group:
+            assert group.path.is_dir()
+    except OSError as error:
+        pytest.skip(f"no control group here: {error}")
+    assert not group.path.exists()
+    model = Model(file_bytes=GIB, weight_bytes=GIB, vocabulary=300, context=256)
+    settings = Asked("tiny", tmp_path, 150 * MIB, [Lengths(8, 6)], ["llama-cpp"], [0.5], gguf=gguf)
+    runner = bench._Runner(settings, model, Conditions(150 * MIB, "", "as asked"), "")
+    killed = runner.run("llama-cpp", Lengths(8, 6))
+    assert killed["error"] == "out of memory at 150 MiB"
+    assert 100 * MIB < killed["group_peak_bytes"] <= 150 * MIB
+    assert runner.run("llama-cpp", Lengths(8, 4))["tokens"] == 4
+
+
+# ---- what is said
+
+
+def test_the_conditions_say_what_held() -> None:
+    held = "memory capped at 4.84 GiB by a control group, caches cold"
+    assert str(Conditions(5_200_000_000, "", "")) == held
+    missing = Conditions(GIB, "no control group: read-only file system", "they cannot be dropped: permission denied")
+    assert str(missing) == (
+        "memory not capped (no control group: read-only file system), "
+        "caches warm (they cannot be dropped: permission denied)"
+    )
+
+
+def test_a_stopped_run_is_marked(tmp_path: Path) -> None:
+    run = {"tokens": 3, "tokens_per_s": 2.0, "prompt_s": 1.0, "peak_bytes": MIB}
+    row = Row("griffin", 0.5, Lengths(8, 4), [run, run | {"tokens_per_s": 4.0}])
+    assert (row.extrapolated, row.median("tokens_per_s"), row.label) == (True, 3.0, "griffin 50%")
+
+
+def test_synthetic_is_written_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from griffin_offload.cli import bench as command
+
+    monkeypatch.setitem(CATALOGUE, "tiny", shape("llama"))
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path))
+    assert command.folder_of("Tiny", None) == tmp_path / "synthetic" / "tiny"
+    assert (tmp_path / "synthetic" / "tiny" / "model.safetensors").is_file()
