@@ -1,13 +1,15 @@
 """Attention over a long prompt, a piece of its tokens at a time: no mask and no scores of tokens x tokens are held.
+And attention of one token while answering, several times as fast as torch's own on a CPU.
 
 transformers asks a mask function for the mask of a forward and hands it to the attention function of every layer. Here
 the first gives a description in its place, and the second asks it for the rows of the piece at hand; the products are
 transformers' own. A prompt that is not long, and a full causal one that needs no mask at all, pass unchanged.
-T tokens of the prompt, C of a piece, K of its keys.
+T tokens of the prompt, C of a piece, K of its keys; B batch, H heads of keys, G queries for each of them, D head size.
 """
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from . import hooks
 
 SDPA, EAGER = "griffin-sdpa", "griffin-eager"
+SCRATCH = 2**20  # float32 numbers: keys or values at a time, in memory that stays (fresh pages cost more than products)
 OWN_MASKS = {"axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4"}  # types whose code reads the mask it hands on
 
 
@@ -76,6 +79,10 @@ def _attend(
     **more: Any,
 ) -> Any:
     if not isinstance(attention_mask, Mask):
+        alone = query.shape[2] == 1 and query.device.type == "cpu" and attend is sdpa_attention_forward
+        if alone and not module.training and (attention_mask is None or attention_mask.shape[3] == key.shape[2]):
+            scale = query.shape[3] ** -0.5 if more.get("scaling") is None else more["scaling"]
+            return attend_one(query, key, value, attention_mask, scale), None
         return attend(module, query, key, value, attention_mask, **more)
     outputs = []
     for begin in range(0, query.shape[2], hooks.PIECE):
@@ -83,6 +90,43 @@ def _attend(
         rows, keys = attention_mask.rows(begin, end)
         outputs.append(attend(module, query[:, :, begin:end], key[:, :, keys], value[:, :, keys], rows, **more)[0])
     return torch.cat(outputs, dim=1), None
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
+
+    `mask` (B, 1, 1, K), or a row for each head: bool (True: seen), or what is added to the scores. Sums in float32.
+    torch's kernel for bfloat16 (2.13, CPU) takes 2 to 9 times as long: it reads every key once a query head."""
+    batch, heads, keys, size = key.shape
+    grouped = query.reshape(batch, heads, -1, size).float() * scale
+    scores = torch.cat([grouped @ part.transpose(2, 3) for part in _in_float(key)], dim=-1)
+    if mask is not None:
+        rows = mask.expand(batch, query.shape[1], 1, keys).reshape(scores.shape)
+        scores = scores.masked_fill_(~rows, -torch.inf) if mask.dtype == torch.bool else scores.add_(rows)
+    weights = scores.softmax(-1)
+    parts = zip(weights.split(_step(value), dim=-1), _in_float(value), strict=True)
+    out = sum(of_part @ part for of_part, part in parts)
+    return out.view(batch, 1, query.shape[1], -1).to(query.dtype)
+
+
+def _step(states: Tensor) -> int:
+    """Tokens of keys or values that the scratch holds at a time; all, where nothing is converted."""
+    batch, heads, tokens, size = states.shape
+    return tokens if states.dtype == torch.float32 else max(1, SCRATCH // (batch * heads * size))
+
+
+def _in_float(states: Tensor) -> Iterator[Tensor]:
+    """Keys or values (B, H, K, D) in float32, `_step` tokens at a time; each is gone with the next."""
+    for part in states.split(_step(states), dim=2):
+        if states.dtype == torch.float32:
+            yield part
+            continue
+        if getattr(_memory, "scratch", part[..., :0]).numel() < part.numel():
+            _memory.scratch = torch.empty(max(SCRATCH, part.numel()), dtype=torch.float32)
+        yield _memory.scratch[: part.numel()].view(part.shape).copy_(part)
+
+
+_memory = threading.local()
 
 
 def _eager(module: Any, *args: Any, **more: Any) -> Any:
