@@ -105,7 +105,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
         scores = scores.masked_fill_(~rows, -torch.inf) if mask.dtype == torch.bool else scores.add_(rows)
     weights = scores.softmax(-1)
     parts = zip(weights.split(_step(value), dim=-1), _in_float(value), strict=True)
-    out = sum(of_part @ part for of_part, part in parts)
+    out = torch.stack([of_part @ part for of_part, part in parts]).sum(0)
     return out.view(batch, 1, query.shape[1], -1).to(query.dtype)
 
 

@@ -124,6 +124,8 @@ class Engine:
         try:
             self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
             self.skeleton.bind(self.checkpoint)  # first: a head that the files hold beside its table counts too
+            self._rows = Reader()
+            self.skeleton.leave_table(self._rows)
             self.sizes = self.skeleton.sizes()
             if self.config.model_type not in ARCHITECTURES:
                 probe(self.config, self.skeleton.entry)
@@ -346,6 +348,7 @@ class Engine:
         """Give the weights' memory back; the next prompt reads them again."""
         self.skeleton.unload()
         self._layers, self._outside_is_in = None, False
+        self._rows.close()
 
     def sweep(
         self,

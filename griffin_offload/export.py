@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -124,7 +124,11 @@ def export_checkpoint(
             try:
                 load_outside(skeleton, reader, "cpu")
                 for name in skeleton.outside:
-                    writer.write(name, skeleton.model.get_parameter(name).data)
+                    parts: Iterable[Tensor] = [skeleton.model.get_parameter(name).data]
+                    if name == skeleton.table:
+                        parts = reader.pieces(skeleton.pieces[name][0].info)
+                    for _ in writer.write_pieces(name, parts):
+                        pass
                 for name in skeleton.buffers:
                     writer.write(name, skeleton.model.get_buffer(name))
                 with sweep, torch.no_grad():

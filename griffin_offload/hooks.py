@@ -49,6 +49,21 @@ class RoutedExperts:
         return linear(states, weight.T if self._module.is_transposed else weight, bias)
 
 
+class LookedUp:
+    """The forward of an embedding whose table stays in its file: only the rows that are asked for are read."""
+
+    def __init__(self, module: Any, read: Callable[[list[int]], Tensor]) -> None:
+        """`read(rows)`: those rows of the table, (len(rows), D), on the CPU."""
+        self._module, self._read, self._forward = module, read, module.forward
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        rows, places = ids.unique(return_inverse=True)
+        table = self._read(rows.tolist()).to(ids.device)
+        self._module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
+        out: Tensor = self._forward(places)
+        return out
+
+
 class Tap:
     """Shows `watch` what enters a block's down projection, while it is attached.
 

@@ -62,13 +62,15 @@ class ModelSizes:
     """Bytes of a model in the dtype it runs in (`item` bytes an element), and what its working memory depends on.
 
     `outside`: embeddings, final norm, head. `lookup`: the part of it that one token does not read (an untied
-    embedding table). `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
+    embedding table); `in_file`: bytes of such a table that is read row by row, and held nowhere.
+    `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time.
     """
 
     outside: int
     lookup: int
+    in_file: int
     layers: tuple[LayerSizes, ...]
     item: int
     hidden: int
@@ -94,7 +96,7 @@ class ModelSizes:
 
     @property
     def full(self) -> int:
-        return self.resident(self.kept(0))
+        return self.resident(self.kept(0)) + self.in_file
 
     def cache(self, tokens: int) -> int:
         """Bytes of the KV cache that holds `tokens` tokens."""
@@ -150,7 +152,7 @@ class Request:
     """What a plan is made for. `runtime`: bytes that the process holds before any weight (0 on a device of its own).
 
     `share`: how one sparsity is shared over the layers; default: each layer drops the same part.
-    `copies`: the device is not where the reader writes, so that one dense layer is held there as well.
+    `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
     or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
@@ -280,7 +282,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
         rows.append(Row("attention and norms", fixed))
         rows.append(Row("experts (kept feed-forward)", sets * experts, note=note))
         if request.copies:
-            rows.append(Row("one dense layer", whole, "prompt"))
+            rows.append(Row("two dense layers", STAGING_LAYERS * whole, "prompt"))
         elif dense:
             rows.append(Row("staging, two layers", STAGING_LAYERS * dense, "prompt"))
     if request.converts:

@@ -23,6 +23,7 @@ from .skeleton import Block, Layer, Skeleton
 from .weights.arena import ALIGN, Arena
 from .weights.prefetch import Prefetch
 from .weights.reader import Reader
+from .weights.upload import Upload
 
 OnLayer = Callable[[int, int], None]
 
@@ -86,9 +87,8 @@ def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[
 def _take_layer(skeleton: Skeleton, layer: Layer, kept: tuple[int, ...], fixed: Arena, neurons: Arena) -> ResidentLayer:
     tensors = {}
     for name, shape in skeleton.kept_shapes(layer, kept).items():
-        phase = skeleton.phase(layer.prefix + name)  # read straight to where it stays, but not if products get slower
         arena = fixed if name in layer.fixed else neurons
-        tensors[name] = arena.take(shape, skeleton.dtype, None if phase is None or phase % ALIGN else phase)
+        tensors[name] = arena.take(shape, skeleton.dtype, _aligned(skeleton.phase(layer.prefix + name)))
     device = next(iter(tensors.values())).device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     experts = tuple(
@@ -98,12 +98,21 @@ def _take_layer(skeleton: Skeleton, layer: Layer, kept: tuple[int, ...], fixed: 
     return ResidentLayer(tensors, kept, statistics, experts)
 
 
+def _aligned(phase: int | None) -> int | None:
+    """A phase, unless it makes products slower: memory that is read more than once is not worth that."""
+    return None if phase is None or phase % ALIGN else phase
+
+
 @dataclass
 class _Staged:
-    """One layer on its way: `read`, where the reader writes (CPU), and `dense`, what the prompt's forward uses."""
+    """One layer on its way: `read`, where the reader writes (host), and `dense`, what the prompt's forward uses.
+
+    With an upload, `sent`: the same tensors where they come to the device, in the first `count` bytes of a slot."""
 
     read: dict[str, Tensor]
     dense: dict[str, Tensor]
+    sent: dict[str, Tensor]
+    count: int = 0
 
 
 class Stream:
@@ -126,13 +135,16 @@ class Stream:
     ) -> None:
         self._skeleton, self._layers = skeleton, layers
         self._on_layer, self._on_finished = on_layer, on_finished
+        self._upload: Upload | None = None
         self._staged = self._stage(copies)
         self._steady = steady
+        self._finite: list[tuple[int, Tensor]] = []
         reads = [
             skeleton.reads({layer.prefix + name: tensor for name, tensor in staged.read.items()})
             for layer, staged in zip(skeleton.layers, self._staged, strict=True)
         ]
-        self._prefetch = Prefetch(reader, reads, STAGING_LAYERS)
+        counts = [staged.count for staged in self._staged]
+        self._prefetch = Prefetch(reader, reads, STAGING_LAYERS, self._upload, counts)
         self._heap = ExitStack()
 
     def __len__(self) -> int:
@@ -159,7 +171,7 @@ class Stream:
 
     def _stop(self) -> None:
         self._prefetch.close()
-        self._staged = []
+        self._staged, self._upload = [], None
         self.settle()
 
     def settle(self) -> None:
@@ -170,9 +182,11 @@ class Stream:
         """A layer's weights in place. Returns what is dense of it, by name."""
         layer, resident, staged = self._skeleton.layers[index], self._layers[index], self._staged[index]
         self._prefetch.wait(index)
-        for name, tensor in staged.dense.items():
-            if tensor is not staged.read[name]:
-                tensor.copy_(staged.read[name])
+        if self._upload:
+            self._upload.arrive(index % STAGING_LAYERS)
+        for name, tensor in staged.sent.items():
+            if tensor is not staged.dense[name]:  # what stays moves on, within the device
+                staged.dense[name].copy_(tensor)
         self.assign(layer, resident.tensors | staged.dense)
         return staged.dense
 
@@ -183,16 +197,24 @@ class Stream:
         if self._on_finished:
             self._on_finished(index)
         resident.complete = True
+        if self._upload:
+            self._upload.leave(index % STAGING_LAYERS)
         self._prefetch.release()
         if index + 1 == len(self._layers):
             self._stop()
         self._tell(index + 1)
 
     def check(self, index: int, hidden: Tensor) -> None:
-        """Raises NumericError for NaN or infinite activations of layer `index`."""
-        if not torch.isfinite(hidden).all():
-            layer, dense = self._skeleton.layers[index], self._staged[index].dense
-            raise NumericError(_what_is_not_finite(self._skeleton, layer, dense))
+        """Raises NumericError for NaN or infinite activations of layer `index`; on a GPU, which nobody waits for on the
+        way, with the last layer."""
+        self._finite.append((index, torch.isfinite(hidden).all()))
+        if hidden.is_cuda and index + 1 < len(self._layers):
+            return
+        for number, finite in self._finite:
+            if not finite:
+                dense = self._staged[index].dense if number == index else {}
+                raise NumericError(_what_is_not_finite(self._skeleton, self._skeleton.layers[number], dense))
+        self._finite = []
 
     def assign(self, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -209,27 +231,33 @@ class Stream:
             for size, layer in zip(sizes, self._layers, strict=True)
         )
         whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
-        dense_ring = [Arena(dense_size, device) for _ in range(1 if copies else STAGING_LAYERS)]
-        host_ring = [Arena(whole) for _ in range(STAGING_LAYERS)] if copies else []
+        ring = [Arena(dense_size) for _ in range(0 if copies else STAGING_LAYERS)]
+        upload = self._upload = Upload(whole, STAGING_LAYERS, device) if copies else None
         staged = []
         for index, (layer, resident) in enumerate(zip(skeleton.layers, self._layers, strict=True)):
-            dense_arena = dense_ring[index % len(dense_ring)]
-            dense_arena.rewind()
-            dense = {} if resident.complete else {name: resident.tensors[name] for name in layer.fixed}
-            for block, kept in zip(layer.blocks, resident.kept, strict=True):
-                for name in block.rows:
-                    if kept < block.neurons:
-                        full = layer.prefix + name
-                        dense[name] = dense_arena.take(skeleton.shapes[full], skeleton.dtype, skeleton.phase(full))
-                    elif not resident.complete:
-                        dense[name] = resident.tensors[name]
-            read = dense
-            if copies:
-                host = host_ring[index % STAGING_LAYERS]
-                host.rewind()
-                read = {n: host.take(t.shape, t.dtype, skeleton.phase(layer.prefix + n)) for n, t in dense.items()}
-            staged.append(_Staged(read, dense))
+            slot = index % STAGING_LAYERS
+            cut = [n for b, k in zip(layer.blocks, resident.kept, strict=True) if k < b.neurons for n in b.rows]
+            stay = [] if resident.complete else [name for name in resident.tensors if name not in cut]
+            dense = {name: resident.tensors[name] for name in stay}
+            if upload:
+                both = upload.host[slot], upload.there[slot]
+                read, sent = (self._take(arena, layer, stay + cut, aligned=True) for arena in both)
+                dense |= {name: sent[name] for name in cut}
+                staged.append(_Staged(read, dense, sent, upload.host[slot].used))
+            else:
+                dense |= self._take(ring[slot], layer, cut)
+                staged.append(_Staged(dense, dense, {}))
         return staged
+
+    def _take(self, arena: Arena, layer: Layer, names: Sequence[str], aligned: bool = False) -> dict[str, Tensor]:
+        """All of an arena for these tensors, whole, at their files' phases; `aligned`: at such as products like."""
+        arena.rewind()
+        tensors = {}
+        for name in names:
+            phase = self._skeleton.phase(layer.prefix + name)
+            shape = self._skeleton.shapes[layer.prefix + name]
+            tensors[name] = arena.take(shape, self._skeleton.dtype, _aligned(phase) if aligned else phase)
+        return tensors
 
     def _tell(self, done: int) -> None:
         if self._on_layer:
@@ -316,9 +344,8 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
 
     Raises NumericError for NaN or infinite weights."""
     arena = Arena(skeleton.sizes().outside)
-    tensors = {
-        name: arena.take(skeleton.shapes[name], skeleton.dtype, skeleton.phase(name)) for name in skeleton.outside
-    }
+    names = [name for name in skeleton.outside if name != skeleton.table]
+    tensors = {name: arena.take(skeleton.shapes[name], skeleton.dtype, skeleton.phase(name)) for name in names}
     buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in skeleton.buffers.items()}
     reader.read(skeleton.reads(tensors | buffers))
     for name, tensor in tensors.items():
@@ -326,6 +353,10 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
         skeleton.assign(name, tensor.to(device))
     for name, buffer in buffers.items():
         skeleton.model.get_buffer(name).copy_(buffer)
+    if skeleton.table:
+        skeleton.assign(
+            skeleton.table, torch.empty(0, skeleton.config.hidden_size, dtype=skeleton.dtype, device=device)
+        )
 
 
 def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
@@ -335,8 +366,9 @@ def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check_finite(skeleton: Skeleton, name: str, tensor: Tensor) -> None:
-    for piece in tensor.view(-1).split(2**18):
-        if not torch.isfinite(piece).all():
+    for piece in tensor.view(-1).split(2**22):
+        # A sum is several times as fast as a look at each; it is finite only if all of them are.
+        if not torch.isfinite(piece.sum(dtype=torch.float32)) and not torch.isfinite(piece).all():
             way_out = "; try --dtype bfloat16 or float32" if skeleton.dtype == torch.float16 else ""
             file = skeleton.pieces[name][0].info.file
             raise NumericError(f"{file}: {name} holds NaN or infinite weights{way_out}")

@@ -16,13 +16,14 @@ from transformers.pytorch_utils import Conv1D
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
 from .cache import windows
-from .errors import CheckpointError, UnsupportedArchitecture
-from .hooks import Pieces, RoutedExperts
+from .errors import CheckpointError, NumericError, UnsupportedArchitecture
+from .hooks import LookedUp, Pieces, RoutedExperts
 from .plan import BlockSizes, LayerSizes, ModelSizes
 from .structure import find_structure
 from .weights.arena import PAGE, padded
 from .weights.checkpoint import Checkpoint, Piece, TensorInfo
 from .weights.conversion import pieces
+from .weights.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Skeleton:
         self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
         self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
         self.pieces: Mapping[str, Sequence[Piece]] = {}
+        self.table: str | None = None  # what `leave_table` left in its file
         self.aliases: Mapping[str, str] = self.tied
 
     def to_device(self, device: str) -> None:
@@ -154,6 +156,28 @@ class Skeleton:
     def inside(self) -> list[str]:
         """Parameters of the decoder layers."""
         return [layer.prefix + name for layer in self.layers for name in (*layer.fixed, *layer.neuron_tensors)]
+
+    def leave_table(self, reader: Reader) -> None:
+        """Leave the embedding table in its file, where it is not the head too: a token needs one row of it, which
+        `reader` reads. Without effect where it cannot be read row by row. To be called after `bind`."""
+        module: Any = self.model.get_input_embeddings()
+        name = self._name_of(module.weight)
+        pieces = self.pieces.get(name, ())
+        tied = name in self.aliases or name in self.aliases.values()
+        rows_lie_whole = len(pieces) == 1 and not pieces[0].place and pieces[0].info.dtype == self.dtype
+        looks_up = isinstance(module, nn.Embedding) and rows_lie_whole and not tied
+        if looks_up:
+            self.table = name
+            module.padding_idx = None  # for training; it need not be among the rows
+            info = pieces[0].info
+
+            def read(rows: list[int]) -> Tensor:
+                found = reader.read_rows(info, rows)
+                if not torch.isfinite(found).all():
+                    raise NumericError(f"{info.file}: {name} holds NaN or infinite weights")
+                return found
+
+            module.forward = LookedUp(module, read)
 
     @property
     def outside(self) -> list[str]:
@@ -198,8 +222,9 @@ class Skeleton:
         looks_back = windows(self.config)
         tied = self.aliases.get(head) == table or self.aliases.get(table) == head
         return ModelSizes(
-            outside=sum(padded(_count(self.shapes[name]) * item) for name in self.outside),
-            lookup=0 if tied else _count(self.shapes[table]) * item,
+            outside=sum(padded(_count(self.shapes[name]) * item) for name in self.outside if name != self.table),
+            lookup=0 if tied or self.table else _count(self.shapes[table]) * item,
+            in_file=_count(self.shapes[table]) * item if self.table else 0,
             layers=tuple(self._layer_sizes(layer) for layer in self.layers),
             item=item,
             hidden=self.config.hidden_size,

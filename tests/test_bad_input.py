@@ -144,7 +144,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (tensors(lambda t: t.update({DOWN: t[DOWN].to(torch.float8_e4m3fn)})), [DOWN, "float8"]),
         (tensors(lambda t: t[DOWN].fill_(float("nan"))), [SINGLE, DOWN, "NaN"]),
         (tensors(lambda t: t["lm_head.weight"][5].fill_(float("inf"))), [SINGLE, "lm_head.weight", "infinite"]),
-        (tensors(lambda t: t["model.embed_tokens.weight"][299].fill_(float("nan"))), ["embed_tokens", "NaN"]),
+        (tensors(lambda t: t["model.embed_tokens.weight"].fill_(float("nan"))), ["embed_tokens", "NaN"]),
         (remove(SINGLE), ["safetensors"]),
         (lambda f: (f / SINGLE).rename(f / "weights.safetensors"), ["safetensors"]),
         (lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"), ["pytorch_model.bin"]),

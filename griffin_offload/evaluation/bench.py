@@ -11,9 +11,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ from typing import Any
 import psutil
 
 from ..errors import OptionError
-from ..memory import CGROUP, PROC
 from ..units import MIB, format_bytes
 from .competitors import OUT_OF_MEMORY, Job
+from .control_group import control_group, drop_caches
 
 METHODS = ("full", "accelerate", "magnitude", "griffin", "llama-cpp")
 RESIDENT = 0.6  # of the budget, for weights that accelerate keeps: the rest is runtime and activations
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-ENTER = 'echo $$ > "$0" && exec "$@"'  # of sh: into the control group first, then the program
 Result = dict[str, Any]
 
 
@@ -337,7 +334,7 @@ class _Runner:
         )
         command = [sys.executable, "-m", "griffin_offload.evaluation.competitors", job.to_json()]
         if cold:
-            _drop_caches()
+            drop_caches()
         patience = 600 + 10 * asked.max_seconds  # for loading and the prompt too, under a cap that makes both crawl
         if not cap or self.conditions.no_cap:
             return run_child(command, patience, asked.threads)
@@ -366,98 +363,6 @@ def run_child(command: Sequence[str], patience: float, threads: int | None = Non
     return {"error": f"the process failed ({done.returncode}): {lines[-1][:200] if lines else 'it said nothing'}"}
 
 
-@dataclass(frozen=True)
-class _Files:
-    """What a version of control groups calls: limit, limit of memory and swap, peak, counts of kills."""
-
-    limit: str
-    swap: str
-    peak: str
-    events: str
-
-
-V1 = _Files("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control")
-V2 = _Files("memory.max", "memory.swap.max", "memory.peak", "memory.events")
-
-
-@dataclass(frozen=True)
-class Group:
-    """A memory control group of our own."""
-
-    path: Path
-    files: _Files
-
-    def enter(self, command: Sequence[str]) -> list[str]:
-        """The command that runs `command` in this group, from its first page on."""
-        return ["sh", "-c", ENTER, str(self.path / "cgroup.procs"), *command]
-
-    def peak(self) -> int | None:
-        """Bytes, the page cache included; None where the kernel does not say."""
-        with suppress(OSError, ValueError):
-            return int((self.path / self.files.peak).read_text())
-        return None
-
-    def kills(self) -> int:
-        """How many of its processes were killed for memory."""
-        with suppress(OSError):
-            for line in (self.path / self.files.events).read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-        return 0
-
-
-@contextmanager
-def control_group(limit: int) -> Iterator[Group]:
-    """A control group that holds its processes to `limit` bytes, without swap. Raises OSError where none can be."""
-    group = _make_group(limit)
-    try:
-        yield group
-    finally:
-        for _ in range(50):  # a killed process leaves it a moment after it is gone
-            with suppress(OSError):
-                group.path.rmdir()
-                break
-            time.sleep(0.1)
-
-
-def _make_group(limit: int) -> Group:
-    reason = OSError("this system has no memory control groups")
-    for parent, files in _parents():
-        path = parent / f"griffin-bench-{os.getpid()}"
-        try:
-            path.mkdir()
-        except OSError as error:
-            reason = error
-            continue
-        try:
-            if files is V2 and not (path / files.limit).exists():
-                (parent / "cgroup.subtree_control").write_text("+memory")
-            (path / files.limit).write_text(str(limit))
-            with suppress(OSError):  # a kernel that does not count swap
-                (path / files.swap).write_text(str(limit) if files is V1 else "0")
-            group = Group(path, files)
-            subprocess.run(group.enter(["true"]), check=True, capture_output=True)
-            return group
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = error if isinstance(error, OSError) else PermissionError(1, "no process may enter it")
-            with suppress(OSError):
-                path.rmdir()
-    raise reason
-
-
-def _parents() -> Iterator[tuple[Path, _Files]]:
-    """Groups that ours may be made in: the one that this process is in, or where that may have none, the one above."""
-    with suppress(OSError):
-        for line in (PROC / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            root, files = (CGROUP / "memory", V1) if "memory" in controllers.split(",") else (CGROUP, V2)
-            if files is V1 or not controllers:
-                own = root / path.lstrip("/")
-                yield own, files
-                if own != root:
-                    yield own.parent, files
-
-
 def _conditions(asked: Asked) -> Conditions:
     """What can be held here: tried, not assumed."""
     no_cap = "" if asked.capped else "as asked"
@@ -470,16 +375,10 @@ def _conditions(asked: Asked) -> Conditions:
     not_cold = "as asked" if asked.cold is False else ""
     if not not_cold:
         try:
-            _drop_caches()
+            drop_caches()
         except OSError as error:
             not_cold = f"they cannot be dropped: {(error.strerror or str(error)).lower()}"
     return Conditions(asked.budget, no_cap, not_cold)
-
-
-def _drop_caches() -> None:
-    """Forget all file pages, so that every run reads from the disk. Raises OSError."""
-    os.sync()  # only clean pages can be dropped
-    DROP_CACHES.write_text("3")
 
 
 def _processor() -> str:
@@ -502,13 +401,13 @@ def _versions() -> dict[str, str]:
 
 def draw(done: Bench, path: Path) -> None:
     """Bars of tokens/s and of the prompt pass, one of each a row. Raises OptionError like plots.check."""
-    from .plots import COLOURS, _figure
+    from .plots import COLOURS, canvas
 
     lines = list(reversed(done.rows))
     several = len(done.asked.lengths) > 1
     labels = [f"{row.label}, {row.lengths}" if several else row.label for row in lines]
     title = f"{done.asked.name}, {done.conditions}"
-    with _figure(path, 9.6, 1.6 + 0.4 * len(lines), title) as figure:
+    with canvas(path, 9.6, 1.6 + 0.4 * len(lines), title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         named = (("tokens_per_s", "tokens/s"), ("prompt_s", "prompt pass (s)"))
         for axes, (name, label), colour in zip(panels, named, COLOURS, strict=False):

@@ -58,7 +58,7 @@ def flocking(panels: Mapping[str, Mapping[int, Tensor]], path: Path, title: str)
     drawn = torch.cat([matrix[matrix > 0] for row in panels.values() for matrix in row.values()])  # ReLU: most are 0
     # The few strongest share the last colour: they would leave the others black.
     top = float(drawn.kthvalue(math.ceil(0.98 * len(drawn))).values) if len(drawn) else 1.0
-    with _figure(path, 3.3 * len(layers) + 0.9, 3.1 * len(panels) + 0.6, title) as figure:
+    with canvas(path, 3.3 * len(layers) + 0.9, 3.1 * len(panels) + 0.6, title) as figure:
         grid = figure.subplots(len(panels), len(layers), squeeze=False, sharex=True, sharey=True)
         for axes_row, (label, row) in zip(grid, panels.items(), strict=True):
             for axes, layer in zip(axes_row, layers, strict=True):
@@ -87,7 +87,7 @@ def jaccard(overlap: Mapping[float, Sequence[Tensor]], neurons: Sequence[int], p
     layers = range(len(neurons))
     columns = min(4, len(overlap))
     rows = -(-len(overlap) // columns)
-    with _figure(path, 2.4 * columns + 1.2, 2.7 * rows + 0.8, title) as figure:
+    with canvas(path, 2.4 * columns + 1.2, 2.7 * rows + 0.8, title) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(overlap) :]:
             axes.set_axis_off()
@@ -118,7 +118,7 @@ def statistic(statistics: Mapping[int, Tensor], path: Path, title: str) -> None:
 
     first, last = min(statistics), max(statistics)
     scale = ScalarMappable(Normalize(first, max(last, first + 1)), "viridis")
-    with _figure(path, 9.6, 4.2, title) as figure:
+    with canvas(path, 9.6, 4.2, title) as figure:
         left, right = figure.subplots(1, 2)
         for layer, squares in sorted(statistics.items()):
             ranked = squares.sort(dim=1, descending=True).values
@@ -143,7 +143,7 @@ def frontier(points: Sequence[Point], path: Path, title: str) -> None:
 
     largest = max(point.resident_bytes for point in points)
     unit, name = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
-    with _figure(path, 6.8, 4.6, title) as figure:
+    with canvas(path, 6.8, 4.6, title) as figure:
         axes = figure.subplots()
         for index, label in enumerate(dict.fromkeys(point.series for point in points)):
             line = sorted((p for p in points if p.series == label), key=lambda p: p.resident_bytes)
@@ -179,7 +179,7 @@ def frontier(points: Sequence[Point], path: Path, title: str) -> None:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float, title: str) -> "Iterator[Figure]":
+def canvas(path: Path, width: float, height: float, title: str) -> "Iterator[Figure]":
     """An empty figure, width x height inches, written when the block ends."""
     check(path)
     import matplotlib as mpl

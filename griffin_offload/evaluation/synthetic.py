@@ -66,18 +66,6 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
     return folder
 
 
-class _PieceWriter(CheckpointWriter):
-    """Takes a tensor in pieces, so that it is never held as a whole."""
-
-    def write_pieces(self, name: str, pieces: Iterator[Tensor]) -> Iterator[int]:
-        """Put bfloat16 pieces, which together are the tensor, in its place; yields each piece's bytes."""
-        fd, offset = self._place.pop(name)
-        for piece in pieces:
-            self._write(fd, piece.view(torch.uint8).numpy().data, offset)
-            offset += piece.nbytes
-            yield piece.nbytes
-
-
 def _write_weights(
     folder: Path, shapes: dict[str, tuple[int, ...]], norm: float, alias: str, on_progress: Progress | None
 ) -> None:
@@ -85,8 +73,7 @@ def _write_weights(
     generator = torch.Generator().manual_seed(0)
     block = torch.empty(BLOCK).normal_(std=STD, generator=generator).bfloat16()
     total = 2 * sum(map(math.prod, shapes.values()))
-    writer = _PieceWriter(folder, shapes, torch.bfloat16)
-    with writer:
+    with CheckpointWriter(folder, shapes, torch.bfloat16) as writer:
         sizes = (
             size
             for name, shape in shapes.items()

@@ -22,17 +22,20 @@ def padded(count: int) -> int:
 
 
 class Arena:
-    """`size` bytes on a device. Not `huge`: pages of the usual size, for memory that fills slowly."""
+    """`size` bytes on a device. Not `huge`: pages of the usual size, for memory that fills slowly. `pinned`: of the
+    host, for a GPU's copies."""
 
-    def __init__(self, size: int, device: str = "cpu", huge: bool = True) -> None:
+    def __init__(self, size: int, device: str = "cpu", huge: bool = True, pinned: bool = False) -> None:
         self.size, self.used = size, 0
-        if device == "cpu" and size:
+        if pinned:
+            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        elif device == "cpu" and size:
             mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if huge and hasattr(mmap, "MADV_HUGEPAGE"):
                 mapping.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = torch.frombuffer(mapping, dtype=torch.uint8)
+            self.memory = torch.frombuffer(mapping, dtype=torch.uint8)
         else:
-            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+            self.memory = torch.empty(size, dtype=torch.uint8, device=device)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, phase: int | None = None) -> Tensor:
         """An uninitialised tensor; a large one on the CPU at `phase` bytes behind a page's begin, as in its file.
@@ -43,7 +46,7 @@ class Arena:
             begin += (phase - begin) % PAGE
         self.used = -(-(begin + count) // ALIGN) * ALIGN
         assert self.used <= self.size, f"arena of {self.size} bytes asked for {self.used}"
-        return self._memory[begin : begin + count].view(dtype).view(*shape)
+        return self.memory[begin : begin + count].view(dtype).view(*shape)
 
     def rewind(self) -> None:
         """Give all of it out again. The tensors taken before must no longer be used."""

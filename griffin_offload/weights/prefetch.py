@@ -8,17 +8,27 @@ from torch import Tensor
 
 from .checkpoint import TensorInfo
 from .reader import Reader
+from .upload import Upload
 
 
 class Prefetch:
     """Reads layers in order on one thread, never more than `ring` of them ahead of what was given back.
 
-    `layers[i]` maps what is read to where it goes; layers i and i + ring may share buffers. A context manager:
-    leaving it stops the thread, whatever happened.
+    `layers[i]` maps what is read to where it goes; layers i and i + ring may share buffers. With an `upload` of `ring`
+    slots, the first `counts[i]` bytes of its slot's host buffer are then sent to the device. A context manager: leaving
+    it stops the thread, whatever happened.
     """
 
-    def __init__(self, reader: Reader, layers: Sequence[Mapping[TensorInfo, Tensor]], ring: int) -> None:
-        self._reader, self._layers = reader, layers
+    def __init__(
+        self,
+        reader: Reader,
+        layers: Sequence[Mapping[TensorInfo, Tensor]],
+        ring: int,
+        upload: Upload | None = None,
+        counts: Sequence[int] = (),
+    ) -> None:
+        self._reader, self._layers, self._ring = reader, layers, ring
+        self._upload, self._counts = upload, counts
         self._free = threading.Semaphore(ring)
         self._stopping = False
         self._ready: list[Future[None]] = [Future() for _ in layers]
@@ -47,12 +57,16 @@ class Prefetch:
             self._thread.join()
 
     def _run(self) -> None:
-        for layer, ready in zip(self._layers, self._ready, strict=True):
+        for index, (layer, ready) in enumerate(zip(self._layers, self._ready, strict=True)):
             self._free.acquire()
             if self._stopping:
                 return
             try:
+                if self._upload:
+                    self._upload.begin(index % self._ring)
                 self._reader.read(layer)
+                if self._upload:
+                    self._upload.send(index % self._ring, self._counts[index])
             except BaseException as error:  # the computing thread raises it
                 ready.set_exception(error)
                 return

@@ -9,7 +9,7 @@ writes to the tensors, if they lie as in the file (see Arena.take), and no proce
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -57,25 +57,37 @@ class Reader:
                 self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
         self.seconds += time.perf_counter() - start
 
+    def read_rows(self, info: TensorInfo, rows: Sequence[int]) -> Tensor:
+        """Some rows of a matrix (R, D): (len(rows), D), in its own dtype. Raises CheckpointError."""
+        out = torch.empty(len(rows), info.shape[1], dtype=info.dtype)
+        size = info.shape[1] * info.dtype.itemsize
+        for row, target in zip(rows, out, strict=True):
+            self._scatter(info.file, info.begin + row * size, [as_bytes(target)])
+        return out
+
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
         self._bounce = None
 
-    def _convert(self, info: TensorInfo, target: Tensor) -> None:
-        """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
+    def pieces(self, info: TensorInfo) -> Iterator[Tensor]:
+        """A tensor's elements, in order: (n,) each, in its own dtype, gone with the next. Raises CheckpointError."""
         if self._bounce is None:
             self._bounce = Arena(BOUNCE + PAGE).take((BOUNCE + PAGE,), torch.uint8)
-        same = target.dtype == info.dtype
-        dtype = torch.uint8 if same else info.dtype
-        offset, flat = info.begin, as_bytes(target) if same else target.view(-1)
-        for piece in flat.split(BOUNCE // dtype.itemsize):
-            begin = offset % PAGE
-            begin -= begin % dtype.itemsize  # a file may set its tensors anywhere, torch views numbers only there
-            source = self._bounce[begin : begin + piece.numel() * dtype.itemsize]
+        size = info.dtype.itemsize
+        for offset in range(info.begin, info.end, BOUNCE // size * size):
+            # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
+            begin = offset % PAGE // size * size
+            source = self._bounce[begin : begin + min(BOUNCE // size * size, info.end - offset)]
             self._read(info.file, offset, source)
-            piece.copy_(source.view(dtype))
-            offset += source.numel()
+            yield source.view(info.dtype)
+
+    def _convert(self, info: TensorInfo, target: Tensor) -> None:
+        """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
+        flat, done = target.view(-1), 0
+        for source in self.pieces(info):
+            flat[done : done + len(source)] = source
+            done += len(source)
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
         """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""

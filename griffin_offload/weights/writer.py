@@ -6,7 +6,7 @@ Every offset follows from the shapes, so that a tensor goes straight to its plac
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -77,10 +77,20 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a tensor, contiguous and of the shape announced, in its place."""
+        for _ in self.write_pieces(name, [tensor]):
+            pass
+
+    def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> Iterator[int]:
+        """Put contiguous pieces, which one behind the other are the tensor, in its place; yields each piece's bytes."""
         fd, offset = self._place.pop(name)
-        assert tensor.dtype == self._dtypes[name]
-        assert tensor.numel() * tensor.dtype.itemsize == self._sizes[name]
-        self._write(fd, as_bytes(tensor.cpu()).numpy().data, offset)
+        end = offset + self._sizes[name]
+        for piece in pieces:
+            assert piece.dtype == self._dtypes[name]
+            assert offset + piece.nbytes <= end
+            self._write(fd, as_bytes(piece.cpu()).numpy().data, offset)
+            offset += piece.nbytes
+            yield piece.nbytes
+        assert offset == end
 
     def _begin(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
