@@ -491,7 +491,7 @@ class Engine:
 
     def _reader(self) -> Reader:
         """Past the page cache, unless the checkpoint is small beside the free memory: the next run finds it there."""
-        return Reader(direct=self.checkpoint.bytes > available_memory() // 4)
+        return Reader(direct=self.checkpoint.bytes > available_memory() // 8)
 
     @property
     def _copies(self) -> bool:
