@@ -10,8 +10,7 @@ import click
 from ..choices import MODES
 from ..errors import OptionError
 from . import console
-from .eval_perplexity import variant_options, variants
-from .options import model_options, open_engine
+from .options import model_options, open_engine, variant_options, variants
 
 if TYPE_CHECKING:
     from ..evaluation.choice import Answers, Question

@@ -16,6 +16,7 @@ from . import console
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..evaluation.variant import Variant
     from ..report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -221,3 +222,56 @@ def check_text(text: str, what: str) -> str:
     except UnicodeEncodeError as error:
         raise PromptError(f"{what} is not UTF-8 text (character {error.start})") from error
     return text
+
+
+def variant_options(command: F) -> F:
+    """--sparsity, --selection, --allocation, --seed: the arguments of `variants`."""
+    return decorate(
+        command,
+        click.option(
+            "--sparsity",
+            "sparsities",
+            type=float,
+            multiple=True,
+            default=(0.0, 0.5),
+            show_default=True,
+            metavar="SHARE",
+            help="Share of the feed-forward neurons to drop, 0 (the full model) to 1. Give several to compare.",
+        ),
+        click.option(
+            "--selection",
+            "selections",
+            type=click.Choice(SELECTIONS),
+            multiple=True,
+            default=("topk",),
+            show_default=True,
+            help="How experts are chosen. Give several to compare.",
+        ),
+        click.option(
+            "--allocation",
+            "allocations",
+            type=click.Choice(ALLOCATIONS),
+            multiple=True,
+            default=("uniform",),
+            show_default=True,
+            help="How the kept neurons are shared over the layers; `griffin calibrate` measures their sensitivity. "
+            "Give several to compare.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Seed of the selections that draw: sampling, topk-sampling, random.",
+        ),
+    )
+
+
+def variants(
+    sparsities: tuple[float, ...], selections: tuple[str, ...], allocations: tuple[str, ...], seed: int
+) -> list["Variant"]:
+    """Every combination, the full model once. Raises OptionError for a sparsity out of range."""
+    from ..evaluation.variant import all_variants
+
+    return all_variants(sparsities, selections, allocations, seed)

@@ -1,5 +1,5 @@
 """Attention over a long prompt, a piece of its tokens at a time: no mask and no scores of tokens x tokens are held.
-And attention of one token while answering, several times as fast as torch's own on a CPU.
+And attention of one token while answering, faster than torch's own on a CPU.
 
 transformers asks a mask function for the mask of a forward and hands it to the attention function of every layer. Here
 the first gives a description in its place, and the second asks it for the rows of the piece at hand; the products are
@@ -96,7 +96,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
 
     `mask` (B, 1, 1, K), or a row for each head: bool (True: seen), or what is added to the scores. Sums in float32.
-    torch's kernel for bfloat16 (2.13, CPU) takes 2 to 9 times as long: it reads every key once a query head."""
+    torch's kernel for bfloat16 (2.13, CPU) takes 3 to 7 times as long after hundreds of tokens (docs/benchmarks.md)."""
     batch, heads, keys, size = key.shape
     grouped = query.reshape(batch, heads, -1, size).float() * scale
     scores = torch.cat([grouped @ part.transpose(2, 3) for part in _in_float(key)], dim=-1)

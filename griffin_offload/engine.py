@@ -6,6 +6,7 @@ print(answer.text, answer.report.measured_peak)
 """
 
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ class Engine:
             self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
             self.skeleton.bind(self.checkpoint)  # first: a head that the files hold beside its table counts too
             self._rows = Reader()
+            weakref.finalize(self, self._rows.close)
             self.skeleton.leave_table(self._rows)
             self.sizes = self.skeleton.sizes()
             if self.config.model_type not in ARCHITECTURES:

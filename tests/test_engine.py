@@ -1,5 +1,6 @@
 """The sweep against the oracle: the same experts, logits and tokens, for every architecture and on real models."""
 
+import gc
 import json
 import re
 import subprocess
@@ -250,6 +251,21 @@ def test_an_untied_table_stays_in_its_file(tmp_path: Path, kind: str) -> None:
     assert engine.skeleton.model.get_parameter(table).shape[0] == 1  # the last token's row
     tied = Engine(tiny_checkpoint(tmp_path / "tied", kind, tie_word_embeddings=True))
     assert tied.skeleton.table is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+def test_an_engine_that_is_gone_leaves_no_file_open(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+
+    def opened() -> int:
+        return sum(str(folder) in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+    engine = Engine(folder)
+    engine.generate(tiny_prompt(), max_new_tokens=2, min_new_tokens=2)
+    assert opened() == 1  # for the table's rows
+    del engine
+    gc.collect()
+    assert opened() == 0
 
 
 def test_an_overflow_of_float16_is_told(tmp_path: Path) -> None:
