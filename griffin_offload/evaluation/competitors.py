@@ -4,7 +4,6 @@ JOB is a `Job` as JSON. One line of JSON goes to stdout: what was measured, or {
 stderr. Libraries are imported by the method that needs them, so that each holds only its own."""
 
 import json
-import mmap
 import os
 import random
 import sys
@@ -263,15 +262,17 @@ def _read_by_a_token(model: Any) -> list[Any]:
 
 
 def _read(path: Path, flags: int) -> float:
-    """Bytes a second of reading the first SAMPLE bytes. Raises OSError."""
+    """Bytes a second of reading the first SAMPLE bytes, to memory that is touched already. Raises OSError."""
+    from ..weights.arena import Arena
+
+    memory = Arena(64 * MIB).memory.fill_(0)  # whole pages, huge where the system has them
     fd = os.open(path, os.O_RDONLY | flags)
     try:
-        with mmap.mmap(-1, 8 * MIB) as buffer:  # direct reading needs whole pages
-            done, count, start = 0, len(buffer), time.perf_counter()
-            while done < SAMPLE and count == len(buffer):  # less: the file's end
-                count = os.preadv(fd, [buffer], done)
-                done += count
-            return done / (time.perf_counter() - start)
+        done, count, start = 0, len(memory), time.perf_counter()
+        while done < SAMPLE and count == len(memory):  # less: the file's end
+            count = os.preadv(fd, [memory.numpy().data], done)
+            done += count
+        return done / (time.perf_counter() - start)
     finally:
         os.close(fd)
 
