@@ -16,7 +16,6 @@ from griffin_offload.errors import OptionError, PromptError
 from griffin_offload.evaluation.perplexity import Perplexity, encode_text, perplexity, windows
 from griffin_offload.evaluation.scored import Pair
 from griffin_offload.evaluation.variant import FULL, Variant
-from griffin_offload.selection import SELECTIONS
 
 KEYS = [
     "label",
@@ -190,10 +189,6 @@ def test_selections_are_compared_and_the_full_model_comes_once(llama: Path, data
         ("50% random seed 3", "random", 3),
     ]
     assert rows[1]["perplexity"] != rows[2]["perplexity"]
-
-
-def test_names_in_the_help_are_the_librarys() -> None:
-    assert eval_perplexity.SELECTIONS == SELECTIONS
 
 
 @pytest.mark.parametrize(
