@@ -34,6 +34,7 @@ from .memory import (
     check_device,
     device_budget,
     memory_bandwidth,
+    read_by_a_token,
     resident_set,
     return_freed_memory,
 )
@@ -504,16 +505,10 @@ class Engine:
         """Measured once for what is resident; 0.0 where Ctrl-C ends it: the answer is there all the same."""
         if self._bandwidth is None:
             try:
-                self._bandwidth = memory_bandwidth(self._read_by_a_token())
+                self._bandwidth = memory_bandwidth(read_by_a_token(self.skeleton.model))
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth
-
-    def _read_by_a_token(self) -> list[torch.Tensor]:
-        """The weights that decoding one token reads: all but an embedding table that is not the head too."""
-        model = self.skeleton.model
-        head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-        return [p.data for p in model.parameters() if p is head or p is not table]
 
     @property
     def _ends(self) -> set[int]:

@@ -160,6 +160,13 @@ def _limits(root: Path, path: str, limit: str, usage: str, cache: tuple[str, ...
             return
 
 
+def read_by_a_token(model: Any) -> list[Any]:
+    """The weights of a transformers model that decoding one token reads: all but an embedding table that is not the
+    head too."""
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return [p.data for p in model.parameters() if p is head or p is not table]
+
+
 def memory_bandwidth(weights: Iterable[Any], passes: int = 5, seconds: float = 0.3) -> float:
     """Bytes a second at which one token passes through these matrices (torch tensors), products and nothing else.
 

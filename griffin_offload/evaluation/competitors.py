@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, OptionError
-from ..memory import PROC, PeakMeter, disk_bandwidth, memory_bandwidth
+from ..memory import PROC, PeakMeter, disk_bandwidth, memory_bandwidth, read_by_a_token
 from ..units import MIB
 
 LAYERS = 4  # of which the arithmetic is measured
@@ -125,7 +125,7 @@ def _transformers(job: Job, **how: Any) -> dict[str, Any]:
     ids = torch.tensor([job.prompt()])
     model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **_greedy(job))
     result = usage.measured(begin - usage.start, clock.times, begin, clock.times[1] - begin)
-    weights = _read_by_a_token(model)
+    weights = read_by_a_token(model)
     result["bytes_per_token"] = sum(w.numel() * w.element_size() for w in weights)
     if not how and result["peak_bytes"] <= job.budget:  # else the disk would be measured: weights are mapped files
         result["memory_bandwidth"] = memory_bandwidth(weights)
@@ -253,12 +253,6 @@ def _greedy(job: Job) -> dict[str, Any]:
     count = job.answer_tokens
     deadline = [Deadline(job.max_seconds)]
     return {"do_sample": False, "min_new_tokens": count, "max_new_tokens": count, "stopping_criteria": deadline}
-
-
-def _read_by_a_token(model: Any) -> list[Any]:
-    """The weights that one token needs: all but an embedding table that is not the head too."""
-    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    return [p.data for p in model.parameters() if p is head or p is not table]
 
 
 def _read(path: Path, flags: int) -> float:

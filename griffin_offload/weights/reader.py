@@ -44,15 +44,14 @@ class Reader:
         for run in runs(wanted):
             together: list[TensorInfo] = []
             for info in run:
-                if wanted[info].dtype != info.dtype:
-                    self._convert(info, wanted[info])
-                elif self._direct and info.bytes >= LARGE:
-                    if wanted[info].data_ptr() % PAGE == info.begin % PAGE:
-                        self._read(info.file, info.begin, as_bytes(wanted[info]))
-                    else:
-                        self._convert(info, wanted[info])
-                else:
+                target = wanted[info]
+                same = target.dtype == info.dtype
+                if same and not (self._direct and info.bytes >= LARGE):
                     together.append(info)
+                elif same and target.data_ptr() % PAGE == info.begin % PAGE:
+                    self._read(info.file, info.begin, as_bytes(target))
+                else:
+                    self._convert(info, target)
             for part in runs(together):
                 self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
         self.seconds += time.perf_counter() - start
