@@ -14,7 +14,16 @@ from ..errors import GriffinError, OptionError
 from ..units import format_bytes
 from . import console
 from .generate import stream
-from .options import WHOLE, answer_options, check_text, model_options, open_engine, remember, settings
+from .options import (
+    WHOLE,
+    answer_options,
+    check_text,
+    host_memory_option,
+    model_options,
+    open_engine,
+    remember,
+    settings,
+)
 
 if TYPE_CHECKING:
     from ..engine import Generation
@@ -26,9 +35,16 @@ BLOCK = '"""'
 @click.command("chat", short_help="Talk to a model, turn by turn.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @model_options
+@host_memory_option
 @answer_options
 def command(
-    system: str | None, model: str, device: str | None, device_memory: str | None, dtype: str | None, **answer: Any
+    system: str | None,
+    model: str,
+    device: str | None,
+    device_memory: str | None,
+    host_memory: str,
+    dtype: str | None,
+    **answer: Any,
 ) -> None:
     """Talk to a model, turn by turn.
 
@@ -37,7 +53,7 @@ def command(
     """
     chosen = settings(**answer)
     system = check_text(system, "--system") if system is not None else None
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine(model, device=device, device_memory=device_memory, host_memory=host_memory, dtype=dtype)
     Repl(Chat(engine, chosen, system), Reader()).run()
 
 

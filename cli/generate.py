@@ -11,6 +11,7 @@ from .generate_many import generate_many
 from .options import (
     WHOLE,
     answer_options,
+    host_memory_option,
     model_options,
     open_engine,
     prompt_form,
@@ -26,6 +27,7 @@ from .options import (
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @prompt_form_options
 @model_options
+@host_memory_option
 @answer_options
 @click.option(
     "--input",
@@ -62,6 +64,7 @@ def command(
     model: str,
     device: str | None,
     device_memory: str | None,
+    host_memory: str,
     dtype: str | None,
     source: Path | None,
     output: Path | None,
@@ -77,7 +80,13 @@ def command(
     """
     system = prompt_form(system, raw)
     chosen = settings(**answer)
-    place: dict[str, Any] = {"model": model, "device": device, "device_memory": device_memory, "dtype": dtype}
+    place: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "device_memory": device_memory,
+        "host_memory": host_memory,
+        "dtype": dtype,
+    }
     if (source is None) != (output is None):
         raise click.UsageError("--input and --output go together")
     if source is not None and output is not None:

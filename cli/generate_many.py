@@ -73,12 +73,13 @@ def generate_many(
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
+    host_memory: str = "0",
 ) -> None:
     """Answer every row of `source`; a row that cannot be answered gets its "error" and fails the run at its end.
 
     Rows are {"prompt"} or {"messages"}, with "id" and "system" where there are any; checked before the model opens."""
     rows = read_rows(source, lambda row: fault(row, raw))
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine(model, device=device, device_memory=device_memory, host_memory=host_memory, dtype=dtype)
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,

@@ -88,6 +88,17 @@ def model_options(command: F) -> F:
     return decorate(command, model, device_options)
 
 
+def host_memory_option(command: F) -> F:
+    """--host-memory: for the commands that may answer more than one prompt."""
+    return click.option(
+        "--host-memory",
+        metavar="SIZE",
+        default="0",
+        help="RAM for layers between prompts: the next prompt need not read them from disk. On the CPU, of what "
+        "--device-memory leaves. [default: none]",
+    )(command)
+
+
 def expert_options(command: F) -> F:
     """--selection and --allocation."""
     return decorate(
@@ -148,13 +159,25 @@ def answer_options(command: F) -> F:
 
 
 def open_engine(
-    model: str, *, device: str | None = None, device_memory: str | None = None, dtype: str | None = None
+    model: str,
+    *,
+    device: str | None = None,
+    device_memory: str | None = None,
+    host_memory: str = "0",
+    dtype: str | None = None,
 ) -> "Engine":
     """The engine of the model options; a bar shows if the model has to be fetched."""
     from ..engine import Engine  # here, so that --help and wrong usage answer without importing torch
 
     with console.progress_bytes("Fetching") as on_progress:
-        return Engine(model, device=device, device_memory=device_memory, dtype=dtype, on_progress=on_progress)
+        return Engine(
+            model,
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            dtype=dtype,
+            on_progress=on_progress,
+        )
 
 
 def settings(**options: Any) -> Settings:

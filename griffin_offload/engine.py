@@ -56,8 +56,9 @@ from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .streamer import OnText, Rows, Streamer
-from .units import parse_bytes
+from .units import format_bytes, parse_bytes
 from .weights.checkpoint import Checkpoint
+from .weights.host import HostTier
 from .weights.reader import Reader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,12 +107,14 @@ class Engine:
         *,
         device: str | None = None,
         device_memory: int | str | None = None,
+        host_memory: int | str = 0,
         dtype: str | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """`device_memory`: bytes, or text such as '4GiB'; default: what is free, less a margin.
 
-        `on_progress(what, done, total)` hears of a fetch. Raises ModelNotFound, CheckpointError,
+        `host_memory`: of RAM, for layers that the next prompt then need not read; on the CPU, what `device_memory`
+        leaves of it. `on_progress(what, done, total)` hears of a fetch. Raises ModelNotFound, CheckpointError,
         UnsupportedArchitecture or OptionError."""
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
@@ -145,6 +148,10 @@ class Engine:
         )
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
+        self.host_memory = parse_bytes(host_memory)
+        if self._copies and self.host_memory > (free := available_memory()):
+            raise OptionError(f"--host-memory {format_bytes(self.host_memory)}: {format_bytes(free)} of RAM is free")
+        self._tier = HostTier()
         self._layers: list[ResidentLayer] | None = None
         self._outside_is_in = False
         self._bandwidth: float | None = None
@@ -209,6 +216,7 @@ class Engine:
             runtime=self._runtime,
             converts=self._converts,
             copies=self._copies,
+            host_memory=self.host_memory,
         )
 
     def share(self, allocation: str) -> Callable[[Sequence[int], float], tuple[int, ...]] | None:
@@ -349,6 +357,10 @@ class Engine:
 
     def unload(self) -> None:
         """Give the weights' memory back; the next prompt reads them again."""
+        self._tier = HostTier()
+        self._unload_model()
+
+    def _unload_model(self) -> None:
         self.skeleton.unload()
         self._layers, self._outside_is_in = None, False
         self._rows.close()
@@ -418,7 +430,8 @@ class Engine:
 
     def _answer_each(self, run: _Run) -> None:
         """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
-        self.unload()
+        self._unload_model()
+        self._tier.hold(run.plan.held_layers, len(run.plan.kept))
         load_outside(self.skeleton, run.reader, self.device)
         layers = resident_layers(self.skeleton, run.plan.kept, self.device)
         sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in run.prompts[1:])]
@@ -440,7 +453,7 @@ class Engine:
                 raise OptionError(" ".join(str(error).split())) from error
             raise
         finally:
-            self.unload()
+            self._unload_model()
 
     def _call_generate(
         self, run: _Run, ids: torch.Tensor, mask: torch.Tensor, cache: Any, streamers: list[Streamer]
@@ -465,6 +478,7 @@ class Engine:
         weights: torch.Tensor | None = None,
     ) -> AbstractContextManager[Any]:
         """Memory for the plan, what is outside the layers read, and a sweep for the next forward if it needs one."""
+        self._tier.hold(plan.held_layers, len(plan.kept))  # what it lets go is free before more is taken
         if not self._outside_is_in:
             load_outside(self.skeleton, reader, self.device)
             self._outside_is_in = True
@@ -478,7 +492,15 @@ class Engine:
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
 
     def _stream(self, layers: list[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None) -> Stream:
-        return Stream(self.skeleton, reader, layers, copies=self._copies, steady=plan.steady_heap, on_layer=on_layer)
+        return Stream(
+            self.skeleton,
+            reader,
+            layers,
+            copies=self._copies,
+            steady=plan.steady_heap,
+            tier=self._tier,
+            on_layer=on_layer,
+        )
 
     def _cache(self, plan: Plan, sequences: int = 1) -> Any:
         row = max(self.sizes.cache_per_token) // 2

@@ -156,6 +156,7 @@ class Request:
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
     or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
+    `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     """
 
     prompt_tokens: int
@@ -170,6 +171,7 @@ class Request:
     sequences: int = 1
     sets: int = 1
     waiting: int = 0
+    host_memory: int = 0
 
     def kept(self, sizes: ModelSizes) -> Kept:
         if self.share is None or not isinstance(self.sparsity, int | float):
@@ -193,6 +195,8 @@ class Plan:
     bytes_per_token: int
     fits_whole: bool
     steady_heap: bool
+    held_layers: int
+    host_bytes: int
 
     @property
     def peak(self) -> int:
@@ -219,8 +223,14 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         for s, k in zip(sizes.layers, kept, strict=True)
     )
     whole = _peak(_rows(sizes, replace(request, sparsity=0.0, sets=1), sizes.kept(0)))
+    rows = _rows(sizes, request, kept)
+    dense = _dense(sizes, kept)
+    held = _held(request, rows, dense, len(layers))
+    if held and not request.copies:
+        note = f"{held} of {len(layers)} layers"
+        rows = (*rows, Row("layers in RAM for the next prompt", held * dense, note=note))
     return Plan(
-        rows=_rows(sizes, request, kept),
+        rows=rows,
         layers=layers,
         kept=kept,
         budget=request.budget,
@@ -232,6 +242,8 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         bytes_per_token=sizes.resident(kept) - sizes.lookup,
         fits_whole=whole <= request.budget,
         steady_heap=_steady_heap(sizes, request),
+        held_layers=held,
+        host_bytes=held * dense,
     )
 
 
@@ -269,8 +281,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     layers = list(zip(sizes.layers, kept, strict=True))
     fixed = sum(layer.fixed for layer in sizes.layers)
     experts = sum(layer.feed_forward(k) for layer, k in layers)
-    pruned = [tuple(n if k < n else 0 for n, k in zip(layer.whole, ks, strict=True)) for layer, ks in layers]
-    dense = max(layer.feed_forward(p) for layer, p in zip(sizes.layers, pruned, strict=True))
+    dense = _dense(sizes, kept)
     whole = max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
     rows = [Row("Python and libraries", request.runtime, note="measured")]
     rows.append(Row("embeddings, final norm, head", sizes.outside))
@@ -305,6 +316,21 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     packed = max(matrices, default=0)  # a product may copy its matrix
     rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
     return tuple(rows)
+
+
+def _dense(sizes: ModelSizes, kept: Kept) -> int:
+    """Bytes of the largest layer's blocks that are pruned, whole."""
+    layers = zip(sizes.layers, kept, strict=True)
+    pruned = ((s, tuple(n if k < n else 0 for n, k in zip(s.whole, ks, strict=True))) for s, ks in layers)
+    return max(size.feed_forward(neurons) for size, neurons in pruned)
+
+
+def _held(request: Request, rows: Sequence[Row], dense: int, layers: int) -> int:
+    """How many layers stay in RAM for the next prompt: as `host_memory` allows and, on the CPU, the budget."""
+    if request.export or not dense:
+        return 0
+    room = request.host_memory if request.copies else min(request.host_memory, request.budget - _peak(rows))
+    return max(0, min(room // dense, layers))
 
 
 def _steady_heap(sizes: ModelSizes, request: Request) -> bool:

@@ -21,7 +21,8 @@ from .plan import STAGING_LAYERS, Kept
 from .selection import Selection, magnitude
 from .skeleton import Block, Layer, Skeleton
 from .weights.arena import ALIGN, Arena
-from .weights.prefetch import Prefetch
+from .weights.host import HostTier
+from .weights.prefetch import Load, Prefetch
 from .weights.reader import Reader
 from .weights.upload import Upload
 
@@ -105,21 +106,20 @@ def _aligned(phase: int | None) -> int | None:
 
 @dataclass
 class _Staged:
-    """One layer on its way: `read`, where the reader writes (host), and `dense`, what the prompt's forward uses.
+    """One layer on its way: `dense`, what the prompt's forward uses.
 
-    With an upload, `sent`: the same tensors where they come to the device, in the first `count` bytes of a slot."""
+    With an upload, `sent`: all that comes to a slot of the device."""
 
-    read: dict[str, Tensor]
     dense: dict[str, Tensor]
     sent: dict[str, Tensor]
-    count: int = 0
 
 
 class Stream:
     """The layers of a skeleton, one at a time and in order: `onload(i)`, then `release(i)`. A context manager.
 
-    Raises what the reader raises. `conductor` is told of every layer's forward (see hooks.StreamLayer).
-    `on_finished(i)` is called while layer i is whole in its resident memory, before the next layer runs.
+    Raises what the reader raises. `tier`: layers that stay in RAM for the next stream. `open`'s conductor is told of
+    every layer's forward (see hooks.StreamLayer). `on_finished(i)` is called while layer i is whole in its resident
+    memory, before the next layer runs.
     """
 
     def __init__(
@@ -130,21 +130,18 @@ class Stream:
         *,
         copies: bool,
         steady: bool,
+        tier: HostTier | None = None,
         on_layer: OnLayer | None = None,
         on_finished: Callable[[int], None] | None = None,
     ) -> None:
         self._skeleton, self._layers = skeleton, layers
         self._on_layer, self._on_finished = on_layer, on_finished
         self._upload: Upload | None = None
-        self._staged = self._stage(copies)
+        self._tier = tier or HostTier()
+        self._staged, loads = self._stage(copies)
         self._steady = steady
         self._finite: list[tuple[int, Tensor]] = []
-        reads = [
-            skeleton.reads({layer.prefix + name: tensor for name, tensor in staged.read.items()})
-            for layer, staged in zip(skeleton.layers, self._staged, strict=True)
-        ]
-        counts = [staged.count for staged in self._staged]
-        self._prefetch = Prefetch(reader, reads, STAGING_LAYERS, self._upload, counts)
+        self._prefetch = Prefetch(reader, loads, STAGING_LAYERS, self._upload)
         self._heap = ExitStack()
 
     def __len__(self) -> int:
@@ -182,6 +179,7 @@ class Stream:
         """A layer's weights in place. Returns what is dense of it, by name."""
         layer, resident, staged = self._skeleton.layers[index], self._layers[index], self._staged[index]
         self._prefetch.wait(index)
+        self._tier.was_read(index)
         if self._upload:
             self._upload.arrive(index % STAGING_LAYERS)
         for name, tensor in staged.sent.items():
@@ -220,7 +218,7 @@ class Stream:
         for name, tensor in tensors.items():
             self._skeleton.assign(layer.prefix + name, tensor)
 
-    def _stage(self, copies: bool) -> list[_Staged]:
+    def _stage(self, copies: bool) -> tuple[list[_Staged], list[Load]]:
         """Buffers for what is read. Kept whole and on the CPU, a tensor is read straight to where it stays.
 
         `copies`: the forward's tensors are not where the reader can write (a GPU), so that each is copied there."""
@@ -233,21 +231,32 @@ class Stream:
         whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
         ring = [Arena(dense_size) for _ in range(0 if copies else STAGING_LAYERS)]
         upload = self._upload = Upload(whole, STAGING_LAYERS, device) if copies else None
-        staged = []
+        staged, loads = [], []
         for index, (layer, resident) in enumerate(zip(skeleton.layers, self._layers, strict=True)):
             slot = index % STAGING_LAYERS
             cut = [n for b, k in zip(layer.blocks, resident.kept, strict=True) if k < b.neurons for n in b.rows]
             stay = [] if resident.complete else [name for name in resident.tensors if name not in cut]
             dense = {name: resident.tensors[name] for name in stay}
+            held = self._tier.take(
+                index,
+                {name: skeleton.shapes[layer.prefix + name] for name in cut},
+                skeleton.dtype,
+                {name: skeleton.phase(layer.prefix + name) for name in cut},
+            )
+            read, copied, count, sent = dense, [], 0, {}
             if upload:
                 both = upload.host[slot], upload.there[slot]
                 read, sent = (self._take(arena, layer, stay + cut, aligned=True) for arena in both)
                 dense |= {name: sent[name] for name in cut}
-                staged.append(_Staged(read, dense, sent, upload.host[slot].used))
+                copied, count = [(tensor, read[name]) for name, tensor in held.items()], upload.host[slot].used
+                read |= held
             else:
-                dense |= self._take(ring[slot], layer, cut)
-                staged.append(_Staged(dense, dense, {}))
-        return staged
+                dense |= held or self._take(ring[slot], layer, cut)
+            known = held if self._tier.is_read(index) else {}
+            reads = {layer.prefix + name: tensor for name, tensor in read.items() if name not in known}
+            staged.append(_Staged(dense, sent))
+            loads.append(Load(skeleton.reads(reads), copied, count))
+        return staged, loads
 
     def _take(self, arena: Arena, layer: Layer, names: Sequence[str], aligned: bool = False) -> dict[str, Tensor]:
         """All of an arena for these tensors, whole, at their files' phases; `aligned`: at such as products like."""

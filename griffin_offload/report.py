@@ -71,6 +71,7 @@ class Report:
             "memory": {
                 "full_bytes": self.plan.full_bytes,
                 "resident_bytes": self.plan.resident_bytes,
+                "host_bytes": self.plan.host_bytes,
                 "planned_peak_bytes": self.plan.peak,
                 "measured_peak_bytes": self.measured_peak,
                 "budget_bytes": self.plan.budget,
@@ -90,6 +91,9 @@ class Report:
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
         ]
+        if plan.host_bytes:
+            held = f"{plan.held_layers} of {len(plan.layers)} layers' feed-forward"
+            rows.append(("kept in RAM", f"{format_bytes(plan.host_bytes)}: {held}, for the next prompt"))
         if self.bytes_read:
             share = self.bytes_read / self.checkpoint_bytes
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_offload.errors import CheckpointError
 from griffin_offload.weights.arena import LARGE, PAGE, Arena, padded
 from griffin_offload.weights.checkpoint import DTYPES, INDEX, MAX_HEADER, SINGLE, Checkpoint, TensorInfo, read_header
-from griffin_offload.weights.prefetch import Prefetch
+from griffin_offload.weights.prefetch import Load, Prefetch
 from griffin_offload.weights.reader import Reader, runs
 from griffin_offload.weights.writer import CheckpointWriter
 
@@ -696,11 +696,11 @@ def reading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "griffin-reader"]
 
 
-def layers(folder: Path, count: int = 6) -> list[dict[TensorInfo, Tensor]]:
+def layers(folder: Path, count: int = 6) -> list[Load]:
     """`count` layers of one tensor each, that share two buffers."""
     buffers = [torch.zeros(1000), torch.zeros(1000)]
     tensors = {f"{i}": torch.full((1000,), float(i)) for i in range(count)}
-    return [{info: buffers[i % 2]} for i, info in enumerate(read_header(layout(folder / SINGLE, tensors)))]
+    return [Load({info: buffers[i % 2]}) for i, info in enumerate(read_header(layout(folder / SINGLE, tensors)))]
 
 
 def test_the_thread_is_never_more_than_the_ring_ahead(tmp_path: Path) -> None:
@@ -712,7 +712,7 @@ def test_the_thread_is_never_more_than_the_ring_ahead(tmp_path: Path) -> None:
             assert until(lambda ahead=ahead: len(reader.seen) >= ahead)
             time.sleep(0.02)
             assert reader.seen == [f"{i}" for i in range(ahead)]
-            (buffer,) = reads[index].values()
+            (buffer,) = reads[index].read.values()
             assert buffer.eq(index).all(), "what is in the buffer stays until it is given back"
             prefetch.release()
     assert reading_threads() == []
@@ -720,7 +720,7 @@ def test_the_thread_is_never_more_than_the_ring_ahead(tmp_path: Path) -> None:
 
 def test_what_the_reader_raises_comes_out_of_wait(tmp_path: Path) -> None:
     reads = layers(tmp_path)
-    (info,) = reads[3]
+    (info,) = reads[3].read
     os.truncate(tmp_path / SINGLE, info.begin + 8)
     with Prefetch(Recorder(), reads, 2) as prefetch:
         for index in range(3):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -11,24 +12,25 @@ from .reader import Reader
 from .upload import Upload
 
 
-class Prefetch:
-    """Reads layers in order on one thread, never more than `ring` of them ahead of what was given back.
+@dataclass(frozen=True)
+class Load:
+    """What brings one layer: what is `read`, and where to; what is then copied, (from, to); and, with an upload, how
+    many bytes of its slot's host buffer are then sent to the device."""
 
-    `layers[i]` maps what is read to where it goes; layers i and i + ring may share buffers. With an `upload` of `ring`
-    slots, the first `counts[i]` bytes of its slot's host buffer are then sent to the device. A context manager: leaving
-    it stops the thread, whatever happened.
+    read: Mapping[TensorInfo, Tensor]
+    copies: Sequence[tuple[Tensor, Tensor]] = ()
+    count: int = 0
+
+
+class Prefetch:
+    """Loads layers in order on one thread, never more than `ring` of them ahead of what was given back.
+
+    Layers i and i + ring may share buffers, and a slot of the `upload`. A context manager: leaving it stops the thread,
+    whatever happened.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        layers: Sequence[Mapping[TensorInfo, Tensor]],
-        ring: int,
-        upload: Upload | None = None,
-        counts: Sequence[int] = (),
-    ) -> None:
-        self._reader, self._layers, self._ring = reader, layers, ring
-        self._upload, self._counts = upload, counts
+    def __init__(self, reader: Reader, layers: Sequence[Load], ring: int, upload: Upload | None = None) -> None:
+        self._reader, self._layers, self._ring, self._upload = reader, layers, ring, upload
         self._free = threading.Semaphore(ring)
         self._stopping = False
         self._ready: list[Future[None]] = [Future() for _ in layers]
@@ -64,9 +66,11 @@ class Prefetch:
             try:
                 if self._upload:
                     self._upload.begin(index % self._ring)
-                self._reader.read(layer)
+                self._reader.read(layer.read)
+                for source, target in layer.copies:
+                    target.copy_(source)
                 if self._upload:
-                    self._upload.send(index % self._ring, self._counts[index])
+                    self._upload.send(index % self._ring, layer.count)
             except BaseException as error:  # the computing thread raises it
                 ready.set_exception(error)
                 return
