@@ -174,6 +174,9 @@ def facts(done: "Bench") -> list[tuple[str, str]]:
     for prompt, found in done.arithmetic.items():
         seconds = found.get("error") or f"{found['seconds']:.2f} s, threads: {found['threads']}"
         lines.append(("arithmetic", f"{prompt} tokens of prompt: {seconds}"))
+    if "bandwidth" in done.new_memory:
+        new, size = done.new_memory["bandwidth"], format_bytes(done.new_memory["bytes"])
+        lines.append(("new memory", f"{format_rate(new)}: {size} take {done.new_memory['bytes'] / new:.2f} s, once"))
     runs = done.asked.repeats
     lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one'} a row, each in a process of its own"))
     if any(row.extrapolated for row in done.rows):

@@ -55,7 +55,7 @@ def show_plan(
     sparsity: float | tuple[float, ...] | None,
     prompt_tokens: int | None,
     max_new_tokens: int | None,
-    **device: str | None,
+    **device: Any,
 ) -> None:
     """The plan of one run. Raises BudgetError, which says what would fit."""
     Settings(sparsity=sparsity)  # refused here, before the model is looked for

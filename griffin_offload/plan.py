@@ -341,7 +341,7 @@ def _steady_heap(sizes: ModelSizes, request: Request) -> bool:
     return sizes.item < 4 and (large or request.waiting > 0)
 
 
-def _peak(rows: tuple[Row, ...]) -> int:
+def _peak(rows: Sequence[Row]) -> int:
     moments: tuple[Moment, ...] = ("prompt", "answer")
     return max(sum(row.bytes for row in rows if row.when in ("always", moment)) for moment in moments)
 

@@ -201,7 +201,7 @@ def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[d
 
 
 def test_json_has_the_machine_then_runs_then_rows(whole: tuple[list[dict[str, Any]], str]) -> None:
-    machine, *others = whole[0]
+    machine, *others, memory = whole[0]
     methods = [("full", None), ("accelerate", None), ("magnitude", 0.5), ("griffin", 0.5)]
     assert [line["kind"] for line in others] == ["run"] * 4 + ["row"] * 4
     assert [(line["method"], line["sparsity"]) for line in others] == methods * 2
@@ -209,6 +209,8 @@ def test_json_has_the_machine_then_runs_then_rows(whole: tuple[list[dict[str, An
     assert machine["conditions"] == "memory not capped (as asked), caches warm (as asked)"
     assert machine["reading"]["bandwidth"] > 0
     assert machine["arithmetic"]["8"]["seconds"] > 0
+    assert memory["kind"] == "memory"
+    assert memory["bandwidth"] > 0
     assert "griffin 50%, 8+4 tokens, run 1 of 1: prompt" in whole[1]
 
 
@@ -249,7 +251,7 @@ def test_a_child_that_dies_is_a_row(
     assert (len(died.runs), len(died.good), len(worked.good)) == (1, 0, 2), "what fails is not tried again"
     assert done.summary(died)["tokens_per_s"] is None
     assert done.summary(worked)["tokens_per_s"] > 0
-    assert [line["kind"] for line in lines] == ["machine", "run", "run", "run", "row", "row"]
+    assert [line["kind"] for line in lines] == ["machine", "run", "run", "run", "row", "row", "memory"]
     assert notes[2] == "llama-cpp, 8+5 tokens, run 1 of 2: the process was ended by SIGKILL"
 
     show(done)

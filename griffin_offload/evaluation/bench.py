@@ -149,7 +149,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that was measured. `reading`: bytes a second; `arithmetic`: seconds by tokens of the prompt."""
+    """All that was measured. `reading`, `new_memory`: bytes a second; `arithmetic`: seconds by tokens of the prompt."""
 
     asked: Asked
     model: Model
@@ -157,6 +157,7 @@ class Bench:
     reading: Result
     arithmetic: dict[int, Result]
     rows: list[Row]
+    new_memory: Result = field(default_factory=dict)
 
     def floor(self, prompt: int) -> float | None:
         """Seconds that a prompt takes at the least, when the whole checkpoint is read for it; None if unknown."""
@@ -242,8 +243,11 @@ def bench(
             for row in done.rows:
                 if not row.error:
                     _run_row(runner, row, number, on_note, on_result)
+        # Last: what it touches stays at hand for a while, and would make a run after it faster.
+        done.new_memory.update(runner.run("new-memory", asked.lengths[0], cap=False))
     for row in done.rows:
         on_result(done.summary(row))
+    on_result({"kind": "memory", **done.new_memory})
     return done
 
 
