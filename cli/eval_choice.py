@@ -48,21 +48,18 @@ def command(
     mode: str,
     limit: int | None,
     out: Path | None,
-    sparsities: tuple[float, ...],
-    selections: tuple[str, ...],
-    allocations: tuple[str, ...],
-    seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
     as_json: bool,
+    **compared: Any,
 ) -> None:
     """Multiple choice: of the answers given, the model takes the one that it finds likeliest.
 
     Normalised: the likeliest a character. A space is put between context and choice where neither has one.
     """
-    chosen = variants(sparsities, selections, allocations, seed)
+    chosen = variants(**compared)
     if out and not out.parent.is_dir():
         raise OptionError(f"{out}: the folder {out.parent} does not exist: make it first")
     from ..evaluation import choice

@@ -59,15 +59,12 @@ def command(
     continue_tokens: tuple[int, ...],
     windows: int,
     bos: bool,
-    sparsities: tuple[float, ...],
-    selections: tuple[str, ...],
-    allocations: tuple[str, ...],
-    seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
     as_json: bool,
+    **compared: Any,
 ) -> None:
     """Perplexity of a text after a prompt from the same text.
 
@@ -75,7 +72,7 @@ def command(
     by the experts that they chose, its first token by the full model. With several P or G, all combinations are
     measured at the same places: windows are as long as the largest, and the prompts end where the largest ends.
     """
-    chosen = variants(sparsities, selections, allocations, seed)
+    chosen = variants(**compared)
     text = decode(data.read_bytes(), str(data))
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     from ..evaluation import perplexity

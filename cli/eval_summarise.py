@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -52,21 +52,18 @@ def command(
     limit: int | None,
     max_new_tokens: int,
     sampled: bool,
-    sparsities: tuple[float, ...],
-    selections: tuple[str, ...],
-    allocations: tuple[str, ...],
-    seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
     as_json: bool,
+    **compared: Any,
 ) -> None:
     """Let a model summarise articles, and compare with reference summaries: ROUGE-1, ROUGE-2 and ROUGE-L.
 
     The article's neurons are chosen by the article, as in any run; sparsity 0 is the whole model.
     """
-    chosen = variants(sparsities, selections, allocations, seed)
+    chosen = variants(**compared)
     from ..evaluation.summarise import KEYS, fault, mean_scores, named, rouge_scorer, summarise
 
     rouge_scorer()  # missing, it is missed before the first summary
@@ -79,7 +76,7 @@ def command(
         "limit": limit,
         "max_new_tokens": max_new_tokens,
         "sampled": sampled,
-        "seed": seed,
+        "seed": compared["seed"],
     }
     with Results(out, settings, source=data, keys=KEYS, force=force) as results:
         total = len(rows) * len(chosen)
@@ -89,7 +86,7 @@ def command(
                 rows,
                 chosen,
                 sampled=sampled,
-                seed=seed,
+                seed=compared["seed"],
                 max_new_tokens=max_new_tokens,
                 skip=results.has,
                 on_layer=on_layer,

@@ -12,14 +12,14 @@ from ..chat import Settings
 from ..errors import GriffinError
 from ..units import MIB, format_bytes, format_rate, parse_bytes
 from . import console
-from .options import SHARES, device_options, open_engine
+from .options import SHARES, device_options, open_engine, precision_options
 
 if TYPE_CHECKING:
     from ..fit import CatalogueRow
     from ..memory import Machine
     from ..plan import Plan
 
-NEEDS_MODEL = ("sparsity", "prompt_tokens", "max_new_tokens", "dtype")
+NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_tokens", "dtype")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -28,6 +28,7 @@ NEEDS_MODEL = ("sparsity", "prompt_tokens", "max_new_tokens", "dtype")
 @click.option("--sparsity", type=SHARES, metavar="SHARE", help="With --model: the sparsity to plan for.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 512]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 256]")
+@precision_options
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str | None, last: bool, as_json: bool, **options: Any) -> None:
@@ -55,12 +56,14 @@ def show_plan(
     sparsity: float | tuple[float, ...] | None,
     prompt_tokens: int | None,
     max_new_tokens: int | None,
+    resident_dtype: str | None,
+    rest: str | None,
     **device: Any,
 ) -> None:
     """The plan of one run. Raises BudgetError, which says what would fit."""
     Settings(sparsity=sparsity)  # refused here, before the model is looked for
     engine = open_engine(model, **device)
-    plan = engine.plan(prompt_tokens or 512, max_new_tokens or 256, sparsity)
+    plan = engine.plan(prompt_tokens or 512, max_new_tokens or 256, sparsity, resident_dtype=resident_dtype, rest=rest)
     if as_json:
         facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
         click.echo(json.dumps(facts | plan.to_json()))

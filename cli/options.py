@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..chat import Settings
-from ..choices import ALLOCATIONS, SELECTIONS
+from ..choices import ALLOCATIONS, RESIDENT_DTYPES, RESTS, SELECTIONS
 from ..errors import GriffinError, PromptError
 from ..models import DEFAULT_MODEL
 from . import console
@@ -121,6 +121,25 @@ def expert_options(command: F) -> F:
     )
 
 
+def precision_options(command: F) -> F:
+    """--resident-dtype and --rest."""
+    return decorate(
+        command,
+        click.option(
+            "--resident-dtype",
+            type=click.Choice(RESIDENT_DTYPES),
+            help="Of the weights that stay. bfloat16: as the model runs; int8, int4: packed while the prompt passes, "
+            "which itself is computed unpacked. The head is int8 in both. [default: bfloat16]",
+        ),
+        click.option(
+            "--rest",
+            type=click.Choice(RESTS),
+            help="What becomes of the neurons that the prompt does not favour: dropped, or kept in fewer bits. "
+            "[default: drop]",
+        ),
+    )
+
+
 def prompt_form_options(command: F) -> F:
     """--system and --raw, which exclude each other: see `prompt_form`."""
     return decorate(
@@ -142,6 +161,7 @@ def answer_options(command: F) -> F:
     return decorate(
         command,
         click.option("--sparsity", type=SHARES, metavar="SHARE", help=SPARSITY_HELP),
+        precision_options,
         expert_options,
         click.option(
             "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
@@ -248,7 +268,7 @@ def check_text(text: str, what: str) -> str:
 
 
 def variant_options(command: F) -> F:
-    """--sparsity, --selection, --allocation, --seed: the arguments of `variants`."""
+    """--sparsity, --selection, --allocation, --resident-dtype, --rest, --seed: the arguments of `variants`."""
     return decorate(
         command,
         click.option(
@@ -281,6 +301,24 @@ def variant_options(command: F) -> F:
             "Give several to compare.",
         ),
         click.option(
+            "--resident-dtype",
+            "resident_dtypes",
+            type=click.Choice(RESIDENT_DTYPES),
+            multiple=True,
+            default=("bfloat16",),
+            show_default=True,
+            help="Of the weights that stay. Give several to compare.",
+        ),
+        click.option(
+            "--rest",
+            "rests",
+            type=click.Choice(RESTS),
+            multiple=True,
+            default=("drop",),
+            show_default=True,
+            help="What becomes of the neurons that are no experts. Give several to compare.",
+        ),
+        click.option(
             "--seed",
             type=click.IntRange(0, 2**32 - 1),
             default=0,
@@ -292,9 +330,15 @@ def variant_options(command: F) -> F:
 
 
 def variants(
-    sparsities: tuple[float, ...], selections: tuple[str, ...], allocations: tuple[str, ...], seed: int
+    *,
+    sparsities: tuple[float, ...],
+    selections: tuple[str, ...],
+    allocations: tuple[str, ...],
+    resident_dtypes: tuple[str, ...],
+    rests: tuple[str, ...],
+    seed: int,
 ) -> list["Variant"]:
     """Every combination, the full model once. Raises OptionError for a sparsity out of range."""
     from ..evaluation.variant import all_variants
 
-    return all_variants(sparsities, selections, allocations, seed)
+    return all_variants(sparsities, selections, allocations, seed, resident_dtypes, rests)

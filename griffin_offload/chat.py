@@ -8,18 +8,24 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import ALLOCATIONS, DRAWN, SELECTIONS
+from .choices import ALLOCATIONS, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, check
 from .errors import GriffinError, OptionError
 
 if TYPE_CHECKING:
     from .engine import Engine, Generation
 
 FORMAT = "griffin-conversation"
+NAMED = {
+    "selection": SELECTIONS,
+    "allocation": ALLOCATIONS,
+    "resident_dtype": RESIDENT_DTYPES,
+    "rest": RESTS,
+}
 STOP = "\nUser:"
 OnText = Callable[[str], None]
 OnLayer = Callable[[int, int], None]
@@ -27,7 +33,8 @@ OnLayer = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer. None leaves it to the engine (sparsity) or to the model's own generation config (sampling).
+    """How to answer. None leaves it to the engine (sparsity, resident_dtype, rest) or to the model's own generation
+    config (sampling).
 
     Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
     may be one for each layer. Raises OptionError for a value outside its range.
@@ -42,6 +49,8 @@ class Settings:
     greedy: bool = False
     selection: str = "topk"
     allocation: str = "uniform"
+    resident_dtype: str | None = None
+    rest: str | None = None
 
     def __post_init__(self) -> None:
         def within(name: str, ok: Callable[[Any], bool], allowed: str) -> None:
@@ -50,13 +59,10 @@ class Settings:
                 if not (math.isfinite(each) and ok(each)):
                     raise OptionError(f"{name} {each} is outside its range: {allowed}")
 
-        def known(name: str, names: Sequence[str]) -> None:
-            if getattr(self, name) not in names:
-                raise OptionError(f"{name} {getattr(self, name)!r} is not known; known: {', '.join(names)}")
-
         within("sparsity", lambda x: 0 <= x <= 1, "0 (nothing is pruned) to 1 (no neuron is kept)")
-        known("selection", SELECTIONS)
-        known("allocation", ALLOCATIONS)
+        for name, known in NAMED.items():
+            if getattr(self, name) is not None:
+                check(getattr(self, name), known, name)
         within("max_new_tokens", lambda x: x >= 1, "1 or more")
         within("temperature", lambda x: x > 0, "above 0; for the likeliest token every time ask for greedy")
         within("top_p", lambda x: 0 < x <= 1, "above 0, up to 1")
@@ -81,7 +87,7 @@ class Settings:
                 value = defaults[name]
             elif name == "greedy":
                 value = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
-            elif name in ("selection", "allocation"):
+            elif name in NAMED:
                 value = text
             else:
                 value = (int if name in ("max_new_tokens", "top_k", "seed") else float)(text)
@@ -92,7 +98,7 @@ class Settings:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.generate`."""
-        names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", "selection", "allocation")
+        names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", *NAMED)
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.greedy:
             return chosen | {"do_sample": False}

@@ -1,7 +1,19 @@
 """Names that a user may choose from, apart from the code that they choose, so that --help imports no torch."""
 
+from collections.abc import Sequence
+
+from .errors import OptionError
+
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 DRAWN = ("sampling", "topk-sampling", "random")  # which a seed repeats
+RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # of what stays; bfloat16: as the model runs
+RESTS = ("drop", "int8", "int4")  # what becomes of the neurons that are no experts
 ALLOCATIONS = ("uniform", "sensitivity")
 MODES = ("gen", "class")  # of multiple choice: what is the prompt
 ORDERS = ("original", "permuted", "random")  # of a prompt's tokens, to draw
+
+
+def check(name: str, known: Sequence[str], what: str) -> None:
+    """Raises OptionError for a name that is not among `known`."""
+    if name not in known:
+        raise OptionError(f"{what} {name!r} is not known; known: {', '.join(known)}")

@@ -39,6 +39,7 @@ from .memory import (
     return_freed_memory,
 )
 from .models import DEFAULT_MODEL, cache_folder, resolve
+from .packed import precision
 from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
 from .prefill import (
     OnLayer,
@@ -153,7 +154,7 @@ class Engine:
             raise OptionError(f"--host-memory {format_bytes(self.host_memory)}: {format_bytes(free)} of RAM is free")
         self._tier = HostTier()
         self._layers: list[ResidentLayer] | None = None
-        self._outside_is_in = False
+        self._head_format: str | None = None  # of what is outside the layers; None: it is not there
         self._bandwidth: float | None = None
 
     @property
@@ -192,6 +193,8 @@ class Engine:
         sparsity: Sparsity | None = None,
         *,
         allocation: str = "uniform",
+        resident_dtype: str | None = None,
+        rest: str | None = None,
         sequences: int = 1,
         per_prompt: bool = False,
     ) -> Plan:
@@ -201,6 +204,7 @@ class Engine:
         request = replace(
             self.request(prompt_tokens, max_new_tokens),
             share=self.share(allocation),
+            precision=precision(resident_dtype or "bfloat16", rest or "drop"),
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
@@ -249,6 +253,8 @@ class Engine:
         sparsity: Sparsity | None = None,
         selection: str = "topk",
         allocation: str = "uniform",
+        resident_dtype: str | None = None,
+        rest: str | None = None,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
@@ -260,6 +266,8 @@ class Engine:
 
         sparsity None: all neurons where the whole model fits, else half; one number, or one for each layer.
         `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
+        `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass; `rest`: 'drop' the other neurons, or
+        keep them in 'int8' or 'int4' and add their part.
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
@@ -272,6 +280,8 @@ class Engine:
             max_new_tokens,
             sparsity,
             allocation=allocation,
+            resident_dtype=resident_dtype,
+            rest=rest,
             sequences=max(1, len(prompts)),
             per_prompt=per_prompt,
         )
@@ -282,7 +292,7 @@ class Engine:
         reader = self._reader()
         streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
-        answer = self._answer_each if per_prompt and plan.prunes else self._answer
+        answer = self._answer_each if per_prompt and plan.reads_again else self._answer
         try:
             answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options))
             interrupted = False
@@ -362,7 +372,7 @@ class Engine:
 
     def _unload_model(self) -> None:
         self.skeleton.unload()
-        self._layers, self._outside_is_in = None, False
+        self._layers = self._head_format = None
         self._rows.close()
 
     def sweep(
@@ -374,12 +384,22 @@ class Engine:
         *,
         selection: str = "topk",
         allocation: str = "uniform",
+        resident_dtype: str | None = None,
+        rest: str | None = None,
         seed: int | None = None,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
-        plan, reader = self.plan(len(prompt_ids), max_new_tokens, sparsity, allocation=allocation), self._reader()
+        plan = self.plan(
+            len(prompt_ids),
+            max_new_tokens,
+            sparsity,
+            allocation=allocation,
+            resident_dtype=resident_dtype,
+            rest=rest,
+        )
+        reader = self._reader()
         try:
             sweep = self._resident(plan, Selection(selection, seed or 0), reader, on_layer)
             with sweep, torch.no_grad():
@@ -432,8 +452,8 @@ class Engine:
         """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
         self._unload_model()
         self._tier.hold(run.plan.held_layers, len(run.plan.kept))
-        load_outside(self.skeleton, run.reader, self.device)
-        layers = resident_layers(self.skeleton, run.plan.kept, self.device)
+        load_outside(self.skeleton, run.reader, self.device, run.plan.precision)
+        layers = resident_layers(self.skeleton, run.plan.kept, self.device, run.plan.precision)
         sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in run.prompts[1:])]
         stream = self._stream(layers, run.plan, run.reader, run.on_layer)
         pruners = [(Pruner(self.skeleton, each, run.selection), each) for each in sets]
@@ -479,14 +499,17 @@ class Engine:
     ) -> AbstractContextManager[Any]:
         """Memory for the plan, what is outside the layers read, and a sweep for the next forward if it needs one."""
         self._tier.hold(plan.held_layers, len(plan.kept))  # what it lets go is free before more is taken
-        if not self._outside_is_in:
-            load_outside(self.skeleton, reader, self.device)
-            self._outside_is_in = True
-        if self._layers is None or tuple(layer.kept for layer in self._layers) != plan.kept:
+        how = plan.precision
+        if [(layer.kept, layer.precision) for layer in self._layers or ()] != [(kept, how) for kept in plan.kept]:
             self._layers = self._bandwidth = None
             self.skeleton.unload(self.skeleton.inside)  # before the new memory is taken
-            self._layers = resident_layers(self.skeleton, plan.kept, self.device)
-        if not plan.prunes and all(layer.complete for layer in self._layers):
+        if self._head_format != how.head:
+            self.skeleton.unload(self.skeleton.outside)
+            load_outside(self.skeleton, reader, self.device, how)
+            self._head_format = how.head
+        if self._layers is None:
+            self._layers = resident_layers(self.skeleton, plan.kept, self.device, how)
+        if not plan.reads_again and all(layer.complete for layer in self._layers):
             return nullcontext()
         stream = self._stream(self._layers, plan, reader, on_layer)
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
@@ -527,7 +550,8 @@ class Engine:
         """Measured once for what is resident; 0.0 where Ctrl-C ends it: the answer is there all the same."""
         if self._bandwidth is None:
             try:
-                self._bandwidth = memory_bandwidth(read_by_a_token(self.skeleton.model))
+                weights = read_by_a_token(self.skeleton.model) + self.skeleton.packed
+                self._bandwidth = memory_bandwidth(weights)
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,11 +102,12 @@ def export_checkpoint(
 
             def write_layer(index: int) -> None:
                 layer, passed = skeleton.layers[index], layers[index]
+                tensors = cast("dict[str, Tensor]", passed.tensors)  # nothing is packed
                 for name in layer.fixed:
-                    writer.write(layer.prefix + name, passed.tensors[name])
+                    writer.write(layer.prefix + name, tensors[name])
                 for block, width in zip(layer.blocks, widths[index], strict=True):
                     for name, rows in block.rows.items():
-                        padded = _pad(passed.tensors[name], shapes[layer.prefix + name], block, rows, width)
+                        padded = _pad(tensors[name], shapes[layer.prefix + name], block, rows, width)
                         writer.write(layer.prefix + name, padded)
                 found = {block.path: e.tolist() for block, e in zip(layer.blocks, passed.experts, strict=True)}
                 experts.append(found if len(found) > 1 else next(iter(found.values()), []))
@@ -126,7 +127,8 @@ def export_checkpoint(
                 for name in skeleton.outside:
                     parts: Iterable[Tensor] = [skeleton.model.get_parameter(name).data]
                     if name == skeleton.table:
-                        parts = reader.pieces(skeleton.pieces[name][0].info)
+                        pieces = reader.pieces(skeleton.pieces[name][0].info)
+                        parts = (piece.to(skeleton.dtype) for piece in pieces)
                     for _ in writer.write_pieces(name, parts):
                         pass
                 for name in skeleton.buffers:

@@ -3,7 +3,7 @@
 B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from accelerate.hooks import ModelHook
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .packed import Weight
 from .statistic import neuron_statistic
 
 PIECE = 1024  # tokens of a long prompt that are computed at a time: enough for the products' full speed
@@ -25,13 +26,14 @@ class RoutedExperts:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.watch: Watch | None = None
+        self.packed: dict[str, Sequence[Weight]] = {}  # of each expert, in the place of the module's parameter
 
     def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Tokens (N, D), their experts (N, K), int64, and the experts' weights (N, K) -> (N, D)."""
         module = self._module
         up = "gate_up_proj" if module.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
-        for expert in range(len(module.down_proj)):
+        for expert in range(len(self.packed.get("down_proj", module.down_proj))):
             tokens, place = torch.where(index == expert)
             if not len(tokens):
                 continue
@@ -44,9 +46,28 @@ class RoutedExperts:
         return out
 
     def _project(self, states: Tensor, name: str, expert: int) -> Tensor:
-        weight = getattr(self._module, name)[expert]
         bias = getattr(self._module, f"{name}_bias")[expert] if self._module.has_bias else None
+        if name in self.packed:
+            out = self.packed[name][expert].linear(states)
+            return out if bias is None else out + bias
+        weight = getattr(self._module, name)[expert]
         return linear(states, weight.T if self._module.is_transposed else weight, bias)
+
+
+class Projection:
+    """The forward of a linear module: its own, or with a packed weight in the place of its parameter."""
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._dense = module, module.forward
+        self.packed: Weight | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.packed is None:
+            out: Tensor = self._dense(states)
+            return out
+        out = self.packed.linear(states)
+        bias = self._module.bias
+        return out if bias is None else out + bias
 
 
 class LookedUp:

@@ -1,7 +1,17 @@
-"""A dense feed-forward block + experts -> the compact one: kept rows of up (and gate), kept columns of down."""
+"""A dense feed-forward block + experts -> the compact one: kept rows of up (and gate), kept columns of down; packed, or
+as they are."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .packed import FORMATS, Precision, RowsOf, Split, Stored, Weight
+from .skeleton import Block, Rows
+from .weights.arena import Arena
+
+Resident = Tensor | Weight | list[Weight]  # packed: a list where there is one for each routed expert
 
 
 def gather(dense: Tensor, index: Tensor, axis: int, out: Tensor) -> None:
@@ -15,3 +25,72 @@ def gather(dense: Tensor, index: Tensor, axis: int, out: Tensor) -> None:
         torch.index_select(dense, 0, index, out=out)
     else:  # four times as fast as index_select along rows (measured: 5 ms, not 22, for half of 3072 x 8192)
         torch.gather(dense, 1, index.expand(len(dense), -1), out=out)
+
+
+def take_neurons(
+    arena: Arena, block: Block, name: str, shape: Sequence[int], kept: int, how: Precision, dtype: torch.dtype
+) -> Resident:
+    """Memory for a block's parameter of `shape` (whole, as the model has it), with `kept` neurons in each expert."""
+    rows, down = block.rows[name], name == block.down
+    each = list(shape[bool(block.routed) :])
+    keeps_rest = how.rest is not None and kept < block.neurons
+    if len(each) == 1 or not (how.experts or keeps_rest):
+        count = block.neurons if keeps_rest else kept
+        each[rows.axis] = 2 * count if rows.halves else count
+        return arena.take((*shape[: bool(block.routed)], *each), dtype)
+    width = each[1 - rows.axis]
+
+    def take(count: int, format: str) -> Stored:
+        matrix = (width, count) if down else (2 * count if rows.halves else count, width)
+        weight: Stored = FORMATS[format](arena, *matrix, dtype)
+        return weight
+
+    def one() -> Weight:
+        if not keeps_rest or how.rest is None:
+            return take(kept, how.experts)
+        counts = [(kept, how.experts), (block.neurons - kept, how.rest)][0 if kept else 1 :]
+        parts = [take(count, format) for count, format in counts]
+        return Split(parts, [count for count, _ in counts], down, rows.halves and not rows.interleaved)
+
+    return [one() for _ in range(block.routed)] if block.routed else one()
+
+
+def materialize(block: Block, name: str, dense: Tensor, experts: Tensor, how: Precision, out: Resident) -> None:
+    """Fill what `take_neurons` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
+
+    `dense`: the parameter, whole."""
+    rows, down = block.rows[name], name == block.down
+    if isinstance(out, Tensor):
+        if how.rest is not None:  # a bias
+            experts = torch.cat([experts, _rest(experts, block.neurons)], -1)
+        gather(dense, rows.index(experts), rows.axis, out)
+        return
+    flipped = rows.axis == (0 if down else 1)
+    each = zip(dense, experts, out, strict=True) if isinstance(out, list) else [(dense, experts, out)]
+    for matrix, chosen, weight in each:
+        lying = matrix.t() if flipped else matrix
+        parts: Any = [(weight, chosen)]
+        if isinstance(weight, Split):
+            parts = zip(weight.parts, _both(chosen, block.neurons), strict=True)
+        for part, neurons in parts:
+            part.fill(rows_of(lying, rows, neurons, down))
+
+
+def rows_of(matrix: Tensor, rows: Rows, neurons: Tensor, down: bool) -> RowsOf:
+    """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
+    index = rows.index(neurons)
+    if down:
+        return lambda begin, end: torch.gather(matrix[begin:end], 1, index.expand(end - begin, -1))
+    return lambda begin, end: torch.index_select(matrix, 0, index[begin:end])
+
+
+def _both(experts: Tensor, neurons: int) -> list[Tensor]:
+    """Experts (k,) and the rest, those of the two that there are."""
+    return [part for part in (experts, _rest(experts, neurons)) if len(part)]
+
+
+def _rest(experts: Tensor, neurons: int) -> Tensor:
+    """The neurons that are not among `experts`, in order: (k,) -> (F - k,), and (E, k) -> (E, F - k)."""
+    is_rest = torch.ones(*experts.shape[:-1], neurons, dtype=torch.bool, device=experts.device)
+    is_rest.scatter_(-1, experts, False)
+    return is_rest.nonzero()[:, -1].view(*experts.shape[:-1], -1)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .cache import capacity
 from .errors import BudgetError, OptionError, PromptError
 from .hooks import PIECE
+from .packed import FORMATS, NATIVE, Precision
 from .selection import Sparsity, check_sparsities, kept_neurons
 from .statistic import CHUNK
 from .units import MIB, format_bytes
@@ -25,25 +26,63 @@ Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
 
 
 @dataclass(frozen=True)
-class BlockSizes:
-    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block).
+class NeuronTensor:
+    """A parameter of a block, in each of its routed experts: `rows` rows of `width` elements for a neuron, or columns
+    (`down`). `width` 0: a bias."""
 
-    `per_neuron`: bytes of each tensor, of one neuron of every expert."""
+    rows: int
+    width: int
+    down: bool
+
+    def bytes(self, kept: int, routed: int, item: int, format: str = "") -> int:
+        elements = kept * self.rows * max(1, self.width)
+        if not self.width or not format:
+            return padded(routed * elements * item)
+        return self.packed(kept, routed, item, format)
+
+    def packed(self, kept: int, routed: int, item: int, format: str) -> int:
+        shape = (self.width, kept) if self.down else (kept * self.rows, self.width)
+        return routed * int(FORMATS[format].bytes(*shape, item)) if kept else 0
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block); `item` bytes each."""
 
     neurons: int
     routed: int
-    per_neuron: tuple[int, ...]
+    tensors: tuple[NeuronTensor, ...]
+    item: int
 
-    def bytes(self, kept: int) -> int:
-        return sum(padded(kept * count) for count in self.per_neuron)
+    @property
+    def per_neuron(self) -> int:
+        """Bytes of one neuron's largest row, in all experts."""
+        return max(t.rows * max(1, t.width) for t in self.tensors) * self.item * self.routed
+
+    def bytes(self, kept: int, precision: Precision = NATIVE) -> int:
+        """Of the experts, and of the rest where it is kept too."""
+        rest = self.neurons - kept
+        if precision.rest is None or not rest:
+            return sum(t.bytes(kept, self.routed, self.item, precision.experts) for t in self.tensors)
+        two = ((kept, precision.experts), (rest, precision.rest))
+        return sum(
+            sum(t.packed(count, self.routed, self.item, format) for count, format in two)
+            if t.width
+            else t.bytes(self.neurons, self.routed, self.item)
+            for t in self.tensors
+        )
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and its feed-forward blocks."""
+    """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and its feed-forward blocks.
+
+    `matrices`: (rows, columns) of those fixed ones that can be packed."""
 
     fixed: int
     blocks: tuple[BlockSizes, ...]
+    matrices: tuple[tuple[int, int], ...] = ()
+    item: int = 2
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -53,8 +92,24 @@ class LayerSizes:
         """Neurons, those of all routed experts counted."""
         return sum(k * block.routed for k, block in zip(kept, self.blocks, strict=True))
 
-    def feed_forward(self, kept: tuple[int, ...]) -> int:
-        return sum(block.bytes(k) for k, block in zip(kept, self.blocks, strict=True))
+    def fixed_in(self, precision: Precision) -> int:
+        if not precision.others:
+            return self.fixed
+        packed = sum(int(FORMATS[precision.others].bytes(n, k, self.item)) for n, k in self.matrices)
+        return self.fixed - self._matrices + packed
+
+    def feed_forward(self, kept: tuple[int, ...], precision: Precision = NATIVE) -> int:
+        return sum(block.bytes(k, precision) for k, block in zip(kept, self.blocks, strict=True))
+
+    def staged(self, kept: tuple[int, ...], precision: Precision) -> int:
+        """Of what every prompt reads again: it does not stay as it is read."""
+        blocks = zip(kept, self.blocks, strict=True)
+        changed = sum(block.bytes(block.neurons) for k, block in blocks if k < block.neurons or precision.experts)
+        return changed + (self._matrices if precision.others else 0)
+
+    @property
+    def _matrices(self) -> int:
+        return sum(padded(n * k * self.item) for n, k in self.matrices)
 
 
 @dataclass(frozen=True)
@@ -62,7 +117,8 @@ class ModelSizes:
     """Bytes of a model in the dtype it runs in (`item` bytes an element), and what its working memory depends on.
 
     `outside`: embeddings, final norm, head. `lookup`: the part of it that one token does not read (an untied
-    embedding table); `in_file`: bytes of such a table that is read row by row, and held nowhere.
+    embedding table); `in_file`: bytes of such a table that is read row by row, and held nowhere. `head`: (rows,
+    columns) of a head that can be packed, if the table is left in its file, and the bytes that both take otherwise.
     `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time.
@@ -71,6 +127,7 @@ class ModelSizes:
     outside: int
     lookup: int
     in_file: int
+    head: tuple[int, int, int] | None
     layers: tuple[LayerSizes, ...]
     item: int
     hidden: int
@@ -90,9 +147,20 @@ class ModelSizes:
         layers = zip(self.layers, each, strict=True)
         return tuple(tuple(kept_neurons(block.neurons, s) for block in layer.blocks) for layer, s in layers)
 
-    def resident(self, kept: Kept) -> int:
+    def resident(self, kept: Kept, precision: Precision = NATIVE) -> int:
         layers = zip(self.layers, kept, strict=True)
-        return self.outside + sum(layer.fixed + layer.feed_forward(k) for layer, k in layers)
+        inside = sum(layer.fixed_in(precision) + layer.feed_forward(k, precision) for layer, k in layers)
+        return self.outside_in(precision) + inside
+
+    def outside_in(self, precision: Precision) -> int:
+        if not precision.head or not self.head:
+            return self.outside
+        rows, columns, dense = self.head
+        return self.outside - dense + int(FORMATS[precision.head].bytes(rows, columns, self.item))
+
+    def staged(self, kept: Kept, precision: Precision) -> int:
+        """Of the layer of which most is read again for every prompt."""
+        return max(layer.staged(k, precision) for layer, k in zip(self.layers, kept, strict=True))
 
     @property
     def full(self) -> int:
@@ -157,6 +225,7 @@ class Request:
     `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
     or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
+    `precision`: what stays, in which format.
     """
 
     prompt_tokens: int
@@ -172,6 +241,7 @@ class Request:
     sets: int = 1
     waiting: int = 0
     host_memory: int = 0
+    precision: Precision = NATIVE
 
     def kept(self, sizes: ModelSizes) -> Kept:
         if self.share is None or not isinstance(self.sparsity, int | float):
@@ -186,6 +256,7 @@ class Plan:
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
     kept: Kept
+    precision: Precision
     budget: int
     sparsity: float
     prompt_tokens: int
@@ -208,6 +279,11 @@ class Plan:
         return any(layer.kept < layer.neurons for layer in self.layers)
 
     @property
+    def reads_again(self) -> bool:
+        """Whether what stays is less than what a prompt passes through."""
+        return self.prunes or self.precision.packs
+
+    @property
     def fits(self) -> bool:
         return self.peak <= self.budget
 
@@ -217,33 +293,36 @@ class Plan:
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
-    kept = request.kept(sizes)
+    kept, how = request.kept(sizes), request.precision
     layers = tuple(
-        LayerPlan(s.count(k), s.count(s.whole), s.fixed + s.feed_forward(k), s.fixed + s.feed_forward(s.whole))
+        LayerPlan(
+            s.count(k), s.count(s.whole), s.fixed_in(how) + s.feed_forward(k, how), s.fixed + s.feed_forward(s.whole)
+        )
         for s, k in zip(sizes.layers, kept, strict=True)
     )
-    whole = _peak(_rows(sizes, replace(request, sparsity=0.0, sets=1), sizes.kept(0)))
+    whole = _peak(_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = _rows(sizes, request, kept)
-    dense = _dense(sizes, kept)
-    held = _held(request, rows, dense, len(layers))
+    staged = sizes.staged(kept, how)
+    held = _held(request, rows, staged, len(layers))
     if held and not request.copies:
         note = f"{held} of {len(layers)} layers"
-        rows = (*rows, Row("layers in RAM for the next prompt", held * dense, note=note))
+        rows = (*rows, Row("layers in RAM for the next prompt", held * staged, note=note))
     return Plan(
         rows=rows,
         layers=layers,
         kept=kept,
+        precision=how,
         budget=request.budget,
         sparsity=_overall(request.sparsity, layers),
         prompt_tokens=request.prompt_tokens,
         max_new_tokens=request.max_new_tokens,
         full_bytes=sizes.full,
-        resident_bytes=sizes.resident(kept),
-        bytes_per_token=sizes.resident(kept) - sizes.lookup,
+        resident_bytes=sizes.resident(kept, how),
+        bytes_per_token=sizes.resident(kept, how) - (0 if how.head else sizes.lookup),
         fits_whole=whole <= request.budget,
         steady_heap=_steady_heap(sizes, request),
         held_layers=held,
-        host_bytes=held * dense,
+        host_bytes=held * staged,
     )
 
 
@@ -277,25 +356,24 @@ def smallest_sparsity(sizes: ModelSizes, request: Request) -> float | None:
 
 
 def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
-    sequences, sets = request.sequences, request.sets
+    sequences, sets, how = request.sequences, request.sets, request.precision
     layers = list(zip(sizes.layers, kept, strict=True))
-    fixed = sum(layer.fixed for layer in sizes.layers)
-    experts = sum(layer.feed_forward(k) for layer, k in layers)
-    dense = _dense(sizes, kept)
+    fixed = sum(layer.fixed_in(how) for layer in sizes.layers)
+    experts = sum(layer.feed_forward(k, how) for layer, k in layers)
+    staged = sizes.staged(kept, how)
     whole = max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
     rows = [Row("Python and libraries", request.runtime, note="measured")]
-    rows.append(Row("embeddings, final norm, head", sizes.outside))
+    rows.append(Row("embeddings, final norm, head", sizes.outside_in(how), note=how.head))
     if request.export:
         rows.append(Row("one compact layer", max(layer.feed_forward(k) for layer, k in layers)))
         rows.append(Row("staging, two layers", STAGING_LAYERS * whole, "prompt"))
     else:
-        note = f"{_share(sizes, kept):.0%} of the neurons" + (f", {sets} sets" if sets > 1 else "")
-        rows.append(Row("attention and norms", fixed))
-        rows.append(Row("experts (kept feed-forward)", sets * experts, note=note))
+        rows.append(Row("attention and norms", fixed, note=how.others))
+        rows.append(Row("experts (kept feed-forward)", sets * experts, note=_experts_note(sizes, request, kept)))
         if request.copies:
             rows.append(Row("two dense layers", STAGING_LAYERS * whole, "prompt"))
-        elif dense:
-            rows.append(Row("staging, two layers", STAGING_LAYERS * dense, "prompt"))
+        elif staged:
+            rows.append(Row("staging, two layers", STAGING_LAYERS * staged, "prompt"))
     if request.converts:
         rows.append(Row("conversion buffer", 8 * MIB, "prompt"))
     together = sequences if sets == 1 else 1
@@ -312,25 +390,26 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
         rows.append(Row("KV cache of the prompt", sequences * sizes.cache(request.prompt_tokens), "prompt", note))
         rows.append(Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens"))
         rows.append(Row("activations of a token", sizes.activations(1, together), "answer"))
-    matrices = [count * block.neurons for layer in sizes.layers for block in layer.blocks for count in block.per_neuron]
+    matrices = [block.per_neuron * block.neurons for layer in sizes.layers for block in layer.blocks]
     packed = max(matrices, default=0)  # a product may copy its matrix
     rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
     return tuple(rows)
 
 
-def _dense(sizes: ModelSizes, kept: Kept) -> int:
-    """Bytes of the largest layer's blocks that are pruned, whole."""
-    layers = zip(sizes.layers, kept, strict=True)
-    pruned = ((s, tuple(n if k < n else 0 for n, k in zip(s.whole, ks, strict=True))) for s, ks in layers)
-    return max(size.feed_forward(neurons) for size, neurons in pruned)
+def _experts_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:
+    how, rest = request.precision.experts, request.precision.rest
+    parts = [f"{_share(sizes, kept):.0%} of the neurons" + (f" in {how}" if how else "")]
+    parts += [f"the rest in {rest}"] if rest else []
+    parts += [f"{request.sets} sets"] if request.sets > 1 else []
+    return ", ".join(parts)
 
 
-def _held(request: Request, rows: Sequence[Row], dense: int, layers: int) -> int:
+def _held(request: Request, rows: Sequence[Row], staged: int, layers: int) -> int:
     """How many layers stay in RAM for the next prompt: as `host_memory` allows and, on the CPU, the budget."""
-    if request.export or not dense:
+    if request.export or not staged:
         return 0
     room = request.host_memory if request.copies else min(request.host_memory, request.budget - _peak(rows))
-    return max(0, min(room // dense, layers))
+    return max(0, min(room // staged, layers))
 
 
 def _steady_heap(sizes: ModelSizes, request: Request) -> bool:
@@ -338,7 +417,7 @@ def _steady_heap(sizes: ModelSizes, request: Request) -> bool:
 
     Not in float32, where the products' own buffers would leave holes without end (measured)."""
     large = sizes.activations(request.prompt_tokens) >= 32 * MIB
-    return sizes.item < 4 and (large or request.waiting > 0)
+    return sizes.item < 4 and (large or request.waiting > 0 or request.precision.packs)
 
 
 def _peak(rows: Sequence[Row]) -> int:

@@ -15,53 +15,60 @@ from torch import Tensor
 
 from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
-from .materialize import gather
+from .materialize import Resident, materialize, take_neurons
 from .memory import steady_heap
+from .packed import CHUNK, FORMATS, NATIVE, Int4, Int8, Precision, Stored, Weight, dense_matrix, linear_module
 from .plan import STAGING_LAYERS, Kept
 from .selection import Selection, magnitude
 from .skeleton import Block, Layer, Skeleton
-from .weights.arena import ALIGN, Arena
+from .weights.arena import ALIGN, Arena, padded
 from .weights.host import HostTier
 from .weights.prefetch import Load, Prefetch
 from .weights.reader import Reader
 from .weights.upload import Upload
 
+READ_ROWS = 8 * CHUNK  # of a head that is packed as it is read
 OnLayer = Callable[[int, int], None]
 
 
 @dataclass
 class ResidentLayer:
-    """What stays of one layer: its tensors by name, those of the neurons with only the kept ones.
+    """What stays of one layer: its parameters by name, of the neurons the kept ones, in the formats of `precision`.
 
     By block: `kept`, how many; `statistics` (F,) or (E, F), float32, and `experts` (k,) or (E, k), int64, are the
     prompt's once the layer has passed, if the block is pruned. They are taken beforehand: small blocks that stay,
     taken between activations, would tear the heap into holes. `complete` says that the tensors have been filled, so
     that another prompt need only read the neurons again."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Resident]
     kept: tuple[int, ...]
+    precision: Precision
+    device: str
     statistics: tuple[Tensor, ...]
     experts: tuple[Tensor, ...]
     complete: bool = False
 
 
-def resident_layers(skeleton: Skeleton, kept: Kept, device: str) -> list[ResidentLayer]:
+def resident_layers(skeleton: Skeleton, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
     """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
     sizes = skeleton.sizes()
-    arena = Arena(sizes.resident(kept) - sizes.outside, device)
-    return [_take_layer(skeleton, layer, k, arena, arena) for layer, k in zip(skeleton.layers, kept, strict=True)]
+    arena = Arena(sizes.resident(kept, precision) - sizes.outside_in(precision), device)
+    layers = zip(skeleton.layers, kept, strict=True)
+    return [_take_layer(skeleton, layer, k, arena, arena, precision) for layer, k in layers]
 
 
 def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
     """Memory for another prompt's experts beside `layers`; all else is shared with them."""
-    sizes = skeleton.sizes().layers
-    arena = Arena(sum(size.feed_forward(layer.kept) for size, layer in zip(sizes, layers, strict=True)), device)
+    sizes, how = skeleton.sizes().layers, layers[0].precision
+    arena = Arena(sum(size.feed_forward(layer.kept, how) for size, layer in zip(sizes, layers, strict=True)), device)
     other = []
     for layer, resident in zip(skeleton.layers, layers, strict=True):
         tensors = dict(resident.tensors)
         for block, k in zip(layer.blocks, resident.kept, strict=True):
             if k < block.neurons:
-                tensors |= {n: arena.take(tensors[n].shape, tensors[n].dtype) for n in block.rows}
+                for name in block.rows:
+                    shape = skeleton.shapes[layer.prefix + name]
+                    tensors[name] = take_neurons(arena, block, name, shape, k, how, skeleton.dtype)
         statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
         experts = tuple(torch.zeros_like(chosen) for chosen in resident.experts)
         other.append(replace(resident, tensors=tensors, statistics=statistics, experts=experts))
@@ -85,18 +92,39 @@ def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[
     return layers
 
 
-def _take_layer(skeleton: Skeleton, layer: Layer, kept: tuple[int, ...], fixed: Arena, neurons: Arena) -> ResidentLayer:
-    tensors = {}
-    for name, shape in skeleton.kept_shapes(layer, kept).items():
-        arena = fixed if name in layer.fixed else neurons
-        tensors[name] = arena.take(shape, skeleton.dtype, _aligned(skeleton.phase(layer.prefix + name)))
-    device = next(iter(tensors.values())).device
+def _take_layer(
+    skeleton: Skeleton,
+    layer: Layer,
+    kept: tuple[int, ...],
+    fixed: Arena,
+    neurons: Arena,
+    how: Precision = NATIVE,
+) -> ResidentLayer:
+    tensors: dict[str, Resident] = {}
+    for name in layer.fixed:
+        if how.others and name in layer.matrices:
+            tensors[name] = FORMATS[how.others](fixed, *layer.matrices[name], skeleton.dtype)
+        else:
+            tensors[name] = _take_whole(skeleton, layer, name, fixed)
+    for block, k in zip(layer.blocks, kept, strict=True):
+        for name in block.rows:
+            if k == block.neurons and not how.experts:
+                tensors[name] = _take_whole(skeleton, layer, name, neurons)
+            else:
+                shape = skeleton.shapes[layer.prefix + name]
+                tensors[name] = take_neurons(neurons, block, name, shape, k, how, skeleton.dtype)
+    device = neurons.memory.device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     experts = tuple(
         torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
         for b, k in zip(layer.blocks, kept, strict=True)
     )
-    return ResidentLayer(tensors, kept, statistics, experts)
+    return ResidentLayer(tensors, kept, how, device.type, statistics, experts)
+
+
+def _take_whole(skeleton: Skeleton, layer: Layer, name: str, arena: Arena) -> Tensor:
+    full = layer.prefix + name
+    return arena.take(skeleton.shapes[full], skeleton.dtype, _aligned(skeleton.phase(full)))
 
 
 def _aligned(phase: int | None) -> int | None:
@@ -190,7 +218,12 @@ class Stream:
 
     def release(self, index: int) -> None:
         """After a layer's forward: its compact weights in place, its buffers given back."""
-        layer, resident = self._skeleton.layers[index], self._layers[index]
+        layer, resident, dense = self._skeleton.layers[index], self._layers[index], self._staged[index].dense
+        for name in layer.matrices:
+            weight = resident.tensors[name]
+            if isinstance(weight, Int8 | Int4) and not resident.complete:
+                matrix = dense_matrix(linear_module(layer.module, name), dense[name])
+                weight.fill(lambda begin, end: matrix[begin:end])  # noqa: B023
         self.assign(layer, resident.tensors)
         if self._on_finished:
             self._on_finished(index)
@@ -214,7 +247,7 @@ class Stream:
                 raise NumericError(_what_is_not_finite(self._skeleton, self._skeleton.layers[number], dense))
         self._finite = []
 
-    def assign(self, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
+    def assign(self, layer: Layer, tensors: Mapping[str, Resident]) -> None:
         for name, tensor in tensors.items():
             self._skeleton.assign(layer.prefix + name, tensor)
 
@@ -223,20 +256,18 @@ class Stream:
 
         `copies`: the forward's tensors are not where the reader can write (a GPU), so that each is copied there."""
         skeleton, sizes = self._skeleton, self._skeleton.sizes().layers
-        device = next(iter(self._layers[0].tensors.values())).device.type
-        dense_size = max(
-            size.feed_forward(tuple(n if k < n else 0 for n, k in zip(size.whole, layer.kept, strict=True)))
-            for size, layer in zip(sizes, self._layers, strict=True)
-        )
+        device = self._layers[0].device
+        staged_size = skeleton.sizes().staged(tuple(layer.kept for layer in self._layers), self._layers[0].precision)
         whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
-        ring = [Arena(dense_size) for _ in range(0 if copies else STAGING_LAYERS)]
+        ring = [Arena(staged_size) for _ in range(0 if copies else STAGING_LAYERS)]
         upload = self._upload = Upload(whole, STAGING_LAYERS, device) if copies else None
         staged, loads = [], []
         for index, (layer, resident) in enumerate(zip(skeleton.layers, self._layers, strict=True)):
             slot = index % STAGING_LAYERS
-            cut = [n for b, k in zip(layer.blocks, resident.kept, strict=True) if k < b.neurons for n in b.rows]
-            stay = [] if resident.complete else [name for name in resident.tensors if name not in cut]
-            dense = {name: resident.tensors[name] for name in stay}
+            cut = _read_again(layer, resident)
+            stays = {n: t for n, t in resident.tensors.items() if n not in cut and isinstance(t, Tensor)}
+            dense = {} if resident.complete else stays
+            stay = list(dense)
             held = self._tier.take(
                 index,
                 {name: skeleton.shapes[layer.prefix + name] for name in cut},
@@ -273,6 +304,14 @@ class Stream:
             self._on_layer(done, len(self._layers))
 
 
+def _read_again(layer: Layer, resident: ResidentLayer) -> list[str]:
+    """What every prompt reads, since it does not stay as it is read."""
+    how = resident.precision
+    blocks = zip(layer.blocks, resident.kept, strict=True)
+    cut = [name for block, k in blocks if k < block.neurons or how.experts for name in block.rows]
+    return cut + (list(layer.matrices) if how.others else [])
+
+
 class Pruner:
     """Chooses and gathers the experts of one prompt (or of one batch, together), layer by layer.
 
@@ -298,7 +337,7 @@ class Pruner:
                 self._observers.append(ObserveNeurons(layer.module, block.path, total.zero_(), self._weights, pieces))
 
     def end(self, index: int, dense: Mapping[str, Tensor]) -> None:
-        """After it: choose, and copy the experts from the dense weights to where they stay."""
+        """After it: choose, and bring the experts from the dense weights to where they stay."""
         self.stop()
         layer, resident = self._skeleton.layers[index], self._layers[index]
         for block, kept, total, experts in zip(
@@ -306,8 +345,10 @@ class Pruner:
         ):
             if kept < block.neurons:
                 experts.copy_(self._selection.choose(total, kept, index, lambda: block_magnitude(block, dense)))  # noqa: B023
-                for name, rows in block.rows.items():
-                    gather(dense[name], rows.index(experts), rows.axis, resident.tensors[name])
+            elif not resident.precision.experts or resident.complete:
+                continue
+            for name in block.rows:
+                materialize(block, name, dense[name], experts, resident.precision, resident.tensors[name])
 
     def stop(self) -> None:
         while self._observers:
@@ -348,12 +389,18 @@ class Sweep:
             self._stream.close()
 
 
-def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
-    """Read embeddings, final norm and head to the device, and buffers that a checkpoint holds.
+def load_outside(skeleton: Skeleton, reader: Reader, device: str, precision: Precision = NATIVE) -> None:
+    """Read embeddings, final norm and head to the device, and buffers that a checkpoint holds. A head that is packed
+    is packed as it is read, and the table stays in its file.
 
     Raises NumericError for NaN or infinite weights."""
-    arena = Arena(skeleton.sizes().outside)
-    names = [name for name in skeleton.outside if name != skeleton.table]
+    head = skeleton.head if precision.head else None
+    skeleton.pack_head(None)
+    left = {skeleton.table}
+    if head:
+        left |= {skeleton.aliases.get(name, name) for name in (head, skeleton.table_name)}
+    names = [name for name in skeleton.outside if name not in left]
+    arena = Arena(sum(padded(torch.Size(skeleton.shapes[name]).numel() * skeleton.dtype.itemsize) for name in names))
     tensors = {name: arena.take(skeleton.shapes[name], skeleton.dtype, skeleton.phase(name)) for name in names}
     buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in skeleton.buffers.items()}
     reader.read(skeleton.reads(tensors | buffers))
@@ -366,6 +413,34 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str) -> None:
         skeleton.assign(
             skeleton.table, torch.empty(0, skeleton.config.hidden_size, dtype=skeleton.dtype, device=device)
         )
+    if head:
+        skeleton.pack_head(_packed_head(skeleton, reader, head, device, precision.head))
+
+
+def _packed_head(skeleton: Skeleton, reader: Reader, name: str, device: str, format: str) -> Weight:
+    """The head, read and packed a few rows at a time: it is never whole in memory."""
+    rows, columns = skeleton.shapes[name]
+    weight: Stored = FORMATS[format](
+        Arena(FORMATS[format].bytes(rows, columns, skeleton.dtype.itemsize), device), rows, columns, skeleton.dtype
+    )
+    info = skeleton.pieces[skeleton.aliases.get(name, name)][0].info
+    size = info.bytes // rows
+    buffer = torch.empty(READ_ROWS, columns, dtype=skeleton.dtype)
+    here = (0, 0)
+
+    def read(begin: int, end: int) -> Tensor:
+        nonlocal here
+        if end > here[1]:
+            here = begin, min(begin + READ_ROWS, rows)
+            part = replace(
+                info, shape=(here[1] - begin, columns), begin=info.begin + begin * size, end=info.begin + here[1] * size
+            )
+            reader.read({part: buffer[: here[1] - begin]})
+            _check_finite(skeleton, name, buffer[: here[1] - begin])
+        return buffer[begin - here[0] : end - here[0]].to(device)
+
+    weight.fill(read)
+    return weight
 
 
 def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
@@ -379,7 +454,7 @@ def _check_finite(skeleton: Skeleton, name: str, tensor: Tensor) -> None:
         # A sum is several times as fast as a look at each; it is finite only if all of them are.
         if not torch.isfinite(piece.sum(dtype=torch.float32)) and not torch.isfinite(piece).all():
             way_out = "; try --dtype bfloat16 or float32" if skeleton.dtype == torch.float16 else ""
-            file = skeleton.pieces[name][0].info.file
+            file = skeleton.pieces[skeleton.aliases.get(name, name)][0].info.file
             raise NumericError(f"{file}: {name} holds NaN or infinite weights{way_out}")
 
 

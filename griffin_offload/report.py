@@ -1,7 +1,7 @@
 """What a run did, the plan beside the measurement: as rows for people, as JSON for programs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class Report:
     def fraction_of_limit(self) -> float:
         return self.decode_tokens_per_s / self.limit_tokens_per_s if self.memory_bandwidth else 0.0
 
+    @property
+    def formats(self) -> str:
+        """What stays in which precision."""
+        how = self.plan.precision
+        named = {"experts": how.experts, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
+        if not how.packs:
+            return self.dtype
+        return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
+
     def to_json(self) -> dict[str, Any]:
         """The parts of `--json` that are not the text."""
         return {
@@ -59,6 +68,7 @@ class Report:
             "sparsity": self.plan.sparsity,
             "dtype": self.dtype,
             "device": self.device,
+            "precision": asdict(self.plan.precision),
             "timings": {
                 "plan_s": self.plan_s,
                 "prompt_s": self.prompt_s,
@@ -86,7 +96,7 @@ class Report:
         saved = plan.full_bytes - plan.resident_bytes
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
-            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.dtype}"),
+            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),

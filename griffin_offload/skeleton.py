@@ -17,8 +17,9 @@ from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
 from .cache import windows
 from .errors import CheckpointError, NumericError, UnsupportedArchitecture
-from .hooks import LookedUp, Pieces, RoutedExperts
-from .plan import BlockSizes, LayerSizes, ModelSizes
+from .hooks import LookedUp, Pieces, Projection, RoutedExperts
+from .packed import LEAST, Weight, dense_matrix, linear_module
+from .plan import BlockSizes, LayerSizes, ModelSizes, NeuronTensor
 from .structure import find_structure
 from .weights.arena import PAGE, padded
 from .weights.checkpoint import Checkpoint, Piece, TensorInfo
@@ -76,12 +77,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: parameter names relative to it. `fixed`: those that have no neurons."""
+    """One decoder layer: parameter names relative to it. `fixed`: those that have no neurons; `matrices`: those of them
+    that can be packed, (rows, columns)."""
 
     module: nn.Module
     prefix: str
     blocks: tuple[Block, ...]
     fixed: tuple[str, ...]
+    matrices: Mapping[str, tuple[int, int]]
 
     @property
     def neuron_tensors(self) -> tuple[str, ...]:
@@ -121,9 +124,20 @@ class Skeleton:
         self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
         self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
         self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
+        self.table_name = self._weight_of(self.model.get_input_embeddings())
+        self.head_name = self._weight_of(self.model.get_output_embeddings())
         self.pieces: Mapping[str, Sequence[Piece]] = {}
         self.table: str | None = None  # what `leave_table` left in its file
+        self._looked_up: LookedUp | None = None
         self.aliases: Mapping[str, str] = self.tied
+
+    @property
+    def packed(self) -> list[Tensor]:
+        """What a token reads of packed weights."""
+        forwards = (getattr(module, "forward", None) for module in self.model.modules())
+        weights = [f.packed for f in forwards if isinstance(f, Projection) and f.packed is not None]
+        weights += [w for f in forwards if isinstance(f, RoutedExperts) for each in f.packed.values() for w in each]
+        return [tensor for weight in weights for tensor in weight.tensors]
 
     def to_device(self, device: str) -> None:
         """Move the buffers; parameters go there one by one as they are assigned."""
@@ -158,26 +172,53 @@ class Skeleton:
         return [layer.prefix + name for layer in self.layers for name in (*layer.fixed, *layer.neuron_tensors)]
 
     def leave_table(self, reader: Reader) -> None:
-        """Leave the embedding table in its file, where it is not the head too: a token needs one row of it, which
-        `reader` reads. Without effect where it cannot be read row by row. To be called after `bind`."""
+        """Leave the embedding table in its file, if it is not the head too: a token needs one row of it, which `reader`
+        reads. A head that is packed then leaves its table there as well. Without effect where it cannot be read row by
+        row. To be called after `bind`."""
         module: Any = self.model.get_input_embeddings()
-        name = self._name_of(module.weight)
-        pieces = self.pieces.get(name, ())
-        tied = name in self.aliases or name in self.aliases.values()
-        rows_lie_whole = len(pieces) == 1 and not pieces[0].place and pieces[0].info.dtype == self.dtype
-        is_lookup = isinstance(module, nn.Embedding)
-        if is_lookup and rows_lie_whole and not tied:
-            self.table = name
-            module.padding_idx = None  # for training; it need not be among the rows
+        name = self.table_name
+        pieces = self.pieces.get(self.aliases.get(name, name), ())
+        rows_lie_whole = len(pieces) == 1 and not pieces[0].place
+        if isinstance(module, nn.Embedding) and rows_lie_whole:
             info = pieces[0].info
 
             def read(rows: list[int]) -> Tensor:
-                found = reader.read_rows(info, rows)
+                found = reader.read_rows(info, rows).to(self.dtype)
                 if not torch.isfinite(found).all():
                     raise NumericError(f"{info.file}: {name} holds NaN or infinite weights")
                 return found
 
-            module.forward = LookedUp(module, read)
+            self._looked_up, self._embed = LookedUp(module, read), module.forward
+            if name not in self.aliases and name not in self.aliases.values():
+                self.table = name
+                self._look_up(module)
+
+    def _look_up(self, module: Any) -> None:
+        module.padding_idx = None  # for training; it need not be among the rows
+        module.forward = self._looked_up
+
+    @property
+    def head(self) -> str | None:
+        """The head's name if it can be packed: a linear module, of one tensor in a file that can keep the table."""
+        name = self.head_name
+        pieces = self.pieces.get(self.aliases.get(name, name), ())
+        whole = len(pieces) == 1 and not pieces[0].place
+        fits = self._looked_up is not None and linear_module(self.model, name) is not None
+        return name if fits and whole else None
+
+    def pack_head(self, weight: Weight | None) -> None:
+        """The head becomes this weight, and the table its file's; None: what it was is to be assigned again."""
+        table: Any = self.model.get_input_embeddings()
+        if weight is None:
+            if not self.table and self._looked_up is not None:
+                table.forward = self._embed
+            return
+        self._look_up(table)
+        device = weight.tensors[0].device
+        empty = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=device)
+        table.register_parameter("weight", nn.Parameter(empty, requires_grad=False))
+        assert self.head
+        self._pack(self.head, weight)
 
     @property
     def outside(self) -> list[str]:
@@ -185,12 +226,36 @@ class Skeleton:
         inside = set(self.inside)
         return [name for name in self.shapes if name not in self.aliases and name not in inside]
 
-    def assign(self, name: str, tensor: Tensor) -> None:
-        """Make `tensor` the parameter `name`, and those tied to it."""
-        parameter = nn.Parameter(tensor, requires_grad=False)
+    def assign(self, name: str, value: "Tensor | Weight | Sequence[Weight]") -> None:
+        """Make `value` the parameter `name`, and those tied to it; packed: what its module multiplies by.
+
+        Several weights: one for each routed expert."""
+        if not isinstance(value, Tensor):
+            self._pack(name, value)
+            return
+        parameter = nn.Parameter(value, requires_grad=False)
         for owner in (name, *(alias for alias, source in self.aliases.items() if source == name)):
             path, _, attribute = owner.rpartition(".")
-            self.model.get_submodule(path).register_parameter(attribute, parameter)
+            module = self.model.get_submodule(path)
+            module.register_parameter(attribute, parameter)
+            if isinstance(module.forward, Projection) and attribute == "weight":
+                module.forward.packed = None
+            elif isinstance(module.forward, RoutedExperts):
+                module.forward.packed.pop(attribute, None)
+
+    def _pack(self, name: str, value: "Weight | Sequence[Weight]") -> None:
+        path, _, attribute = name.rpartition(".")
+        module: Any = self.model.get_submodule(path)
+        if isinstance(value, Sequence):
+            module.forward.packed[attribute] = value
+        else:
+            if not isinstance(module.forward, Projection):
+                module.forward = Projection(module)
+            module.forward.packed = value
+        shape = getattr(module, attribute).shape
+        # Of no row, so that nobody multiplies by it unnoticed.
+        empty = torch.empty(0, *shape[1:], dtype=self.dtype, device=_device(value))
+        module.register_parameter(attribute, nn.Parameter(empty, requires_grad=False))
 
     def kept_shapes(self, layer: Layer, kept: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Shapes of a layer's parameters when kept[b] of the neurons of its block b stay."""
@@ -217,14 +282,14 @@ class Skeleton:
     def sizes(self) -> ModelSizes:
         """Bytes of everything, for the plan: from shapes alone."""
         item = self.dtype.itemsize
-        table = self._name_of(self.model.get_input_embeddings().weight)
-        head = self._name_of(self.model.get_output_embeddings().weight)
+        table, head = self.table_name, self.head_name
         looks_back = windows(self.config)
         tied = self.aliases.get(head) == table or self.aliases.get(table) == head
         return ModelSizes(
             outside=sum(padded(_count(self.shapes[name]) * item) for name in self.outside if name != self.table),
             lookup=0 if tied or self.table else _count(self.shapes[table]) * item,
             in_file=_count(self.shapes[table]) * item if self.table else 0,
+            head=self._head_sizes(item),
             layers=tuple(self._layer_sizes(layer) for layer in self.layers),
             item=item,
             hidden=self.config.hidden_size,
@@ -245,27 +310,54 @@ class Skeleton:
         for owner in {block.path.split(".")[0] for block in blocks if "." in block.path}:
             feed_forward = module.get_submodule(owner)
             feed_forward.forward = Pieces(feed_forward.forward)
-        return Layer(module, f"{self.entry.layers}.{index}.", blocks, fixed)
+        matrices = {name: shape for name in fixed if (shape := _matrix(module, name))}
+        return Layer(module, f"{self.entry.layers}.{index}.", blocks, fixed, matrices)
+
+    def _head_sizes(self, item: int) -> tuple[int, int, int] | None:
+        if (head := self.head) is None:
+            return None
+        there = {self.aliases.get(name, name) for name in (head, self.table_name)} - {self.table}
+        rows, columns = self.shapes[head]
+        return rows, columns, sum(padded(_count(self.shapes[name]) * item) for name in there)
 
     def _layer_sizes(self, layer: Layer) -> LayerSizes:
-        def size(name: str) -> int:
-            return _count(self.shapes[layer.prefix + name]) * self.dtype.itemsize
-
+        item = self.dtype.itemsize
         return LayerSizes(
-            fixed=sum(padded(size(name)) for name in layer.fixed),
+            fixed=sum(padded(_count(self.shapes[layer.prefix + name]) * item) for name in layer.fixed),
             blocks=tuple(
-                BlockSizes(block.neurons, max(1, block.routed), tuple(size(n) // block.neurons for n in block.rows))
+                BlockSizes(
+                    block.neurons,
+                    max(1, block.routed),
+                    tuple(self._neuron_tensor(layer, block, name) for name in block.rows),
+                    item,
+                )
                 for block in layer.blocks
             ),
+            matrices=tuple(layer.matrices.values()),
+            item=item,
         )
 
-    def _name_of(self, parameter: Tensor) -> str:
-        return str(next(n for n, p in self.model.named_parameters(remove_duplicate=False) if p is parameter))
+    def _neuron_tensor(self, layer: Layer, block: Block, name: str) -> NeuronTensor:
+        shape, rows = self.shapes[layer.prefix + name][bool(block.routed) :], block.rows[name]
+        width = 0 if len(shape) == 1 else shape[1 - rows.axis]
+        return NeuronTensor(2 if rows.halves else 1, width, name == block.down)
+
+    def _weight_of(self, owner: nn.Module) -> str:
+        return f"{next(name for name, module in self.model.named_modules() if module is owner)}.weight"
 
     def _cache_row(self) -> int:
         """Bytes of keys and values that one token leaves in one layer, at most: as wide as the wider of the two."""
         row = max(_key_value_heads(config) * _key_size(config) for config in _layer_configs(self.config))
         return 2 * row * self.dtype.itemsize
+
+
+def _matrix(layer: nn.Module, name: str) -> tuple[int, int] | None:
+    """Rows and columns of a parameter that can be packed, and is large enough to be worth it."""
+    module = linear_module(layer, name)
+    if module is None or min(module.weight.shape) < LEAST:
+        return None
+    rows, columns = dense_matrix(module, module.weight).shape
+    return int(rows), int(columns)
 
 
 def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
@@ -365,6 +457,11 @@ def _key_size(config: Any) -> int:
 
 def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _device(value: "Weight | Sequence[Weight]") -> torch.device:
+    first = value[0] if isinstance(value, Sequence) else value
+    return first.tensors[0].device
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -179,6 +179,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
 
 def test_arguments_for_the_engine() -> None:
     plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
+    plain |= {"resident_dtype": None, "rest": None}
     assert Settings().arguments() == plain
     assert Settings(greedy=True).arguments() == plain | {"do_sample": False}
     assert Settings(seed=3).arguments() == plain | {"seed": 3, "do_sample": True}

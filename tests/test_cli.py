@@ -183,6 +183,7 @@ KEYS = {
     "memory": {"full_bytes", "resident_bytes", "planned_peak_bytes", "measured_peak_bytes", "budget_bytes"},
     "io": {"checkpoint_bytes", "bytes_read"},
     "experts": {"kept_per_layer", "layers"},
+    "precision": {"experts", "others", "head", "rest"},
 }
 PLAIN = {"text", "prompt_token_ids", "token_ids", "finish_reason"}
 PLAIN |= {"model", "model_path", "sparsity", "dtype", "device"}

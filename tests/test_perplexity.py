@@ -22,6 +22,8 @@ KEYS = [
     "sparsity",
     "selection",
     "allocation",
+    "resident_dtype",
+    "rest",
     "seed",
     "perplexity",
     "standard_error",

@@ -371,3 +371,19 @@ def test_smollm2_equals_the_slow_form(smol: Path) -> None:
     for fast, slow in zip(found, score_slowly(engine, both, variants), strict=True):
         for one, wanted in zip(fast, slow, strict=True):
             assert_equal(one, wanted, 1e-3)
+
+
+def test_packed_variants_are_scored_by_the_packed_model_itself(llama: Path) -> None:
+    engine = Engine(llama, dtype="float32")
+    variants = [FULL, Variant(0.0, resident_dtype="int8"), Variant(0.5), Variant(0.0, resident_dtype="int4")]
+    for full, eight, half, four in score(engine, pairs(), variants):
+        assert full.kl.abs().max() < 1e-5
+        assert 0 < eight.kl.mean() < four.kl.mean() < half.kl.mean()
+    context, following = pairs()[0]
+    ((ours,),) = score(engine, [(context, following)], [Variant(0.5, resident_dtype="int8", rest="int4")])
+    output = engine.sweep(context, 0.5, len(following), resident_dtype="int8", rest="int4")
+    with torch.no_grad():
+        after = engine.skeleton.model(torch.tensor([following[:-1]]), past_key_values=output.past_key_values).logits[0]
+    chances = torch.cat([output.logits[0, -1:], after]).float().log_softmax(-1)
+    expected = chances[torch.arange(len(following)), torch.tensor(following)]
+    torch.testing.assert_close(ours.log_probability, expected, rtol=0, atol=1e-4)

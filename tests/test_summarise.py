@@ -30,6 +30,7 @@ from griffin_offload.jsonl import Row, read_rows
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'griffin-offload[eval]'")
 
 HALF = Variant(0.5)
+UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop"}
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +157,7 @@ def test_scores_are_f_measures_of_stems_in_percent(engine: Engine, rows: list[Ro
 
 
 def scored(number: int, value: float, sparsity: float = 0.5) -> Row:
-    named = {"sparsity": sparsity, "selection": "topk", "allocation": "uniform"}
+    named = {"sparsity": sparsity, "selection": "topk", "allocation": "uniform", **UNPACKED}
     return {"id": number, **named, "rouge1": value, "rouge2": 2 * value, "rougeL": 7.0}
 
 
@@ -170,7 +171,7 @@ def test_means_and_standard_errors_are_of_one_variant_without_what_was_too_long(
     assert summary.scores["rouge2"] == pytest.approx((60, 2 * spread))
     assert summary.scores["rougeL"] == (7, 0)
     assert mean_scores(rows, FULL).to_json() == {
-        **{"sparsity": 0.0, "selection": "topk", "allocation": "uniform", "rows": 1, "too_long": 0},
+        **{"sparsity": 0.0, "selection": "topk", "allocation": "uniform", **UNPACKED, "rows": 1, "too_long": 0},
         **{"rouge1": 99, "rouge1_standard_error": 0, "rouge2": 198, "rouge2_standard_error": 0},
         **{"rougeL": 7, "rougeL_standard_error": 0},
     }

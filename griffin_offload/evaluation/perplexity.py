@@ -28,6 +28,8 @@ class Perplexity:
     sparsity: float | tuple[float, ...]
     selection: str
     allocation: str
+    resident_dtype: str
+    rest: str
     seed: int
     perplexity: float
     standard_error: float
@@ -101,6 +103,8 @@ def _summarise(
         sparsity=variant.sparsity,
         selection=variant.selection,
         allocation=variant.allocation,
+        resident_dtype=variant.resident_dtype,
+        rest=variant.rest,
         seed=variant.seed,
         perplexity=math.exp(loss),
         standard_error=error,

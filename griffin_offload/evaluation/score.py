@@ -34,12 +34,22 @@ def score(
 
     One read of the weights serves all variants, and as many pairs as the budget has room for. Neurons are not cut out
     but zeroed, so that a model is scored that would not fit; the engine is empty after it. Where a prompt leaves more
-    than keys and values behind, by `score_slowly`. on_layer(done, total) counts the layers of all reads.
+    than keys and values behind, and for packed variants, by `score_slowly`. on_layer(done, total) counts the layers of
+    all reads.
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
     if not can_branch(engine.config):
         return score_slowly(engine, pairs, variants, on_pair, on_layer)
+    packed = [variant for variant in variants if variant.packs]
+    if packed:
+        plain = [variant for variant in variants if not variant.packs]
+        first = score(engine, pairs, plain, None, on_layer) if plain else [[] for _ in pairs]
+        second = score_slowly(engine, pairs, packed, on_pair, on_layer)
+        return [
+            [dict(zip([*plain, *packed], [*one, *other], strict=True))[variant] for variant in variants]
+            for one, other in zip(first, second, strict=True)
+        ]
     pruned = list(dict.fromkeys(variant for variant in variants if not variant.full))
     chosen = [Selection(variant.selection, variant.seed) for variant in pruned]
     rows: list[Row] = [None, *zip(chosen, (variant.plan(engine, 1, 1).kept for variant in pruned), strict=True)]
@@ -87,7 +97,7 @@ def score_slowly(
     for variant in variants if pairs else ():  # what cannot be planned is refused before anything is read
         variant.plan(engine, 1, 1)
         tokens = max(len(context) for context, _ in pairs), max(len(after) for _, after in pairs)
-        engine.plan(*tokens, variant.shares, allocation=variant.allocation)
+        engine.plan(*tokens, variant.shares, **variant.plan_options())
     scored = []
     for done, (context, continuation) in enumerate(pairs):
         _tell(on_pair, done, len(pairs))

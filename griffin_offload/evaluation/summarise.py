@@ -19,7 +19,7 @@ from .scored import mean_and_error
 from .variant import Variant
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-KEYS = ("id", "sparsity", "selection", "allocation")
+KEYS = ("id", "sparsity", "selection", "allocation", "resident_dtype", "rest")
 STOP = ("###",)
 SAMPLED = {"do_sample": True, "temperature": 0.3, "top_p": 1.0, "top_k": 0}  # the paper's; greedy is the other way
 
@@ -87,7 +87,7 @@ def summarise(
 
 def named(variant: Variant) -> Row:
     """A variant, as rows name it."""
-    return {"sparsity": variant.shares, "selection": variant.selection, "allocation": variant.allocation}
+    return {"sparsity": variant.shares, "selection": variant.selection, **variant.plan_options()}
 
 
 def mean_scores(predictions: Sequence[Row], variant: Variant) -> Summary:

@@ -2,33 +2,43 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError
+from ..packed import precision
 from ..plan import Plan, make_plan
 from ..selection import Selection, check_sparsity
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of pruning. `sparsity`: of every layer, or of each; 0 is the full model, whatever the rest says.
+    """One way of pruning and packing. `sparsity`: of every layer, or of each; 0 is the full model, whatever the
+    selection says. `resident_dtype`, `rest`: see packed.precision.
 
-    Raises OptionError for a sparsity out of range or an unknown selection."""
+    Raises OptionError for a sparsity out of range or an unknown name."""
 
     sparsity: float | tuple[float, ...] = 0.5
     selection: str = "topk"
     allocation: str = "uniform"
     seed: int = 0
+    resident_dtype: str = "bfloat16"
+    rest: str = "drop"
 
     def __post_init__(self) -> None:
         for share in self._layers:
             check_sparsity(share)
         Selection(self.selection, self.seed)
+        precision(self.resident_dtype, self.rest)
 
     @property
     def full(self) -> bool:
-        return not any(self._layers)
+        return not any(self._layers) and self.resident_dtype == "bfloat16"
+
+    @property
+    def packs(self) -> bool:
+        return precision(self.resident_dtype, self.rest).packs and not self.full
 
     @property
     def draws(self) -> bool:
@@ -44,7 +54,7 @@ class Variant:
         return self.sparsity if isinstance(self.sparsity, tuple) else (self.sparsity,)
 
     def label(self) -> str:
-        """Short and for people: 'full', '50%', '50% random seed 1 sensitivity'. Defaults are left out."""
+        """Short and for people: 'full', '50%', '50% random seed 1 int4, rest int4'. Defaults are left out."""
         if self.full:
             return "full"
         words = [f"{100 * sum(self._layers) / len(self._layers):.4g}%"]
@@ -52,7 +62,8 @@ class Variant:
         words += [self.selection] if self.selection != "topk" else []
         words += [f"seed {self.seed}"] if self.seed and self.draws else []
         words += [self.allocation] if self.allocation != "uniform" else []
-        return " ".join(words)
+        words += [self.resident_dtype] if self.resident_dtype != "bfloat16" else []
+        return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self._layers) else "")
 
     def plan(self, engine: Engine, prompt_tokens: int, max_new_tokens: int) -> Plan:
         """What such a run would hold, whether or not it fits. Raises OptionError for 'sensitivity' of what is not
@@ -62,22 +73,37 @@ class Variant:
                 f"{engine.name} is not calibrated: run `griffin calibrate` once, or leave out allocation 'sensitivity'"
             )
         request = engine.request(prompt_tokens, max_new_tokens)
-        return make_plan(engine.sizes, replace(request, sparsity=self.sparsity, share=engine.share(self.allocation)))
+        how = precision(self.resident_dtype, self.rest)
+        share = engine.share(self.allocation)
+        return make_plan(engine.sizes, replace(request, sparsity=self.sparsity, share=share, precision=how))
+
+    def plan_options(self) -> dict[str, Any]:
+        """Keyword arguments for `Engine.plan`, besides the sparsity."""
+        return {"allocation": self.allocation, "resident_dtype": self.resident_dtype, "rest": self.rest}
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.sweep` and `Engine.generate`, besides the sparsity.
 
         The seed only where the selection draws, since `generate` would draw tokens by it too."""
         seed = {"seed": self.seed} if self.draws else {}
-        return {"selection": self.selection, "allocation": self.allocation, **seed}
+        return {"selection": self.selection, **self.plan_options(), **seed}
 
 
 FULL = Variant(0.0)
 
 
 def all_variants(
-    sparsities: Sequence[float], selections: Sequence[str], allocations: Sequence[str], seed: int = 0
+    sparsities: Sequence[float],
+    selections: Sequence[str],
+    allocations: Sequence[str],
+    seed: int = 0,
+    resident_dtypes: Sequence[str] = ("bfloat16",),
+    rests: Sequence[str] = ("drop",),
 ) -> list[Variant]:
-    """Every combination, in this order; sparsity 0 once: it is the full model with all of them."""
-    product = [Variant(s, how, where, seed) for s in sparsities for how in selections for where in allocations]
-    return list(dict.fromkeys(FULL if variant.full else variant for variant in product))
+    """Every combination, in this order. At sparsity 0 there is nothing to select, to share or to drop: it stands once
+    for each resident dtype."""
+    found = [
+        Variant(sparsity, how, where, seed, dtype, rest) if sparsity else Variant(0.0, resident_dtype=dtype)
+        for sparsity, how, where, dtype, rest in product(sparsities, selections, allocations, resident_dtypes, rests)
+    ]
+    return list(dict.fromkeys(found))

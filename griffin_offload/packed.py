@@ -1,0 +1,270 @@
+"""Weights in 8 or 4 bits, and their products with a few tokens by torch's own kernels.
+
+int8: a scale for each row (output), w = q s. int4: asymmetric, a scale and a zero for each GROUP of a row,
+w = (q - 8) s + z, round to nearest. On a CPU in bfloat16 the kernels read a matrix at the memory's bandwidth;
+elsewhere, and for many tokens in int8, rows are made dense a few at a time and multiplied as always.
+
+N rows (outputs), K columns (inputs), M tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from transformers.pytorch_utils import Conv1D
+
+from .choices import RESIDENT_DTYPES, RESTS, check
+from .weights.arena import Arena, padded
+
+GROUP = 32
+LEAST = 16  # rows and columns of a matrix that is worth packing
+BLOCK = 16  # int4: the kernel wants so many rows, or a multiple
+CHUNK = 256  # rows quantised or made dense at a time: they stay in the processor's cache
+FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
+KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
+
+RowsOf = Callable[[int, int], Tensor]  # rows begin to end of a dense matrix: (end - begin, K)
+
+
+class Weight(Protocol):
+    """A matrix (N, K) that knows its product."""
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., N), in x's dtype."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """What a token reads of it."""
+
+
+class Stored(Weight, Protocol):
+    """One that is in one piece."""
+
+    def fill(self, rows: RowsOf) -> None:
+        """Take the matrix's values, a few rows at a time."""
+
+
+class Dense:
+    """A matrix in the model's own dtype."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self.weight = arena.take((rows, columns), dtype)
+
+    @staticmethod
+    def bytes(rows: int, columns: int, item: int) -> int:
+        return padded(rows * columns * item)
+
+    def fill(self, rows: RowsOf) -> None:
+        for begin, end in _chunks(len(self.weight)):
+            self.weight[begin:end] = rows(begin, end)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return (self.weight,)
+
+
+class Int8:
+    """(N, K) in int8, a scale a row."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self._codes = arena.take((rows, columns), torch.int8)
+        self._scales = arena.take((rows,), dtype)
+        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+
+    @staticmethod
+    def bytes(rows: int, columns: int, item: int) -> int:
+        return padded(rows * columns) + padded(rows * item)
+
+    def fill(self, rows: RowsOf) -> None:
+        for begin, end in _chunks(len(self._codes)):
+            values = rows(begin, end).to(torch.float32, copy=True)
+            # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
+            largest = torch.maximum(values.amax(1), values.amin(1).neg_())
+            scales = largest.div_(127).clamp_min_(1e-12).to(self._scales.dtype)
+            self._scales[begin:end] = scales
+            values.mul_(scales.float().reciprocal_()[:, None]).round_().clamp_(-127, 127)
+            self._codes[begin:end] = values
+
+    def linear(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if self._kernel and len(flat) <= FEW:
+            if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
+                flat = flat.clone(memory_format=torch.contiguous_format)
+            out: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self._codes, self._scales)
+        else:
+            out = flat.new_empty(len(flat), len(self._codes))
+            for begin, end in _chunks(len(self._codes), 4 * CHUNK):
+                out[:, begin:end] = linear(flat, self._codes[begin:end].to(x.dtype))
+            out *= self._scales
+        return out.view(*x.shape[:-1], -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return (self._codes, self._scales)
+
+
+class Int4:
+    """(N, K) in int4, a scale and a zero for each GROUP columns of a row; filled up with zeros to whole groups.
+
+    Where there is no kernel, two codes a byte: a column of the first half of a row and one of the second."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self._rows, self._columns = rows, columns
+        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16
+        n, k = _whole(rows), _groups(columns) * GROUP
+        self._codes = arena.take((n, k // 2), torch.uint8)
+        self._scales = arena.take((k // GROUP, n, 2), dtype)  # scale, zero
+
+    @staticmethod
+    def bytes(rows: int, columns: int, item: int) -> int:
+        groups = _groups(columns)
+        return padded(_whole(rows) * groups * GROUP // 2) + padded(groups * _whole(rows) * 2 * item)
+
+    def fill(self, rows: RowsOf) -> None:
+        n, k = len(self._codes), 2 * self._codes.shape[1]
+        for begin, end in _chunks(n):
+            values = torch.zeros(end - begin, k)
+            there = min(end, self._rows) - begin
+            values[:there, : self._columns] = rows(begin, begin + there)
+            grouped = values.view(end - begin, -1, GROUP)
+            least, most = grouped.amin(2), grouped.amax(2)
+            dtype = self._scales.dtype
+            scales = (most - least).div_(15).clamp_min_(1e-10).to(dtype)
+            zeros = (least + 8 * scales.float()).to(dtype)
+            self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
+            per = scales.float().reciprocal_()
+            offset = zeros.float().mul_(per).neg_().add_(8)
+            # Not one addcmul, nor a subtraction first: slower with rows that are spread over a group.
+            grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
+            codes = values.to(torch.uint8)
+            self._codes[begin:end] = _pack(codes) if self._kernel else codes[:, : k // 2] | codes[:, k // 2 :] << 4
+
+    def linear(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
+            flat = pad(flat, (0, missing))
+        if self._kernel:
+            out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                flat.contiguous(), self._codes, GROUP, self._scales
+            )
+        else:
+            out = flat.new_empty(len(flat), len(self._codes))
+            for begin, end in _chunks(len(self._codes), 4 * CHUNK):
+                out[:, begin:end] = linear(flat, self._dense(begin, end))
+        return out[:, : self._rows].view(*x.shape[:-1], -1)
+
+    def _dense(self, begin: int, end: int) -> Tensor:
+        codes = self._codes[begin:end]
+        values = torch.cat([codes & 15, codes >> 4], 1).to(self._scales.dtype).sub_(8)
+        scales, zeros = self._scales[:, begin:end].permute(2, 1, 0)[..., None]
+        return values.view(end - begin, -1, GROUP).mul_(scales).add_(zeros).view(end - begin, -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return (self._codes, self._scales)
+
+
+FORMATS: dict[str, Any] = {"": Dense, "int8": Int8, "int4": Int4}
+
+
+class Split:
+    """A neurons' matrix in two weights: the experts' and the rest's. `down`: neurons are its columns, else its rows.
+
+    `halves`: the rows of gate come before those of up, in each of the two and in the product."""
+
+    def __init__(self, parts: Sequence[Weight], sizes: Sequence[int], down: bool, halves: bool = False) -> None:
+        """`sizes`: neurons of each part."""
+        self.parts = parts
+        self._sizes, self._down, self._halves = list(sizes), down, halves
+
+    def linear(self, x: Tensor) -> Tensor:
+        if self._down:
+            return sum(part.linear(z) for part, z in zip(self.parts, x.split(self._sizes, -1), strict=True))  # type: ignore[return-value]
+        outs = [part.linear(x) for part in self.parts]
+        if self._halves:
+            outs = [half for halves in zip(*(out.chunk(2, -1) for out in outs), strict=True) for half in halves]
+        return torch.cat(outs, -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What stays resident in which format of FORMATS: `experts`, `others` (the layers' other matrices: attention) and
+    `head`; `rest`: the neurons that are no experts, None if they are dropped."""
+
+    experts: str = ""
+    others: str = ""
+    head: str = ""
+    rest: str | None = None
+
+    @property
+    def packs(self) -> bool:
+        return self != NATIVE
+
+    def __str__(self) -> str:
+        return self.experts or "unpacked"
+
+
+NATIVE = Precision()
+# A head in 4 bits would cost more than its bytes are worth: it has the last word on every token.
+RESIDENT = {"bfloat16": NATIVE, "int8": Precision("int8", "int8", "int8"), "int4": Precision("int4", "int4", "int8")}
+
+
+def precision(resident_dtype: str, rest: str) -> Precision:
+    """Raises OptionError for a name that is not of choices.RESIDENT_DTYPES and RESTS."""
+    check(resident_dtype, RESIDENT_DTYPES, "resident dtype")
+    check(rest, RESTS, "rest")
+    return replace(RESIDENT[resident_dtype], rest=None if rest == "drop" else rest)
+
+
+def _pack(codes: Tensor) -> Tensor:
+    """Codes (n, K), uint8, as the kernel wants them: (n, K / 2)."""
+    if len(codes) % 64 == 0 and _blocks_of_64():
+        low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
+        return (low | high << 4).transpose(1, 2).reshape(len(codes), -1)
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return packed
+
+
+@cache
+def _blocks_of_64() -> bool:
+    """Whether this processor's kernel wants rows 32 apart side by side: packing so takes a seventh of torch's time."""
+    codes = torch.randint(16, (128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    low, high = codes.view(-1, 2, 32, 64).unbind(1)
+    ours = (low | high << 4).transpose(1, 2).reshape(128, 32)
+    return torch.equal(ours, torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+
+
+def _whole(rows: int) -> int:
+    return -(-rows // BLOCK) * BLOCK
+
+
+def _groups(columns: int) -> int:
+    return -(-columns // GROUP)
+
+
+def _chunks(rows: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    for begin in range(0, rows, size):
+        yield begin, min(begin + size, rows)
+
+
+def linear_module(parent: nn.Module, name: str) -> Any | None:
+    """The module whose weight `name` is, if all that it does is to multiply by it: torch's Linear, GPT-2's Conv1D."""
+    path, _, attribute = name.rpartition(".")
+    module = parent.get_submodule(path)
+    return module if attribute == "weight" and type(module) in (nn.Linear, Conv1D) else None
+
+
+def dense_matrix(module: Any, weight: Tensor) -> Tensor:
+    """A linear module's weight as (N, K): Conv1D's lies the other way round."""
+    return weight.t() if isinstance(module, Conv1D) else weight

@@ -1,0 +1,216 @@
+"""Weights in 8 and 4 bits: each format against a slow reference, and the engine against a whole model whose weights
+were rounded so, for every architecture."""
+
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from test_engine import Copying, Logits
+from tiny import tiny_checkpoint, tiny_prompt
+from torch import Tensor, nn
+
+from griffin_offload import Engine
+from griffin_offload.packed import FORMATS, GROUP, LEAST, Split, dense_matrix, linear_module
+from griffin_offload.weights.arena import Arena
+
+ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
+
+
+def rounded8(matrix: Tensor) -> Tensor:
+    """(N, K), float32: each row to 255 levels about 0."""
+    out = torch.empty_like(matrix)
+    for i, row in enumerate(matrix):
+        scale = row.abs().max().clamp_min(1e-12) / 127
+        out[i] = (row / scale).round() * scale
+    return out
+
+
+def rounded4(matrix: Tensor) -> Tensor:
+    """(N, K), float32: each GROUP of a row to 16 levels from its least to its largest; a last group has zeros too."""
+    out = torch.empty_like(matrix)
+    for i, row in enumerate(matrix):
+        for begin in range(0, len(row), GROUP):
+            group = row[begin : begin + GROUP]
+            whole = nn.functional.pad(group, (0, GROUP - len(group)))
+            least, step = whole.min(), ((whole.max() - whole.min()) / 15).clamp_min(1e-10)
+            out[i, begin : begin + GROUP] = ((group - least) / step).round() * step + least
+    return out
+
+
+ROUNDED: dict[str, Any] = {"": lambda matrix: matrix.clone(), "int8": rounded8, "int4": rounded4}
+
+
+def take(name: str, matrix: Tensor) -> Any:
+    """A matrix in a format."""
+    rows, columns = matrix.shape
+    arena = Arena(FORMATS[name].bytes(rows, columns, matrix.dtype.itemsize))
+    weight = FORMATS[name](arena, rows, columns, matrix.dtype)
+    assert arena.used <= arena.size
+    weight.fill(lambda begin, end: matrix[begin:end])
+    return weight
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(16, 16), (48, 96), (64, 33), (100, 50), (7, 40), (300, 128), (640, 1100)])
+def test_a_product_in_float32_is_that_of_the_rounded_matrix(name: str, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix, x = torch.randn(shape), torch.randn(3, 2, shape[1])
+    before = matrix.clone()
+    out = take(name, matrix).linear(x)
+    assert torch.equal(matrix, before)
+    assert out.shape == (3, 2, shape[0])
+    exact = x @ ROUNDED[name](matrix).T
+    assert (out - exact).norm() < 2e-3 * exact.norm()  # a weight in the middle between two levels may fall to either
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("shape", [(64, 64), (48, 96), (100, 50), (320, 200), (7, 40), (576, 1536)])
+def test_a_product_in_bfloat16_is_right_but_for_its_rounding(name: str, tokens: int, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix, x = torch.randn(shape).bfloat16(), torch.randn(tokens, shape[1]).bfloat16()
+    weight, exact = take(name, matrix), x.float() @ matrix.float().T
+    out = weight.linear(x)
+    assert out.dtype == torch.bfloat16
+    error = (out.float() - exact).norm() / exact.norm()
+    assert error < ERROR[name] * (1.5 if tokens * shape[0] < 500 else 1.0)
+    if tokens > 1:  # rows of a larger tensor, which lie anywhere
+        apart = torch.zeros(tokens, shape[1] + 1, dtype=torch.bfloat16)
+        apart[:, 1:] = x
+        torch.testing.assert_close(weight.linear(apart[:, 1:]), out, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_rows_of_zeros_and_of_one_value_stay_so(name: str) -> None:
+    matrix = torch.stack([torch.zeros(64), torch.full((64,), 3.0), torch.full((64,), -2.5), torch.arange(64.0)])
+    out = take(name, matrix).linear(torch.eye(64)).T
+    torch.testing.assert_close(out[:3], matrix[:3], rtol=1e-2, atol=1e-6)
+    assert (out[3] - matrix[3]).abs().max() <= (0.3 if name == "int8" else 2.2)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_split_is_the_whole(halves: bool) -> None:
+    torch.manual_seed(0)
+    up, down, x = torch.randn(40, 32), torch.randn(32, 40), torch.randn(5, 32)
+    order = [*range(0, 12), *range(20, 32), *range(12, 20), *range(32, 40)] if halves else list(range(40))
+    split = Split([take("", up[order][:24]), take("", up[order][24:])], [24, 16], down=False, halves=halves)
+    torch.testing.assert_close(split.linear(x), x @ up.T)
+    split = Split([take("", down[:, :24]), take("", down[:, 24:])], [24, 16], down=True)
+    torch.testing.assert_close(split.linear(x @ up.T), x @ up.T @ down.T)
+
+
+@pytest.mark.parametrize(
+    ("resident_dtype", "rest", "sparsity"),
+    [
+        ("int8", "drop", 0.5),
+        ("int4", "drop", 0.5),
+        ("bfloat16", "int4", 0.5),
+        ("int4", "int8", 0.75),
+        ("int8", "drop", 0),
+    ],
+)
+def test_every_type_answers_as_a_model_rounded_so(every: Path, resident_dtype: str, rest: str, sparsity: float) -> None:
+    assert_answers_as_rounded(Engine(every, dtype="float32"), every, resident_dtype, rest, sparsity)
+
+
+def test_a_layer_packed_on_its_device_is_the_same(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    assert_answers_as_rounded(Copying(folder), folder, "int4", "int8", 0.5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tied_and_sharded(tmp_path: Path, tied: bool, shards: int) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "gemma3_text", tied=tied, shards=shards)
+    assert_answers_as_rounded(Engine(folder), folder, "int8", "drop", 0.5)
+
+
+def test_one_engine_goes_from_format_to_format(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", tied=True)
+    engine = Engine(folder, host_memory="1GiB")
+    for resident_dtype, rest, sparsity in [
+        ("int8", "drop", 0.5),
+        ("bfloat16", "drop", 0.5),
+        ("int4", "int4", 0.5),
+        ("int4", "int4", 0.5),
+        ("bfloat16", "drop", 0),
+        ("int8", "drop", 0),
+    ]:
+        assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
+
+
+def assert_answers_as_rounded(engine: Engine, folder: Path, resident_dtype: str, rest: str, sparsity: float) -> None:
+    prompt, tokens, logits = tiny_prompt(), 6, Logits()
+    model = oracle.load(folder)
+    experts = oracle.experts(model, prompt, sparsity)
+    generation = engine.generate(
+        prompt,
+        sparsity=sparsity,
+        resident_dtype=resident_dtype,
+        rest=rest,
+        max_new_tokens=tokens,
+        do_sample=False,
+        logits_processor=[logits],
+    )
+    ids = generation.token_ids
+    expected = rounded_logits(model, engine, prompt, ids, experts, resident_dtype, rest)
+    ours = torch.stack(logits.steps)
+    # A weight in the middle between two levels may fall to either side.
+    error = (ours - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < 0.02, error
+
+
+@torch.no_grad()
+def rounded_logits(
+    model: Any, engine: Engine, prompt: list[int], ids: list[int], experts: Any, resident_dtype: str, rest: str
+) -> Tensor:
+    """Logits (N, V) of the tokens `ids` after a prompt: the prompt by the whole model, the others by one whose weights
+    were rounded in place; of the head always, if it packs."""
+    head: Any = model.get_output_embeddings()
+    if resident_dtype != "bfloat16" and engine.skeleton.head:
+        head.weight = nn.Parameter(rounded8(head.weight))  # a table that it was tied to stays as it is
+    output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+    found = [output.logits[0, -1]]
+    experts_of = {(block.layer, block.name): kept for block, kept in zip(oracle.blocks(model), experts, strict=True)}
+    blocks = [(i, layer, block) for i, layer in enumerate(engine.skeleton.layers) for block in layer.blocks]
+    for layer in engine.skeleton.layers:
+        for name in layer.fixed:
+            module = linear_module(layer.module, name)
+            if resident_dtype != "bfloat16" and module is not None:
+                weight = dense_matrix(module, model.get_parameter(layer.prefix + name))
+                if min(weight.shape) >= LEAST:
+                    weight.copy_(ROUNDED[resident_dtype](weight))
+    for number, layer, block in blocks:
+        chosen = experts_of[number, block.path]
+        first = "" if resident_dtype == "bfloat16" else resident_dtype
+        for name, rows in block.rows.items():
+            parameter = model.get_parameter(layer.prefix + name).data
+            each = zip(parameter, chosen, strict=True) if block.routed else [(parameter, chosen)]
+            for matrix, kept in each:
+                if matrix.ndim < 2:
+                    continue
+                is_kept = torch.zeros(block.neurons, dtype=torch.bool)
+                is_kept[kept] = True
+                for neurons, how in ((is_kept, first), (~is_kept, rest)):
+                    index = rows.index(neurons.nonzero()[:, 0])
+                    if len(index) and how != "drop":
+                        round_some(
+                            matrix if rows.axis == (name == block.down) else matrix.T, index, how, name == block.down
+                        )
+    masked = experts if rest == "drop" else None
+    cache = output.past_key_values
+    with oracle._masked(model, masked):
+        for token in ids[:-1]:
+            output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            found.append(output.logits[0, -1])
+    return torch.stack(found)
+
+
+def round_some(matrix: Tensor, index: Tensor, how: str, down: bool) -> None:
+    """Round some rows of a matrix (N, K), or columns (`down`), as if they were a matrix of their own."""
+    if down:
+        matrix[:, index] = ROUNDED[how](matrix[:, index])
+    else:
+        matrix[index] = ROUNDED[how](matrix[index])
