@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from .architecture import architecture
 from .errors import CheckpointError, UnsupportedArchitecture
+from .models import gguf_link
 from .weights.checkpoint import Checkpoint
+from .weights.linked import open_linked
 
 
 def load_config(folder: Path) -> Any:
@@ -26,6 +28,14 @@ def load_config(folder: Path) -> Any:
         if "model type" in text or "model_type" in text or "trust_remote_code" in text:
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The headers of its safetensors, or, of a folder of our cache, the GGUF file that holds its weights.
+
+    Raises CheckpointError."""
+    link = gguf_link(folder)
+    return open_linked(folder, link) if link else Checkpoint.open(folder)
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:

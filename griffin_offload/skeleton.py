@@ -148,9 +148,10 @@ class Skeleton:
     def phase(self, name: str) -> int | None:
         """Where a parameter begins within a page of its file; None where it is read in several pieces or bound to none.
 
-        Memory at this phase can be read to directly."""
+        Memory at this phase can be read to directly, unless the tensor is encoded."""
         pieces = self.pieces.get(name, ())
-        return pieces[0].info.begin % PAGE if len(pieces) == 1 and not pieces[0].place else None
+        read_as_it_is = len(pieces) == 1 and not pieces[0].place and not pieces[0].info.encoding
+        return pieces[0].info.begin % PAGE if read_as_it_is else None
 
     @property
     def inside(self) -> list[str]:
@@ -164,15 +165,16 @@ class Skeleton:
         name = self._name_of(module.weight)
         pieces = self.pieces.get(name, ())
         tied = name in self.aliases or name in self.aliases.values()
-        rows_lie_whole = len(pieces) == 1 and not pieces[0].place and pieces[0].info.dtype == self.dtype
+        rows_lie_whole = len(pieces) == 1 and not pieces[0].place
+        as_they_are = rows_lie_whole and (pieces[0].info.encoding or pieces[0].info.dtype == self.dtype)
         is_lookup = isinstance(module, nn.Embedding)
-        if is_lookup and rows_lie_whole and not tied:
+        if is_lookup and as_they_are and not tied:
             self.table = name
             module.padding_idx = None  # for training; it need not be among the rows
             info = pieces[0].info
 
             def read(rows: list[int]) -> Tensor:
-                found = reader.read_rows(info, rows)
+                found = reader.read_rows(info, rows, self.dtype)
                 if not torch.isfinite(found).all():
                     raise NumericError(f"{info.file}: {name} holds NaN or infinite weights")
                 return found
