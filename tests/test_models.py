@@ -300,7 +300,7 @@ def test_griffin_pull_prints_the_folder_alone_on_stdout(packed: CatalogueModel, 
     first, second = run("pull", "packed"), run("pull", "packed")
     assert first.stdout == second.stdout == f"{models.find('packed')}\n"
     assert "own/packed, licence: Own-1.0" in first.stderr
-    assert "converted from packed0==1.0, packed1==1.0" in first.stderr
+    assert "made from packed0==1.0, packed1==1.0" in first.stderr
     assert "packed is already on this machine" in second.stderr
 
 

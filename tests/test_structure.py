@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 # A module imports only from those above it.
 ORDER = """
 errors choices units jsonl memory architecture statistic selection
-sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf models
-weights.arena weights.checkpoint weights.conversion weights.reader weights.writer weights.upload weights.prefetch
+sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_model sources.gguf_link
+weights.arena weights.blocks weights.checkpoint weights.decode weights.reader weights.writer weights.linked
+sources.gguf models weights.conversion weights.upload weights.prefetch
 allocation cache folder hooks attention plan structure skeleton fit materialize prefill probe lockstep export report
 streamer engine chat
 evaluation.observe evaluation.plots evaluation.branch evaluation.variant evaluation.scored evaluation.passage

@@ -20,14 +20,14 @@ from .hub import Progress, require_disk
 
 
 def link(path: Path, out: Path) -> None:
-    """Make the folder `out` for the model in the GGUF file `path`, which keeps the weights.
+    """Write the model in the GGUF file `path` as the new folder `out`, but for the weights: a note says where they are.
 
     Raises CheckpointError (damaged, or not what its header says), UnsupportedArchitecture."""
     write_link(out, _describe(path, out, path.name))
 
 
-def convert(path: Path, out: Path, name: str, on_progress: Progress | None = None) -> None:
-    """As `link`, but with the weights, as bfloat16 safetensors. `name` is what errors and progress call the file.
+def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name: str = "") -> None:
+    """As `link`, with the weights, as bfloat16 safetensors. `name` is what errors and progress call the file.
 
     Memory holds one tensor. Raises BudgetError too."""
     import torch
@@ -37,6 +37,7 @@ def convert(path: Path, out: Path, name: str, on_progress: Progress | None = Non
     from ..weights.reader import DECODING, Reader
     from ..weights.writer import CheckpointWriter
 
+    name = name or path.name
     tensors = _describe(path, out, name).tensors
     elements = [prod(tensor.shape) for tensor in tensors.values()]
     require_disk(out, 2 * sum(elements) + 128 * MIB, f"{name} as bfloat16")

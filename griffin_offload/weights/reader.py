@@ -112,7 +112,7 @@ class Reader:
         if info.encoding:
             kind = block_type(info.encoding.kind)
             item, unit = WORD, step(info) // kind.elements * kind.bytes
-        size = max(BOUNCE // unit, 1) * unit
+        size = BOUNCE // unit * unit
         for offset in range(info.begin, info.end, size):
             # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
             begin = offset % PAGE // item * item
