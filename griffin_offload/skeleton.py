@@ -166,9 +166,8 @@ class Skeleton:
         pieces = self.pieces.get(name, ())
         tied = name in self.aliases or name in self.aliases.values()
         rows_lie_whole = len(pieces) == 1 and not pieces[0].place
-        as_they_are = rows_lie_whole and (pieces[0].info.encoding or pieces[0].info.dtype == self.dtype)
         is_lookup = isinstance(module, nn.Embedding)
-        if is_lookup and as_they_are and not tied:
+        if is_lookup and rows_lie_whole and not tied:
             self.table = name
             module.padding_idx = None  # for training; it need not be among the rows
             info = pieces[0].info

@@ -274,12 +274,12 @@ def test_griffin_models_lists_the_catalogue_and_this_machine(
     packed: CatalogueModel, tmp_path: Path, run: Callable[..., Result]
 ) -> None:
     folder, file = models.resolve("packed"), tmp_path / "model.gguf"
-    converted = models.resolve(file)
+    linked = models.resolve(file)
     rows = {row["name"]: row for row in json.loads(run("models", "--json").stdout)}
     assert rows.keys() == {*CATALOGUE, str(file)}
     assert rows["packed"]["path"] == str(folder)
-    assert rows[str(file)]["path"] == str(converted)
-    assert rows[str(file)]["bytes_on_disk"] == sum(path.stat().st_size for path in converted.iterdir())
+    assert rows[str(file)]["path"] == str(linked)
+    assert rows[str(file)]["bytes_on_disk"] == sum(path.stat().st_size for path in (*linked.iterdir(), file))
     assert rows["llama-2-13b"] == {
         "name": "llama-2-13b",
         "hub_id": "meta-llama/Llama-2-13b-hf",
