@@ -106,10 +106,6 @@ class Skeleton:
             inside = getattr(getattr(config, "text_config", None), "model_type", None)
             why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
             raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
-        if getattr(config, "quantization_config", None):
-            raise UnsupportedArchitecture(
-                "the checkpoint is quantised (quantization_config in config.json); use the original weights"
-            )
         with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are small and computed
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         if listed:  # of an unknown type nobody knows what it does with a mask

@@ -20,7 +20,15 @@ from griffin_offload.weights.reader import Reader
 
 RARER = ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 # Where a block's scales are, two bytes each.
-SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,)}
+SCALES = {
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+}
 
 
 def random_blocks(kind: str, count: int, seed: int = 0) -> Any:

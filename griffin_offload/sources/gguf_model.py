@@ -63,7 +63,8 @@ def require_supported(file: GgufFile, name: str) -> None:
     scaling = file.fields.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise UnsupportedArchitecture(
-            f"{name} scales its positions ({scaling}), which its header does not say enough of: use the original safetensors"
+            f"{name} scales its positions ({scaling}), of which its header says too little: "
+            "use the original safetensors"
         )
 
 

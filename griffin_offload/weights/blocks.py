@@ -21,7 +21,7 @@ Unpack = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class BlockType:
-    """`elements` of a tensor's row lie in `bytes` of its file. `unpack(blocks, out, spare)`: blocks (n, bytes), uint8."""
+    """`elements` of a tensor take `bytes` of its file. `unpack(blocks, out, spare)`: blocks (n, bytes), uint8."""
 
     name: str
     elements: int
