@@ -103,7 +103,12 @@ def read(info: TensorInfo, dtype: torch.dtype, direct: bool = False) -> Tensor:
 @pytest.mark.parametrize("kind", [*BLOCK_TYPES, "Q3_K"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("direct", [False, True])
-def test_the_reader_fills_a_tensor_of_any_dtype(tmp_path: Path, kind: str, dtype: torch.dtype, direct: bool) -> None:
+def test_the_reader_fills_a_tensor_of_any_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, direct: bool
+) -> None:
+    """In many pieces, the next of which is read while one is decoded."""
+    monkeypatch.setattr(decode, "CHUNK", 2**14)
+    monkeypatch.setattr(reader, "BOUNCE", 2**18)
     info, expected = stored(tmp_path, kind, (700, 1024))
     assert torch.equal(read(info, dtype, direct), expected.to(dtype))
 
@@ -124,7 +129,7 @@ def test_interleaved_rows_come_to_their_places(
 ) -> None:
     """Heads that fit a chunk, several or one, and those that are cut."""
     monkeypatch.setattr(decode, "CHUNK", chunk)
-    monkeypatch.setattr(reader, "BOUNCE", 4 * chunk)
+    monkeypatch.setattr(reader, "BOUNCE", 8 * chunk)
     info, expected = stored(tmp_path, kind, shape, Encoding(kind, heads, 0.5))
     assert decode.step(info) <= chunk
     assert torch.equal(read(info, torch.float32), expected)

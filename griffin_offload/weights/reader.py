@@ -11,6 +11,7 @@ writes to the tensors, if they lie as in the file (see Arena.take), and no proce
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -105,20 +106,37 @@ class Reader:
                 done += len(chunk)
 
     def _stored(self, info: TensorInfo) -> Iterator[Tensor]:
-        """A tensor's bytes through the bounce buffer: whole numbers, or as many blocks as are decoded together."""
+        """A tensor's bytes through the bounce buffer: whole numbers, or as many blocks as are decoded together.
+
+        While one half of the buffer is used, a thread reads into the other."""
         if self._bounce is None:
-            self._bounce = Arena(BOUNCE + PAGE).take((BOUNCE + PAGE,), torch.uint8)
-        item = unit = info.dtype.itemsize
+            self._bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
+        halves, item = self._bounce, info.dtype.itemsize
+        unit = item
         if info.encoding:
             kind = block_type(info.encoding.kind)
             item, unit = WORD, step(info) // kind.elements * kind.bytes
-        size = BOUNCE // unit * unit
-        for offset in range(info.begin, info.end, size):
+        size = BOUNCE // 2 // unit * unit
+
+        def fetch(number: int) -> Tensor:
+            offset = info.begin + number * size
             # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
             begin = offset % PAGE // item * item
-            source = self._bounce[begin : begin + min(size, info.end - offset)]
+            source = halves[number % 2, begin : begin + min(size, info.end - offset)]
             self._read(info.file, offset, source)
-            yield source
+            return source
+
+        last = (info.bytes - 1) // size
+        if last < 1:
+            yield fetch(0)
+            return
+        with ThreadPoolExecutor(1, "griffin-bounce") as ahead:
+            coming = ahead.submit(fetch, 0)
+            for number in range(last + 1):
+                source = coming.result()
+                if number < last:
+                    coming = ahead.submit(fetch, number + 1)
+                yield source
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
         """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""
