@@ -318,7 +318,11 @@ def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor,
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have. Raises CheckpointError where it is not a float that runs."""
+    """The dtype that most bytes of a checkpoint have; bfloat16 where some are quantised blocks.
+
+    Raises CheckpointError where there are none."""
+    if any(info.encoding and info.dtype == torch.bfloat16 for info in checkpoint.tensors.values()):
+        return torch.bfloat16
     bytes_by_dtype: dict[torch.dtype, int] = {}
     for info in checkpoint.tensors.values():
         bytes_by_dtype[info.dtype] = bytes_by_dtype.get(info.dtype, 0) + info.bytes
