@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import BudgetError, CheckpointError, UnsupportedArchitecture
 from ..units import MIB, format_bytes
 from ..weights.blocks import block_type
+from ..weights.decode import CHUNK
 from .gguf_file import GgufFile, GgufTensor, read_gguf
 from .gguf_link import Link, StoredTensor, write_link
 from .gguf_model import ROPE_FACTORS, described, read_config, require_supported, write_tokenizer
@@ -83,7 +84,7 @@ def _stored(file: GgufFile, tensor: GgufTensor, config: Any, name: str) -> Store
     heads = 0
     if described(file).interleaved and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
         heads = config.num_attention_heads if ".attn_q." in tensor.name else config.num_key_value_heads
-    if heads and tensor.shape[0] % (2 * heads):
+    if heads and (tensor.shape[0] % (2 * heads) or 2 * tensor.elements > CHUNK * tensor.shape[0]):
         raise CheckpointError(f"{name}: {tensor.name} has the shape {tensor.shape}, for {heads} heads; fetch it again")
     offset = described(file).norm_offset if tensor.name.endswith("norm.weight") else 0.0
     return StoredTensor(tensor.kind.name, tensor.shape, tensor.begin, tensor.bytes, heads, offset)
