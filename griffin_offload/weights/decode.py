@@ -11,7 +11,7 @@ from .blocks import block_type
 from .checkpoint import TensorInfo
 
 CHUNK = 2**19  # numbers at a time: few enough for a core's cache, many enough that calls do not count (measured)
-SCRATCH = 12 * CHUNK  # bytes, at most: CHUNK numbers in float32, their bits, and what a step takes besides
+SCRATCH = 8 * CHUNK  # bytes of a decoder: CHUNK numbers in float32, their bits, and what a step takes besides
 
 
 class Decoder:

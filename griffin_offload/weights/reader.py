@@ -25,7 +25,7 @@ from .checkpoint import TensorInfo
 from .decode import SCRATCH, Decoder, place, step
 
 BOUNCE = 8 * MIB
-DECODING = BOUNCE + SCRATCH  # bytes that a reader of encoded tensors holds
+DECODING = BOUNCE + 2 * SCRATCH  # bytes held where tensors are encoded: one decoder for them, one for a table's rows
 WORD = 4  # bytes: what a block's numbers are viewed as at most
 MAX_PARTS = 512  # below every system's IOV_MAX
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough that an interrupt is soon seen
