@@ -97,7 +97,7 @@ def command(
         click.echo(str(export.path))
     if export.backup:
         console.note(f"what the folder held before is now in {export.backup}")
-    full, size = format_bytes(engine.checkpoint.bytes), format_bytes(export.bytes)
+    full, size = format_bytes(engine.sizes.full), format_bytes(export.bytes)
     console.note(f"{size} in {len(export.files)} files, of a model of {full}; written in {seconds:.1f} s. To load it:")
     console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
 

@@ -144,9 +144,9 @@ def catalogue_cells(rows: Sequence["CatalogueRow"]) -> list[tuple[str, ...]]:
 
 def largest_weights() -> Path | None:
     """The largest weights on this machine, if large enough to measure the disk with."""
-    from ..models import local_models
+    from ..models import local_models, weight_files
 
-    files = [file for model in local_models() if model.path.is_dir() for file in model.path.glob("*.safetensors")]
+    files = [file for model in local_models() if model.path.is_dir() for file in weight_files(model.path)]
     best = max(files, key=lambda file: file.stat().st_size, default=None)
     return best if best and best.stat().st_size >= 64 * MIB else None
 

@@ -6,7 +6,7 @@ import click
 @click.command("pull", short_help="Fetch a model now, to run it later.")
 @click.argument("name")
 def command(*, name: str) -> None:
-    """Fetch NAME: an alias (see `griffin models`), a hub id (owner/name) or a .gguf file, which is converted.
+    """Fetch NAME: an alias (see `griffin models`), a hub id (owner/name) or a .gguf file, which stays where it is.
 
     The folder that holds the model is printed when it is there. What is already on this machine is not fetched again.
     """
@@ -22,5 +22,5 @@ def command(*, name: str) -> None:
         with console.progress_bytes("Fetching") as update:
             path = resolve(name, on_progress=update)
         if made_from := origin(path):
-            console.note(f"converted from {made_from}")
+            console.note(f"made from {made_from}")
     click.echo(path)

@@ -24,7 +24,7 @@ from .cache import make_cache
 from .choices import ALLOCATIONS
 from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
 from .export import Export, Source, export_checkpoint
-from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line
+from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line, open_checkpoint
 from .lockstep import Lockstep
 from .memory import (
     PeakMeter,
@@ -58,9 +58,8 @@ from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
-from .weights.checkpoint import Checkpoint
 from .weights.host import HostTier
-from .weights.reader import Reader
+from .weights.reader import BOUNCE, DECODING, Reader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -124,7 +123,7 @@ class Engine:
         self.device = check_device(device) if device else best_device()
         self.path = resolve(model, on_progress=on_progress)
         self.config = load_config(self.path)
-        self.checkpoint = Checkpoint.open(self.path)
+        self.checkpoint = open_checkpoint(self.path)
         native = compute_dtype(self.checkpoint)
         check_layers(self.path, self.config, self.checkpoint)
         try:
@@ -144,9 +143,10 @@ class Engine:
         self.skeleton.model.generation_config = load_generation_config(self.path, self.config)
         self.tokenizer = load_tokenizer(self.path)
         self.dtype = str(self.skeleton.dtype).removeprefix("torch.")
-        self._converts = any(
-            p.info.dtype != self.skeleton.dtype for parts in self.skeleton.pieces.values() for p in parts
-        )
+        infos = [piece.info for parts in self.skeleton.pieces.values() for piece in parts]
+        self._converts = BOUNCE if any(info.dtype != self.skeleton.dtype for info in infos) else 0
+        if any(info.encoding for info in infos):
+            self._converts = DECODING
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
         self.host_memory = parse_bytes(host_memory)

@@ -127,8 +127,7 @@ def export_checkpoint(
                 for name in skeleton.outside:
                     parts: Iterable[Tensor] = [skeleton.model.get_parameter(name).data]
                     if name == skeleton.table:
-                        pieces = reader.pieces(skeleton.pieces[name][0].info)
-                        parts = (piece.to(skeleton.dtype) for piece in pieces)
+                        parts = reader.pieces(skeleton.pieces[name][0].info, skeleton.dtype)
                     for _ in writer.write_pieces(name, parts):
                         pass
                 for name in skeleton.buffers:

@@ -12,13 +12,16 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from .architecture import architecture
 from .errors import CheckpointError, UnsupportedArchitecture
+from .models import gguf_link
 from .weights.checkpoint import Checkpoint
+from .weights.linked import open_linked
 
 
 def load_config(folder: Path) -> Any:
-    """transformers' config. Raises UnsupportedArchitecture for a type it does not know, or CheckpointError."""
+    """transformers' config. Raises UnsupportedArchitecture for a type it does not know, or quantised weights, or
+    CheckpointError."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except KeyError as error:
         raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
     except Exception as error:  # transformers checks fields with exceptions of its own
@@ -26,6 +29,30 @@ def load_config(folder: Path) -> Any:
         if "model type" in text or "model_type" in text or "trust_remote_code" in text:
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
+    if method := _quantised_by(config):
+        raise UnsupportedArchitecture(
+            f"{folder}: its weights are quantised by {method} (quantization_config in config.json), which Griffin does "
+            "not read; use the original weights in bfloat16, float16 or float32, or a GGUF file of the model"
+        )
+    return config
+
+
+def _quantised_by(config: Any) -> str:
+    """The method (gptq, awq, bitsandbytes, fp8, compressed-tensors ...) that a config names, or ''."""
+    said = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not said:
+        return ""
+    said = said if isinstance(said, dict) else {}
+    old = "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else "a method that has no name there"
+    return ascii(said["quant_method"])[:60] if said.get("quant_method") else old
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The headers of its safetensors, or, of a folder of our cache, the GGUF file that holds its weights.
+
+    Raises CheckpointError."""
+    link = gguf_link(folder)
+    return open_linked(folder, link) if link else Checkpoint.open(folder)
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:

@@ -1,7 +1,8 @@
-"""Names that people type -> a folder on this machine with config.json, safetensors and a tokenizer.
+"""Names that people type -> a folder on this machine with config.json, a tokenizer and safetensors, or a note of ours
+which GGUF file has the weights.
 
 A name is an alias of the catalogue, a folder, a .gguf file or a hub id. An alias is always the alias: a folder of the
-same name is meant by `./name`. Nothing heavy is imported until something has to be fetched or converted."""
+same name is meant by `./name`. Nothing heavy is imported until something has to be fetched or looked into."""
 
 import difflib
 import errno
@@ -18,6 +19,7 @@ from .architecture import ARCHITECTURES
 from .errors import BudgetError, CheckpointError, FetchError, ModelNotFound
 from .sources import hub
 from .sources.catalogue import CATALOGUE, CatalogueModel, Wheel
+from .sources.gguf_link import NOTE, Link, read_link
 from .sources.hub import Progress
 from .units import MIB
 
@@ -29,19 +31,20 @@ __all__ = [
     "Wheel",
     "cache_folder",
     "find",
+    "gguf_link",
     "local_models",
     "origin",
     "resolve",
+    "weight_files",
 ]
 
 DEFAULT_MODEL = "smollm2-135m"
-_SOURCE = "griffin_source.json"  # in each converted folder: where it came from
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `name` is one that `resolve` takes; `bytes` counts its files."""
+    """A model on this machine. `name` is one that `resolve` takes; `bytes` counts its files, a GGUF file too."""
 
     name: str
     path: Path
@@ -56,7 +59,9 @@ def cache_folder() -> Path:
 
 
 def resolve(name: str | Path, *, fetch: bool = True, on_progress: Progress | None = None) -> Path:
-    """The model's folder. Fetches what is not on this machine (unless `fetch` is False) and converts a .gguf file once.
+    """The model's folder. Fetches what is not on this machine (unless `fetch` is False).
+
+    That of a .gguf file is in the cache, without the weights: `gguf_link` says where they are.
 
     on_progress(what, done, total), in bytes, is called from any thread. Raises ModelNotFound (FetchError if it has a
     source that fails), CheckpointError, UnsupportedArchitecture, BudgetError."""
@@ -64,7 +69,7 @@ def resolve(name: str | Path, *, fetch: bool = True, on_progress: Progress | Non
     if (local := _local(source)) is not None:
         return local
     if isinstance(source, Path):
-        return _converted(source, on_progress)
+        return _linked(source)
     if not fetch:
         raise ModelNotFound(f"{name} is not on this machine: `griffin pull {name}` fetches it")
     if isinstance(source, CatalogueModel):
@@ -78,7 +83,7 @@ def find(name: str | Path) -> Path | None:
 
 
 def local_models() -> list[LocalModel]:
-    """What is on this machine: the catalogue's models first, then others of the hub's cache, then converted files."""
+    """What is on this machine: the catalogue's models first, then others of the hub's cache, then GGUF files."""
     found: dict[Path, str] = {}
     for alias, model in CATALOGUE.items():
         if (path := _local(model)) is not None:
@@ -87,18 +92,31 @@ def local_models() -> list[LocalModel]:
         path = hub.cached_snapshot(hub_id)
         if path is not None and path not in found and _model_type(path) in ARCHITECTURES:
             found[path] = hub_id
+    named = {path: LocalModel(name, path, _bytes(path)) for path, name in found.items()}
     for path in sorted((cache_folder() / "gguf").glob("*")):
-        if hub.is_complete(path):
-            # The file's own path, unless it is gone or has changed since.
-            original = Path(origin(path))
-            found[path] = str(original if original.is_file() and _gguf_folder(original) == path else path)
-    return [LocalModel(name, path, _bytes(path)) for path, name in found.items()]
+        link = gguf_link(path)
+        if link and link.file.is_file() and _gguf_folder(link.file) == path:  # else the file is gone, or another
+            named[path] = LocalModel(str(link.file), path, _bytes(path) + link.size)
+    return list(named.values())
+
+
+def gguf_link(folder: Path) -> Link | None:
+    """Which GGUF file holds the weights of a folder that `resolve` made for one. None for every other folder: what
+    somebody else's says of files elsewhere is not believed."""
+    ours = folder.resolve().parent == (cache_folder() / "gguf").resolve()
+    return read_link(folder) if ours and hub.has_config(folder) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights: its safetensors, or a GGUF file elsewhere."""
+    link = gguf_link(folder)
+    return [link.file] if link else sorted(folder.glob("*.safetensors"))
 
 
 def origin(folder: Path) -> str:
-    """Of a folder that was converted here: the GGUF file or the wheels that it came from. Else ''."""
+    """Of a folder that was made here: the GGUF file or the wheels that it came from. Else ''."""
     try:
-        return str(json.loads((folder / _SOURCE).read_bytes())["source"])
+        return str(json.loads((folder / NOTE).read_bytes())["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -143,8 +161,8 @@ def _local(source: CatalogueModel | Path | str) -> Path | None:
         return hub.cached_snapshot(source.hub_id) or (converted if hub.is_complete(converted) else None)
     if source.is_dir():
         return _checked(source)
-    converted = _gguf_folder(source)
-    return converted if hub.is_complete(converted) else None
+    linked = _gguf_folder(source)
+    return linked if gguf_link(linked) else None
 
 
 def _checked(folder: Path) -> Path:
@@ -159,7 +177,7 @@ def _checked(folder: Path) -> Path:
             else "a model folder has config.json, *.safetensors and a tokenizer"
         )
         raise ModelNotFound(f"{folder} has no config.json: {out} (there: {there or 'nothing'})")
-    if not any(entry.endswith(".safetensors") for entry in names):
+    if not any(entry.endswith(".safetensors") for entry in names) and not gguf_link(folder):
         pickled = [entry for entry in names if entry.endswith((".bin", ".pt", ".pth"))]
         if pickled:
             raise CheckpointError(
@@ -189,30 +207,29 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         _note_source(work / "model", source, licence=model.licence, sha256=model.gguf_sha256)
 
     try:
-        return _built_once(cache_folder() / "models" / model.alias, build)
+        return _built_once(cache_folder() / "models" / model.alias, build, hub.is_complete)
     except FetchError as error:
         raise FetchError(f"{unreachable}. Its other source failed too: {error}") from error
 
 
-def _converted(file: Path, on_progress: Progress | None) -> Path:
+def _linked(file: Path) -> Path:
     from .sources import gguf
 
     def build(work: Path) -> None:
-        gguf.convert(file, work / "model", on_progress=on_progress)
-        _note_source(work / "model", str(file.resolve()))
+        gguf.link(file, work / "model")
 
-    return _built_once(_gguf_folder(file), build)
+    return _built_once(_gguf_folder(file), build, lambda folder: gguf_link(folder) is not None)
 
 
 def _gguf_folder(file: Path) -> Path:
-    """Keyed by path, size and time of change: to hash many gigabytes at each start would cost more than to convert a
+    """Keyed by path, size and time of change: to hash many gigabytes at each start would cost more than to look into a
     file again that was moved."""
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
 
 
-def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def _built_once(folder: Path, build: Callable[[Path], None], is_there: Callable[[Path], bool]) -> Path:
     """`folder`, as build(work) leaves it in work/model: renamed when complete, under a lock between processes."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -220,7 +237,7 @@ def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
-            if not hub.is_complete(folder):  # else another process has made it meanwhile
+            if not is_there(folder):  # else another process has made it meanwhile
                 for leftover in (folder, work):  # of a process that was killed: the lock is ours
                     shutil.rmtree(leftover, ignore_errors=True)
                 work.mkdir()
@@ -237,7 +254,7 @@ def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _note_source(folder: Path, source: str, **more: str) -> None:
-    (folder / _SOURCE).write_text(json.dumps({"source": source, **more}, indent=2))
+    (folder / NOTE).write_text(json.dumps({"source": source, **more}, indent=2))
 
 
 def _model_type(folder: Path) -> str:

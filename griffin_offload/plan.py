@@ -220,6 +220,7 @@ class Request:
     """What a plan is made for. `runtime`: bytes that the process holds before any weight (0 on a device of its own).
 
     `share`: how one sparsity is shared over the layers; default: each layer drops the same part.
+    `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
     `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
@@ -234,7 +235,7 @@ class Request:
     budget: int
     runtime: int = 0
     share: Callable[[Sequence[int], float], tuple[int, ...]] | None = None
-    converts: bool = False
+    converts: int = 0
     copies: bool = False
     export: bool = False
     sequences: int = 1
@@ -375,7 +376,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
         elif staged:
             rows.append(Row("staging, two layers", STAGING_LAYERS * staged, "prompt"))
     if request.converts:
-        rows.append(Row("conversion buffer", 8 * MIB, "prompt"))
+        rows.append(Row("conversion buffer", request.converts, "prompt"))
     together = sequences if sets == 1 else 1
     activations = sizes.activations(request.prompt_tokens, together)
     rows.append(Row("activations of the prompt", activations, "prompt"))

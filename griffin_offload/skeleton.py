@@ -109,10 +109,6 @@ class Skeleton:
             inside = getattr(getattr(config, "text_config", None), "model_type", None)
             why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
             raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
-        if getattr(config, "quantization_config", None):
-            raise UnsupportedArchitecture(
-                "the checkpoint is quantised (quantization_config in config.json); use the original weights"
-            )
         with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are small and computed
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         if listed:  # of an unknown type nobody knows what it does with a mask
@@ -162,9 +158,10 @@ class Skeleton:
     def phase(self, name: str) -> int | None:
         """Where a parameter begins within a page of its file; None where it is read in several pieces or bound to none.
 
-        Memory at this phase can be read to directly."""
+        Memory at this phase can be read to directly, unless the tensor is encoded."""
         pieces = self.pieces.get(name, ())
-        return pieces[0].info.begin % PAGE if len(pieces) == 1 and not pieces[0].place else None
+        read_as_it_is = len(pieces) == 1 and not pieces[0].place and not pieces[0].info.encoding
+        return pieces[0].info.begin % PAGE if read_as_it_is else None
 
     @property
     def inside(self) -> list[str]:
@@ -183,7 +180,7 @@ class Skeleton:
             info = pieces[0].info
 
             def read(rows: list[int]) -> Tensor:
-                found = reader.read_rows(info, rows).to(self.dtype)
+                found = reader.read_rows(info, rows, self.dtype)
                 if not torch.isfinite(found).all():
                     raise NumericError(f"{info.file}: {name} holds NaN or infinite weights")
                 return found
@@ -413,7 +410,11 @@ def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor,
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have. Raises CheckpointError where it is not a float that runs."""
+    """The dtype that most bytes of a checkpoint have; bfloat16 where some are quantised blocks.
+
+    Raises CheckpointError where there are none."""
+    if any(info.encoding and info.dtype == torch.bfloat16 for info in checkpoint.tensors.values()):
+        return torch.bfloat16
     bytes_by_dtype: dict[torch.dtype, int] = {}
     for info in checkpoint.tensors.values():
         bytes_by_dtype[info.dtype] = bytes_by_dtype.get(info.dtype, 0) + info.bytes

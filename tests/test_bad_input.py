@@ -209,8 +209,12 @@ def test_an_unsupported_architecture(tmp_path: Path, kind: str) -> None:
         (put("config.json", b'{"model_type": "llama"}'), []),  # every field at its default: not these weights
         (edit("config.json", hidden_size=...), ["model.safetensors"]),
         (edit("config.json", intermediate_size=...), ["model.safetensors"]),
-        (edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), ["quantised"]),
-        (edit("config.json", quantization_config={"quant_method": "nonsense"}), ["quantised"]),
+        *(
+            (edit("config.json", quantization_config={"quant_method": method, "bits": 4}), [method, "GGUF"])
+            for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "nonsense")
+        ),
+        (edit("config.json", quantization_config={"load_in_4bit": True}), ["quantised by bitsandbytes"]),
+        (edit("config.json", quantization_config={"bits": 4}), ["quantised by a method that has no name"]),
         (edit("config.json", auto_map={"AutoConfig": "evil.Config"}, model_type="evil"), ["evil"]),
     ],
 )

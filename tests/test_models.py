@@ -274,12 +274,12 @@ def test_griffin_models_lists_the_catalogue_and_this_machine(
     packed: CatalogueModel, tmp_path: Path, run: Callable[..., Result]
 ) -> None:
     folder, file = models.resolve("packed"), tmp_path / "model.gguf"
-    converted = models.resolve(file)
+    linked = models.resolve(file)
     rows = {row["name"]: row for row in json.loads(run("models", "--json").stdout)}
     assert rows.keys() == {*CATALOGUE, str(file)}
     assert rows["packed"]["path"] == str(folder)
-    assert rows[str(file)]["path"] == str(converted)
-    assert rows[str(file)]["bytes_on_disk"] == sum(path.stat().st_size for path in converted.iterdir())
+    assert rows[str(file)]["path"] == str(linked)
+    assert rows[str(file)]["bytes_on_disk"] == sum(path.stat().st_size for path in (*linked.iterdir(), file))
     assert rows["llama-2-13b"] == {
         "name": "llama-2-13b",
         "hub_id": "meta-llama/Llama-2-13b-hf",
@@ -300,7 +300,7 @@ def test_griffin_pull_prints_the_folder_alone_on_stdout(packed: CatalogueModel, 
     first, second = run("pull", "packed"), run("pull", "packed")
     assert first.stdout == second.stdout == f"{models.find('packed')}\n"
     assert "own/packed, licence: Own-1.0" in first.stderr
-    assert "converted from packed0==1.0, packed1==1.0" in first.stderr
+    assert "made from packed0==1.0, packed1==1.0" in first.stderr
     assert "packed is already on this machine" in second.stderr
 
 

@@ -3,6 +3,7 @@
 What limits them is measured too: reading the checkpoint, the prompt's arithmetic, the memory's bandwidth."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 
 from ..errors import OptionError
+from ..models import gguf_link
 from ..units import MIB, format_bytes
 from .competitors import OUT_OF_MEMORY, Job
 from .control_group import control_group, drop_caches
@@ -261,14 +263,13 @@ def with_name(asked: Asked, result: Result) -> Result:
 def look(asked: Asked) -> Model:
     """The checkpoint's headers and config. Raises CheckpointError, and OptionError for lengths beyond its context."""
     from ..engine import DTYPES
-    from ..folder import load_config
+    from ..folder import load_config, open_checkpoint
     from ..skeleton import context_length
-    from ..weights.checkpoint import Checkpoint
 
-    checkpoint, config = Checkpoint.open(asked.folder), load_config(asked.folder)
+    checkpoint, config = open_checkpoint(asked.folder), load_config(asked.folder)
     infos = checkpoint.tensors.values()
     item = DTYPES[asked.dtype].itemsize if asked.dtype else 0
-    weights = sum(info.bytes // info.dtype.itemsize * (item or info.dtype.itemsize) for info in infos)
+    weights = sum(math.prod(info.shape) * (item or info.dtype.itemsize) for info in infos)
     context = context_length(config)
     for lengths in asked.lengths:
         if lengths.prompt + lengths.answer > context:
@@ -317,6 +318,8 @@ class _Runner:
         if method == "full" and self.conditions.no_cap and self.model.weight_bytes > self.asked.budget:
             weights = f"{format_bytes(self.model.weight_bytes)} of weights, more than the budget"
             return {"error": f"not run: {weights}, and no control group to hold it"}
+        if method in ("full", "accelerate") and gguf_link(self.asked.folder):
+            return {"error": "not run: it reads safetensors, and the model is a GGUF file"}
         return None
 
     def run(self, method: str, lengths: Lengths, sparsity: float | None = None, cap: bool = True) -> Result:

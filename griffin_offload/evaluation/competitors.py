@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import BudgetError, OptionError
 from ..memory import PROC, PeakMeter, disk_bandwidth, memory_bandwidth, read_by_a_token
+from ..models import weight_files
 from ..units import MIB
 
 LAYERS = 4  # of which the arithmetic is measured
@@ -189,7 +190,7 @@ def llama_cpp(job: Job) -> dict[str, Any]:
 
 def reading(job: Job) -> dict[str, Any]:
     """Bytes a second of sequential reading of the largest weights file; from the cache where runs find it there."""
-    file = max(Path(job.model).glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    file = max(weight_files(Path(job.model)), key=lambda path: path.stat().st_size)
     if not job.cold:
         _read(file, 0)  # now it is there
         return {"bandwidth": _read(file, 0), "how": "page cache"}
@@ -205,9 +206,8 @@ def arithmetic(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ..folder import load_config
+    from ..folder import load_config, open_checkpoint
     from ..skeleton import compute_dtype
-    from ..weights.checkpoint import Checkpoint
 
     config, path = load_config(Path(job.model)), Path(job.model)
     layers = config.num_hidden_layers
@@ -217,7 +217,7 @@ def arithmetic(job: Job) -> dict[str, Any]:
         config.layer_types = config.layer_types[:few]
     # The head sees one token: a small one takes no time, where a large one would be counted with every layer.
     config.vocab_size, config.pad_token_id = min(config.vocab_size, 1024), None
-    dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(Checkpoint.open(path))
+    dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(open_checkpoint(path))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     ids = torch.tensor([[token % config.vocab_size for token in job.prompt()]])
     best = float("inf")

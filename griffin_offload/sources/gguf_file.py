@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedArchitecture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,19 +43,13 @@ class GgufFile:
     fields: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
 
-    def dense(self, tensor: GgufTensor, begin: int = 0, end: int | None = None) -> "NDArray[np.float32]":
-        """Read and dequantise rows begin to end (default: all) of a tensor: float32, (end - begin, ...)."""
+    def dense(self, tensor: GgufTensor) -> "NDArray[np.float32]":
+        """Read and dequantise a small tensor: float32, of its shape."""
         import numpy as np
-        from gguf import dequantize, quant_shape_to_byte_shape
+        from gguf import dequantize
 
-        rows = tensor.shape[0]
-        end = rows if end is None else end
-        shape = (end - begin, *tensor.shape[1:])
-        size = tensor.bytes * (end - begin) // rows
-        data = np.fromfile(self.path, np.uint8, size, offset=tensor.begin + tensor.bytes * begin // rows)
-        dense: NDArray[np.float32] = dequantize(
-            data.reshape(quant_shape_to_byte_shape(shape, tensor.kind)), tensor.kind
-        )
+        data = np.fromfile(self.path, np.uint8, tensor.bytes, offset=tensor.begin)
+        dense: NDArray[np.float32] = dequantize(data, tensor.kind).reshape(tensor.shape)
         return dense
 
 
@@ -67,6 +61,8 @@ def read_gguf(path: Path, name: str) -> GgufFile:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
             try:
                 fields, tensors = _Cursor(blob).header()
+            except UnsupportedArchitecture as error:
+                raise UnsupportedArchitecture(f"{name}: {error}") from None
             except (struct.error, ValueError, OverflowError, MemoryError) as error:
                 raise CheckpointError(
                     f"{name} is damaged: its header cannot be read ({error}); fetch it again"
@@ -101,6 +97,11 @@ class _Cursor:
         name, (dimensions,) = self._string(), self._read("I")
         shape = tuple(reversed(self._read(f"{dimensions}Q")))  # the file has the fastest-moving dimension first
         number, offset = self._read("IQ")
+        if number not in {*GGMLQuantizationType}:
+            raise UnsupportedArchitecture(
+                f"{name} is of the type {number}, which the gguf package does not know: bring it up to date, or use "
+                "the original safetensors"
+            )
         kind = GGMLQuantizationType(number)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if not shape or shape[-1] % block or 0 in shape:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, UnsupportedArchitecture
+from ..errors import BudgetError, CheckpointError, UnsupportedArchitecture
 from .gguf_file import GgufFile
 
 
@@ -53,7 +53,7 @@ def require_supported(file: GgufFile, name: str) -> None:
     architecture = file.fields.get("general.architecture", "?")
     if architecture not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(ARCHITECTURES)} can be converted. "
+            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(ARCHITECTURES)} can be read. "
             "Its original safetensors folder may still work"
         )
     if (parts := file.fields.get("split.count", 1)) > 1:
@@ -63,7 +63,8 @@ def require_supported(file: GgufFile, name: str) -> None:
     scaling = file.fields.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise UnsupportedArchitecture(
-            f"{name} scales its positions ({scaling}), which the conversion would lose: use the original safetensors"
+            f"{name} scales its positions ({scaling}), of which its header says too little: "
+            "use the original safetensors"
         )
 
 
@@ -148,7 +149,10 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
         )
-    tokenizer.save_pretrained(out)
+    try:
+        tokenizer.save_pretrained(out)
+    except Exception as error:  # a plain one, with the system's message
+        raise BudgetError(f"{name}: its tokenizer cannot be written ({error}); is the disk full?") from error
 
     vocabulary, template = tokenizer.get_vocab(), tokenizer.chat_template or ""
     ends = [said.get("eos_token_id"), said.get("eot_token_id")]

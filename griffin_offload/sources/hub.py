@@ -53,7 +53,7 @@ def cached_ids() -> list[str]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder has its config, a tokenizer and every safetensors file that its index names."""
-    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+    if not has_config(folder):
         return False
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_bytes())
@@ -65,6 +65,11 @@ def is_complete(folder: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return bool(names) and all((folder / name).is_file() for name in names)
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a folder has a config and a tokenizer."""
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: Progress | None = None) -> Path:

@@ -38,8 +38,19 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How a tensor is stored that is not plain numbers in the model's order: see sources/gguf_link.StoredTensor."""
+
+    kind: str
+    heads: int = 0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a checkpoint: its bytes are [begin, end) of `file`."""
+    """One tensor of a checkpoint: its bytes are [begin, end) of `file`.
+
+    With an encoding, `dtype` is the one that it is best held in."""
 
     name: str
     dtype: torch.dtype
@@ -47,6 +58,7 @@ class TensorInfo:
     file: Path
     begin: int
     end: int
+    encoding: Encoding | None = None
 
     @property
     def bytes(self) -> int:
@@ -55,7 +67,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the bytes of its safetensors files together."""
+    """A folder's tensors by name, and the bytes of the files that hold them together."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]

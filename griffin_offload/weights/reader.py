@@ -1,7 +1,8 @@
 """Bytes of a checkpoint -> tensors in memory that is there already.
 
 Tensors that lie side by side in a file are read by one sequential run of preadv calls, each scattering into the
-tensors' own memory: nothing is copied twice. Where the dtype differs, the run passes through a small bounce buffer.
+tensors' own memory: nothing is copied twice. Where the dtype differs, or the numbers are encoded (GGUF), they pass
+through a small bounce buffer.
 
 A direct reader bypasses the page cache, which a checkpoint larger than the memory would flood for nothing: the disk
 writes to the tensors, if they lie as in the file (see Arena.take), and no processor copies.
@@ -10,6 +11,7 @@ writes to the tensors, if they lie as in the file (see Arena.take), and no proce
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,9 +20,13 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..units import MIB
 from .arena import LARGE, PAGE, Arena
+from .blocks import block_type
 from .checkpoint import TensorInfo
+from .decode import SCRATCH, Decoder, place, step
 
 BOUNCE = 8 * MIB
+DECODING = BOUNCE + 2 * SCRATCH  # bytes held where tensors are encoded: one decoder for them, one for a table's rows
+WORD = 4  # bytes: what a block's numbers are viewed as at most
 MAX_PARTS = 512  # below every system's IOV_MAX
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough that an interrupt is soon seen
 
@@ -35,6 +41,7 @@ class Reader:
         self._floods = direct  # where a direct read is not possible, the page cache is emptied behind the reader
         self._files: dict[tuple[Path, bool], int] = {}
         self._bounce: Tensor | None = None
+        self._decoder: Decoder | None = None
 
     def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
         """Fill each tensor (contiguous, on the CPU, of the info's shape, any float dtype) with its bytes.
@@ -45,7 +52,7 @@ class Reader:
             together: list[TensorInfo] = []
             for info in run:
                 target = wanted[info]
-                same = target.dtype == info.dtype
+                same = target.dtype == info.dtype and not info.encoding
                 if same and not (self._direct and info.bytes >= LARGE):
                     together.append(info)
                 elif same and target.data_ptr() % PAGE == info.begin % PAGE:
@@ -56,37 +63,80 @@ class Reader:
                 self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
         self.seconds += time.perf_counter() - start
 
-    def read_rows(self, info: TensorInfo, rows: Sequence[int]) -> Tensor:
-        """Some rows of a matrix (R, D): (len(rows), D), in its own dtype. Raises CheckpointError."""
-        out = torch.empty(len(rows), info.shape[1], dtype=info.dtype)
-        size = info.shape[1] * info.dtype.itemsize
+    def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Some rows of a matrix (R, D), whose rows lie in its order: (len(rows), D). Raises CheckpointError."""
+        out = torch.empty(len(rows), info.shape[1], dtype=dtype)
+        size = info.bytes // info.shape[0]
+        stored = torch.empty(size, dtype=torch.uint8)
         for row, target in zip(rows, out, strict=True):
-            self._scatter(info.file, info.begin + row * size, [as_bytes(target)])
+            self._scatter(info.file, info.begin + row * size, [stored])
+            for done, chunk in self._numbers(info, [stored]):
+                target[done : done + len(chunk)] = chunk
         return out
 
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
-        self._bounce = None
+        self._bounce = self._decoder = None
 
-    def pieces(self, info: TensorInfo) -> Iterator[Tensor]:
-        """A tensor's elements, in order: (n,) each, in its own dtype, gone with the next. Raises CheckpointError."""
-        if self._bounce is None:
-            self._bounce = Arena(BOUNCE + PAGE).take((BOUNCE + PAGE,), torch.uint8)
-        size = info.dtype.itemsize
-        for offset in range(info.begin, info.end, BOUNCE // size * size):
-            # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
-            begin = offset % PAGE // size * size
-            source = self._bounce[begin : begin + min(BOUNCE // size * size, info.end - offset)]
-            self._read(info.file, offset, source)
-            yield source.view(info.dtype)
+    def pieces(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """A tensor's elements, in order: (n,) each, in `dtype` (default: its own), gone with the next.
+
+        Raises CheckpointError."""
+        assert not (info.encoding and info.encoding.heads)
+        for _, chunk in self._numbers(info, self._stored(info)):
+            yield chunk.to(dtype or info.dtype)
 
     def _convert(self, info: TensorInfo, target: Tensor) -> None:
         """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
-        flat, done = target.view(-1), 0
-        for source in self.pieces(info):
-            flat[done : done + len(source)] = source
-            done += len(source)
+        for done, chunk in self._numbers(info, self._stored(info)):
+            place(info, target, done, chunk)
+
+    def _numbers(self, info: TensorInfo, stored: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Stored bytes -> how many numbers came before, and the next ones (n,), in the file's order."""
+        done = 0
+        for piece in stored:
+            if info.encoding:
+                self._decoder = self._decoder or Decoder()
+                chunks: Iterable[Tensor] = self._decoder.chunks(info, piece)
+            else:
+                chunks = [piece.view(info.dtype)]
+            for chunk in chunks:
+                yield done, chunk
+                done += len(chunk)
+
+    def _stored(self, info: TensorInfo) -> Iterator[Tensor]:
+        """A tensor's bytes through the bounce buffer: whole numbers, or as many blocks as are decoded together.
+
+        While one half of the buffer is used, a thread reads into the other."""
+        if self._bounce is None:
+            self._bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
+        halves, item = self._bounce, info.dtype.itemsize
+        unit = item
+        if info.encoding:
+            kind = block_type(info.encoding.kind)
+            item, unit = WORD, step(info) // kind.elements * kind.bytes
+        size = BOUNCE // 2 // unit * unit
+
+        def fetch(number: int) -> Tensor:
+            offset = info.begin + number * size
+            # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
+            begin = offset % PAGE // item * item
+            source = halves[number % 2, begin : begin + min(size, info.end - offset)]
+            self._read(info.file, offset, source)
+            return source
+
+        last = (info.bytes - 1) // size
+        if last < 1:
+            yield fetch(0)
+            return
+        with ThreadPoolExecutor(1, "griffin-bounce") as ahead:
+            coming = ahead.submit(fetch, 0)
+            for number in range(last + 1):
+                source = coming.result()
+                if number < last:
+                    coming = ahead.submit(fetch, number + 1)
+                yield source
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
         """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""
