@@ -149,7 +149,7 @@ def _griffin(job: Job, selection: str) -> dict[str, Any]:
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
-    how = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
+    how: dict[str, Any] = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
     answer = engine.generate(job.prompt(), **how, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s
