@@ -187,17 +187,21 @@ def kept_at(neurons: int, density: float) -> int:
 def read_points(paths: Sequence[Path]) -> list[Point]:
     """The points in what `griffin eval perplexity --json` printed, by series and size.
 
-    A series is named by what differs between the results: model, selection, allocation, seed, lengths. The full
-    model belongs to every series that shares its model and lengths. Raises OptionError."""
+    A series is named by what differs between the results: model, selection, allocation, seed, resident dtype, rest,
+    lengths. A whole model belongs to every series that shares its model, dtype and lengths. Raises OptionError."""
     rows = [row for path in paths for row in _read_results(path)]
     pruned = sorted({row.key for row in rows if row.point.sparsity})
     members = []
     for row in rows:
-        mates = [key for key in pruned if (key[0], key[4:]) == (row.key[0], row.key[4:])]
+        mates = [key for key in pruned if _same_model(key) == _same_model(row.key)]
         members += [(key, row.point) for key in (mates if mates and not row.point.sparsity else [row.key])]
     differs = [len(set(parts)) > 1 for parts in zip(*(key for key, _ in members), strict=True)]
     points = {point._replace(series=_series(key, differs)) for key, point in members}
     return sorted(points, key=lambda point: (point.series, point.resident_bytes))
+
+
+def _same_model(key: tuple[str, ...]) -> tuple[str, ...]:
+    return (key[0], key[4], *key[6:])
 
 
 def _series(key: tuple[str, ...], differs: Sequence[bool]) -> str:
@@ -205,7 +209,7 @@ def _series(key: tuple[str, ...], differs: Sequence[bool]) -> str:
 
 
 class _Row(NamedTuple):
-    key: tuple[str, ...]  # model, selection, allocation, seed, lengths
+    key: tuple[str, ...]  # model, selection, allocation, seed, resident dtype, rest, lengths
     point: Point
 
 
@@ -227,7 +231,8 @@ def _read_results(path: Path) -> list[_Row]:
 def _row(result: dict[str, Any]) -> _Row:
     model = Path(result["model"]).name
     lengths = f"prompt {result.get('prompt_tokens', '?')}", f"continuation {result.get('continue_tokens', '?')}"
-    key = (model, str(result["selection"]), str(result["allocation"]), f"seed {result.get('seed', 0)}", *lengths)
+    how = result.get("resident_dtype", "bfloat16"), f"rest {result.get('rest', 'drop')}"
+    key = (model, str(result["selection"]), str(result["allocation"]), f"seed {result.get('seed', 0)}", *how, *lengths)
     shares = result["sparsity"] if isinstance(result["sparsity"], list) else [result["sparsity"]]
     numbers = float(result["perplexity"]), float(result["standard_error"])
     return _Row(key, Point("", model, sum(shares) / len(shares), int(result["resident_bytes"]), *numbers))

@@ -161,11 +161,7 @@ def frontier(points: Sequence[Point], path: Path, title: str) -> None:
                 elinewidth=0.8,
                 label=label,
             )
-        # One label where several series have the same sparsity and about the same size: at the highest of them.
-        highest = {}
-        for point in sorted(points, key=lambda p: p.perplexity):
-            highest[point.sparsity, round(50 * point.resident_bytes / largest)] = point
-        for point in highest.values():
+        for point in _labelled(points):
             text = f"{100 * point.sparsity:.3g}% pruned" if point.sparsity else "full"
             where = (point.resident_bytes / unit, point.perplexity)
             axes.annotate(text, where, xytext=(6, 4), textcoords="offset points", color="0.3", fontsize=9)
@@ -176,6 +172,23 @@ def frontier(points: Sequence[Point], path: Path, title: str) -> None:
         axes.margins(x=0.12)  # room for the labels
         if len(axes.containers) > 1:
             figure.legend(loc="outside lower center", ncols=2)
+
+
+def _labelled(points: Sequence[Point]) -> list[Point]:
+    """Points whose labels do not lie on one another, the highest first."""
+    sizes = [point.resident_bytes for point in points]
+    heights = [math.log(point.perplexity) for point in points]
+    width, height = max(1, max(sizes) - min(sizes)), max(1e-9, max(heights) - min(heights))
+    chosen: list[Point] = []
+    for point in sorted(points, key=lambda point: -point.perplexity):
+        apart = (
+            abs(point.resident_bytes - other.resident_bytes) > 0.15 * width
+            or abs(math.log(point.perplexity / other.perplexity)) > 0.06 * height
+            for other in chosen
+        )
+        if all(apart):
+            chosen.append(point)
+    return chosen
 
 
 @contextmanager
