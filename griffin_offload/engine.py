@@ -23,7 +23,7 @@ from .architecture import ARCHITECTURES
 from .cache import make_cache
 from .choices import ALLOCATIONS
 from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
-from .export import Export, Source, export_checkpoint
+from .export import export_checkpoint
 from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line, open_checkpoint
 from .lockstep import Lockstep
 from .memory import (
@@ -53,6 +53,7 @@ from .prefill import (
     resident_layers,
 )
 from .probe import probe
+from .pruned import Export, Source
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
