@@ -36,8 +36,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As others may know it: of a folder, not where it lies."""
-        return self.path.name if Path(self.model).exists() else self.model
+        """As others may know it: of a folder or a file, not where it lies."""
+        model = Path(self.model)
+        return model.name if model.is_file() else self.path.name if model.exists() else self.model
 
     @property
     def prompt_sha256(self) -> str:

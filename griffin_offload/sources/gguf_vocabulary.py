@@ -34,18 +34,21 @@ _UNDERLINE = "\u2581"  # a space, in SentencePiece's vocabularies
 
 
 def split_as(backend: Any, fields: dict[str, Any]) -> None:
-    """Make a tokenizer, read from a file of these fields, split texts as the file's `pre` says; one that we do not know
-    is left to transformers."""
-    from tokenizers import Tokenizer
+    """Make a tokenizer, read from a file of these fields, split texts as the file says; a `pre` that we do not know is
+    left to transformers."""
+    from tokenizers import Tokenizer, decoders, normalizers
 
-    pre = fields.get("tokenizer.ggml.pre", "")
-    steps = PRE.get(ALIASES.get(pre, pre))
-    if fields.get("tokenizer.ggml.model") != "gpt2" or steps is None:
-        return
-    model = {"type": "BPE", "vocab": {}, "merges": []}
-    empty = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": _as_json(steps)}
-    backend.pre_tokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
-    backend.model.ignore_merges = ALIASES.get(pre, pre) in WHOLE_WORDS_FIRST
+    said = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    pre = ALIASES.get(said.get("pre", ""), said.get("pre", ""))
+    if said.get("model") == "gpt2" and pre in PRE:
+        model = {"type": "BPE", "vocab": {}, "merges": []}
+        empty = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": as_json(PRE[pre])}
+        backend.pre_tokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
+        backend.model.ignore_merges = pre in WHOLE_WORDS_FIRST
+    elif said.get("model") == "llama" and said.get("add_space_prefix") is False:  # transformers adds one for Llama
+        backend.normalizer, backend.pre_tokenizer = normalizers.Replace(" ", _UNDERLINE), None
+        steps = [decoders.Replace(_UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        backend.decoder = decoders.Sequence(steps)
 
 
 def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _steps(pre: Any) -> tuple[tuple[str, Any], ...]:
     return ()
 
 
-def _as_json(steps: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+def as_json(steps: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """The inverse of `_steps`."""
     parts: list[dict[str, Any]] = []
     for kind, value in steps:
