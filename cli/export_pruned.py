@@ -57,7 +57,9 @@ from .options import (
     help="Keep a multiple of N neurons in every layer, rounded up. llama.cpp's K-quants want 256. "
     "[default: 1; for GGUF 32]",
 )
-@click.option("--resident-dtype", "--rest", "packed", hidden=True)  # of generate: refused here, with the way out
+@click.option(  # of generate: refused here, with the way out
+    "--resident-dtype", "--rest", "packed", hidden=True, help="Not of an export: see --gguf-type."
+)
 @prompt_form_options
 @click.option(
     "--sparsity",

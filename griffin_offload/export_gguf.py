@@ -76,26 +76,24 @@ def export_gguf(
     if "sliding_window" not in ARCHITECTURES[architecture].fields.values():  # up to a window's length it makes no odds
         window = getattr(config, "sliding_window", None) or config.max_position_embeddings
         config.max_position_embeddings = min(window, config.max_position_embeddings)
-    fields = {
-        **_general(skeleton, plan, selection, source, architecture, how.kind),
-        **config_fields(config, architecture),
-        **_vocabulary(skeleton, source, how.tokenizer),
-    }
     names = _names(smaller, architecture)
-    tensors = {names[name]: (shape, _kind(shape, how.kind)) for name, shape in smaller.shapes.items()}
     factors = rope_factors(config) if config.rope_parameters.get("rope_type") == "llama3" else None
+    tensors = {names[name]: (shape, _kind(shape, how.kind)) for name, shape in smaller.shapes.items()}
     if factors is not None:
         tensors[ROPE_FACTORS] = tuple(factors.shape), "F32"
-    laid_out = layout(fields, tensors)
-    with _new_file(out, laid_out.bytes) as path:
+    fields = _general(skeleton, plan, selection, source, architecture, how.kind) | config_fields(config, architecture)
+    laid_out = layout(fields | _vocabulary(skeleton, source, how.tokenizer), tensors)
+    total = laid_out.bytes
+    with _new_file(out, total) as path:
         with GgufWriter(path, laid_out) as writer:
+            del laid_out  # a large vocabulary's header: it is in the file by now
             if factors is not None:
                 _all(writer.write_pieces(ROPE_FACTORS, [factors]))
             _check(path, config, source)
             changed = _AsLlamaCpp(writer, names, architecture, config)
             write_pruned(skeleton, reader, plan, selection, source.prompt_ids, smaller, changed, on_layer)
         backup = _publish(path, out)
-    return Export(out, (out.name,), laid_out.bytes, backup)
+    return Export(out, (out.name,), total, backup)
 
 
 class _AsLlamaCpp:

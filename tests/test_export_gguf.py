@@ -38,11 +38,6 @@ TYPES: dict[str, dict[str, Any]] = {
 ODD = "In 2024,\t1234567 people'LL say: it's  fine!\n\n  déjà  vu...\r\n  x3²  漢字 HTMLPage //\n//\n \n "
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("gguf") / "llama", "llama", chat=True)
@@ -454,7 +449,8 @@ def test_the_vocabulary_as_llama_cpp_and_our_reader_have_it(name: str, tmp_path:
 
 
 @pytest.mark.real
-def test_the_real_model(smol: Path, tmp_path: Path) -> None:
+def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))
     engine = Engine(smol)
     prompt = engine.encode("Why do people still talk about the Library of Alexandria?")
     for out, form in ((tmp_path / "m.gguf", "gguf"), (tmp_path / "m", "safetensors")):
