@@ -425,7 +425,7 @@ def test_export_as_gguf(run: Run, model: Path, tmp_path: Path) -> None:
     common = ("export-pruned", "--model", model, "--prompt", "Hello", "--format", "gguf", "--out")
     result = run(*common, file)
     assert (result.exit_code, result.stdout) == (0, f"{file}\n"), result.stderr
-    assert "in one file, of a model of 196 KiB" in result.stderr
+    assert "in one file, of a model of " in result.stderr
     assert f"llama-cli -m '{file}'" in result.stderr
     failed(run(*common, file), 1, "exists", "--force")
     facts = json.loads(run(*common, file, "--force", "--gguf-type", "q8_0", "--multiple-of", "96", "--json").stdout)
