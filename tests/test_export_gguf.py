@@ -16,13 +16,17 @@ from test_gguf import in_place
 from tiny import BOS, EOS, PAD, text_paragraph, tiny_checkpoint, tiny_prompt
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from griffin_offload import Engine, __version__
 from griffin_offload.errors import ExportError, OptionError, UnsupportedArchitecture
+from griffin_offload.memory import PeakMeter
 from griffin_offload.pruned import Export
-from griffin_offload.sources.gguf_file import read_gguf
+from griffin_offload.sources.gguf_file import field_bytes, read_gguf
+from griffin_offload.sources.gguf_model import config_fields, lost, read_config, written_as
 from griffin_offload.sources.gguf_vocabulary import PRE, as_json
+from griffin_offload.units import MIB
+from griffin_offload.weights.gguf_writer import layout
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 # What a GGUF file cannot say of a tiny model: layers that alternate otherwise than the published models'.
@@ -200,6 +204,56 @@ def test_a_window_that_llama_cpp_does_not_know_bounds_the_context(tmp_path: Path
     folder = tiny_checkpoint(tmp_path / "source", "mistral", sliding_window=100)
     export(folder, tmp_path / "m.gguf")
     assert read_gguf(tmp_path / "m.gguf", "m").fields["llama.context_length"] == 100
+
+
+SIZES = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 26, "num_key_value_heads": 4}
+PUBLISHED: dict[str, dict[str, Any]] = {  # as the config.json of each says what is particular to it
+    "llama": {"model_type": "llama", "head_dim": 64, "rms_norm_eps": 1e-5, "mlp_bias": False},
+    "mistral 1": {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096},
+    "mistral nemo": {"model_type": "mistral", "head_dim": 128, "sliding_window": None, "rope_theta": 1e6},
+    "qwen2": {"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 21},
+    "qwen3": {"model_type": "qwen3", "head_dim": 128, "rope_scaling": None, "rope_theta": 1000000},
+    "gemma2": {"model_type": "gemma2", "cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2 27b": {"model_type": "gemma2", "num_hidden_layers": 46, "head_dim": 128, "query_pre_attn_scalar": 144},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "rope_local_base_freq": 10000,
+        "rope_theta": 1000000,
+        "sliding_window": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_nothing_of_the_published_configs_is_lost(name: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(**SIZES | PUBLISHED[name])
+    architecture = written_as(config.model_type)
+    assert architecture
+    tensors = {f"blk.{i}": ((32,), "F32") for i in range(46)}
+    tensors["token_embd.weight"] = (config.vocab_size, 32), "F32"
+    if not config.tie_word_embeddings:
+        tensors["output.weight"] = tensors["token_embd.weight"]
+    fields = config_fields(config, architecture)
+    laid_out = layout({"general.architecture": architecture, **fields}, tensors)
+    with (tmp_path / "m.gguf").open("wb") as file:
+        file.write(laid_out.header)
+        file.truncate(laid_out.bytes)
+    read = read_config(read_gguf(tmp_path / "m.gguf", "m"), "m")
+    assert lost(config, read) == []
+    assert read.tie_word_embeddings == config.tie_word_embeddings
+    config.rms_norm_eps = 1e-4
+    assert lost(config, read) == ["rms_norm_eps"]
+
+
+def test_names_and_numbers_that_a_header_takes(tmp_path: Path) -> None:
+    fields = {"name": "caf\udce9", "seed": 2**40, "shares": [0.5, 0.25], "flags": [True, False], "words": ["a", "é"]}
+    laid_out = layout(fields, {"t": ((32, 32), "Q8_0")})
+    (tmp_path / "m.gguf").write_bytes(laid_out.header + bytes(laid_out.bytes - len(laid_out.header)))
+    file = read_gguf(tmp_path / "m.gguf", "m")
+    assert file.fields == fields | {"name": "caf?", "words": 2}
+    (tensor,) = file.tensors
+    assert (tensor.begin, tensor.begin + tensor.bytes) == (laid_out.places["t"][1], laid_out.bytes)
+    assert field_bytes("words", ["a", "é"]) == file.raw("words")
 
 
 # What is refused, before a weight is read
@@ -453,8 +507,12 @@ def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))
     engine = Engine(smol)
     prompt = engine.encode("Why do people still talk about the Library of Alexandria?")
-    for out, form in ((tmp_path / "m.gguf", "gguf"), (tmp_path / "m", "safetensors")):
-        engine.export(prompt, out, prompt_text=TEXT, format=form)
+    meter = PeakMeter("cpu")
+    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, format="gguf")
+    exporting = meter.peak()
+    engine.export(prompt, tmp_path / "m", prompt_text=TEXT)
+    held = engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False).report.measured_peak
+    assert exporting + 50 * MIB < held, "the pruned model is never held"
     made = Engine(tmp_path / "m.gguf").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids
     assert made == Engine(tmp_path / "m").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)

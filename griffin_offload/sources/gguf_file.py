@@ -84,16 +84,17 @@ def read_gguf(path: Path, name: str) -> GgufFile:
 
 
 def field_bytes(key: str, value: Any) -> bytes:
-    """A field of a new header: a bool, int (uint32), float (float32), str, or a list of one of them (ints: int32)."""
+    """A field of a new header: a bool, int (uint32, or uint64 where it must be), float (float32), str, or a list of
+    one of them (ints: int32)."""
     if not isinstance(value, list):
-        kind = _kind(value, whole=4)
+        kind = _kind(value, whole=10 if isinstance(value, int) and value >= 2**32 else 4)
         return string_bytes(key) + struct.pack("<I", kind) + _packed(kind, [value])
     kind = _kind(value[0], whole=5)
     return string_bytes(key) + struct.pack("<IIQ", _ARRAY, kind, len(value)) + _packed(kind, value)
 
 
 def string_bytes(text: str) -> bytes:
-    data = text.encode()
+    data = text.encode(errors="replace")  # a folder's name may hold bytes that are no characters
     return struct.pack("<Q", len(data)) + data
 
 
