@@ -250,7 +250,7 @@ def test_names_and_numbers_that_a_header_takes(tmp_path: Path) -> None:
     laid_out = layout(fields, {"t": ((32, 32), "Q8_0")})
     (tmp_path / "m.gguf").write_bytes(laid_out.header + bytes(laid_out.bytes - len(laid_out.header)))
     file = read_gguf(tmp_path / "m.gguf", "m")
-    assert file.fields == fields | {"name": "caf?", "words": 2}
+    assert file.fields == fields | {"name": "caf?", "words": 2, "general.alignment": 64}
     (tensor,) = file.tensors
     assert (tensor.begin, tensor.begin + tensor.bytes) == (laid_out.places["t"][1], laid_out.bytes)
     assert field_bytes("words", ["a", "é"]) == file.raw("words")

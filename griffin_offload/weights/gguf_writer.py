@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..errors import ExportError
 from ..sources.gguf_file import field_bytes, string_bytes
+from .arena import ALIGN
 from .decode import CHUNK
 from .reader import as_bytes
 
-ALIGNMENT = 32  # of tensors, in bytes: the format's default
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -39,6 +39,7 @@ def layout(fields: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...
     (as in torch) and gguf's type."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+    fields = {**fields, "general.alignment": ALIGN}  # from such places our reader reads straight to where they stay
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
     header += b"".join(v if isinstance(v, bytes) else field_bytes(key, v) for key, v in fields.items())
     table, offset, places = [], 0, {}
@@ -50,9 +51,9 @@ def layout(fields: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...
         dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         table.append(string_bytes(name) + dimensions + struct.pack("<IQ", number, offset))
         places[name] = kind, offset, size
-        offset += size + -size % ALIGNMENT
+        offset += size + -size % ALIGN
     header += b"".join(table)
-    start = len(header) + -len(header) % ALIGNMENT
+    start = len(header) + -len(header) % ALIGN
     return Layout(header, {n: (kind, start + at, size) for n, (kind, at, size) in places.items()}, start + offset)
 
 
