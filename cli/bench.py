@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..choices import RESIDENT_DTYPES
 from ..models import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import console
@@ -40,7 +41,12 @@ COLUMNS = (
     help="Of full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp where a file is given]",
 )
 @click.option(
-    "--llama-cpp", "gguf", type=click.Path(path_type=Path), metavar="FILE", help="A GGUF file of the same weights."
+    "--llama-cpp",
+    "ggufs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
 )
 @click.option(
     "--sparsity",
@@ -51,6 +57,15 @@ COLUMNS = (
     show_default=True,
     metavar="SHARE",
     help="Of griffin's rows; give several to compare. magnitude takes the first.",
+)
+@click.option(
+    "--resident-dtype",
+    "resident_dtypes",
+    type=click.Choice(RESIDENT_DTYPES),
+    multiple=True,
+    default=("bfloat16",),
+    show_default=True,
+    help="Of griffin's rows; give several to compare.",
 )
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs a row.")
 @click.option(
@@ -108,7 +123,7 @@ def read_options(
     device_memory: str | None,
     lengths: str,
     methods: str | None,
-    gguf: Path | None,
+    ggufs: tuple[Path, ...],
     sparsities: tuple[float, ...],
     uncapped: bool,
     **more: Any,
@@ -120,8 +135,9 @@ def read_options(
         raise click.UsageError("give one model: --synthetic ALIAS or --model NAME")
     if synthetic is not None and synthetic.lower() not in CATALOGUE:
         raise click.UsageError(f"--synthetic {synthetic} is no alias that `griffin models` lists")
-    if gguf is not None and not gguf.is_file():
-        raise click.UsageError(f"there is no file {gguf}")
+    for gguf in ggufs:
+        if not gguf.is_file():
+            raise click.UsageError(f"there is no file {gguf}")
     from ..evaluation import bench
     from ..memory import device_budget
 
@@ -130,9 +146,9 @@ def read_options(
         "name": synthetic or model,
         "budget": budget,
         "lengths": bench.parse_lengths(lengths),
-        "methods": bench.parse_methods(methods, gguf),
+        "methods": bench.parse_methods(methods, ggufs),
         "sparsities": sparsities,
-        "gguf": gguf,
+        "ggufs": ggufs,
         "capped": not uncapped,
         **more,
     }

@@ -15,9 +15,9 @@ from ..units import format_bytes
 from . import console
 from .generate import stream
 from .options import (
-    WHOLE,
     answer_options,
     check_text,
+    choice_note,
     host_memory_option,
     model_options,
     open_engine,
@@ -177,8 +177,9 @@ class Repl:
             console.note("stopped: the conversation is as it was before")
             return
         click.echo("")
-        if self.last is None and self.chat.settings.sparsity is None and generation.report.plan.fits_whole:
-            console.note(WHOLE)
+        report = generation.report
+        if self.last is None and (note := choice_note(self.chat.settings, report.plan, report.dtype)):
+            console.note(note)
         self.last = generation
         console.note(footer(generation))
         remember(generation.report)

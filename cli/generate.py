@@ -9,8 +9,8 @@ import click
 from . import console
 from .generate_many import generate_many
 from .options import (
-    WHOLE,
     answer_options,
+    choice_note,
     host_memory_option,
     model_options,
     open_engine,
@@ -110,8 +110,10 @@ def command(
     text = read_prompt(prompt, prompt_file)
     engine = open_engine(**place)
     ids = engine.encode(text, system=system, raw=raw)
-    if chosen.sparsity is None and engine.plan(len(ids), chosen.max_new_tokens).fits_whole:
-        console.note(WHOLE)
+    if chosen.sparsity is None:
+        how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
+        if note := choice_note(chosen, engine.plan(len(ids), chosen.max_new_tokens, **how), engine.dtype):
+            console.note(note)
     with console.layer_progress() as on_layer:
         show = None if as_json else stream
         generation = engine.generate(ids, on_text=show, on_layer=on_layer, **chosen.arguments())

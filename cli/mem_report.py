@@ -15,6 +15,7 @@ from . import console
 from .options import SHARES, device_options, open_engine, precision_options
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..fit import CatalogueRow
     from ..memory import Machine
     from ..plan import Plan
@@ -64,13 +65,52 @@ def show_plan(
     Settings(sparsity=sparsity)  # refused here, before the model is looked for
     engine = open_engine(model, **device)
     plan = engine.plan(prompt_tokens or 512, max_new_tokens or 256, sparsity, resident_dtype=resident_dtype, rest=rest)
+    rungs = ladder(engine, plan) if sparsity is None else []
     if as_json:
         facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
-        click.echo(json.dumps(facts | plan.to_json()))
+        click.echo(json.dumps(facts | plan.to_json() | {"ladder": rungs}))
         return
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
+    if rungs:
+        columns = ("", "kept", "resident", "peak", "tokens/s at most", "divergence (nats)")
+        console.table(f"From the best to the smallest in {format_bytes(plan.budget)}", columns, ladder_cells(rungs))
     console.pairs(summary(plan), err=False)
+
+
+def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
+    """Every rung: what it needs, and what it gives on this machine."""
+    from ..ladder import climb, describe
+    from ..memory import memory_bandwidth_here
+
+    speed = memory_bandwidth_here(engine.device)
+    request = engine.request(taken.prompt_tokens, taken.max_new_tokens)
+    return [
+        {
+            "kept": str(rung),
+            "resident_bytes": plan.resident_bytes,
+            "planned_peak_bytes": plan.peak,
+            "tokens_per_s_limit": speed / plan.bytes_per_token,
+            "divergence": rung.divergence,
+            "fits": plan.fits,
+            "taken": str(rung) == describe(taken),
+        }
+        for rung, plan in climb(engine.sizes, request)
+    ]
+
+
+def ladder_cells(rungs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            "taken" if rung["taken"] else "fits" if rung["fits"] else "too large",
+            rung["kept"],
+            format_bytes(rung["resident_bytes"]),
+            format_bytes(rung["planned_peak_bytes"]),
+            f"{rung['tokens_per_s_limit']:.1f}",
+            f"{rung['divergence']:.2g}",
+        )
+        for rung in rungs
+    ]
 
 
 def layer_rows(plan: "Plan") -> Iterator[tuple[Any, ...]]:
@@ -111,7 +151,7 @@ def show_machine(device: str | None, device_memory: str | None, as_json: bool) -
         return
     console.pairs(machine_rows(here, device, budget), err=False)
     click.echo("")
-    columns = ("model", "full", "resident at 50 %", "at 75 %", "here", "density that just fits")
+    columns = ("model", "full", "resident at 50 %", "at 75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
 
@@ -133,7 +173,8 @@ def catalogue_cells(rows: Sequence["CatalogueRow"]) -> list[tuple[str, ...]]:
     lines: dict[str, tuple[str, ...]] = {}
     for row in rows:
         sizes = [format_bytes(size) for size in (row.full_bytes, row.resident_50, row.resident_75)]
-        cells = (*sizes, row.verdict, "-" if row.density is None else f"{row.density:.0%}")
+        best = "-" if row.best_bytes is None else format_bytes(row.best_bytes)
+        cells = (*sizes, row.best or "does not fit", best)
         base = next(reversed(lines), None)
         if base and row.alias.startswith(f"{base}-") and lines[base][1:] == cells:
             lines[base] = (f"{lines[base][0]}, {row.alias.removeprefix(base)}", *cells)

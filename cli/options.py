@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..chat import Settings
-from ..choices import ALLOCATIONS, RESIDENT_DTYPES, RESTS, SELECTIONS
+from ..choices import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS
 from ..errors import GriffinError, PromptError
 from ..models import DEFAULT_MODEL
+from ..units import format_bytes
 from . import console
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..evaluation.variant import Variant
+    from ..plan import Plan
     from ..report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPARSITY_HELP = (
-    "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them. "
-    "[default: 0 if the whole model fits the device, else 0.5]"
+    "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them; or auto. "
+    "[default: auto, as little as fits]"
 )
-WHOLE = "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
 
 
 class Shares(click.ParamType):  # type: ignore[type-arg]
@@ -36,6 +37,8 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
+        if value.lower() == AUTO:
+            return None
         text = value
         if os.path.isfile(value):
             text = read_file(value).strip().removeprefix("[").removesuffix("]")
@@ -127,9 +130,10 @@ def precision_options(command: F) -> F:
         command,
         click.option(
             "--resident-dtype",
-            type=click.Choice(RESIDENT_DTYPES),
+            type=click.Choice((AUTO, *RESIDENT_DTYPES)),
             help="Of the weights that stay. bfloat16: as the model runs; int8, int4: packed while the prompt passes, "
-            "which itself is computed unpacked. The head is int8 in both. [default: bfloat16]",
+            "which itself is computed unpacked. The head is int8 in both. auto: the first that fits. "
+            "[default: auto, but bfloat16 where --sparsity is given]",
         ),
         click.option(
             "--rest",
@@ -207,6 +211,18 @@ def settings(**options: Any) -> Settings:
         flags = ", ".join("--" + name.replace("_", "-") for name in sampling)
         raise click.UsageError(f"--greedy takes the likeliest token every time: leave out {flags}")
     return Settings(**options)
+
+
+def choice_note(settings: Settings, plan: "Plan", dtype: str) -> str | None:
+    """What was chosen to fit, where the user left it open; None where not."""
+    from ..ladder import describe
+
+    if settings.sparsity is not None or settings.resident_dtype not in (None, AUTO):
+        return None
+    if not plan.reads_again:
+        return "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
+    kept = describe(plan).replace("bfloat16", dtype)
+    return f"to fit {format_bytes(plan.budget)}: {kept} (griffin mem-report --model shows the choices)"
 
 
 def remember(report: "Report") -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -96,13 +97,19 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
 
     `mask` (B, 1, 1, K), or a row for each head: bool (True: seen), or what is added to the scores. Sums in float32.
-    torch's kernel for bfloat16 (2.13, CPU) takes 3 to 7 times as long after hundreds of tokens (docs/benchmarks.md)."""
+    torch's kernel for one query in half precision (2.13, CPU) takes 3 to 11 times as long after hundreds of tokens
+    (docs/benchmarks.md); the G queries of a group are several to it, which it does well."""
     batch, heads, keys, size = key.shape
-    grouped = query.reshape(batch, heads, -1, size).float() * scale
+    grouped = query.reshape(batch, heads, -1, size)
+    rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
+    if query.dtype != torch.float32 and grouped.shape[2] > 1 and value.shape[3] == size:
+        rows = rows if rows is None or rows.dtype == torch.bool else rows.to(query.dtype)
+        together = scaled_dot_product_attention(grouped, key, value, attn_mask=rows, scale=scale)
+        return together.reshape(batch, 1, query.shape[1], size)
+    grouped = grouped.float() * scale
     scores = torch.cat([grouped @ part.transpose(2, 3) for part in _in_float(key)], dim=-1)
-    if mask is not None:
-        rows = mask.expand(batch, query.shape[1], 1, keys).reshape(scores.shape)
-        scores = scores.masked_fill_(~rows, -torch.inf) if mask.dtype == torch.bool else scores.add_(rows)
+    if rows is not None:
+        scores = scores.masked_fill_(~rows, -torch.inf) if rows.dtype == torch.bool else scores.add_(rows)
     weights = scores.softmax(-1)
     parts = zip(weights.split(_step(value), dim=-1), _in_float(value), strict=True)
     out = torch.stack([of_part @ part for of_part, part in parts]).sum(0)

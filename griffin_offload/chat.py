@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import ALLOCATIONS, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, check
+from .choices import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, check
 from .errors import GriffinError, OptionError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FORMAT = "griffin-conversation"
 NAMED = {
     "selection": SELECTIONS,
     "allocation": ALLOCATIONS,
-    "resident_dtype": RESIDENT_DTYPES,
+    "resident_dtype": (AUTO, *RESIDENT_DTYPES),
     "rest": RESTS,
 }
 STOP = "\nUser:"

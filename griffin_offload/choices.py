@@ -6,6 +6,7 @@ from .errors import OptionError
 
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 DRAWN = ("sampling", "topk-sampling", "random")  # which a seed repeats
+AUTO = "auto"
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # of what stays; bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")  # what becomes of the neurons that are no experts
 EXPORT_FORMATS = ("safetensors", "gguf")  # of an export

@@ -26,6 +26,7 @@ from .errors import BudgetError, CheckpointError, GriffinError, OptionError, Pro
 from .export import export_checkpoint
 from .export_gguf import GGUF_MULTIPLE, Writing, export_gguf, require_gguf
 from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line, open_checkpoint
+from .ladder import best_plan
 from .lockstep import Lockstep
 from .memory import (
     PeakMeter,
@@ -40,7 +41,6 @@ from .memory import (
     return_freed_memory,
 )
 from .models import DEFAULT_MODEL, cache_folder, resolve
-from .packed import precision
 from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
 from .prefill import (
     OnLayer,
@@ -200,17 +200,15 @@ class Engine:
         sequences: int = 1,
         per_prompt: bool = False,
     ) -> Plan:
-        """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
-
-        Raises PromptError, OptionError, and BudgetError if it does not fit."""
+        """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`. What is None is
+        chosen: see ladder.best_plan. Raises PromptError, OptionError, and BudgetError if it does not fit."""
         request = replace(
             self.request(prompt_tokens, max_new_tokens),
             share=self.share(allocation),
-            precision=precision(resident_dtype or "bfloat16", rest or "drop"),
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
-        return choose_plan(self.sizes, request, sparsity, self.name)
+        return best_plan(self.sizes, request, sparsity, resident_dtype, rest, self.name)
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         """What a plan of one prompt and the full model is made for, within this engine's budget: see plan.make_plan."""
@@ -266,10 +264,11 @@ class Engine:
         """Answer several prompts after one sweep: by one expert set, for which every prompt counts the same, or
         (`per_prompt`) each by its own, as if it were alone.
 
-        sparsity None: all neurons where the whole model fits, else half; one number, or one for each layer.
+        `sparsity`: one number, or one for each layer. None: with `resident_dtype` and `rest` None too, the best that
+        fits (see ladder.py).
         `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
-        `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass; `rest`: 'drop' the other neurons, or
-        keep them in 'int8' or 'int4' and add their part.
+        `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass, 'auto' the first that fits; `rest`:
+        'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part.
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
@@ -345,7 +344,7 @@ class Engine:
         out: Path,
         *,
         prompt_text: str,
-        sparsity: Sparsity = DEFAULT_SPARSITY,
+        sparsity: Sparsity | None = DEFAULT_SPARSITY,
         selection: str = "topk",
         allocation: str = "uniform",
         seed: int = 0,
@@ -371,7 +370,7 @@ class Engine:
         chosen = Selection(selection, seed)
         request = self.request(len(prompt_ids), 1)
         request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
-        plan = choose_plan(self.sizes, request, sparsity, self.name)
+        plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = self._reader()

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig
 
 from .cache import windows
-from .plan import ModelSizes, Request, smallest_sparsity
+from .ladder import climb
+from .plan import ModelSizes, Request
 from .skeleton import Skeleton
 from .sources.catalogue import CatalogueModel
 
@@ -15,28 +16,29 @@ PROMPT_TOKENS, ANSWER_TOKENS = 512, 256
 
 @dataclass(frozen=True)
 class CatalogueRow:
-    """One model against a budget. Bytes in bfloat16; `density`: the largest share of neurons that fits, or None."""
+    """One model against a budget. Bytes in bfloat16; `best`: what the ladder keeps of it, and in how many bytes; None
+    if it does not fit."""
 
     alias: str
     full_bytes: int
     resident_50: int
     resident_75: int
-    verdict: str
-    density: float | None
+    best: str | None
+    best_bytes: int | None
 
 
 def plan_catalogue(model: CatalogueModel, request: Request) -> CatalogueRow:
     """The row of one model; `request` says the budget and what the process holds already."""
     sizes = catalogue_sizes(model)
     request = replace(request, prompt_tokens=PROMPT_TOKENS, max_new_tokens=ANSWER_TOKENS)
-    sparsity = smallest_sparsity(sizes, request)
+    best = next(((rung, plan) for rung, plan in climb(sizes, request) if plan.fits), None)
     return CatalogueRow(
         model.alias,
         sizes.full,
         sizes.resident(sizes.kept(0.5)),
         sizes.resident(sizes.kept(0.75)),
-        _verdict(sparsity),
-        None if sparsity is None else round(1 - sparsity, 2),
+        best and str(best[0]),
+        best and best[1].resident_bytes,
     )
 
 
@@ -51,9 +53,3 @@ def catalogue_sizes(model: CatalogueModel) -> ModelSizes:
         cache_per_token=one.cache_per_token * layers,
         windows=windows(config),
     )
-
-
-def _verdict(sparsity: float | None) -> str:
-    if sparsity is None:
-        return "does not fit"
-    return "fits whole" if sparsity == 0 else f"fits at sparsity {max(sparsity, 0.5):g}"

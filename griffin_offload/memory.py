@@ -190,6 +190,13 @@ def memory_bandwidth(weights: Iterable[Any], passes: int = 5, seconds: float = 0
     return float(total / best)
 
 
+def memory_bandwidth_here(device: str, size: int = 256 * MIB) -> float:
+    """Bytes a second at which this machine reads weights, of a matrix made for it, bfloat16."""
+    import torch
+
+    return memory_bandwidth([torch.ones(size // 4096, 2048, dtype=torch.bfloat16, device=device)])
+
+
 def _as_bfloat16(codes: Any, columns: int = 1024) -> Any:
     """The whole rows of `columns` numbers that there are in these bytes."""
     import torch

@@ -27,6 +27,8 @@ CHUNK = 256  # rows quantised or made dense at a time: they stay in the processo
 FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
 KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
 
+_int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
+_int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 RowsOf = Callable[[int, int], Tensor]  # rows begin to end of a dense matrix: (end - begin, K)
 
 
@@ -97,7 +99,7 @@ class Int8:
         if self._kernel and len(flat) <= FEW:
             if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
                 flat = flat.clone(memory_format=torch.contiguous_format)
-            out: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self._codes, self._scales)
+            out = _int8(flat, self._codes, self._scales)
         else:
             out = flat.new_empty(len(flat), len(self._codes))
             for begin, end in _chunks(len(self._codes), 4 * CHUNK):
@@ -151,9 +153,7 @@ class Int4:
         if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
             flat = pad(flat, (0, missing))
         if self._kernel:
-            out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                flat.contiguous(), self._codes, GROUP, self._scales
-            )
+            out = _int4(flat.contiguous(), self._codes, GROUP, self._scales)
         else:
             out = flat.new_empty(len(flat), len(self._codes))
             for begin, end in _chunks(len(self._codes), 4 * CHUNK):

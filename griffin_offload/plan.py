@@ -335,23 +335,22 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     )
 
 
-def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity | None, name: str) -> Plan:
-    """The plan to run: as asked, or, with no sparsity asked, whole where that fits and else DEFAULT_SPARSITY.
+def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:
+    """The request, its answer no longer than the context has room for.
 
-    Raises PromptError for an empty prompt or one beyond the context, BudgetError for what does not fit."""
+    Raises PromptError for an empty prompt or one beyond the context."""
     if request.prompt_tokens < 1:
         raise PromptError("the prompt is empty: give at least one token of text")
     if request.prompt_tokens >= sizes.context:
         raise PromptError(
             f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {sizes.context}, answer included"
         )
-    room = sizes.context - request.prompt_tokens
-    request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
-    if sparsity is None:
-        whole = make_plan(sizes, replace(request, sparsity=0.0))
-        if whole.fits:
-            return whole
-        sparsity = DEFAULT_SPARSITY
+    return replace(request, max_new_tokens=min(request.max_new_tokens, sizes.context - request.prompt_tokens))
+
+
+def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity, name: str) -> Plan:
+    """The plan to run, as asked. Raises PromptError, OptionError, and BudgetError if it does not fit."""
+    request = check_request(sizes, request, name)
     plan = make_plan(sizes, replace(request, sparsity=check_sparsities(sparsity)))
     if not plan.fits:
         raise BudgetError(_does_not_fit(sizes, request, plan, name))

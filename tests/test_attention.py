@@ -21,6 +21,7 @@ def states(batch: int, heads: int, keys: int, size: int, dtype: torch.dtype, see
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scratch", [2**20, 1000, 1])  # all keys at once, some, one at a time
 @pytest.mark.parametrize(("batch", "heads", "queries"), [(1, 1, 1), (1, 2, 3), (3, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("width", [16, 24])  # of a value
 @pytest.mark.parametrize("kind", ["none", "bool", "added", "heads"])
 def test_one_token_attends_as_torch_has_it(
     dtype: torch.dtype,
@@ -28,13 +29,14 @@ def test_one_token_attends_as_torch_has_it(
     batch: int,
     heads: int,
     queries: int,
+    width: int,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "SCRATCH", scratch)
     keys = 37
     query = states(batch, heads * queries, 1, 16, dtype, 0)
-    key, value = states(batch, heads, keys, 16, dtype, 1), states(batch, heads, keys, 24, dtype, 2)
+    key, value = states(batch, heads, keys, 16, dtype, 1), states(batch, heads, keys, width, dtype, 2)
     seen = torch.rand((batch, 1, 1, keys), generator=torch.Generator().manual_seed(3)) > 0.3
     masks = {"none": None, "bool": seen, "added": torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)}
     masks["heads"] = torch.randn((batch, heads * queries, 1, keys)).to(dtype)

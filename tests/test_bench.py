@@ -74,6 +74,10 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(griffin, ["bench", *map(str, arguments)])
 
 
+def llama_row(gguf: Path) -> Row:
+    return Row("llama-cpp", None, Lengths(8, 4), gguf=gguf)
+
+
 def asked(folder: Path, **more: Any) -> Asked:
     settings: dict[str, Any] = {
         "lengths": [Lengths(8, 4)],
@@ -154,13 +158,13 @@ def test_lengths() -> None:
 
 
 def test_methods() -> None:
-    assert bench.parse_methods(None, None) == ["full", "accelerate", "magnitude", "griffin"]
-    assert bench.parse_methods(None, Path("x.gguf"))[-1] == "llama-cpp"
-    assert bench.parse_methods("griffin, full,griffin", None) == ["griffin", "full"]
+    assert bench.parse_methods(None, ()) == ["full", "accelerate", "magnitude", "griffin"]
+    assert bench.parse_methods(None, [Path("x.gguf")])[-1] == "llama-cpp"
+    assert bench.parse_methods("griffin, full,griffin", ()) == ["griffin", "full"]
     with pytest.raises(OptionError, match="method 'vllm' is not known"):
-        bench.parse_methods("full,vllm", None)
+        bench.parse_methods("full,vllm", ())
     with pytest.raises(OptionError, match=r"give --llama-cpp FILE\.gguf"):
-        bench.parse_methods("llama-cpp", None)
+        bench.parse_methods("llama-cpp", ())
 
 
 @pytest.mark.parametrize(
@@ -234,9 +238,11 @@ def test_every_method_makes_the_tokens_and_takes_time(whole: tuple[list[dict[str
 
 def test_without_llama_cpp_the_row_says_what_to_install(llama: Path, gguf: Path) -> None:
     (gguf.parent / "llama_cpp.py").write_text("raise ImportError('not there')")
-    settings = asked(llama, gguf=gguf)
+    settings = asked(llama, ggufs=[gguf])
     runner = bench._Runner(settings, bench.look(settings), Conditions(GIB, "as asked", "as asked"), "")
-    assert runner.run("llama-cpp", Lengths(8, 4)) == {"error": "needs llama.cpp: pip install llama-cpp-python"}
+    assert runner.run("llama-cpp", Lengths(8, 4), llama_row(gguf)) == {
+        "error": "needs llama.cpp: pip install llama-cpp-python"
+    }
 
 
 def test_a_child_that_dies_is_a_row(
@@ -245,21 +251,21 @@ def test_a_child_that_dies_is_a_row(
     lines: list[dict[str, Any]] = []
     notes: list[str] = []
     lengths = [Lengths(8, 5), Lengths(8, 4)]
-    done = bench.bench(asked(llama, gguf=gguf, lengths=lengths, repeats=2), notes.append, lines.append)
+    done = bench.bench(asked(llama, ggufs=[gguf], lengths=lengths, repeats=2), notes.append, lines.append)
     died, worked = done.rows
     assert died.error == "the process was ended by SIGKILL"
     assert (len(died.runs), len(died.good), len(worked.good)) == (1, 0, 2), "what fails is not tried again"
     assert done.summary(died)["tokens_per_s"] is None
     assert done.summary(worked)["tokens_per_s"] > 0
     assert [line["kind"] for line in lines] == ["machine", "run", "run", "run", "row", "row", "memory"]
-    assert notes[2] == "llama-cpp, 8+5 tokens, run 1 of 2: the process was ended by SIGKILL"
+    assert notes[2] == "llama-cpp model, 8+5 tokens, run 1 of 2: the process was ended by SIGKILL"
 
     show(done)
     title, _, columns, _, first, second, *facts = capsys.readouterr().out.splitlines()
     assert title == "tiny, memory not capped (as asked), caches warm (as asked)"
     assert columns.split()[:4] == ["method", "tokens", "prompt", "pass"]
-    assert re.fullmatch(r" llama-cpp +8\+5( +-){9} +the process was ended by SIGKILL", first)
-    assert re.match(r" llama-cpp +8\+4 +\d", second)
+    assert re.fullmatch(r" llama-cpp model +8\+5( +-){9} +the process was ended by SIGKILL", first)
+    assert re.match(r" llama-cpp model +8\+4 +\d", second)
     assert any(line.startswith("reading ") and line.endswith(" KiB") for line in facts)
 
     pytest.importorskip("matplotlib")
@@ -285,7 +291,7 @@ def test_the_deadline_counts_from_the_first_token() -> None:
 
 def test_one_prompt_for_all_methods() -> None:
     def job(method: str) -> competitors.Job:
-        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, None, 1.0, None, "", False)
+        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, None, "bfloat16", 1.0, None, "", False)
 
     assert job("full").prompt() == job("griffin").prompt()
     assert len(job("full").prompt()) == 50
@@ -326,12 +332,12 @@ def test_a_control_group_holds_a_child_to_its_memory(tmp_path: Path, gguf: Path)
         pytest.skip(f"no control group here: {error}")
     assert not group.path.exists()
     model = Model(file_bytes=GIB, weight_bytes=GIB, vocabulary=300, context=256)
-    settings = Asked("tiny", tmp_path, 150 * MIB, [Lengths(8, 6)], ["llama-cpp"], [0.5], gguf=gguf)
+    settings = Asked("tiny", tmp_path, 150 * MIB, [Lengths(8, 6)], ["llama-cpp"], [0.5], ggufs=[gguf])
     runner = bench._Runner(settings, model, Conditions(150 * MIB, "", "as asked"), "")
-    killed = runner.run("llama-cpp", Lengths(8, 6))
+    killed = runner.run("llama-cpp", Lengths(8, 6), llama_row(gguf))
     assert killed["error"] == "out of memory at 150 MiB"
     assert 100 * MIB < killed["group_peak_bytes"] <= 150 * MIB
-    assert runner.run("llama-cpp", Lengths(8, 4))["tokens"] == 4
+    assert runner.run("llama-cpp", Lengths(8, 4), llama_row(gguf))["tokens"] == 4
 
 
 # ---- what is said
@@ -349,7 +355,7 @@ def test_the_conditions_say_what_held() -> None:
 
 def test_a_stopped_run_is_marked(tmp_path: Path) -> None:
     run = {"tokens": 3, "tokens_per_s": 2.0, "prompt_s": 1.0, "peak_bytes": MIB}
-    row = Row("griffin", 0.5, Lengths(8, 4), [run, run | {"tokens_per_s": 4.0}])
+    row = Row("griffin", 0.5, Lengths(8, 4), runs=[run, run | {"tokens_per_s": 4.0}])
     assert (row.extrapolated, row.median("tokens_per_s"), row.label) == (True, 3.0, "griffin 50%")
 
 

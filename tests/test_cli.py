@@ -497,7 +497,9 @@ def test_mem_report_of_this_machine(run: Run) -> None:
     models = {row["alias"]: row for row in facts["models"]}
     big = models["llama-2-13b"]
     assert big["full_bytes"] > 24 * 2**30 > big["resident_50"] > big["resident_75"]
-    assert 0 < big["density"] < 1
+    assert big["best"].startswith("bfloat16, 50% in int8")
+    assert big["resident_50"] < big["best_bytes"] < 24 * 2**30
+    assert models["smollm2-135m"]["best"] == "bfloat16"
     screen = run("mem-report", "--device-memory", "24GiB").stdout
     assert "24.00 GiB" in screen
     for name in ("RAM", "GPU", "disk", "llama-2-13b", "smollm2-135m"):

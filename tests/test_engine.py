@@ -362,6 +362,6 @@ def test_what_does_not_fit_is_refused_and_what_is_suggested_works(smol: Path) ->
 def test_where_nothing_fits_no_weight_is_read(smol: Path) -> None:
     engine = Engine(smol, device_memory="100MiB")
     before = bytes_read()
-    with pytest.raises(BudgetError, match="No sparsity fits"):
+    with pytest.raises(BudgetError, match=r"needs at least .* 75% dropped"):
         engine.generate(engine.encode("Hello"))
     assert bytes_read() is None or bytes_read() - before < MIB

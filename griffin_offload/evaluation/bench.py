@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,24 @@ def parse_lengths(text: str) -> list[Lengths]:
     return list(dict.fromkeys(found))
 
 
-def parse_methods(text: str | None, gguf: Path | None) -> list[str]:
+def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
     """'full,griffin' -> names; None: all that can run. Raises OptionError."""
     if text is None:
-        return [name for name in METHODS if name != "llama-cpp" or gguf]
+        return [name for name in METHODS if name != "llama-cpp" or ggufs]
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         if name not in METHODS:
             raise OptionError(f"method {name!r} is not known; known: {', '.join(METHODS)}")
-    if "llama-cpp" in names and not gguf:
+    if "llama-cpp" in names and not ggufs:
         raise OptionError("method 'llama-cpp' reads a GGUF file of the same weights: give --llama-cpp FILE.gguf")
-    return names if "llama-cpp" in names or not gguf else [*names, "llama-cpp"]
+    return names if "llama-cpp" in names or not ggufs else [*names, "llama-cpp"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure. `folder`: the checkpoint; `budget`: bytes, of every method; `cold` None: where root allows."""
+    """What to measure. `folder`: the checkpoint; `budget`: bytes, of every method; `cold` None: where root allows.
+
+    `resident_dtypes`: of griffin's rows; `ggufs`: files of the same weights for llama.cpp, a row each."""
 
     name: str
     folder: Path
@@ -82,7 +85,8 @@ class Asked:
     max_seconds: float = 120.0
     dtype: str | None = None
     threads: int | None = None
-    gguf: Path | None = None
+    resident_dtypes: Sequence[str] = ("bfloat16",)
+    ggufs: Sequence[Path] = ()
     capped: bool = True
     cold: bool | None = None
 
@@ -123,11 +127,16 @@ class Row:
     method: str
     sparsity: float | None
     lengths: Lengths
+    resident_dtype: str = "bfloat16"
+    gguf: Path | None = None
     runs: list[Result] = field(default_factory=list)
 
     @property
     def label(self) -> str:
-        return self.method if self.sparsity is None else f"{self.method} {100 * self.sparsity:.3g}%"
+        if self.sparsity is None:
+            return f"{self.method} {self.gguf.stem}" if self.gguf else self.method
+        packed = f" {self.resident_dtype}" if self.resident_dtype != "bfloat16" else ""
+        return f"{self.method} {100 * self.sparsity:.3g}%{packed}"
 
     @property
     def good(self) -> list[Result]:
@@ -281,15 +290,20 @@ def _rows(asked: Asked) -> list[Row]:
     rows = []
     for lengths in asked.lengths:
         for method in asked.methods:
-            pruned = {"griffin": list(asked.sparsities), "magnitude": [asked.sparsities[0]]}
-            rows += [Row(method, sparsity, lengths) for sparsity in pruned.get(method, [None])]
+            if method == "griffin":
+                pairs = product(asked.sparsities, asked.resident_dtypes)
+                rows += [Row(method, sparsity, lengths, dtype) for sparsity, dtype in pairs]
+            elif method == "llama-cpp":
+                rows += [Row(method, None, lengths, gguf=gguf) for gguf in asked.ggufs]
+            else:
+                rows.append(Row(method, asked.sparsities[0] if method == "magnitude" else None, lengths))
     return rows
 
 
 def _run_row(
     runner: "_Runner", row: Row, number: int, on_note: Callable[[str], None], on_result: Callable[[Result], None]
 ) -> None:
-    result = runner.refusal(row.method) or with_name(runner.asked, runner.run(row.method, row.lengths, row.sparsity))
+    result = runner.refusal(row.method) or with_name(runner.asked, runner.run(row.method, row.lengths, row))
     if "error" not in result:
         made = result["tokens"] - 1
         speed = made / result["decode_s"] if result["decode_s"] else None
@@ -304,7 +318,8 @@ def _run_row(
 
 def _what(row: Row) -> Result:
     tokens = {"prompt_tokens": row.lengths.prompt, "answer_tokens": row.lengths.answer}
-    return {"kind": "row", "method": row.method, "sparsity": row.sparsity, **tokens}
+    how = {"sparsity": row.sparsity, "resident_dtype": row.resident_dtype, "file": row.gguf and row.gguf.name}
+    return {"kind": "row", "method": row.method, **how, **tokens}
 
 
 class _Runner:
@@ -322,18 +337,19 @@ class _Runner:
             return {"error": "not run: it reads safetensors, and the model is a GGUF file"}
         return None
 
-    def run(self, method: str, lengths: Lengths, sparsity: float | None = None, cap: bool = True) -> Result:
+    def run(self, method: str, lengths: Lengths, row: Row | None = None, cap: bool = True) -> Result:
         """What a child measured, or {'error': why not}."""
         asked, cold = self.asked, not self.conditions.not_cold
         job = Job(
             method=method,
-            model=str(asked.gguf if method == "llama-cpp" else asked.folder),
+            model=str(row.gguf if row and row.gguf else asked.folder),
             prompt_tokens=lengths.prompt,
             answer_tokens=lengths.answer,
             vocabulary=self.model.vocabulary,
             budget=asked.budget,
             resident=max(MIB, int(asked.budget * RESIDENT) // MIB * MIB),
-            sparsity=sparsity,
+            sparsity=row.sparsity if row else None,
+            resident_dtype=row.resident_dtype if row else "bfloat16",
             max_seconds=asked.max_seconds,
             dtype=asked.dtype,
             scratch=self.scratch,

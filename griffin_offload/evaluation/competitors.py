@@ -39,6 +39,7 @@ class Job:
     budget: int
     resident: int
     sparsity: float | None
+    resident_dtype: str
     max_seconds: float
     dtype: str | None
     scratch: str
@@ -148,7 +149,8 @@ def _griffin(job: Job, selection: str) -> dict[str, Any]:
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
-    answer = engine.generate(job.prompt(), sparsity=job.sparsity, selection=selection, **_greedy(job))
+    how: dict[str, Any] = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
+    answer = engine.generate(job.prompt(), **how, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s
     # Of the times between only their number counts.

@@ -1,0 +1,118 @@
+"""What is chosen where nobody says what to keep: it fits, it is the best that does, and a larger budget is no worse."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_checkpoint, tiny_prompt
+
+from griffin_offload import Engine
+from griffin_offload.errors import BudgetError, OptionError
+from griffin_offload.ladder import LADDER, climb, describe
+from griffin_offload.units import MIB, parse_bytes
+
+SIZES = {"hidden_size": 768, "intermediate_size": 6144, "num_hidden_layers": 16, "vocab_size": 300}
+NAMES = [str(rung) for rung in LADDER]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("ladder") / "m", "llama", dtype=torch.bfloat16, **SIZES)
+
+
+def test_the_ladder_goes_down_in_quality_and_bytes(folder: Path) -> None:
+    assert [rung.divergence for rung in LADDER] == sorted(rung.divergence for rung in LADDER)
+    engine = Engine(folder)
+    sizes = [plan.resident_bytes for _, plan in climb(engine.sizes, engine.request(40, 10))]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_over_all_budgets_the_choice_fits_and_is_never_worse_with_more(folder: Path) -> None:
+    engine = Engine(folder)
+    peaks = [plan.peak for _, plan in climb(engine.sizes, engine.request(40, 10))]
+    taken = []
+    for budget in range(min(peaks) - 20 * MIB, max(peaks) + 30 * MIB, 4 * MIB):
+        engine.budget = budget
+        try:
+            plan = engine.plan(40, 10)
+        except BudgetError:
+            assert budget < min(peaks)
+            assert not taken
+        else:
+            assert plan.peak <= budget
+            taken.append(NAMES.index(describe(plan)))
+    assert taken == sorted(taken, reverse=True)
+    assert {len(LADDER) - 1, 0} < set(taken)
+    assert taken[-1] == 0
+
+
+@pytest.mark.parametrize("rung", [0, 2, 3, 5, len(LADDER) - 1])
+def test_the_measured_peak_stays_inside(folder: Path, rung: int) -> None:
+    """At a budget that just takes a rung, and no better one."""
+    engine = Engine(folder)
+    engine.budget = climb(engine.sizes, engine.request(40, 4))[rung][1].peak
+    report = engine.generate(tiny_prompt(40), max_new_tokens=4).report
+    assert describe(report.plan) == NAMES[rung]
+    assert report.measured_peak <= report.plan.peak <= engine.budget
+
+
+def test_what_is_given_is_kept(folder: Path) -> None:
+    engine = Engine(folder)
+    by_name = dict(zip(NAMES, climb(engine.sizes, engine.request(40, 4)), strict=True))
+
+    def taken(peak_of: str, **options: object) -> str:
+        engine.budget = by_name[peak_of][1].peak
+        return describe(engine.plan(40, 4, **options))  # type: ignore[arg-type]
+
+    assert taken("bfloat16", resident_dtype="int4") == "int4"
+    assert taken("int4, 50% dropped", resident_dtype="int4") == "int4, 50% dropped"
+    assert taken("bfloat16", sparsity=0.5) == "bfloat16, 50% dropped"
+    assert taken("bfloat16", sparsity=0.5, resident_dtype="auto") == "bfloat16, 50% dropped"
+    assert taken("int4, 50% dropped", sparsity=0.5, resident_dtype="auto") == "int4, 50% dropped"
+    assert taken("int4", rest="drop") == "int4"
+    assert taken("int8, 50% in int4", rest="drop") == "int4"
+    engine.budget = 2**40
+    engine.budget = engine.plan(40, 4, 0.5).peak
+    assert describe(engine.plan(40, 4, resident_dtype="bfloat16")) == "bfloat16, 50% dropped"
+    engine.budget = 2**40
+    engine.budget = engine.plan(40, 4, 0.5, resident_dtype="int8").peak
+    assert describe(engine.plan(40, 4, 0.5, resident_dtype="auto")) == "int8, 50% dropped"
+    with pytest.raises(BudgetError, match=r"sparsity 0\.5 needs"):
+        taken("int4, 75% dropped", sparsity=0.5)
+    with pytest.raises(OptionError, match="resident dtype 'int3' is not known; known: bfloat16, int8, int4"):
+        engine.plan(40, 4, 0.5, resident_dtype="int3")
+
+
+def test_where_nothing_fits_the_least_is_named_and_works(folder: Path) -> None:
+    engine = Engine(folder)
+    engine.budget = 50 * MIB
+    with pytest.raises(BudgetError, match=r"needs at least .* \(int4, 75% dropped; 40 \+ 4 tokens\)") as caught:
+        engine.plan(40, 4)
+    engine.budget = parse_bytes(str(caught.value).split("--device-memory ")[1].split(",")[0])
+    assert engine.plan(40, 4).precision.experts == "int4"
+
+
+def test_commands_say_what_they_took(folder: Path) -> None:
+    def run(*arguments: object) -> str:  # a process each: what this one holds would count
+        command = [sys.executable, "-c", "from griffin_offload.cli.main import main; main()", *map(str, arguments)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.stdout
+
+    options = ("--model", folder, "--max-new-tokens", 2)
+    generate = ("generate", *options, "--prompt", "Hello")
+    assert "the whole model fits the device" in run(*generate)
+    engine = Engine(folder)
+    peak = climb(engine.sizes, engine.request(20, 2))[3][1].peak
+    assert "to fit" in run(*generate, "--device-memory", peak)
+    report = run("mem-report", *options, "--prompt-tokens", 20, "--device-memory", peak, "--resident-dtype", "auto")
+    marks = [
+        next((m for m in ("too large", "taken", "fits") if line.startswith(f" {m}")), "")
+        for line in report.splitlines()
+    ]
+    found = [mark for mark in marks if mark]
+    assert len(found) == len(LADDER)
+    assert found.count("taken") == 1
+    assert set(found[: found.index("taken")]) == {"too large"}
+    assert "to fit" not in run(*generate, "--sparsity", 0.9)
