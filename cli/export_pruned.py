@@ -1,13 +1,15 @@
-"""`griffin export-pruned`: the model, pruned for a prompt, as a folder that plain transformers loads."""
+"""`griffin export-pruned`: the model, pruned for a prompt, as a folder that transformers loads or a GGUF file."""
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
 import click
 
 from ..chat import Settings
+from ..choices import EXPORT_FORMATS, GGUF_TYPES
 from ..errors import PromptError
 from ..units import format_bytes
 from . import console
@@ -24,17 +26,40 @@ from .options import (
 )
 
 
-@click.command("export-pruned", short_help="Write the pruned model as a folder that transformers loads.")
+@click.command("export-pruned", short_help="Write the pruned model, for transformers or for llama.cpp.")
 @click.option("--prompt", metavar="TEXT|FILE", help="The prompt, or the name of a file that has it.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @click.option(
     "--out",
     required=True,
-    metavar="FOLDER",
+    metavar="FOLDER|FILE.gguf",
     type=click.Path(path_type=Path),
-    help="The folder to write. It must not exist, or be empty.",
+    help="What to write: a folder, new or empty; or, with --format gguf, a new file.",
 )
-@click.option("--force", is_flag=True, help="Replace what the folder holds.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(EXPORT_FORMATS),
+    default="safetensors",
+    show_default=True,
+    help="A folder that transformers loads, or a file that llama.cpp runs.",
+)
+@click.option(
+    "--gguf-type",
+    type=click.Choice(GGUF_TYPES),
+    help="Of the matrices in a GGUF file; vectors are f32. [default: bf16]",
+)
+@click.option(
+    "--multiple-of",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Keep a multiple of N neurons in every layer, rounded up. llama.cpp's K-quants want 256. "
+    "[default: 1; for GGUF 32]",
+)
+@click.option(  # of generate: refused here, with the way out
+    "--resident-dtype", "--rest", "packed", hidden=True, help="Not of an export: see --gguf-type."
+)
 @prompt_form_options
 @click.option(
     "--sparsity",
@@ -56,6 +81,10 @@ def command(
     prompt_file: str | None,
     out: Path,
     force: bool,
+    form: str,
+    gguf_type: str | None,
+    multiple_of: int | None,
+    packed: str | None,
     system: str | None,
     raw: bool,
     sparsity: float | tuple[float, ...],
@@ -68,10 +97,11 @@ def command(
     dtype: str | None,
     as_json: bool,
 ) -> None:
-    """Write the model, pruned for a prompt, as a folder that transformers loads.
+    """Write the model, pruned for a prompt: a folder that transformers loads, or a file that llama.cpp runs.
 
     Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone.
     """
+    _check_form(form, out, gguf_type, packed)
     system = prompt_form(system, raw)
     Settings(sparsity=sparsity)  # refused here, before the model is looked for
     text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
@@ -87,6 +117,9 @@ def command(
             allocation=allocation,
             seed=seed,
             force=force,
+            format=form,
+            gguf_type=gguf_type or "bf16",
+            multiple_of=multiple_of,
             on_layer=on_layer,
             prompt_text=text,
         )
@@ -96,10 +129,27 @@ def command(
     else:
         click.echo(str(export.path))
     if export.backup:
-        console.note(f"what the folder held before is now in {export.backup}")
+        console.note(f"what was there before is now in {export.backup}")
     full, size = format_bytes(engine.sizes.full), format_bytes(export.bytes)
-    console.note(f"{size} in {len(export.files)} files, of a model of {full}; written in {seconds:.1f} s. To load it:")
-    console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
+    files = f"{len(export.files)} files" if len(export.files) > 1 else "one file"
+    console.note(f"{size} in {files}, of a model of {full}; written in {seconds:.1f} s. To load it:")
+    if form == "gguf":
+        console.note(f"  llama-cli -m {shlex.quote(str(export.path))}")
+    else:
+        console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
+
+
+def _check_form(form: str, out: Path, gguf_type: str | None, packed: str | None) -> None:
+    """Raises click.UsageError for options that do not go together."""
+    if packed is not None:
+        raise click.UsageError(
+            "an export holds no neurons in --resident-dtype or --rest formats: it is written in --dtype, or as "
+            "--format gguf --gguf-type q8_0; llama.cpp's llama-quantize makes smaller types of a GGUF file"
+        )
+    if form != "gguf" and gguf_type is not None:
+        raise click.UsageError("--gguf-type is for --format gguf")
+    if form != "gguf" and out.suffix.lower() == ".gguf":
+        raise click.UsageError(f"{out} would be a folder of safetensors: add --format gguf, or give another name")
 
 
 def file_or_text(prompt: str) -> str:

@@ -20,7 +20,7 @@ from ..errors import GriffinError
 COMMANDS = {
     "chat": ("chat", "Talk to a model, turn by turn."),
     "generate": ("generate", "Answer one prompt, or a file of them."),
-    "export-pruned": ("export_pruned", "Write the pruned model as a folder that transformers loads."),
+    "export-pruned": ("export_pruned", "Write the pruned model, for transformers or for llama.cpp."),
     "calibrate": ("calibrate", "Measure which layers need their neurons most."),
     "eval": ("evaluate", "Measure what pruning costs."),
     "plot": ("plot", "Draw flocking, overlap, statistic or frontier."),

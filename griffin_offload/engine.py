@@ -21,9 +21,10 @@ from transformers import set_seed
 from .allocation import Curves, calibration_path, checkpoint_key, load_curves, share_neurons
 from .architecture import ARCHITECTURES
 from .cache import make_cache
-from .choices import ALLOCATIONS
+from .choices import ALLOCATIONS, EXPORT_FORMATS, GGUF_TYPES, check
 from .errors import BudgetError, CheckpointError, GriffinError, OptionError, PromptError
-from .export import Export, Source, export_checkpoint
+from .export import export_checkpoint
+from .export_gguf import GGUF_MULTIPLE, Writing, export_gguf, require_gguf
 from .folder import check_layers, load_config, load_generation_config, load_tokenizer, one_line, open_checkpoint
 from .ladder import best_plan
 from .lockstep import Lockstep
@@ -53,6 +54,7 @@ from .prefill import (
     resident_layers,
 )
 from .probe import probe
+from .pruned import Export, Source
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
@@ -347,19 +349,35 @@ class Engine:
         allocation: str = "uniform",
         seed: int = 0,
         force: bool = False,
+        format: str = "safetensors",
+        gguf_type: str = "bf16",
+        multiple_of: int | None = None,
         on_layer: OnLayer | None = None,
     ) -> Export:
-        """Write the model pruned to a prompt as a folder that plain transformers loads; the engine is empty after it.
+        """Write the model pruned to a prompt: as a folder that plain transformers loads, or, with the format "gguf", as
+        a file for llama.cpp, its matrices in `gguf_type`. The engine is empty after it.
 
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
-        the model card. Raises ExportError, BudgetError, and what a sweep raises."""
+        the model card. Every layer's neurons are rounded up to a multiple of `multiple_of` (default: 1; for GGUF 32,
+        which its quantised types need). Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
+        check(format, EXPORT_FORMATS, "format")
+        check(gguf_type, GGUF_TYPES, "GGUF type")
+        multiple = (GGUF_MULTIPLE if format == "gguf" else 1) if multiple_of is None else multiple_of
+        if multiple < 1:
+            raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
+        if format == "gguf":
+            require_gguf(self.config.model_type)
         chosen = Selection(selection, seed)
-        request = replace(self.request(len(prompt_ids), 1), share=self.share(allocation), export=True)
+        request = self.request(len(prompt_ids), 1)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = self._reader()
         try:
+            if format == "gguf":
+                how = Writing(gguf_type, multiple, self.tokenizer)
+                return export_gguf(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer, how)
             return export_checkpoint(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer)
         finally:
             reader.close()

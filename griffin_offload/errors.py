@@ -9,7 +9,7 @@ GriffinError
 ├── OptionError               a value outside its range
 ├── BudgetError               the memory (or disk) asked for is more than there is
 ├── NumericError              NaN or infinite weights or activations
-└── ExportError               the output folder cannot be written
+└── ExportError               the output cannot be written, or its format cannot say what the model is
 """
 
 
@@ -50,4 +50,4 @@ class NumericError(GriffinError):
 
 
 class ExportError(GriffinError):
-    """The output folder cannot be written."""
+    """The output cannot be written, or its format cannot say what the model is."""

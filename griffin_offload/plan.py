@@ -227,6 +227,7 @@ class Request:
     or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: what stays, in which format.
+    `multiple`: of which every block's kept neurons are one, rounded up (or all of them).
     """
 
     prompt_tokens: int
@@ -243,8 +244,15 @@ class Request:
     waiting: int = 0
     host_memory: int = 0
     precision: Precision = NATIVE
+    multiple: int = 1
 
     def kept(self, sizes: ModelSizes) -> Kept:
+        layers = zip(sizes.layers, self._shared(sizes), strict=True)
+        return tuple(
+            tuple(min(k + -k % self.multiple, n) for k, n in zip(ks, layer.whole, strict=True)) for layer, ks in layers
+        )
+
+    def _shared(self, sizes: ModelSizes) -> Kept:
         if self.share is None or not isinstance(self.sparsity, int | float):
             return sizes.kept(self.sparsity)
         if any(len(layer.blocks) != 1 for layer in sizes.layers):

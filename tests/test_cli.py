@@ -420,6 +420,33 @@ def test_export_where_it_cannot(run: Run, model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_export_as_gguf(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a b.gguf"
+    common = ("export-pruned", "--model", model, "--prompt-file", "-", "--format", "gguf", "--out")
+    result = run(*common, file, stdin="Hello")
+    assert (result.exit_code, result.stdout) == (0, f"{file}\n"), result.stderr
+    assert "in one file, of a model of " in result.stderr
+    assert f"llama-cli -m '{file}'" in result.stderr
+    failed(run(*common, file, stdin="Hello"), 1, "exists", "--force")
+    options = ("--force", "--gguf-type", "q8_0", "--multiple-of", "96", "--json")
+    facts = json.loads(run(*common, file, *options, stdin="Hello").stdout)
+    assert facts["files"] == [file.name]
+    assert facts["bytes"] == file.stat().st_size
+    prompt = ("--prompt", "Hello", "--sparsity", "0", "--greedy", "--max-new-tokens", "8", "--json")
+    answer = json.loads(run("generate", "--model", file, *prompt).stdout)
+    assert answer["experts"]["kept_per_layer"] == [96] * 3
+
+
+def test_export_options_that_do_not_go_together(run: Run, model: Path, tmp_path: Path) -> None:
+    common = ("export-pruned", "--model", model, "--prompt-file", "-", "--out", tmp_path / "out.gguf")
+    failed(run(*common), 2, "--format gguf")
+    failed(run(*common[:-1], tmp_path / "out", "--gguf-type", "q8_0"), 2, "--format gguf")
+    failed(run(*common[:-1], tmp_path / "out", "--format", "gguf", stdin="a"), 1, "does not end in .gguf")
+    for option in ("--resident-dtype", "--rest"):
+        failed(run(*common, "--format", "gguf", option, "int4"), 2, "--gguf-type q8_0", "llama-quantize")
+    assert list(tmp_path.iterdir()) == []
+
+
 # griffin mem-report
 
 

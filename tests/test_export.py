@@ -25,8 +25,8 @@ from griffin_offload import Engine
 from griffin_offload import export as export_module
 from griffin_offload.attention import use_pieces
 from griffin_offload.errors import ExportError, GriffinError, OptionError
-from griffin_offload.export import Export
 from griffin_offload.memory import PeakMeter
+from griffin_offload.pruned import Export
 from griffin_offload.units import MIB
 from griffin_offload.weights.writer import CheckpointWriter
 

@@ -157,7 +157,11 @@ def test_every_architecture_gets_its_own_values_back(model_type: str, tmp_path: 
     said = AutoConfig.from_pretrained(tmp_path, gguf_file=file.name).to_dict()
     ours = AutoConfig.from_pretrained(out).to_dict()
     own = {"_name_or_path", "_model_name_or_path", "architectures", "dtype", "unk_token_id", "head_dim"}
+    own |= {"query_pre_attn_scalar"}  # transformers takes 256, whatever the file's head_dim; llama.cpp takes that
     assert {key: ours.get(key) for key in said.keys() - own} == {key: said[key] for key in said.keys() - own}
+    assert ours.get("query_pre_attn_scalar") == getattr(
+        AutoConfig.from_pretrained(folder), "query_pre_attn_scalar", None
+    )
     assert ours["dtype"] in ("bfloat16", torch.bfloat16)
     assert AutoConfig.from_pretrained(tmp_path / "linked").to_dict() | {"_name_or_path": str(out)} == ours
 

@@ -4,19 +4,19 @@ They stay there and are decoded as they are read (weights/decode.py); only the c
 again, are copied to safetensors. What llama.cpp changed in names and values is noted here and undone by the reader."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import BudgetError, CheckpointError, UnsupportedArchitecture
+from ..errors import BudgetError, CheckpointError, ExportError, UnsupportedArchitecture
 from ..units import MIB, format_bytes
 from ..weights.blocks import block_type
 from ..weights.decode import CHUNK
 from .gguf_file import GgufFile, GgufTensor, read_gguf
 from .gguf_link import Link, StoredTensor, write_link
-from .gguf_model import ROPE_FACTORS, described, read_config, require_supported, write_tokenizer
+from .gguf_model import ROPE_FACTORS, described, lost, read_config, require_supported, write_tokenizer
 from .hub import Progress, require_disk
 
 
@@ -81,13 +81,23 @@ def _stored(file: GgufFile, tensor: GgufTensor, config: Any, name: str) -> Store
         block_type(tensor.kind.name)
     except UnsupportedArchitecture as error:
         raise UnsupportedArchitecture(f"{name}: {error}") from None
-    heads = 0
-    if described(file).interleaved and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
-        heads = config.num_attention_heads if ".attn_q." in tensor.name else config.num_key_value_heads
+    heads, offset = described(file).changes(config, tensor.name)
     if heads and (tensor.shape[0] % (2 * heads) or 2 * tensor.elements > CHUNK * tensor.shape[0]):
         raise CheckpointError(f"{name}: {tensor.name} has the shape {tensor.shape}, for {heads} heads; fetch it again")
-    offset = described(file).norm_offset if tensor.name.endswith("norm.weight") else 0.0
     return StoredTensor(tensor.kind.name, tensor.shape, tensor.begin, tensor.bytes, heads, offset)
+
+
+def check_written(path: Path, config: Any) -> None:
+    """Read a new file's header back. Raises ExportError where llama.cpp would run another model than `config`'s."""
+    file = read_gguf(path, path.name)
+    with _quiet():
+        read = read_config(file, path.name)
+        if fields := lost(config, read):
+            raise ExportError(
+                f"a GGUF file of {file.fields['general.architecture']} cannot say this model's {', '.join(fields)}: "
+                "use --format safetensors"
+            )
+        _targets(file, read, path.name)
 
 
 @contextmanager
@@ -120,14 +130,20 @@ def _shapes(config: Any, name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
 
 
-def _targets(file: GgufFile, config: Any, name: str) -> dict[str, str]:
-    """GGUF tensor name -> transformers' name, one to one. Raises for what is missing, unknown or of another shape."""
+def tensor_names(architecture: str, names: Iterable[str], layers: int) -> dict[str, str | None]:
+    """transformers' names -> those in a file of this architecture, None where there is none."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
+    arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
+    found = get_tensor_name_map(arch, layers)
+    return {name: found.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+
+
+def _targets(file: GgufFile, config: Any, name: str) -> dict[str, str]:
+    """GGUF tensor name -> transformers' name, one to one. Raises for what is missing, unknown or of another shape."""
     shapes = _shapes(config, name)
-    arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == file.fields["general.architecture"])
-    names = get_tensor_name_map(arch, config.num_hidden_layers)
-    targets = {names.get_name(key, try_suffixes=(".weight", ".bias")) or key: key for key in shapes}
+    names = tensor_names(file.fields["general.architecture"], shapes, config.num_hidden_layers)
+    targets = {names[key] or key: key for key in shapes}
     there = {tensor.name: tensor.shape for tensor in file.tensors if tensor.name != ROPE_FACTORS}
     if missing := targets.keys() - there.keys():
         raise CheckpointError(f"{name} lacks {len(missing)} of its tensors, such as {min(missing)}; fetch it again")

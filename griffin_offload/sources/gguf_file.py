@@ -1,4 +1,4 @@
-"""The header of a GGUF file, parsed and checked before any tensor is read.
+"""The header of a GGUF file: parsed and checked before any tensor is read, and the fields of a new one as bytes.
 
 gguf's own GGUFReader takes 10 s for a vocabulary of 262144 words, and transformers runs it twice more; this, 0.3 s.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian)."""
@@ -37,11 +37,21 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """`fields` holds every value but arrays of strings (the vocabulary), of which it holds the length."""
+    """`fields` holds every value but arrays of strings (the vocabulary), of which it holds the length.
+
+    `places`: where each field, its key included, lies in the file: [begin, end)."""
 
     path: Path
     fields: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
+    places: dict[str, tuple[int, int]]
+
+    def raw(self, key: str) -> bytes:
+        """A field as it stands in the file, for another file's header."""
+        begin, end = self.places[key]
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
 
     def dense(self, tensor: GgufTensor) -> "NDArray[np.float32]":
         """Read and dequantise a small tensor: float32, of its shape."""
@@ -60,7 +70,7 @@ def read_gguf(path: Path, name: str) -> GgufFile:
             raise CheckpointError(f"{name} is not a GGUF file: it does not begin with the letters GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
             try:
-                fields, tensors = _Cursor(blob).header()
+                fields, tensors, places = _Cursor(blob).header()
             except UnsupportedArchitecture as error:
                 raise UnsupportedArchitecture(f"{name}: {error}") from None
             except (struct.error, ValueError, OverflowError, MemoryError) as error:
@@ -70,7 +80,32 @@ def read_gguf(path: Path, name: str) -> GgufFile:
             end = max((tensor.begin + tensor.bytes for tensor in tensors), default=0)
             if not tensors or end > len(blob):
                 raise CheckpointError(f"{name} is cut off: {len(blob)} bytes of {end}; fetch it again")
-    return GgufFile(path, fields, tensors)
+    return GgufFile(path, fields, tensors, places)
+
+
+def field_bytes(key: str, value: Any) -> bytes:
+    """A field of a new header: a bool, int (uint32, or uint64 where it must be), float (float32), str, or a list of
+    one of them (ints: int32)."""
+    if not isinstance(value, list):
+        kind = _kind(value, whole=10 if isinstance(value, int) and value >= 2**32 else 4)
+        return string_bytes(key) + struct.pack("<I", kind) + _packed(kind, [value])
+    kind = _kind(value[0], whole=5)
+    return string_bytes(key) + struct.pack("<IIQ", _ARRAY, kind, len(value)) + _packed(kind, value)
+
+
+def string_bytes(text: str) -> bytes:
+    data = text.encode(errors="replace")  # a folder's name may hold bytes that are no characters
+    return struct.pack("<Q", len(data)) + data
+
+
+def _kind(value: Any, whole: int) -> int:
+    return {bool: 7, int: whole, float: 6, str: _STRING}[type(value)]
+
+
+def _packed(kind: int, values: list[Any]) -> bytes:
+    if kind == _STRING:
+        return b"".join(map(string_bytes, values))
+    return struct.pack(f"<{len(values)}{_NUMBERS[kind]}", *values)
 
 
 class _Cursor:
@@ -79,17 +114,21 @@ class _Cursor:
     def __init__(self, blob: mmap.mmap) -> None:
         self.blob, self.at = blob, 0
 
-    def header(self) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:
+    def header(self) -> tuple[dict[str, Any], tuple[GgufTensor, ...], dict[str, tuple[int, int]]]:
         _, version, tensor_count, field_count = self._read("4sIQQ")
         if version not in (2, 3):
             raise ValueError(f"version {version}, not 2 or 3")
-        fields = {self._string(): self._value(self._read("I")[0]) for _ in range(field_count)}
+        fields, places = {}, {}
+        for _ in range(field_count):
+            begin, key = self.at, self._string()
+            fields[key] = self._value(self._read("I")[0])
+            places[key] = begin, self.at
         table = [self._tensor() for _ in range(tensor_count)]
         alignment = int(fields.get("general.alignment", 32))
         if alignment < 1:
             raise ValueError(f"alignment {alignment}")
         start = -(-self.at // alignment) * alignment  # where the data begins, from which offsets count
-        return fields, tuple(replace(tensor, begin=start + tensor.begin) for tensor in table)
+        return fields, tuple(replace(tensor, begin=start + tensor.begin) for tensor in table), places
 
     def _tensor(self) -> GgufTensor:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType

@@ -1,29 +1,45 @@
-"""What a GGUF file says about its model besides the weights: transformers' config, tokenizer and generation config."""
+"""What a GGUF file says about its model besides the weights: transformers' config, tokenizer and generation config.
 
-from dataclasses import dataclass
+The same tables give the fields of a file that is written."""
+
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, CheckpointError, UnsupportedArchitecture
 from .gguf_file import GgufFile
+from .gguf_vocabulary import split_as
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp writes a model type: q and k rows interleaved for its rotary code, or norms plus one."""
+    """How llama.cpp writes a model type: q and k rows interleaved for its rotary code, or norms plus one.
+
+    `fields`: of this type alone, as in _FIELDS. `written_as_it`: other types whose models are the same but in name."""
 
     model_type: str
     interleaved: bool = False
     norm_offset: float = 0.0
-    window: bool = False  # the config takes a sliding window
+    fields: dict[str, str] = field(default_factory=dict)
+    written_as_it: tuple[str, ...] = ()
+
+    def changes(self, config: Any, name: str) -> tuple[int, float]:
+        """What is changed in a tensor, by its name in the file: heads whose rows are interleaved (0: none), offset."""
+        heads = 0
+        if self.interleaved and (".attn_q." in name or ".attn_k." in name):
+            heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+        return heads, self.norm_offset if name.endswith("norm.weight") else 0.0
 
 
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
 ARCHITECTURES = {
-    "llama": Architecture("llama", interleaved=True),  # Mistral's files say llama too
+    "llama": Architecture("llama", interleaved=True, written_as_it=("mistral",)),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
-    "gemma2": Architecture("gemma2", norm_offset=1.0, window=True),
-    "gemma3": Architecture("gemma3_text", norm_offset=1.0, window=True),
+    "gemma2": Architecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
+    "gemma3": Architecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
 }
 # GGUF field (after the architecture's name) -> transformers' config
 _FIELDS = {
@@ -37,7 +53,7 @@ _FIELDS = {
 }
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 ROPE_FACTORS = "rope_freqs.weight"
-# Not in the file. Every other size of these two divides by the square root of head_dim, as the configs' default does.
+# Not in the file. Every other size of these two divides by the square root of head_dim.
 QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
 # Byte-level vocabularies to which llama.cpp adds a BOS, as their own tokenizers do, when the file does not say.
 BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
@@ -89,10 +105,10 @@ def read_config(file: GgufFile, name: str) -> Any:
     values["tie_word_embeddings"] = "output.weight" not in shapes
     if "rope.freq_base" in said:
         values["rope_theta"] = said["rope.freq_base"]
-    if architecture.window and "attention.sliding_window" in said:
-        values["sliding_window"] = said["attention.sliding_window"]
-    if scalar := QUERY_SCALARS.get((architecture.model_type, values["num_hidden_layers"])):
-        values["query_pre_attn_scalar"] = scalar
+    values |= {ours: said[theirs] for theirs, ours in architecture.fields.items() if theirs in said}
+    if architecture.model_type.startswith("gemma"):
+        size = architecture.model_type, values["num_hidden_layers"]
+        values["query_pre_attn_scalar"] = QUERY_SCALARS.get(size, values["head_dim"])
     try:
         config = AutoConfig.for_model(architecture.model_type, dtype="bfloat16", **values)
     except Exception as error:  # whichever check of transformers the values fail
@@ -109,7 +125,6 @@ def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
 
     Rebuilt from the published constants and the largest divisor, and compared with what the file says."""
     import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     plain = dict(config.rope_parameters)
     rope = plain | {
@@ -119,15 +134,70 @@ def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    theta, size = plain["rope_theta"], config.head_dim
-    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     config.rope_parameters = rope
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    if not torch.allclose(frequencies / scaled, torch.from_numpy(factors), rtol=1e-3):
+    if not torch.allclose(rope_factors(config), torch.from_numpy(factors), rtol=1e-3):
         raise UnsupportedArchitecture(
             f"{name} scales its positions in a way that is not Llama 3.1's: use the original safetensors"
         )
     return rope
+
+
+def rope_factors(config: Any) -> Any:
+    """The divisors of its frequencies that a GGUF holds for Llama 3.1's position scaling: (head_dim / 2,) float32."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    theta, size = config.rope_parameters["rope_theta"], config.head_dim
+    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    return frequencies / scaled
+
+
+def written_as(model_type: str) -> str | None:
+    """The architecture's name in a GGUF file; None for a type that we cannot write."""
+    for name, architecture in ARCHITECTURES.items():
+        if model_type in (architecture.model_type, *architecture.written_as_it):
+            return name
+    return None
+
+
+def written_types() -> tuple[str, ...]:
+    return tuple(t for a in ARCHITECTURES.values() for t in (a.model_type, *a.written_as_it))
+
+
+def config_fields(config: Any, name: str) -> dict[str, Any]:
+    """A config as the header of an architecture's files says it: what `read_config` reads, and what llama.cpp wants."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    table = _FIELDS | ARCHITECTURES[name].fields
+    said = {theirs: getattr(config, ours) for theirs, ours in table.items() if getattr(config, ours, None) is not None}
+    said |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
+    said |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
+    return {f"{name}.{key}": value for key, value in said.items()}
+
+
+def lost(config: Any, read: Any) -> list[str]:
+    """Fields of a config that the one read back from a file has otherwise, and that change what the model computes."""
+    ours, theirs = config.to_dict(), read.to_dict()
+    return sorted(
+        key for key, value in ours.items() if key in theirs and key not in _NO_MATTER and not _same(value, theirs[key])
+    )
+
+
+_NO_MATTER = {
+    *("model_type", "architectures", "dtype", "transformers_version", "_name_or_path"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),  # said elsewhere in the file
+    *("attention_dropout", "initializer_range", "pretraining_tp", "max_window_layers", "_sliding_window_pattern"),
+}
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Numbers to the precision of the file's float32."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    if isinstance(one, float | int) and isinstance(two, float | int):
+        return math.isclose(one, two, rel_tol=1e-6)
+    return bool(one == two)
 
 
 def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
@@ -142,6 +212,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"the tokenizer in {name} cannot be used: {reason}") from error
     tokenizer.model_max_length = config.max_position_embeddings
+    split_as(tokenizer.backend_tokenizer, file.fields)
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
     add_bos = said.get("add_bos_token", said.get("model") == "llama" or said.get("pre") in BOS_BY_DEFAULT)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id

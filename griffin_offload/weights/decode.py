@@ -56,6 +56,12 @@ def place(info: TensorInfo, target: Tensor, done: int, chunk: Tensor) -> None:
     heads.copy_(parts.transpose(1, 2))
 
 
+def interleaved(tensor: Tensor, heads: int) -> Iterator[Tensor]:
+    """The inverse of `place`: the rows (R, D) or (R,) of some heads as a GGUF file has them, a head at a time."""
+    for head in tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1):
+        yield head.transpose(0, 1).contiguous()
+
+
 def _row_and_half(info: TensorInfo) -> tuple[int, int]:
     """D, and half of the rows of a head."""
     assert info.encoding
