@@ -103,8 +103,9 @@ class Int8:
         else:
             out = flat.new_empty(len(flat), len(self._codes))
             for begin, end in _chunks(len(self._codes), 4 * CHUNK):
-                out[:, begin:end] = linear(flat, self._codes[begin:end].to(x.dtype))
-            out *= self._scales
+                # Scaled before the product: the codes' own would be beyond float16.
+                rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
+                out[:, begin:end] = linear(flat, rows)
         return out.view(*x.shape[:-1], -1)
 
     @property

@@ -83,6 +83,15 @@ def test_a_product_in_bfloat16_is_right_but_for_its_rounding(name: str, tokens: 
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
+def test_large_activations_stay_within_float16(name: str) -> None:
+    torch.manual_seed(0)
+    matrix, x = torch.randn(64, 1536).mul(0.02).half(), torch.randn(2, 1536).mul(300).half()
+    exact = x.float() @ matrix.float().T
+    out = take(name, matrix).linear(x).float()
+    assert (out - exact).norm() < ERROR[name] * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
 def test_rows_of_zeros_and_of_one_value_stay_so(name: str) -> None:
     matrix = torch.stack([torch.zeros(64), torch.full((64,), 3.0), torch.full((64,), -2.5), torch.arange(64.0)])
     out = take(name, matrix).linear(torch.eye(64)).T
