@@ -34,7 +34,7 @@ def take_neurons(
     rows, down = block.rows[name], name == block.down
     each = list(shape[bool(block.routed) :])
     keeps_rest = how.rest is not None and kept < block.neurons
-    if len(each) == 1 or not (how.experts or keeps_rest):
+    if len(each) == 1 or not (keeps_rest or (how.experts and kept)):
         count = block.neurons if keeps_rest else kept
         each[rows.axis] = 2 * count if rows.halves else count
         return arena.take((*shape[: bool(block.routed)], *each), dtype)

@@ -129,6 +129,29 @@ def test_a_layer_packed_on_its_device_is_the_same(tmp_path: Path) -> None:
     assert_answers_as_rounded(Copying(folder), folder, "int4", "int8", 0.5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "opt", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("resident_dtype", "rest", "sparsity"),
+    [
+        ("int4", "drop", 1.0),
+        ("int8", "int4", 1.0),
+        ("bfloat16", "int8", 0),
+        ("int4", "int8", 0),
+        ("int8", "int4", 0.99),
+    ],
+)
+def test_an_expert_set_for_each_prompt_is_each_prompt_alone(
+    tmp_path: Path, kind: str, dtype: torch.dtype, resident_dtype: str, rest: str, sparsity: float
+) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", kind, dtype=dtype))
+    prompts = [tiny_prompt(20), tiny_prompt(30, 1)]
+    how = {"sparsity": sparsity, "resident_dtype": resident_dtype, "rest": rest, "max_new_tokens": 4}
+    alone = [engine.generate(prompt, do_sample=False, **how).token_ids for prompt in prompts]
+    both = engine.generate_batch(prompts, per_prompt=True, do_sample=False, **how)
+    assert [one.token_ids for one in both] == alone
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_tied_and_sharded(tmp_path: Path, tied: bool, shards: int) -> None:
