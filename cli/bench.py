@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..choices import RESIDENT_DTYPES
 from ..models import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import console
+from .options import resident_dtypes_option
 
 if TYPE_CHECKING:
     from ..evaluation.bench import Asked, Bench
@@ -58,15 +58,7 @@ COLUMNS = (
     metavar="SHARE",
     help="Of griffin's rows; give several to compare. magnitude takes the first.",
 )
-@click.option(
-    "--resident-dtype",
-    "resident_dtypes",
-    type=click.Choice(RESIDENT_DTYPES),
-    multiple=True,
-    default=("bfloat16",),
-    show_default=True,
-    help="Of griffin's rows; give several to compare.",
-)
+@resident_dtypes_option
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs a row.")
 @click.option(
     "--max-seconds",

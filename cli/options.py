@@ -283,6 +283,19 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
+def resident_dtypes_option(command: F) -> F:
+    """--resident-dtype, several times, where rows are compared."""
+    return click.option(
+        "--resident-dtype",
+        "resident_dtypes",
+        type=click.Choice(RESIDENT_DTYPES),
+        multiple=True,
+        default=("bfloat16",),
+        show_default=True,
+        help="Of the weights that stay, in Griffin's rows. Give several to compare.",
+    )(command)
+
+
 def variant_options(command: F) -> F:
     """--sparsity, --selection, --allocation, --resident-dtype, --rest, --seed: the arguments of `variants`."""
     return decorate(
@@ -316,15 +329,7 @@ def variant_options(command: F) -> F:
             help="How the kept neurons are shared over the layers; `griffin calibrate` measures their sensitivity. "
             "Give several to compare.",
         ),
-        click.option(
-            "--resident-dtype",
-            "resident_dtypes",
-            type=click.Choice(RESIDENT_DTYPES),
-            multiple=True,
-            default=("bfloat16",),
-            show_default=True,
-            help="Of the weights that stay. Give several to compare.",
-        ),
+        resident_dtypes_option,
         click.option(
             "--rest",
             "rests",
