@@ -287,6 +287,7 @@ class Engine:
             per_prompt=per_prompt,
         )
         plan_s = time.perf_counter() - start
+        self._let_go(plan)  # before the peak is measured: what the last plan held is not this one's
         meter, read_before = PeakMeter(self.device), bytes_read()
         if seed is not None:
             set_seed(seed)
@@ -468,7 +469,6 @@ class Engine:
     def _answer_each(self, run: _Run) -> None:
         """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
         self._unload_model()
-        self._tier.hold(run.plan.held_layers, len(run.plan.kept))
         load_outside(self.skeleton, run.reader, self.device, run.plan.precision)
         layers = resident_layers(self.skeleton, run.plan.kept, self.device, run.plan.precision)
         sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in run.prompts[1:])]
@@ -515,13 +515,9 @@ class Engine:
         weights: torch.Tensor | None = None,
     ) -> AbstractContextManager[Any]:
         """Memory for the plan, what is outside the layers read, and a sweep for the next forward if it needs one."""
-        self._tier.hold(plan.held_layers, len(plan.kept))  # what it lets go is free before more is taken
+        self._let_go(plan)
         how = plan.precision
-        if [(layer.kept, layer.precision) for layer in self._layers or ()] != [(kept, how) for kept in plan.kept]:
-            self._layers = self._bandwidth = None
-            self.skeleton.unload(self.skeleton.inside)  # before the new memory is taken
-        if self._head_format != how.head:
-            self.skeleton.unload(self.skeleton.outside)
+        if self._head_format is None:
             load_outside(self.skeleton, reader, self.device, how)
             self._head_format = how.head
         if self._layers is None:
@@ -530,6 +526,17 @@ class Engine:
             return nullcontext()
         stream = self._stream(self._layers, plan, reader, on_layer)
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
+
+    def _let_go(self, plan: Plan) -> None:
+        """Free what is resident and not as the plan has it, before anything else is taken."""
+        how = plan.precision
+        self._tier.hold(plan.held_layers, len(plan.kept))
+        if [(layer.kept, layer.precision) for layer in self._layers or ()] != [(kept, how) for kept in plan.kept]:
+            self._layers = self._bandwidth = None
+            self.skeleton.unload(self.skeleton.inside)
+        if self._head_format not in (None, how.head):
+            self._head_format = None
+            self.skeleton.unload(self.skeleton.outside)
 
     def _stream(self, layers: list[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None) -> Stream:
         return Stream(

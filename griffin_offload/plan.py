@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .cache import capacity
 from .errors import BudgetError, OptionError, PromptError
 from .hooks import PIECE
+from .packed import CHUNK as CHUNK_OF_ROWS
 from .packed import FORMATS, NATIVE, Precision
 from .selection import Sparsity, check_sparsities, kept_neurons
 from .statistic import CHUNK
@@ -20,6 +21,7 @@ from .weights.arena import padded
 
 DEFAULT_SPARSITY = 0.5
 STAGING_LAYERS = 2
+PACKING = 12 * CHUNK_OF_ROWS  # bytes a column: rows gathered, in float32, as codes, and codes side by side
 DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
 Moment = Literal["always", "prompt", "answer"]
 Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
@@ -165,6 +167,13 @@ class ModelSizes:
     @property
     def full(self) -> int:
         return self.resident(self.kept(0)) + self.in_file
+
+    @property
+    def widest(self) -> int:
+        """Columns of the widest matrix that can be packed."""
+        tensors = [(t, block) for layer in self.layers for block in layer.blocks for t in block.tensors]
+        neurons = [block.neurons if t.down else t.width for t, block in tensors]
+        return max([self.hidden, *neurons, *(columns for layer in self.layers for _, columns in layer.matrices)])
 
     def cache(self, tokens: int) -> int:
         """Bytes of the KV cache that holds `tokens` tokens."""
@@ -384,6 +393,8 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
             rows.append(Row("staging, two layers", STAGING_LAYERS * staged, "prompt"))
     if request.converts:
         rows.append(Row("conversion buffer", request.converts, "prompt"))
+    if how.packs:
+        rows.append(Row("rows on their way into packed weights", PACKING * sizes.widest, "prompt"))
     together = sequences if sets == 1 else 1
     activations = sizes.activations(request.prompt_tokens, together)
     rows.append(Row("activations of the prompt", activations, "prompt"))

@@ -69,11 +69,10 @@ def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str
                 for name in block.rows:
                     shape = skeleton.shapes[layer.prefix + name]
                     tensors[name] = take_neurons(arena, block, name, shape, k, how, skeleton.dtype)
-        own = {
-            "statistics": tuple(torch.zeros_like(total) for total in resident.statistics),
-            "experts": tuple(chosen.clone() for chosen in resident.experts),
-        }
-        other.append(replace(resident, tensors=tensors, complete=True, **own))  # what is shared, `layers` fill
+        statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
+        experts = tuple(chosen.clone() for chosen in resident.experts)
+        # `complete`: what is shared, `layers` fill.
+        other.append(replace(resident, tensors=tensors, statistics=statistics, experts=experts, complete=True))
     return other
 
 
