@@ -118,8 +118,8 @@ class Engine:
         `host_memory`: of RAM, for layers that the next prompt then need not read; on the CPU, what `device_memory`
         leaves of it. `on_progress(what, done, total)` hears of a fetch. Raises ModelNotFound, CheckpointError,
         UnsupportedArchitecture or OptionError."""
-        if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"dtype {dtype!r} is not known; known: {', '.join(DTYPES)}")
+        if dtype is not None:
+            check(dtype, tuple(DTYPES), "dtype")
         return_freed_memory()  # before anything large is taken: what the heap has grown to stays in use
         self.name = str(model)
         self.device = check_device(device) if device else best_device()
@@ -226,8 +226,7 @@ class Engine:
     def share(self, allocation: str) -> Callable[[Sequence[int], float], tuple[int, ...]] | None:
         """How an allocation shares a sparsity over the layers (see plan.Request); None: all the same, also where
         'sensitivity' was not calibrated. Raises OptionError for an unknown one."""
-        if allocation not in ALLOCATIONS:
-            raise OptionError(f"allocation {allocation!r} is not known; known: {', '.join(ALLOCATIONS)}")
+        check(allocation, ALLOCATIONS, "allocation")
         if allocation == "uniform":
             return None
         curves = self.curves()

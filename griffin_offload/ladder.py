@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from .choices import AUTO, RESIDENT_DTYPES
 from .errors import BudgetError
 from .packed import precision
-from .plan import DRIFT, ModelSizes, Plan, Request, check_request, choose_plan, make_plan
+from .plan import ModelSizes, Plan, Request, check_request, choose_plan, enough, make_plan
 from .selection import Sparsity
-from .units import MIB, format_bytes
+from .units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,14 @@ def best_plan(
     A sparsity alone asks for the paper: bfloat16 experts, the rest dropped; with resident dtype 'auto', for the first
     dtype that fits. Raises PromptError, OptionError, and BudgetError for what does not fit."""
     request = check_request(sizes, request, name)
-    if sparsity is not None and resident_dtype != AUTO:
-        how = precision(resident_dtype or RESIDENT_DTYPES[0], rest or "drop")
-        return choose_plan(sizes, replace(request, precision=how), sparsity, name)
     if sparsity is not None:
-        for dtype in RESIDENT_DTYPES:
-            plan = make_plan(sizes, replace(request, sparsity=sparsity, precision=precision(dtype, rest or "drop")))
+        dtypes = RESIDENT_DTYPES if resident_dtype == AUTO else (resident_dtype or RESIDENT_DTYPES[0],)
+        *others, last = (replace(request, precision=precision(dtype, rest or "drop")) for dtype in dtypes)
+        for other in others:
+            plan = make_plan(sizes, replace(other, sparsity=sparsity))
             if plan.fits:
                 return plan
-        return choose_plan(sizes, replace(request, precision=plan.precision), sparsity, name)
+        return choose_plan(sizes, last, sparsity, name)
     asked = None if resident_dtype == AUTO else resident_dtype
     rungs = [
         rung
@@ -97,5 +96,5 @@ def best_plan(
     raise BudgetError(
         f"{name} needs at least {format_bytes(least.peak)} ({rungs[plans.index(least)]}; {least.prompt_tokens} + "
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
-        f"Give --device-memory {-(-(least.peak + DRIFT) // MIB)}MiB, or fewer tokens"
+        f"Give --device-memory {enough(least)}, or fewer tokens"
     )

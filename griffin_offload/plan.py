@@ -448,7 +448,8 @@ def _margin(runtime: int) -> int:
     return 48 * MIB if runtime else 32 * MIB
 
 
-def _enough(plan: Plan) -> str:
+def enough(plan: Plan) -> str:
+    """The --device-memory to suggest for a plan, with room for what the next process may hold more."""
     return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
 
 
@@ -471,8 +472,8 @@ def _does_not_fit(sizes: ModelSizes, request: Request, plan: Plan, name: str) ->
     )
     fitting = smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT))
     if fitting is not None:
-        return error + f"It fits with --sparsity {fitting:g}, or with --device-memory {_enough(plan)}"
+        return error + f"It fits with --sparsity {fitting:g}, or with --device-memory {enough(plan)}"
     least = make_plan(sizes, replace(request, sparsity=0.99)).peak
     return (
-        error + f"No sparsity fits: the least, at 0.99, is {format_bytes(least)}; give --device-memory {_enough(plan)}"
+        error + f"No sparsity fits: the least, at 0.99, is {format_bytes(least)}; give --device-memory {enough(plan)}"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .choices import SELECTIONS
+from .choices import SELECTIONS, check
 from .errors import OptionError
 
 Sparsity = float | Sequence[float]  # of every layer, or of each
@@ -43,8 +43,7 @@ class Selection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in SELECTIONS:
-            raise OptionError(f"selection {self.name!r} is not known; known: {', '.join(SELECTIONS)}")
+        check(self.name, SELECTIONS, "selection")
 
     def choose(self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor]) -> Tensor:
         """Indices of the experts: statistic (..., F), the sums s² -> (..., kept), int64, ascending.

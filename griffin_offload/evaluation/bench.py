@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from ..choices import check
 from ..errors import OptionError
 from ..models import gguf_link
 from ..units import MIB, format_bytes
@@ -62,8 +63,7 @@ def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
         return [name for name in METHODS if name != "llama-cpp" or ggufs]
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        if name not in METHODS:
-            raise OptionError(f"method {name!r} is not known; known: {', '.join(METHODS)}")
+        check(name, METHODS, "method")
     if "llama-cpp" in names and not ggufs:
         raise OptionError("method 'llama-cpp' reads a GGUF file of the same weights: give --llama-cpp FILE.gguf")
     return names if "llama-cpp" in names or not ggufs else [*names, "llama-cpp"]

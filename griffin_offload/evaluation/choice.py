@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..choices import MODES
+from ..choices import MODES, check
 from ..engine import Engine
-from ..errors import OptionError, PromptError
+from ..errors import PromptError
 from ..jsonl import Row, read_rows
 from ..prefill import OnLayer
 from .score import OnPair, check_pairs, score
@@ -111,8 +111,7 @@ def log_likelihoods(
     on_layer: OnLayer | None = None,
 ) -> list[list[LogLikelihood]]:
     """Of each pair's continuation under each variant: [pair][variant]. Raises OptionError, and what `score` raises."""
-    if mode not in MODES:
-        raise OptionError(f"mode {mode!r} is not known; known: {', '.join(MODES)}")
+    check(mode, MODES, "mode")
     check_pairs(engine, pairs)
     if mode == "gen":
         return [[_sum(one) for one in of_pair] for of_pair in score(engine, pairs, variants, on_pair, on_layer)]

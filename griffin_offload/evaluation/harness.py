@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..choices import MODES
+from ..choices import MODES, check
 from ..engine import Engine
 from ..errors import GriffinError, OptionError, PromptError
 from ..models import DEFAULT_MODEL
@@ -58,8 +58,7 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
         """`max_length`: tokens of a request, at most and by default the model's context; of longer ones the first are
         left out, as lm-eval does. Batch sizes are lm-eval's and change nothing. Raises OptionError, and as Engine."""
         super().__init__()
-        if mode not in MODES:
-            raise OptionError(f"mode {mode!r} is not known; known: {', '.join(MODES)}")
+        check(mode, MODES, "mode")
         self.mode = mode
         self.variant = Variant(float(sparsity), selection, allocation, int(seed))
         device = None if device == "cuda:0" else device  # lm-eval says so, GPU or none, where nobody asked

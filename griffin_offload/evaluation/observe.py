@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..choices import ORDERS
+from ..choices import ORDERS, check
 from ..engine import Engine
 from ..errors import OptionError, PromptError, UnsupportedArchitecture
 from ..prefill import OnLayer
@@ -48,8 +48,7 @@ def cut_prompts(engine: Engine, text: str, count: int, tokens: int, what: str = 
 
 def reorder(engine: Engine, prompt_ids: Sequence[int], order: str, seed: int) -> list[int]:
     """A prompt of the same length: its own tokens `permuted`, or `random` ones. The tokenizer's <s> stays first."""
-    if order not in ORDERS:
-        raise OptionError(f"order {order!r} is not known; known: {', '.join(ORDERS)}")
+    check(order, ORDERS, "order")
     first, ids = _split_bos(engine, list(prompt_ids))
     generator = torch.Generator().manual_seed(seed)
     if order == "permuted":
