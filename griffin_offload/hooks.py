@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.hooks import ModelHook
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import cosine_similarity, linear
 
 from .packed import Weight
 from .statistic import neuron_statistic
@@ -160,6 +160,32 @@ class ObserveNeurons:
 
     def remove(self) -> None:
         self._tap.remove()
+
+
+class Residual:
+    """Tells how far a layer's feed-forward block turns the hidden state, while it is attached.
+
+    What the block adds is what the last of the layer's modules to run puts out: the block, or a norm behind it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._added: Tensor | None = None
+        self._handles = [child.register_forward_hook(self._ran) for child in layer.children()]
+
+    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._added = output[0] if isinstance(output, tuple) else output
+
+    def similarity(self, leaving: Tensor) -> Tensor:
+        """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32."""
+        assert self._added is not None
+        states, added = leaving.flatten(0, -2), self._added.reshape(-1, leaving.shape[-1])
+        self._added = None
+        parts = zip(states.split(PIECE), added.split(PIECE), strict=True)
+        return torch.cat([cosine_similarity(s.float() - a.float(), s.float(), dim=-1) for s, a in parts])
+
+    def remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self._added = None
 
 
 class StreamLayer(ModelHook):  # type: ignore[misc]

@@ -7,6 +7,7 @@ This is the only place that knows the order.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -341,11 +342,12 @@ class Pruner:
         """After it: choose, and bring the experts from the dense weights to where they stay."""
         self.stop()
         layer, resident = self._skeleton.layers[index], self._layers[index]
-        for block, kept, total, experts in zip(
-            layer.blocks, resident.kept, resident.statistics, resident.experts, strict=True
+        for place, (block, kept, total, experts) in enumerate(
+            zip(layer.blocks, resident.kept, resident.statistics, resident.experts, strict=True)
         ):
             if kept < block.neurons:
-                experts.copy_(self._selection.choose(total, kept, index, lambda: block_magnitude(block, dense)))  # noqa: B023
+                weights = partial(block_magnitude, block, dense)
+                experts.copy_(self._selection.choose(total, kept, index, weights, place))
             elif not resident.precision.experts or resident.complete:
                 continue
             for name in block.rows:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .choices import SELECTIONS, check
 from .errors import OptionError
+from .prior import WEIGHT, Prior
 
 Sparsity = float | Sequence[float]  # of every layer, or of each
 
@@ -37,18 +38,29 @@ def kept_neurons(neurons: int, sparsity: float) -> int:
 class Selection:
     """How experts are chosen. 'topk': the largest of the statistic, the paper's choice. 'sampling': drawn without
     replacement, with weights s; 'topk-sampling': half and half; 'magnitude': the largest product of the up rows'
-    norms, whatever the prompt; 'random'. The last three of the paper's comparison, drawn by `seed` and layer."""
+    norms, whatever the prompt; 'random'. The last three of the paper's comparison, drawn by `seed` and layer.
+
+    `prior`: scores of other texts, which join the statistic with `prior_weight`: 0 is the prompt's alone, 1 the
+    prior's, for a static choice."""
 
     name: str = "topk"
     seed: int = 0
+    prior: Prior | None = None
+    prior_weight: float = WEIGHT
 
     def __post_init__(self) -> None:
         check(self.name, SELECTIONS, "selection")
+        if not 0 <= self.prior_weight <= 1:
+            raise OptionError(f"prior weight {self.prior_weight} is outside [0, 1]: 0 is the prompt's own choice")
 
-    def choose(self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor]) -> Tensor:
+    def choose(
+        self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor], block: int = 0
+    ) -> Tensor:
         """Indices of the experts: statistic (..., F), the sums s² -> (..., kept), int64, ascending.
 
         `magnitude()` gives (..., F) where it is asked for. The leading dimension is a mixture's routed experts."""
+        if self.prior is not None:
+            statistic = self.prior.join(statistic, layer, block, self.prior_weight)
         scores = magnitude() if self.name == "magnitude" else statistic
         if self.name in ("topk", "magnitude"):
             return select_experts(scores, kept)

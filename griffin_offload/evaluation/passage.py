@@ -184,7 +184,8 @@ class _Prompt:
                 if of_row is None or (kept := of_row[1][self._layer][block]) == neurons.neurons:
                     continue
                 if (of_row[0], kept) not in same:
-                    experts = of_row[0].choose(statistic, kept, self._layer, partial(block_magnitude, neurons, dense))
+                    weights = partial(block_magnitude, neurons, dense)
+                    experts = of_row[0].choose(statistic, kept, self._layer, weights, block)
                     same[of_row[0], kept] = row.fill_(True).scatter_(-1, experts, False)
                 row.copy_(same[of_row[0], kept])
             self._dropped[block] = dropped

@@ -1,0 +1,99 @@
+"""FFN-SkipLLM (Jaiswal et al. 2024, arXiv:2404.03865): whole feed-forward blocks are left out where they saturate.
+
+A block's similarity: the cosine between the hidden state that enters it and the one that leaves it, the residual added.
+Blocks are counted over the layers that have one; the first and last of them are cold: they always run.
+T tokens, L blocks."""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .choices import SKIP_MODES, check
+from .errors import OptionError
+
+COLD = (2, 2)
+WARMUP = 4
+WINDOW = 16  # tokens after which the threshold is corrected
+
+
+@dataclass(frozen=True)
+class Skip:
+    """How blocks are skipped. `share`: of all blocks. `mode` 'token': each generated token skips for itself, after the
+    first `warmup` of them; 'prompt': the blocks that the prompt saturates most keep no neurons for the whole answer.
+
+    `cold`: how many blocks at both ends always run, so that a larger share than the others' cannot be reached.
+    `run`: how many blocks one that saturates lets the token skip; 0: all up to the cold end. Raises OptionError."""
+
+    share: float
+    mode: str = "token"
+    cold: tuple[int, int] = COLD
+    warmup: int = WARMUP
+    run: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.mode, SKIP_MODES, "skip mode")
+        if not 0 <= self.share <= 1:
+            raise OptionError(f"ffn-skip {self.share} is outside [0, 1]: 0.25 skips a quarter of the blocks")
+        if min(*self.cold, self.warmup, self.run) < 0:
+            raise OptionError("cold blocks, warm-up tokens and the length of a run are 0 or more")
+
+    def may(self, blocks: int) -> range:
+        """Those of L blocks that may be skipped: between the cold ends; by token never the first, which nothing tells
+        of."""
+        first = max(self.cold[0], 1 if self.mode == "token" else 0)
+        return range(first, max(first, blocks - self.cold[1]))
+
+    def count(self, blocks: int) -> int:
+        """Blocks that a prompt's answer leaves out: the share, as far as the cold ends allow."""
+        return min(round(self.share * blocks), len(self.may(blocks)))
+
+
+class Skipping:
+    """Which tokens are at which block of their way through the blocks, one block after the other."""
+
+    def __init__(self, skip: Skip, blocks: int, tokens: int, device: str | torch.device = "cpu") -> None:
+        self._skip, self._may = skip, skip.may(blocks)
+        self._left = torch.zeros(tokens, dtype=torch.int64, device=device)  # blocks that a token is yet to skip
+        self._most = blocks if not skip.run else skip.run
+
+    def skips(self, block: int) -> Tensor:
+        """(T,), bool: the tokens that leave this block out."""
+        if block not in self._may:
+            return torch.zeros_like(self._left, dtype=torch.bool)
+        return self._left > 0
+
+    def saw(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float) -> None:
+        """After a block: similarity (T,), which of a token that skipped it says nothing."""
+        more = torch.where(similarity >= threshold, self._most, 0)
+        self._left = torch.where(skipped, self._left - 1, more)
+
+
+def skipped_share(similarity: Tensor, skip: Skip, threshold: float) -> float:
+    """The share of all blocks that a threshold would have skipped: similarity (T, L), of tokens that skipped none."""
+    tokens, blocks = similarity.shape
+    state, total = Skipping(skip, blocks, tokens, similarity.device), 0
+    for block in range(blocks):
+        skipped = state.skips(block)
+        state.saw(block, skipped, similarity[:, block], threshold)
+        total += int(skipped.sum())
+    return total / (tokens * blocks)
+
+
+def find_threshold(similarity: Tensor, skip: Skip, share: float | None = None) -> float:
+    """The lowest similarity at which no more than the share (default: the skip's) would have been skipped.
+
+    similarity (T, L), float32; infinite where no threshold skips so little, or nothing shall be skipped."""
+    wanted = skip.share if share is None else share
+    levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
+    levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), 1024)).long()]
+    first = bisect_left(range(len(levels)), True, key=lambda i: skipped_share(similarity, skip, levels[i]) <= wanted)
+    return float(levels[first]) if first < len(levels) and wanted > 0 else float("inf")
+
+
+def most_saturated(similarity: Tensor, skip: Skip) -> list[int]:
+    """The blocks that a prompt leaves out, ascending: similarity (L,), its tokens' mean. Of equals the first ones."""
+    may = skip.may(len(similarity))
+    order = sorted(may, key=lambda block: (-float(similarity[block]), block))
+    return sorted(order[: skip.count(len(similarity))])

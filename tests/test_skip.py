@@ -1,0 +1,73 @@
+"""Which blocks are skipped (griffin_offload.skip): the rule on tables of similarities, against one token at a time."""
+
+import math
+
+import pytest
+import torch
+
+from griffin_offload.errors import OptionError
+from griffin_offload.skip import Skip, find_threshold, most_saturated, skipped_share
+
+
+def skipped_slowly(similarities: list[float], skip: Skip, threshold: float) -> list[int]:
+    """The blocks that one token leaves out, as the paper tells it."""
+    blocks, left, out = len(similarities), 0, []
+    for block in range(blocks):
+        cold = block < max(1, skip.cold[0]) or block >= blocks - skip.cold[1]
+        if left and not cold:
+            out.append(block)
+            left -= 1
+        else:
+            left = (skip.run or blocks) if similarities[block] >= threshold else 0
+    return out
+
+
+@pytest.mark.parametrize("run", [0, 1, 3])
+@pytest.mark.parametrize("cold", [(0, 0), (1, 2), (3, 1), (9, 9)])
+def test_the_share_of_a_threshold_is_what_each_token_skips_by_itself(run: int, cold: tuple[int, int]) -> None:
+    similarity = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
+    skip = Skip(0.5, cold=cold, run=run)
+    for threshold in (-1.0, 0.3, 0.6, 0.9, 2.0):
+        slow = sum(len(skipped_slowly(row.tolist(), skip, threshold)) for row in similarity)
+        assert skipped_share(similarity, skip, threshold) == slow / similarity.numel()
+
+
+@pytest.mark.parametrize("run", [0, 1, 3])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_the_threshold_skips_as_much_as_asked(run: int, share: float) -> None:
+    similarity = torch.rand(200, 30, generator=torch.Generator().manual_seed(1))
+    skip = Skip(share, cold=(1, 1), run=run)
+    reached = skipped_share(similarity, skip, find_threshold(similarity, skip))
+    possible = 28 / 30 if run != 1 else 14 / 30  # with runs of 1 every other block is computed
+    assert min(share, possible) - 0.02 < reached <= share
+
+
+def test_nothing_is_skipped_at_share_0_and_all_between_the_cold_ends_at_1() -> None:
+    similarity = torch.rand(7, 10, generator=torch.Generator().manual_seed(2))
+    assert math.isinf(find_threshold(similarity, Skip(0.0)))
+    everything = Skip(1.0, cold=(2, 3))
+    assert skipped_share(similarity, everything, find_threshold(similarity, everything)) == 0.5
+    assert most_saturated(similarity[0], Skip(1.0, "prompt", cold=(2, 3))) == [2, 3, 4, 5, 6]
+
+
+def test_the_most_saturated_blocks_are_those_of_the_largest_similarity() -> None:
+    similarity = torch.tensor([0.99, 0.5, 0.9, 0.7, 0.9, 0.8, 0.99])
+    assert most_saturated(similarity, Skip(2 / 7, "prompt", cold=(1, 1))) == [2, 4]
+    assert most_saturated(similarity, Skip(3 / 7, "prompt", cold=(1, 1))) == [2, 4, 5]
+    assert most_saturated(similarity, Skip(0.9, "prompt", cold=(0, 7))) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"share": -0.1},
+        {"share": 1.1},
+        {"share": 0.5, "mode": "layer"},
+        {"share": 0.5, "cold": (-1, 0)},
+        {"share": 0.5, "warmup": -1},
+        {"share": 0.5, "run": -2},
+    ],
+)
+def test_a_bad_option_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        Skip(**wrong)  # type: ignore[arg-type]
