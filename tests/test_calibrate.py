@@ -18,9 +18,9 @@ from griffin_offload.allocation import Curves, calibration_path, checkpoint_key,
 from griffin_offload.errors import BudgetError, OptionError, PromptError
 from griffin_offload.evaluation import calibrate, observe, passage
 from griffin_offload.evaluation.branch import branch, prompt_cache
+from griffin_offload.evaluation.passage import Row
 from griffin_offload.evaluation.scored import Pair
 from griffin_offload.models import cache_folder
-from griffin_offload.selection import Selection
 
 P, C = 40, 12  # the windows of sliding attention hold 16
 SMALL = ["--prompt-tokens", "20", "--continue-tokens", "4", "--windows", "1", "--dtype", "float32"]
@@ -93,8 +93,8 @@ def test_few_rows_fit_where_many_do_not(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "model", "llama")
     pairs: list[Pair] = [(tiny_prompt(P), tiny_prompt(C))]
     engine = Engine(folder, device_memory="4GiB")
-    row = (Selection(), tuple(layer.whole for layer in engine.skeleton.layers))
-    room = [count for count in (1, 10, 1_000_000) if passage.fits(engine, pairs, [None] + [row] * count)]
+    row = Row(kept=tuple(layer.whole for layer in engine.skeleton.layers))
+    room = [count for count in (1, 10, 1_000_000) if passage.fits(engine, pairs, [Row()] + [row] * count)]
     assert room == [1, 10]
 
 

@@ -15,6 +15,7 @@ from griffin_offload.allocation import Curves, calibration_path, checkpoint_key,
 from griffin_offload.errors import BudgetError, OptionError, PromptError
 from griffin_offload.evaluation import passage
 from griffin_offload.evaluation.branch import can_branch
+from griffin_offload.evaluation.passage import Row
 from griffin_offload.evaluation.perplexity import encode_text, windows
 from griffin_offload.evaluation.score import score, score_slowly
 from griffin_offload.evaluation.scored import Pair, Scored, mean_and_error
@@ -22,7 +23,7 @@ from griffin_offload.evaluation.variant import FULL, Variant, all_variants
 from griffin_offload.memory import bytes_read
 from griffin_offload.models import cache_folder
 from griffin_offload.plan import make_plan
-from griffin_offload.selection import SELECTIONS, Selection
+from griffin_offload.selection import SELECTIONS
 
 
 def pairs() -> list[Pair]:
@@ -317,7 +318,7 @@ def test_one_read_serves_all_pairs_and_variants(large: Path) -> None:
 
 def planned(engine: Engine, some: list[Pair], variants: list[Variant]) -> int:
     """The budget that a single read for these needs."""
-    rows = [None, *((Selection(), variant.plan(engine, 1, 1).kept) for variant in variants)]
+    rows = [Row(), *(variant.row(engine) for variant in variants)]
     ((waiting, _),) = passage.passages(engine, some, rows)
     request = replace(engine.request(len(some[0][0]), 1), export=True, waiting=waiting)
     return make_plan(engine.sizes, request).peak

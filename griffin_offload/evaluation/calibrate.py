@@ -15,7 +15,6 @@ from ..engine import Engine
 from ..errors import NumericError, OptionError
 from ..models import cache_folder
 from ..prefill import OnLayer
-from ..selection import Selection
 from .branch import can_branch
 from .observe import cut_prompts
 from .passage import Row, fits
@@ -52,12 +51,12 @@ def measure(
     pairs = [(ids[:prompt_tokens], ids[prompt_tokens:]) for ids in pieces]
     check_pairs(engine, pairs)
     common = tuple((round(OTHERS * layer.blocks[0].neurons),) for layer in layers)
-    rows: list[Row] = [(Selection(), common)]
+    rows = [Row(kept=common)]
     for index, layer in enumerate(layers):
         for share in SHARES:
             if share != OTHERS:
                 kept = (round(share * layer.blocks[0].neurons),)
-                rows.append((Selection(), (*common[:index], kept, *common[index + 1 :])))
+                rows.append(Row(kept=(*common[:index], kept, *common[index + 1 :])))
     half, *rest = _divergences(engine, pairs, rows, on_progress)
     if not all(map(math.isfinite, (half, *rest))):
         raise NumericError(f"the output of {engine.name} is NaN or infinite in {engine.dtype}; try --dtype float32")
@@ -80,7 +79,7 @@ def _divergences(engine: Engine, pairs: list[Pair], rows: list[Row], on_progress
 
     The rows go through in as few parts as the budget allows."""
     together = len(rows)
-    while together > 1 and not fits(engine, pairs, [None, *rows[:together]]):
+    while together > 1 and not fits(engine, pairs, [Row(), *rows[:together]]):
         together = -(-together // 2)
     parts = [rows[first : first + together] for first in range(0, len(rows), together)]
     found: list[float] = []
@@ -90,7 +89,7 @@ def _divergences(engine: Engine, pairs: list[Pair], rows: list[Row], on_progress
             if on_progress:
                 on_progress(before * count + layer, len(parts) * count)
 
-        scored = score_rows(engine, pairs, [None, *part], on_layer=tell)
+        scored = score_rows(engine, pairs, [Row(), *part], on_layer=tell)
         for number in range(1, len(part) + 1):
             found.append(sum(of_pair[number].kl[1:].mean().item() for of_pair in scored) / len(pairs))
     return found

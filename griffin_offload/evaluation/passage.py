@@ -6,27 +6,40 @@ has a row for each way of pruning, in which all but the experts are zeroed.
 C tokens of continuation, T = C - 1 of them read; R rows: the full model, then each way of pruning; F neurons,
 E routed experts, V vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine import Engine
-from ..hooks import Tap
+from ..hooks import Residual, Tap
 from ..plan import Kept, make_plan
 from ..prefill import OnLayer, block_magnitude
 from ..selection import Selection
+from ..skip import Skip
 from ..statistic import neuron_statistic
 from ..units import KIB, MIB
 from .branch import branch, prompt_cache
 from .scored import POSITIONS, Compare, Pair, Scored, join, reduce
+from .skipped import Skipped, block_layers
 
 LOGITS = 64 * MIB  # at most, of one forward: it has as many rows as that allows
 STACK = 64 * KIB  # of one forward that waits (measured)
-Row = tuple[Selection, Kept] | None  # of a batch: how its experts are chosen, and how many; None: the full model
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a batch. `kept`: how many experts, chosen by `selection`; None: all neurons. `skip`: blocks that are
+    left out besides, or what `instead` says (see skipped.INSTEAD)."""
+
+    selection: Selection = field(default_factory=Selection)
+    kept: Kept | None = None
+    skip: Skip | None = None
+    instead: str = ""
 
 
 def passages(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
@@ -97,8 +110,16 @@ def _rows_at_once(engine: Engine, following: int) -> int:
 class Passage:
     """Pairs over one read of the weights: for every context a forward, then one or more for each continuation."""
 
-    def __init__(self, engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> None:
-        self.engine, self.rows = engine, rows
+    def __init__(
+        self,
+        engine: Engine,
+        pairs: Sequence[Pair],
+        rows: Sequence[Row],
+        similarities: Mapping[tuple[int, ...], Tensor] | None = None,
+    ) -> None:
+        """`similarities`: of every context, where a row skips blocks."""
+        self.engine, self.rows, self.similarities = engine, rows, similarities or {}
+        self.block_of = {layer: block for block, layer in enumerate(block_layers(engine))}
         self.truth = torch.empty(0)  # the full model's logits (T, V) of the continuation whose forwards end now
         self.compare = Compare(engine.sizes.vocabulary, engine.device)
         self._pairs = pairs
@@ -128,6 +149,17 @@ class Passage:
             for index, layer in enumerate(self.engine.skeleton.layers if len(self.rows) > 1 else ()):
                 for number, block in enumerate(layer.blocks):
                     stack.callback(Tap(layer.module, block.path, partial(watch, index, number)).remove)
+                if self.similarities and layer.blocks:
+                    residual = Residual(layer.module)
+                    stack.callback(residual.remove)
+
+                    def leave(
+                        _: Any, args: Any, kwargs: Any, out: Any, index: int = index, r: Residual = residual
+                    ) -> Any:
+                        entering = args[0] if args else kwargs["hidden_states"]
+                        return jobs[passage.job].leave(index, entering, out, r)
+
+                    stack.callback(layer.module.register_forward_hook(leave, with_kwargs=True).remove)
             results = passage.run(jobs)
         scored = []
         for (context, continuation), place in zip(self._pairs, places, strict=True):
@@ -142,8 +174,8 @@ class _Prompt:
     hand."""
 
     def __init__(self, passage: Passage, ids: Sequence[int]) -> None:
-        self.tokens, self.cache = len(ids), prompt_cache()
-        self._passage, self._ids = passage, ids
+        self.tokens, self.cache, self.ids = len(ids), prompt_cache(), tuple(ids)
+        self._passage = passage
         self._logits = torch.empty(0)  # (1, V), of the last token
         self._layer = -1
         self._statistics: dict[int, Tensor] = {}  # by block: (F,) or (E, F)
@@ -151,7 +183,7 @@ class _Prompt:
 
     def __call__(self) -> list[Scored]:
         engine = self._passage.engine
-        ids = torch.tensor([self._ids], device=engine.device)
+        ids = torch.tensor([self.ids], device=engine.device)
         output = engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **engine.last_logits)
         self._logits = output.logits[0, -1:].clone()
         return []
@@ -170,6 +202,9 @@ class _Prompt:
         total = self._statistics[block] if expert is None else self._statistics[block][expert]
         total += neuron_statistic(z)
 
+    def leave(self, layer: int, entering: Tensor, output: Any, residual: Residual) -> None:
+        """Nothing of a prompt is left out."""
+
     def dropped(self, block: int) -> Tensor:
         """What is no expert of the layer at hand, for every row."""
         if block not in self._dropped:
@@ -181,13 +216,14 @@ class _Prompt:
             )
             same: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
             for row, of_row in zip(dropped, self._passage.rows, strict=True):
-                if of_row is None or (kept := of_row[1][self._layer][block]) == neurons.neurons:
+                if of_row.kept is None or (kept := of_row.kept[self._layer][block]) == neurons.neurons:
                     continue
-                if (of_row[0], kept) not in same:
+                how = of_row.selection, kept
+                if how not in same:
                     weights = partial(block_magnitude, neurons, dense)
-                    experts = of_row[0].choose(statistic, kept, self._layer, weights, block)
-                    same[of_row[0], kept] = row.fill_(True).scatter_(-1, experts, False)
-                row.copy_(same[of_row[0], kept])
+                    experts = of_row.selection.choose(statistic, kept, self._layer, weights, block)
+                    same[how] = row.fill_(True).scatter_(-1, experts, False)
+                row.copy_(same[how])
             self._dropped[block] = dropped
         return self._dropped[block]
 
@@ -197,6 +233,11 @@ class _Following:
 
     def __init__(self, passage: Passage, prompt: _Prompt, ids: Sequence[int], rows: slice) -> None:
         self._passage, self._prompt, self._ids, self._rows = passage, prompt, ids, rows
+        self._skipped: Skipped | None = None
+        if passage.similarities and any(row.skip for row in passage.rows[rows]):
+            skips = [(row.skip, row.instead) for row in passage.rows[rows]]
+            self._skipped = Skipped(skips, len(ids) - 1, passage.similarities[prompt.ids])
+        self._layer, self._now = -1, torch.empty(0)  # (R T,), bool: who leaves out the block of the layer at hand
 
     def __call__(self) -> list[Scored]:
         """By row, all tokens after the first."""
@@ -215,5 +256,23 @@ class _Following:
         skeleton = self._passage.engine.skeleton
         pieces = skeleton.pieces_of(skeleton.layers[layer], skeleton.layers[layer].blocks[block])
         places = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
-        rows = (places + (pieces.begin if pieces else 0)) // (len(self._ids) - 1)  # of the batch: one for each z
-        return z.masked_fill(dropped[rows].view(z.shape), 0)
+        places = places + (pieces.begin if pieces else 0)
+        rows = places // (len(self._ids) - 1)  # of the batch: one for each z
+        absent = dropped[rows]
+        if self._skipped:
+            if layer != self._layer:
+                self._layer, self._now = layer, self._skipped.at(self._passage.block_of[layer]).flatten()
+            absent = absent | self._now[places, None]
+        return z.masked_fill(absent.view(z.shape), 0)
+
+    def leave(self, layer: int, entering: Tensor, output: Any, residual: Residual) -> Any:
+        """After a layer: what it shows of its block, and its output, but for the tokens that leave it out whole."""
+        if not self._skipped:
+            return None
+        leaving = output[0] if isinstance(output, tuple) else output
+        whole = self._skipped.whole_layers
+        self._skipped.saw(self._passage.block_of[layer], residual.similarity(leaving))
+        if not whole.any():
+            return None
+        leaving = torch.where(whole[..., None], entering, leaving)
+        return (leaving, *output[1:]) if isinstance(output, tuple) else leaving

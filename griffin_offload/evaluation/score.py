@@ -14,10 +14,10 @@ from torch import Tensor
 from ..engine import Engine
 from ..errors import PromptError
 from ..prefill import OnLayer
-from ..selection import Selection
 from .branch import can_branch
 from .passage import Passage, Row, passages
 from .scored import Pair, Scored, reduce
+from .skipped import similarities
 from .variant import FULL, Variant
 
 OnPair = Callable[[int, int], None]  # done, total
@@ -51,8 +51,7 @@ def score(
             for one, other in zip(first, second, strict=True)
         ]
     pruned = list(dict.fromkeys(variant for variant in variants if not variant.full))
-    chosen = [Selection(variant.selection, variant.seed) for variant in pruned]
-    rows: list[Row] = [None, *zip(chosen, (variant.plan(engine, 1, 1).kept for variant in pruned), strict=True)]
+    rows = [Row(), *(variant.row(engine) for variant in pruned)]
     if not pairs or not variants:
         return [[] for _ in pairs]
     row_of = {variant: number for number, variant in enumerate(pruned, 1)}  # a full one's is 0
@@ -69,6 +68,7 @@ def score_rows(
 ) -> list[list[Scored]]:
     """As `score`, of a model that leaves keys and values alone behind: [pair][row]. The first row is the full model."""
     found: dict[int, list[Scored]] = {}
+    similar = _similarities(engine, pairs) if any(row.skip for row in rows) else {}
     reads = passages(engine, pairs, rows)
     for done, (waiting, numbers) in enumerate(reads):
 
@@ -77,10 +77,20 @@ def score_rows(
                 on_layer(before * count + layer, len(reads) * count)
 
         _tell(on_pair, len(found), len(pairs))
-        passing = Passage(engine, [pairs[number] for number in numbers], rows)
+        passing = Passage(engine, [pairs[number] for number in numbers], rows, similar)
         found |= zip(numbers, passing.run(max(len(context) for context, _ in pairs), waiting, tell_layer), strict=True)
     _tell(on_pair, len(pairs), len(pairs))
     return [found[number] for number in range(len(pairs))]
+
+
+def _similarities(engine: Engine, pairs: Sequence[Pair]) -> dict[tuple[int, ...], Tensor]:
+    """Of every context's blocks, for the rows that skip some, by readings of their own."""
+    contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
+    found: dict[tuple[int, ...], Tensor] = {}
+    for waiting, numbers in passages(engine, [(list(context), [0]) for context in contexts], [Row()]):
+        ours = [contexts[number] for number in numbers]
+        found |= zip(ours, similarities(engine, ours, waiting), strict=True)
+    return found
 
 
 def score_slowly(

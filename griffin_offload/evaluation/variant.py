@@ -10,6 +10,7 @@ from ..errors import OptionError
 from ..packed import precision
 from ..plan import Plan, make_plan
 from ..selection import Selection, check_sparsity
+from .passage import Row
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Variant:
         how = precision(self.resident_dtype, self.rest)
         share = engine.share(self.allocation)
         return make_plan(engine.sizes, replace(request, sparsity=self.sparsity, share=share, precision=how))
+
+    def row(self, engine: Engine) -> Row:
+        """As a row of a passage, which packs nothing. Raises OptionError as `plan`."""
+        chosen = Selection(self.selection, self.seed)
+        return Row(chosen, self.plan(engine, 1, 1).kept)
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.plan`, besides the sparsity."""
