@@ -5,6 +5,7 @@ Blocks are counted over the layers that have one; the first and last of them are
 T tokens, L blocks."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,8 @@ class Skip:
     first `warmup` of them; 'prompt': the blocks that the prompt saturates most keep no neurons for the whole answer.
 
     `cold`: how many blocks at both ends always run, so that a larger share than the others' cannot be reached.
-    `run`: how many blocks one that saturates lets the token skip; 0: all up to the cold end. Raises OptionError."""
+    `run`: how many blocks in a row are skipped behind one that saturates; 0: as few as reach the share (on two models
+    single blocks did best: docs/results.md). Raises OptionError."""
 
     share: float
     mode: str = "token"
@@ -49,6 +51,11 @@ class Skip:
         """Blocks that a prompt's answer leaves out: the share, as far as the cold ends allow."""
         return min(round(self.share * blocks), len(self.may(blocks)))
 
+    def length(self, blocks: int) -> int:
+        """The run, as a number: with one block of each run + 1 at work, M - M // (run + 1) of M are skipped at most."""
+        may, wanted = len(self.may(blocks)), self.count(blocks)
+        return self.run or next(run for run in range(1, may + 2) if may - may // (run + 1) >= wanted)
+
 
 class Skipping:
     """Which tokens are at which block of their way through the blocks, one block after the other."""
@@ -56,7 +63,7 @@ class Skipping:
     def __init__(self, skip: Skip, blocks: int, tokens: int, device: str | torch.device = "cpu") -> None:
         self._skip, self._may = skip, skip.may(blocks)
         self._left = torch.zeros(tokens, dtype=torch.int64, device=device)  # blocks that a token is yet to skip
-        self._most = blocks if not skip.run else skip.run
+        self._most = skip.length(blocks)
 
     def skips(self, block: int) -> Tensor:
         """(T,), bool: the tokens that leave this block out."""
@@ -92,8 +99,39 @@ def find_threshold(similarity: Tensor, skip: Skip, share: float | None = None) -
     return float(levels[first]) if first < len(levels) and wanted > 0 else float("inf")
 
 
+def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: Skip) -> int:
+    """Of the blocks held, the one that a prompt can best do without: similarity (L,), its tokens' mean as far as known.
+
+    One that would leave with more than `run` neighbours in a row only if there is no other; of equals the first one."""
+    may, run = skip.may(len(similarity)), skip.length(len(similarity))
+    return max(
+        (block for block in held if block in may),
+        key=lambda block: (_neighbours(block, gone) <= run, float(similarity[block]), -block),
+    )
+
+
 def most_saturated(similarity: Tensor, skip: Skip) -> list[int]:
-    """The blocks that a prompt leaves out, ascending: similarity (L,), its tokens' mean. Of equals the first ones."""
-    may = skip.may(len(similarity))
-    order = sorted(may, key=lambda block: (-float(similarity[block]), block))
-    return sorted(order[: skip.count(len(similarity))])
+    """The blocks that a prompt leaves out, ascending: similarity (L,), its tokens' mean.
+
+    Chosen as the layers pass: there is room for those that stay, and from when it is full, each further block makes one
+    leave (see `next_to_leave`), itself or one before it."""
+    blocks = len(similarity)
+    room = blocks - skip.count(blocks)
+    held: list[int] = []
+    gone: list[int] = []
+    for block in range(blocks):
+        held.append(block)
+        if len(held) > room:
+            gone.append(next_to_leave(held, gone, similarity, skip))
+            held.remove(gone[-1])
+    return sorted(gone)
+
+
+def _neighbours(block: int, gone: Sequence[int]) -> int:
+    """How many blocks in a row would be gone, with this one."""
+    first = last = block
+    while first - 1 in gone:
+        first -= 1
+    while last + 1 in gone:
+        last += 1
+    return last - first + 1

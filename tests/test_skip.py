@@ -1,6 +1,7 @@
 """Which blocks are skipped (griffin_offload.skip): the rule on tables of similarities, against one token at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def skipped_slowly(similarities: list[float], skip: Skip, threshold: float) -> l
             out.append(block)
             left -= 1
         else:
-            left = (skip.run or blocks) if similarities[block] >= threshold else 0
+            left = skip.length(blocks) if similarities[block] >= threshold else 0
     return out
 
 
@@ -38,7 +39,7 @@ def test_the_threshold_skips_as_much_as_asked(run: int, share: float) -> None:
     similarity = torch.rand(200, 30, generator=torch.Generator().manual_seed(1))
     skip = Skip(share, cold=(1, 1), run=run)
     reached = skipped_share(similarity, skip, find_threshold(similarity, skip))
-    possible = 28 / 30 if run != 1 else 14 / 30  # with runs of 1 every other block is computed
+    possible = 14 / 30 if run == 1 else 28 / 30  # with runs of 1 every other block is computed
     assert min(share, possible) - 0.02 < reached <= share
 
 
@@ -52,9 +53,26 @@ def test_nothing_is_skipped_at_share_0_and_all_between_the_cold_ends_at_1() -> N
 
 def test_the_most_saturated_blocks_are_those_of_the_largest_similarity() -> None:
     similarity = torch.tensor([0.99, 0.5, 0.9, 0.7, 0.9, 0.8, 0.99])
-    assert most_saturated(similarity, Skip(2 / 7, "prompt", cold=(1, 1))) == [2, 4]
-    assert most_saturated(similarity, Skip(3 / 7, "prompt", cold=(1, 1))) == [2, 4, 5]
-    assert most_saturated(similarity, Skip(0.9, "prompt", cold=(0, 7))) == []
+    skip = Skip(2 / 7, "prompt", cold=(1, 1), run=7)
+    assert most_saturated(similarity, skip) == [2, 4]
+    assert most_saturated(similarity, replace(skip, share=3 / 7)) == [2, 4, 5]
+    assert most_saturated(similarity, replace(skip, share=0.9, cold=(0, 7))) == []
+
+
+def test_neighbours_stay_while_others_can_leave() -> None:
+    similarity = torch.tensor([0.1, 0.8, 0.9, 0.7, 0.6, 0.1])
+    assert most_saturated(similarity, Skip(2 / 6, "prompt", cold=(1, 1), run=1)) == [2, 4]
+    assert most_saturated(similarity, Skip(3 / 6, "prompt", cold=(1, 1), run=1)) == [1, 2, 4]
+    assert most_saturated(similarity, Skip(3 / 6, "prompt", cold=(1, 1), run=2)) == [1, 2, 4]
+    assert most_saturated(similarity, Skip(4 / 6, "prompt", cold=(1, 1), run=1)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("share", "run"), [(0.1, 1), (0.4, 1), (0.5, 2), (0.6, 2), (0.7, 3), (0.8, 10), (1.0, 10)])
+def test_runs_are_as_short_as_the_share_allows(share: float, run: int) -> None:
+    skip = Skip(share, cold=(1, 1))
+    assert skip.length(12) == run
+    saturated = torch.ones(1, 12)
+    assert skipped_share(saturated, skip, 0.0) >= min(share, 10 / 12) - 0.5 / 12
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class Slow:
             if block in self.skipped:
                 self._left -= 1
             else:
-                self._left = (self._skip.run or LAYERS) if self.similarity[-1] >= self._threshold else 0
+                self._left = self._skip.length(LAYERS) if self.similarity[-1] >= self._threshold else 0
 
 
 @pytest.fixture(scope="module", params=ENTERED)
