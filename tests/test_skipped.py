@@ -1,6 +1,7 @@
 """Blocks left out of a continuation (griffin_offload.evaluation.skipped), against one token after the other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from griffin_offload.errors import OptionError
 from griffin_offload.evaluation.passage import Row
 from griffin_offload.evaluation.score import score_rows
 from griffin_offload.evaluation.skipped import Skipped, similarities
+from griffin_offload.prior import Prior
+from griffin_offload.selection import Selection
 from griffin_offload.skip import Skip, find_threshold, most_saturated
 
 ENTERED = {  # by the hidden state, before the block
@@ -171,3 +174,28 @@ def test_a_whole_layer_left_out_is_a_model_without_it(folder: Path) -> None:
         rest = model(torch.tensor([pair[1][:-1]]), past_key_values=cache, use_cache=True).logits[0]
     expected = torch.cat([first, rest]).log_softmax(-1).gather(1, torch.tensor(pair[1])[:, None])[:, 0]
     torch.testing.assert_close(found.log_probability, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_a_static_row_reads_its_context_pruned_too(tmp_path: Path, name: str) -> None:
+    folder = tiny_checkpoint(tmp_path / name, name)
+    engine, model = Engine(folder, dtype="float32"), oracle.load(folder)
+    context, continuation = tiny_prompt(20), tiny_prompt(9, seed=3)
+    other = oracle.statistic(model, tiny_prompt(30, seed=9))
+    prior = Prior(tuple((score**2,) for score in other))
+    static = Row(Selection(prior=prior, prior_weight=1.0), engine.sizes.kept(0.5), static=True)
+    rows = [Row(), static, Row(kept=engine.sizes.kept(0.5)), replace(static, static=False)]
+    pairs = [(context, continuation), (context, continuation[:1]), (context[:7], continuation)]
+    for (before, after), found in zip(pairs, score_rows(engine, pairs, rows), strict=True):
+        experts = oracle.experts(model, tiny_prompt(30, seed=9), 0.5)
+        with oracle._masked(model, experts):
+            logits, _ = oracle._forward(model, [*before, *after[:-1]], None, keep=len(after))
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(after)[:, None])[:, 0]
+        torch.testing.assert_close(found[1].log_probability, expected, rtol=0, atol=1e-4)
+        full, _ = oracle._forward(model, [*before, *after[:-1]], None, keep=len(after))
+        truth = full.log_softmax(-1)
+        kl = (truth.exp() * (truth - logits.log_softmax(-1))).sum(-1)
+        torch.testing.assert_close(found[1].kl, kl, rtol=1e-4, atol=1e-5)
+        (alone,) = score_rows(engine, [(before, after)], [Row(), rows[2], rows[3]])
+        for one, other_row in zip(alone, (found[0], found[2], found[3]), strict=True):
+            torch.testing.assert_close(one.log_probability, other_row.log_probability, rtol=0, atol=1e-5)

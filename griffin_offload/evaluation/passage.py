@@ -34,12 +34,14 @@ STACK = 64 * KIB  # of one forward that waits (measured)
 @dataclass(frozen=True)
 class Row:
     """A row of a batch. `kept`: how many experts, chosen by `selection`; None: all neurons. `skip`: blocks that are
-    left out besides, or what `instead` says (see skipped.INSTEAD)."""
+    left out besides, or what `instead` says (see skipped.INSTEAD). `static`: the context, too, passes through the
+    pruned model, whose experts no context chooses: as an exported one."""
 
     selection: Selection = field(default_factory=Selection)
     kept: Kept | None = None
     skip: Skip | None = None
     instead: str = ""
+    static: bool = False
 
 
 def passages(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> list[tuple[int, list[int]]]:
@@ -90,9 +92,11 @@ def _waiting(engine: Engine, pair: Pair, rows: Sequence[Row]) -> tuple[int, int]
     neurons = max((block.neurons * block.routed for layer in sizes.layers for block in layer.blocks), default=0)
     experts = neurons * (4 + len(rows))  # the statistic, and what each row drops
     left = prompt * sum(sizes.cache_per_token) + 4 * sizes.vocabulary
-    forwards = -(-len(rows) // _rows_at_once(engine, after)) if after else 0
+    static = sum(of_row.static for of_row in rows)
+    prompts = (1 + static) * (STACK + prompt * (row + prompt * mask) + left) + experts
+    forwards = static - (-(len(rows) - static) // _rows_at_once(engine, after)) if after else 0
     following = len(rows) * after * (row + (prompt + after) * mask)
-    return STACK + prompt * (row + prompt * mask) + experts + left, forwards * STACK + following
+    return prompts, forwards * STACK + following
 
 
 def _running(engine: Engine, pair: Pair, rows: Sequence[Row]) -> int:
@@ -126,19 +130,19 @@ class Passage:
 
     def run(self, tokens: int, waiting: int, on_layer: OnLayer) -> list[list[Scored]]:
         """By pair and row. `tokens`, `waiting`: as Engine.passage has them."""
-        prompts: dict[tuple[int, ...], _Prompt] = {}
+        prompts: dict[tuple[int, ...], list[_Prompt]] = {}
         jobs: list[_Prompt | _Following] = []
         places = []  # among the jobs, of each pair's
         for context, continuation in self._pairs:
             if tuple(context) not in prompts:
-                prompts[tuple(context)] = _Prompt(self, context)
-                jobs.append(prompts[tuple(context)])
+                prompts[tuple(context)] = [_Prompt(self, context, numbers) for numbers in self._sharing()]
+                jobs += prompts[tuple(context)]
             begin = len(jobs)
             together = _rows_at_once(self.engine, len(continuation) - 1)
-            if len(continuation) > 1:
-                for first in range(0, len(self.rows), together):
-                    which = slice(first, min(first + together, len(self.rows)))
-                    jobs.append(_Following(self, prompts[tuple(context)], continuation, which))
+            for prompt in prompts[tuple(context)] if len(continuation) > 1 else ():
+                for first in range(0, len(prompt.numbers), together):
+                    which = slice(first, min(first + together, len(prompt.numbers)))
+                    jobs.append(_Following(self, prompt, continuation, which))
             places.append(slice(begin, len(jobs)))
 
         def watch(layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
@@ -163,19 +167,30 @@ class Passage:
             results = passage.run(jobs)
         scored = []
         for (context, continuation), place in zip(self._pairs, places, strict=True):
-            head = prompts[tuple(context)].predict(continuation[0])
-            rest = [of_row for of_job in results[place] for of_row in of_job]
-            scored.append([join([head, of_row]) for of_row in rest] or [head] * len(self.rows))
+            truth = prompts[tuple(context)][0]
+            rest = iter([of_row for of_job in results[place] for of_row in of_job])
+            of_pair = {}
+            for prompt in prompts[tuple(context)]:
+                head = prompt.predict(continuation[0], truth)
+                for number in prompt.numbers:
+                    of_pair[number] = join([head, next(rest)]) if len(continuation) > 1 else head
+            scored.append([of_pair[number] for number in range(len(self.rows))])
         return scored
+
+    def _sharing(self) -> list[list[int]]:
+        """Rows by the prompt that they share: the full model's (its row is the first), and each static row's own."""
+        own = [number for number, row in enumerate(self.rows) if row.static]
+        return [[number for number in range(len(self.rows)) if number not in own], *([number] for number in own)]
 
 
 class _Prompt:
-    """The context by the full model: its keys and values, what it predicts, and what each row drops of the layer at
-    hand."""
+    """The context by the full model, or by a static row's own: its keys and values, what it predicts, and what each of
+    its rows drops of the layer at hand. `numbers`: of the rows that go on from it."""
 
-    def __init__(self, passage: Passage, ids: Sequence[int]) -> None:
+    def __init__(self, passage: Passage, ids: Sequence[int], numbers: Sequence[int]) -> None:
         self.tokens, self.cache, self.ids = len(ids), prompt_cache(), tuple(ids)
-        self._passage = passage
+        self.numbers, self.rows = numbers, [passage.rows[number] for number in numbers]
+        self._passage, self._static = passage, self.rows[0].static
         self._logits = torch.empty(0)  # (1, V), of the last token
         self._layer = -1
         self._statistics: dict[int, Tensor] = {}  # by block: (F,) or (E, F)
@@ -188,19 +203,23 @@ class _Prompt:
         self._logits = output.logits[0, -1:].clone()
         return []
 
-    def predict(self, token: int) -> Scored:
-        """Of the first token after it, (1,): the full model's in any case."""
-        logits = self._logits.float().log_softmax(-1)
-        return join([reduce(logits, logits, torch.tensor([token], device=logits.device))])
+    def predict(self, token: int, truth: "_Prompt") -> Scored:
+        """Of the first token after it, (1,); `truth`: the full model's prompt."""
+        ours, theirs = (prompt._logits.float().log_softmax(-1) for prompt in (self, truth))
+        return join([reduce(ours, theirs, torch.tensor([token], device=ours.device))])
 
-    def watch(self, layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
+    def watch(self, layer: int, block: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         if layer != self._layer:
             self._layer, self._statistics, self._dropped = layer, {}, {}
         if block not in self._statistics:
             shape = self._passage.engine.skeleton.layers[layer].blocks[block].statistic_shape
             self._statistics[block] = torch.zeros(shape, dtype=torch.float32, device=z.device)
+        if self._static:
+            (dropped,) = self.dropped(block)
+            return z.masked_fill(dropped if expert is None else dropped[expert], 0)
         total = self._statistics[block] if expert is None else self._statistics[block][expert]
         total += neuron_statistic(z)
+        return None
 
     def leave(self, layer: int, entering: Tensor, output: Any, residual: Residual) -> None:
         """Nothing of a prompt is left out."""
@@ -211,11 +230,9 @@ class _Prompt:
             statistic, layer = self._statistics[block], self._passage.engine.skeleton.layers[self._layer]
             neurons = layer.blocks[block]
             dense = {name: layer.module.get_parameter(name) for name in neurons.rows}
-            dropped = torch.zeros(
-                (len(self._passage.rows), *statistic.shape), dtype=torch.bool, device=statistic.device
-            )
+            dropped = torch.zeros((len(self.rows), *statistic.shape), dtype=torch.bool, device=statistic.device)
             same: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
-            for row, of_row in zip(dropped, self._passage.rows, strict=True):
+            for row, of_row in zip(dropped, self.rows, strict=True):
                 if of_row.kept is None or (kept := of_row.kept[self._layer][block]) == neurons.neurons:
                     continue
                 how = of_row.selection, kept
@@ -234,8 +251,8 @@ class _Following:
     def __init__(self, passage: Passage, prompt: _Prompt, ids: Sequence[int], rows: slice) -> None:
         self._passage, self._prompt, self._ids, self._rows = passage, prompt, ids, rows
         self._skipped: Skipped | None = None
-        if passage.similarities and any(row.skip for row in passage.rows[rows]):
-            skips = [(row.skip, row.instead) for row in passage.rows[rows]]
+        if any(row.skip for row in prompt.rows[rows]):
+            skips = [(row.skip, row.instead) for row in prompt.rows[rows]]
             self._skipped = Skipped(skips, len(ids) - 1, passage.similarities[prompt.ids])
         self._layer, self._now = -1, torch.empty(0)  # (R T,), bool: who leaves out the block of the layer at hand
 
@@ -246,7 +263,7 @@ class _Following:
         cache = branch(prompt.cache, prompt.tokens, len(engine.skeleton.layers))
         rows = ids[:, :-1].expand(self._rows.stop - self._rows.start, -1)
         logits = engine.skeleton.model(rows, past_key_values=cache, use_cache=True).logits
-        if self._rows.start == 0:
+        if self._rows.start == 0 and prompt.numbers[0] == 0:
             self._passage.truth = logits[0].clone()  # for the forwards of the other rows, which end next
         return self._passage.compare(logits, self._passage.truth, ids[0, 1:])
 
