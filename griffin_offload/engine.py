@@ -53,11 +53,13 @@ from .prefill import (
     passing_layers,
     resident_layers,
 )
+from .prior import WEIGHT, Prior, check_prior
 from .probe import probe
-from .pruned import Export, Source
+from .pruned import Export, Source, source_name
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
+from .static import Static, sum_scores, waiting_bytes
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
@@ -254,6 +256,8 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
@@ -268,12 +272,13 @@ class Engine:
         `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
         `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass, 'auto' the first that fits; `rest`:
         'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part.
+        `prior`: scores of other texts, which join the prompt's statistic with `prior_weight` (see selection.Selection).
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
         start = time.perf_counter()
         _check_options(max_new_tokens, options)
-        chosen = Selection(selection, seed or 0)
+        chosen = self._selection(selection, seed, prior, prior_weight)
         per_prompt = per_prompt and len(prompts) > 1
         plan = self.plan(
             max(map(len, prompts), default=0) if all(prompts) else 0,
@@ -285,6 +290,7 @@ class Engine:
             sequences=max(1, len(prompts)),
             per_prompt=per_prompt,
         )
+        _check_prunes(plan, chosen)
         plan_s = time.perf_counter() - start
         self._let_go(plan)  # before the peak is measured: what the last plan held is not this one's
         meter, read_before = PeakMeter(self.device), bytes_read()
@@ -326,6 +332,7 @@ class Engine:
             time_to_first_token_s=times[0] - start,
             tokens=tokens,
             memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
+            prior=chosen.prior_facts,
         )
         return [
             Generation(
@@ -352,6 +359,8 @@ class Engine:
         format: str = "safetensors",
         gguf_type: str = "bf16",
         multiple_of: int | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         on_layer: OnLayer | None = None,
     ) -> Export:
         """Write the model pruned to a prompt: as a folder that plain transformers loads, or, with the format "gguf", as
@@ -367,10 +376,11 @@ class Engine:
             raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
         if format == "gguf":
             require_gguf(self.config.model_type)
-        chosen = Selection(selection, seed)
+        chosen = self._selection(selection, seed, prior, prior_weight)
         request = self.request(len(prompt_ids), 1)
         request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
+        _check_prunes(plan, chosen)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = self._reader()
@@ -381,6 +391,20 @@ class Engine:
             return export_checkpoint(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer)
         finally:
             reader.close()
+
+    def score_samples(self, static: Static, on_layer: OnLayer | None = None) -> Prior:
+        """What every neuron is worth to many samples, from one reading of the weights. The engine is empty after it.
+
+        Raises PromptError for a sample beyond the context, BudgetError, and what a sweep raises."""
+        request = replace(self.request(static.longest, 1), export=True, waiting=waiting_bytes(self.sizes, static))
+        plan = choose_plan(self.sizes, request, 0.0, self.name)
+        self.unload()
+        reader = self._reader()
+        try:
+            prior = sum_scores(self.skeleton, reader, plan, static, self.device, on_layer)
+        finally:
+            reader.close()
+        return replace(prior, facts={**self._facts, **prior.facts})
 
     def unload(self) -> None:
         """Give the weights' memory back; the next prompt reads them again."""
@@ -403,11 +427,14 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         seed: int | None = None,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
+        chosen = self._selection(selection, seed, prior, prior_weight)
         plan = self.plan(
             len(prompt_ids),
             max_new_tokens,
@@ -418,7 +445,7 @@ class Engine:
         )
         reader = self._reader()
         try:
-            sweep = self._resident(plan, Selection(selection, seed or 0), reader, on_layer)
+            sweep = self._resident(plan, chosen, reader, on_layer)
             with sweep, torch.no_grad():
                 ids, _ = self._batch([prompt_ids])
                 cache = self._cache(plan)
@@ -446,6 +473,18 @@ class Engine:
         finally:
             reader.close()
             self.unload()
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """Which model this is, for what is made of it."""
+        return {"model": source_name(self.name, self.path), "key": checkpoint_key(self.checkpoint)}
+
+    def _selection(self, name: str, seed: int | None, prior: Prior | None, prior_weight: float) -> Selection:
+        """Raises OptionError for an unknown name, a weight out of range, and the prior of another model."""
+        if prior is not None:
+            shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
+            check_prior(prior, shapes, self.name)
+        return Selection(name, seed or 0, prior, prior_weight)
 
     @property
     def last_logits(self) -> dict[str, int]:
@@ -586,6 +625,13 @@ class Engine:
 
     def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
         return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in self._ends else "length"
+
+
+def _check_prunes(plan: Plan, selection: Selection) -> None:
+    if selection.prior is not None and not plan.prunes:
+        raise OptionError(
+            "a prior chooses among neurons, and all of them stay: give --sparsity, or leave out the prior"
+        )
 
 
 def _check_options(max_new_tokens: int, options: dict[str, Any]) -> None:

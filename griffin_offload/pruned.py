@@ -36,13 +36,17 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As others may know it: of a folder or a file, not where it lies."""
-        model = Path(self.model)
-        return model.name if model.is_file() else self.path.name if model.exists() else self.model
+        return source_name(self.model, self.path)
 
     @property
     def prompt_sha256(self) -> str:
         return hashlib.sha256(self.prompt_text.encode()).hexdigest()
+
+
+def source_name(model: str, path: Path) -> str:
+    """A model as others may know it: of a folder or a file, not where it lies."""
+    given = Path(model)
+    return given.name if given.is_file() else path.name if given.exists() else model
 
 
 @dataclass(frozen=True)
