@@ -100,16 +100,20 @@ class Settings:
             raise OptionError(f"{name} cannot be {text!r}: give {wanted.get(name, 'a number')}, or none") from None
         return replace(self, **{name: value})
 
+    def prior_arguments(self) -> dict[str, Any]:
+        """The prior and its weight, as Engine's methods take them. Raises GriffinError for a file that is no prior."""
+        if self.prior is None:
+            return {}
+        from .prior import load_prior  # here: it imports torch
+
+        weight = {} if self.prior_weight is None else {"prior_weight": self.prior_weight}
+        return {"prior": load_prior(Path(self.prior).expanduser()), **weight}
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.generate`. Reads the prior's file: raises GriffinError where it is none."""
         names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", *NAMED)
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.prior is not None:
-            from .prior import load_prior  # here: it imports torch
-
-            chosen["prior"] = load_prior(Path(self.prior).expanduser())
-            if self.prior_weight is not None:
-                chosen["prior_weight"] = self.prior_weight
+        chosen |= self.prior_arguments()
         if self.greedy:
             return chosen | {"do_sample": False}
         if self.sampling():

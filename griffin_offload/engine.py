@@ -369,6 +369,65 @@ class Engine:
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Every layer's neurons are rounded up to a multiple of `multiple_of` (default: 1; for GGUF 32,
         which its quantised types need). Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
+        chosen = self._selection(selection, seed, prior, prior_weight)
+        source = Source(self.name, self.path, list(prompt_ids), prompt_text)
+        return self._export(
+            source,
+            chosen,
+            out,
+            sparsity=sparsity,
+            allocation=allocation,
+            force=force,
+            format=format,
+            gguf_type=gguf_type,
+            multiple_of=multiple_of,
+            on_layer=on_layer,
+        )
+
+    def export_static(
+        self,
+        static: Static,
+        out: Path,
+        *,
+        sparsity: Sparsity | None = DEFAULT_SPARSITY,
+        allocation: str = "uniform",
+        force: bool = False,
+        format: str = "safetensors",
+        gguf_type: str = "bf16",
+        multiple_of: int | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> tuple[Export, Prior]:
+        """As `export`, the neurons chosen by many samples, or by the weights alone: see static.py. Also returns the
+        scores that they were chosen by, of all neurons, as a prior."""
+        source = Source(self.name, self.path, [], "", static)
+        export = self._export(
+            source,
+            Selection(seed=static.seed),
+            out,
+            sparsity=sparsity,
+            allocation=allocation,
+            force=force,
+            format=format,
+            gguf_type=gguf_type,
+            multiple_of=multiple_of,
+            on_layer=on_layer,
+        )
+        return export, Prior(export.scores, {**self._facts, **static.to_json()})
+
+    def _export(
+        self,
+        source: Source,
+        chosen: Selection,
+        out: Path,
+        *,
+        sparsity: Sparsity | None,
+        allocation: str,
+        force: bool,
+        format: str,
+        gguf_type: str,
+        multiple_of: int | None,
+        on_layer: OnLayer | None,
+    ) -> Export:
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
         multiple = (GGUF_MULTIPLE if format == "gguf" else 1) if multiple_of is None else multiple_of
@@ -376,13 +435,14 @@ class Engine:
             raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
         if format == "gguf":
             require_gguf(self.config.model_type)
-        chosen = self._selection(selection, seed, prior, prior_weight)
-        request = self.request(len(prompt_ids), 1)
-        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
+        waiting = waiting_bytes(self.sizes, source.static) if source.static else 0
+        request = self.request(max(map(len, source.samples), default=1), 1)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple, waiting=waiting)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
         _check_prunes(plan, chosen)
+        if source.static and not plan.prunes:
+            raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
         self.unload()
-        source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = self._reader()
         try:
             if format == "gguf":

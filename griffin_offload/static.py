@@ -21,7 +21,7 @@ from .hooks import ObserveNeurons
 from .lockstep import Lockstep
 from .plan import ModelSizes, Plan
 from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
-from .prior import Prior
+from .prior import Prior, Scores
 from .skeleton import Block, Skeleton
 from .statistic import activation_squares, neuron_statistic
 from .units import KIB
@@ -73,10 +73,6 @@ class Scorer:
         self._score, self._seed = static.score, static.seed
         self._observers: list[ObserveNeurons] = []
 
-    @property
-    def scores(self) -> tuple[tuple[Tensor, ...], ...]:
-        return tuple(tuple(total.cpu() for total in layer.statistics) for layer in self._layers)
-
     def begin(self, index: int) -> None:
         layer = self._skeleton.layers[index]
         for block, total in zip(layer.blocks, self._layers[index].statistics, strict=True):
@@ -110,6 +106,11 @@ class Scorer:
             self._observers.pop().remove()
 
 
+def scores_of(layers: Sequence[ResidentLayer]) -> Scores:
+    """What a sweep left in the layers' statistics."""
+    return tuple(tuple(total.cpu() for total in layer.statistics) for layer in layers)
+
+
 def down_squares(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
     """|W_j|² of a block's down projection: (F,) or (E, F), float32."""
     (rows,) = block.rows[block.down].split(dense[block.down])
@@ -140,12 +141,11 @@ def sum_scores(
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept, device)
-    scorer = Scorer(skeleton, layers, static)
     stream = Stream(skeleton, reader, layers, copies=device != "cpu", steady=plan.steady_heap, on_layer=on_layer)
     try:
         load_outside(skeleton, reader, device)
-        with Lockstep(skeleton, stream, together=scorer) as lockstep:
+        with Lockstep(skeleton, stream, together=Scorer(skeleton, layers, static)) as lockstep:
             lockstep.run(forwards(skeleton, static.samples, device))
     finally:
         skeleton.unload()
-    return Prior(scorer.scores, static.to_json())
+    return Prior(scores_of(layers), static.to_json())
