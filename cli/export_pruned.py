@@ -1,10 +1,12 @@
-"""`griffin export-pruned`: the model, pruned for a prompt, as a folder that transformers loads or a GGUF file."""
+"""`griffin export-pruned`: the model, pruned for a prompt or by calibration texts, as a folder that transformers loads
+or a GGUF file; or the scores of those texts alone."""
 
 import json
 import os
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,12 +15,15 @@ from ..choices import EXPORT_FORMATS, GGUF_TYPES
 from ..errors import PromptError
 from ..units import format_bytes
 from . import console
+from .calibration import Calibration, calibration_options
 from .options import (
     SHARES,
+    check_prior_options,
     check_text,
     expert_options,
     model_options,
     open_engine,
+    prior_options,
     prompt_form,
     prompt_form_options,
     read_file,
@@ -29,9 +34,9 @@ from .options import (
 @click.command("export-pruned", short_help="Write the pruned model, for transformers or for llama.cpp.")
 @click.option("--prompt", metavar="TEXT|FILE", help="The prompt, or the name of a file that has it.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
+@calibration_options
 @click.option(
     "--out",
-    required=True,
     metavar="FOLDER|FILE.gguf",
     type=click.Path(path_type=Path),
     help="What to write: a folder, new or empty; or, with --format gguf, a new file.",
@@ -70,8 +75,13 @@ from .options import (
     help="Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them.",
 )
 @expert_options
+@prior_options
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the selections that draw. [default: 0]"
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Seed of the samples, and of selections and scores that draw. [default: 0]",
 )
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -79,7 +89,7 @@ def command(
     *,
     prompt: str | None,
     prompt_file: str | None,
-    out: Path,
+    out: Path | None,
     force: bool,
     form: str,
     gguf_type: str | None,
@@ -90,39 +100,66 @@ def command(
     sparsity: float | tuple[float, ...],
     selection: str,
     allocation: str,
+    prior: str | None,
+    prior_weight: float | None,
     seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
     as_json: bool,
+    **texts: Any,
 ) -> None:
     """Write the model, pruned for a prompt: a folder that transformers loads, or a file that llama.cpp runs.
 
-    Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone.
+    Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone. Or give
+    --calibration texts: the neurons are chosen by all of them, which one reading of the model measures.
     """
+    calibration = Calibration(seed=seed, **texts)
+    if out is None and calibration.prior_out is None:
+        raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
     _check_form(form, out, gguf_type, packed)
+    check_prior_options(prior, prior_weight)
+    of_a_prompt = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": system, "--raw": raw}
+    calibration.refuse_with({**of_a_prompt, "--prior": prior, "--selection": selection != "topk"})
+    place = {"device": device, "device_memory": device_memory, "dtype": dtype}
+    how: dict[str, Any] = {
+        "sparsity": sparsity,
+        "allocation": allocation,
+        "force": force,
+        "format": form,
+        "gguf_type": gguf_type or "bf16",
+        "multiple_of": multiple_of,
+    }
     system = prompt_form(system, raw)
-    Settings(sparsity=sparsity)  # refused here, before the model is looked for
-    text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
-    ids = engine.encode(text, system=system, raw=raw)
-    start = time.perf_counter()
-    with console.layer_progress("Reading and writing") as on_layer:
-        export = engine.export(
-            ids,
-            out,
-            sparsity=sparsity,
-            selection=selection,
-            allocation=allocation,
-            seed=seed,
-            force=force,
-            format=form,
-            gguf_type=gguf_type or "bf16",
-            multiple_of=multiple_of,
-            on_layer=on_layer,
-            prompt_text=text,
-        )
+    # Refused here, before the model is looked for.
+    chosen = Settings(sparsity=sparsity, prior=prior, prior_weight=prior_weight)
+    if calibration.asked:
+        sources = calibration.sources()
+        calibration.check_prior_out(force)
+        engine = open_engine(model, **place)
+        static = calibration.draw(engine, sources)
+        start = time.perf_counter()
+        if out is None:
+            with console.layer_progress("Reading") as on_layer:
+                calibration.save(engine.score_samples(static, on_layer))
+            if as_json:
+                click.echo(json.dumps({"model": engine.name, "prior": str(calibration.prior_out), **static.to_json()}))
+            return
+        with console.layer_progress("Reading and writing") as on_layer:
+            export, scores = engine.export_static(static, out, on_layer=on_layer, **how)
+        calibration.save(scores)
+    else:
+        assert out is not None
+        more = chosen.prior_arguments()
+        text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
+        engine = open_engine(model, **place)
+        ids = engine.encode(text, system=system, raw=raw)
+        start = time.perf_counter()
+        with console.layer_progress("Reading and writing") as on_layer:
+            export = engine.export(
+                ids, out, prompt_text=text, selection=selection, seed=seed, on_layer=on_layer, **how, **more
+            )
     seconds = time.perf_counter() - start
     if as_json:
         click.echo(json.dumps({"model": engine.name, "sparsity": sparsity, **export.to_json(), "seconds": seconds}))
@@ -139,7 +176,7 @@ def command(
         console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
 
 
-def _check_form(form: str, out: Path, gguf_type: str | None, packed: str | None) -> None:
+def _check_form(form: str, out: Path | None, gguf_type: str | None, packed: str | None) -> None:
     """Raises click.UsageError for options that do not go together."""
     if packed is not None:
         raise click.UsageError(
@@ -148,7 +185,7 @@ def _check_form(form: str, out: Path, gguf_type: str | None, packed: str | None)
         )
     if form != "gguf" and gguf_type is not None:
         raise click.UsageError("--gguf-type is for --format gguf")
-    if form != "gguf" and out.suffix.lower() == ".gguf":
+    if form != "gguf" and out is not None and out.suffix.lower() == ".gguf":
         raise click.UsageError(f"{out} would be a folder of safetensors: add --format gguf, or give another name")
 
 

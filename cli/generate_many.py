@@ -86,7 +86,8 @@ def generate_many(
         "system": system,
         "raw": raw,
         "batch_size": 1 if per_prompt else batch_size,  # where the prompts of a batch share their experts
-        **chosen.arguments(),
+        **{name: value for name, value in chosen.arguments().items() if name != "prior"},
+        **({"prior": chosen.prior} if chosen.prior else {}),
     }
     with Results(output, settings, source=source, force=force) as results:
         answer_rows(engine, rows, results, chosen, system=system, raw=raw, size=batch_size, per_prompt=per_prompt)
@@ -173,9 +174,8 @@ def encode(engine: "Engine", row: Row, chosen: Settings, *, system: str | None, 
 
 def check_plan(engine: "Engine", tokens: int, chosen: Settings, **together: Any) -> None:
     """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
-    arguments = chosen.arguments()
-    how = {name: arguments[name] for name in ("allocation", "resident_dtype", "rest") if name in arguments}
-    engine.plan(tokens, chosen.max_new_tokens, arguments["sparsity"], **how, **together)
+    how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
+    engine.plan(tokens, chosen.max_new_tokens, chosen.sparsity, **how, **together)
 
 
 def answer_batch(

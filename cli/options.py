@@ -124,6 +124,31 @@ def expert_options(command: F) -> F:
     )
 
 
+def prior_options(command: F) -> F:
+    """--prior and --prior-weight: see `check_prior_options`."""
+    return decorate(
+        command,
+        click.option(
+            "--prior",
+            metavar="FILE",
+            help="What other texts say of the neurons, to be joined with what the prompt says: a file of "
+            "`griffin export-pruned --calibration ... --prior-out FILE`.",
+        ),
+        click.option(
+            "--prior-weight",
+            type=float,
+            metavar="W",
+            help="How much the prior counts, 0 (the prompt alone) to 1 (the prior alone). [default: 0.2]",
+        ),
+    )
+
+
+def check_prior_options(prior: str | None, prior_weight: float | None) -> None:
+    """Raises click.UsageError for a weight of no prior."""
+    if prior is None and prior_weight is not None:
+        raise click.UsageError("--prior-weight is of a --prior: give one, or leave the weight out")
+
+
 def precision_options(command: F) -> F:
     """--resident-dtype and --rest."""
     return decorate(
@@ -167,6 +192,7 @@ def answer_options(command: F) -> F:
         click.option("--sparsity", type=SHARES, metavar="SHARE", help=SPARSITY_HELP),
         precision_options,
         expert_options,
+        prior_options,
         click.option(
             "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
         ),
@@ -205,7 +231,9 @@ def open_engine(
 
 
 def settings(**options: Any) -> Settings:
-    """Settings from the answer options. Raises click.UsageError where --greedy and a sampling option meet."""
+    """Settings from the answer options. Raises click.UsageError where --greedy and a sampling option meet, and for a
+    --prior-weight without --prior."""
+    check_prior_options(options["prior"], options["prior_weight"])
     sampling = Settings(**(options | {"greedy": False})).sampling()
     if options["greedy"] and sampling:
         flags = ", ".join("--" + name.replace("_", "-") for name in sampling)

@@ -37,7 +37,8 @@ class Settings:
     config (sampling).
 
     Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
-    may be one for each layer. Raises OptionError for a value outside its range.
+    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. Raises OptionError for a value
+    outside its range.
     """
 
     sparsity: float | tuple[float, ...] | None = None
@@ -51,6 +52,8 @@ class Settings:
     allocation: str = "uniform"
     resident_dtype: str | None = None
     rest: str | None = None
+    prior: str | None = None
+    prior_weight: float | None = None
 
     def __post_init__(self) -> None:
         def within(name: str, ok: Callable[[Any], bool], allowed: str) -> None:
@@ -67,6 +70,7 @@ class Settings:
         within("temperature", lambda x: x > 0, "above 0; for the likeliest token every time ask for greedy")
         within("top_p", lambda x: 0 < x <= 1, "above 0, up to 1")
         within("top_k", lambda x: x >= 0, "0 (off) or more")
+        within("prior_weight", lambda x: 0 <= x <= 1, "0 (the prompt's own choice) to 1 (the prior's)")
         within("seed", lambda x: 0 <= x < 2**32, "0 to 4294967295")
         if self.greedy and self.sampling():
             raise OptionError(f"greedy takes the likeliest token every time: {', '.join(self.sampling())} cannot act")
@@ -87,7 +91,7 @@ class Settings:
                 value = defaults[name]
             elif name == "greedy":
                 value = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
-            elif name in NAMED:
+            elif name in NAMED or name == "prior":
                 value = text
             else:
                 value = (int if name in ("max_new_tokens", "top_k", "seed") else float)(text)
@@ -96,10 +100,20 @@ class Settings:
             raise OptionError(f"{name} cannot be {text!r}: give {wanted.get(name, 'a number')}, or none") from None
         return replace(self, **{name: value})
 
+    def prior_arguments(self) -> dict[str, Any]:
+        """The prior and its weight, as Engine's methods take them. Raises GriffinError for a file that is no prior."""
+        if self.prior is None:
+            return {}
+        from .prior import load_prior  # here: it imports torch
+
+        weight = {} if self.prior_weight is None else {"prior_weight": self.prior_weight}
+        return {"prior": load_prior(Path(self.prior).expanduser()), **weight}
+
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `Engine.generate`."""
+        """Keyword arguments for `Engine.generate`. Reads the prior's file: raises GriffinError where it is none."""
         names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", *NAMED)
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
+        chosen |= self.prior_arguments()
         if self.greedy:
             return chosen | {"do_sample": False}
         if self.sampling():

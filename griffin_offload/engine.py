@@ -53,11 +53,13 @@ from .prefill import (
     passing_layers,
     resident_layers,
 )
+from .prior import WEIGHT, Prior, check_prior
 from .probe import probe
-from .pruned import Export, Source
+from .pruned import Export, Source, source_name
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
+from .static import Static, sum_scores, waiting_bytes
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
@@ -254,6 +256,8 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
@@ -268,12 +272,13 @@ class Engine:
         `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
         `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass, 'auto' the first that fits; `rest`:
         'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part.
+        `prior`: scores of other texts, which join the prompt's statistic with `prior_weight` (see selection.Selection).
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
         start = time.perf_counter()
         _check_options(max_new_tokens, options)
-        chosen = Selection(selection, seed or 0)
+        chosen = self._selection(selection, seed, prior, prior_weight)
         per_prompt = per_prompt and len(prompts) > 1
         plan = self.plan(
             max(map(len, prompts), default=0) if all(prompts) else 0,
@@ -285,6 +290,7 @@ class Engine:
             sequences=max(1, len(prompts)),
             per_prompt=per_prompt,
         )
+        _check_prunes(plan, chosen)
         plan_s = time.perf_counter() - start
         self._let_go(plan)  # before the peak is measured: what the last plan held is not this one's
         meter, read_before = PeakMeter(self.device), bytes_read()
@@ -326,6 +332,7 @@ class Engine:
             time_to_first_token_s=times[0] - start,
             tokens=tokens,
             memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
+            prior=chosen.prior_facts,
         )
         return [
             Generation(
@@ -352,6 +359,8 @@ class Engine:
         format: str = "safetensors",
         gguf_type: str = "bf16",
         multiple_of: int | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         on_layer: OnLayer | None = None,
     ) -> Export:
         """Write the model pruned to a prompt: as a folder that plain transformers loads, or, with the format "gguf", as
@@ -360,6 +369,65 @@ class Engine:
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Every layer's neurons are rounded up to a multiple of `multiple_of` (default: 1; for GGUF 32,
         which its quantised types need). Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
+        chosen = self._selection(selection, seed, prior, prior_weight)
+        source = Source(self.name, self.path, list(prompt_ids), prompt_text)
+        return self._export(
+            source,
+            chosen,
+            out,
+            sparsity=sparsity,
+            allocation=allocation,
+            force=force,
+            format=format,
+            gguf_type=gguf_type,
+            multiple_of=multiple_of,
+            on_layer=on_layer,
+        )
+
+    def export_static(
+        self,
+        static: Static,
+        out: Path,
+        *,
+        sparsity: Sparsity | None = DEFAULT_SPARSITY,
+        allocation: str = "uniform",
+        force: bool = False,
+        format: str = "safetensors",
+        gguf_type: str = "bf16",
+        multiple_of: int | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> tuple[Export, Prior]:
+        """As `export`, the neurons chosen by many samples, or by the weights alone: see static.py. Also returns the
+        scores that they were chosen by, of all neurons, as a prior."""
+        source = Source(self.name, self.path, [], "", static)
+        export = self._export(
+            source,
+            Selection(seed=static.seed),
+            out,
+            sparsity=sparsity,
+            allocation=allocation,
+            force=force,
+            format=format,
+            gguf_type=gguf_type,
+            multiple_of=multiple_of,
+            on_layer=on_layer,
+        )
+        return export, Prior(export.scores, {**self._facts, **static.to_json()})
+
+    def _export(
+        self,
+        source: Source,
+        chosen: Selection,
+        out: Path,
+        *,
+        sparsity: Sparsity | None,
+        allocation: str,
+        force: bool,
+        format: str,
+        gguf_type: str,
+        multiple_of: int | None,
+        on_layer: OnLayer | None,
+    ) -> Export:
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
         multiple = (GGUF_MULTIPLE if format == "gguf" else 1) if multiple_of is None else multiple_of
@@ -367,12 +435,14 @@ class Engine:
             raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
         if format == "gguf":
             require_gguf(self.config.model_type)
-        chosen = Selection(selection, seed)
-        request = self.request(len(prompt_ids), 1)
-        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
+        waiting = waiting_bytes(self.sizes, source.static) if source.static else 0
+        request = self.request(max(map(len, source.samples), default=1), 1)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple, waiting=waiting)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
+        _check_prunes(plan, chosen)
+        if source.static and not plan.prunes:
+            raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
         self.unload()
-        source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         reader = self._reader()
         try:
             if format == "gguf":
@@ -381,6 +451,20 @@ class Engine:
             return export_checkpoint(self.skeleton, reader, plan, chosen, source, Path(out), force, on_layer)
         finally:
             reader.close()
+
+    def score_samples(self, static: Static, on_layer: OnLayer | None = None) -> Prior:
+        """What every neuron is worth to many samples, from one reading of the weights. The engine is empty after it.
+
+        Raises PromptError for a sample beyond the context, BudgetError, and what a sweep raises."""
+        request = replace(self.request(static.longest, 1), export=True, waiting=waiting_bytes(self.sizes, static))
+        plan = choose_plan(self.sizes, request, 0.0, self.name)
+        self.unload()
+        reader = self._reader()
+        try:
+            prior = sum_scores(self.skeleton, reader, plan, static, self.device, on_layer)
+        finally:
+            reader.close()
+        return replace(prior, facts={**self._facts, **prior.facts})
 
     def unload(self) -> None:
         """Give the weights' memory back; the next prompt reads them again."""
@@ -403,11 +487,14 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        prior: Prior | None = None,
+        prior_weight: float = WEIGHT,
         seed: int | None = None,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
+        chosen = self._selection(selection, seed, prior, prior_weight)
         plan = self.plan(
             len(prompt_ids),
             max_new_tokens,
@@ -418,7 +505,7 @@ class Engine:
         )
         reader = self._reader()
         try:
-            sweep = self._resident(plan, Selection(selection, seed or 0), reader, on_layer)
+            sweep = self._resident(plan, chosen, reader, on_layer)
             with sweep, torch.no_grad():
                 ids, _ = self._batch([prompt_ids])
                 cache = self._cache(plan)
@@ -446,6 +533,18 @@ class Engine:
         finally:
             reader.close()
             self.unload()
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """Which model this is, for what is made of it."""
+        return {"model": source_name(self.name, self.path), "key": checkpoint_key(self.checkpoint)}
+
+    def _selection(self, name: str, seed: int | None, prior: Prior | None, prior_weight: float) -> Selection:
+        """Raises OptionError for an unknown name, a weight out of range, and the prior of another model."""
+        if prior is not None:
+            shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
+            check_prior(prior, shapes, self.name)
+        return Selection(name, seed or 0, prior, prior_weight)
 
     @property
     def last_logits(self) -> dict[str, int]:
@@ -586,6 +685,13 @@ class Engine:
 
     def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
         return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in self._ends else "length"
+
+
+def _check_prunes(plan: Plan, selection: Selection) -> None:
+    if selection.prior is not None and not plan.prunes:
+        raise OptionError(
+            "a prior chooses among neurons, and all of them stay: give --sparsity, or leave out the prior"
+        )
 
 
 def _check_options(max_new_tokens: int, options: dict[str, Any]) -> None:

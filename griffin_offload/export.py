@@ -18,7 +18,7 @@ from . import __version__
 from .errors import ExportError
 from .plan import Plan
 from .prefill import OnLayer
-from .pruned import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
+from .pruned import METHODS, RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
 from .skeleton import Skeleton
 from .units import format_bytes
@@ -50,20 +50,20 @@ def export_checkpoint(
     force: bool,
     on_layer: OnLayer | None,
 ) -> Export:
-    """Run the sweep over the prompt and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
+    """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
     out = _real_path(out)
     smaller = smaller_model(skeleton, plan)
     needed = sum(torch.Size(shape).numel() for shape in smaller.shapes.values()) * skeleton.dtype.itemsize
     buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
     with _new_folder(out, force, needed) as folder:
         with CheckpointWriter(folder, smaller.shapes, skeleton.dtype, others=buffers) as writer:
-            experts = write_pruned(skeleton, reader, plan, selection, source.prompt_ids, smaller, writer, on_layer)
+            experts, scores = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
         _write_config(_config(skeleton, smaller, source), source, folder)
         _write_card(skeleton, plan, selection, source, folder, experts)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
-    return Export(out, files, total, backup)
+    return Export(out, files, total, backup, scores)
 
 
 def _config(skeleton: Skeleton, smaller: Smaller, source: Source) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _write_card(
     kept = [layer.kept for layer in plan.layers]
     facts = {
         "griffin_offload": __version__,
-        "method": f"GRIFFIN (arXiv:2404.01365), {selection.name}",
+        "method": source.method(selection),
         "seed": selection.seed,
         "source_model": source.name,
         "model_type": skeleton.config.model_type,
@@ -154,8 +154,7 @@ def _write_card(
         "neurons": neurons,
         "kept": kept[0] if len(set(kept)) == 1 else kept,
         "dtype": str(skeleton.dtype).removeprefix("torch."),
-        "prompt_sha256": source.prompt_sha256,
-        "prompt_tokens": len(source.prompt_ids),
+        **source.facts(selection),
         "experts": experts,
     }
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
@@ -166,10 +165,37 @@ def _write_card(
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),
-        sha=source.prompt_sha256,
-        tokens=len(source.prompt_ids),
+        **_words(source, selection),
     )
     (folder / "README.md").write_text(card)
+
+
+def _words(source: Source, selection: Selection) -> dict[str, str]:
+    """What a card says of how the neurons were chosen."""
+    facts = source.facts(selection)
+    if source.static is None:
+        prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
+        return {
+            "to": "to one prompt",
+            "method": METHODS["griffin"],
+            "by": f"by one prompt of {facts['prompt_tokens']} tokens" + (prior if selection.prior else ""),
+            "texts": f"- prompt, SHA-256 of its text: `{facts['prompt_sha256']}`",
+            "use": PROMPT_USE,
+        }
+    told = facts["calibration"]
+    lines = [
+        f"- calibration text `{of['file']}`: {of['samples']} samples of the form {of['form']}, {of['tokens']} tokens, "
+        f"share {of['share']:g}; SHA-256 `{of['sha256']}`"
+        for of in told.get("texts", [])
+    ]
+    measured = f"measured on {told['samples']} samples of text, {told['tokens']} tokens"
+    return {
+        "to": "for any prompt",
+        "method": METHODS[told["score"]],
+        "by": f"by their score `{told['score']}`" + (f", {measured}" if told["samples"] else ""),
+        "texts": "\n".join([*lines, f"- seed: {told['seed']}"]),
+        "use": STATIC_USE,
+    }
 
 
 CARD = """---
@@ -178,13 +204,13 @@ tags:
 - griffin-offload
 - pruned
 ---
-# {model}, pruned to one prompt
+# {model}, pruned {to}
 
-Made by Griffin Offload from `{model}` with GRIFFIN (arXiv:2404.01365): {kept} of the {neurons} feed-forward neurons
-of every layer are kept (sparsity {sparsity:g}), chosen by one prompt of {tokens} tokens. {resident} instead of {full}.
+Made by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
+of every layer are kept (sparsity {sparsity:g}), chosen {by}. {resident} instead of {full}.
 
 - source model: `{model}`, whose licence applies to these weights too
-- prompt, SHA-256 of its text: `{sha}`
+{texts}
 - which neurons: `experts` in `griffin.json`, one list a layer
 
 ## How to load
@@ -198,8 +224,15 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 
 ## What it is good for, and what not
 
-For answering that prompt, and prompts much like it (the same document, the same style of task). It is a special
-model: on other subjects, other languages and long reasoning it is worse than the source model, and small models lose
-more than large ones. In Griffin itself the prompt is read by the full model and only the answer by the pruned one;
+{use}"""
+
+PROMPT_USE = """For answering that prompt, and prompts much like it (the same document, the same style of task). It is a
+special model: on other subjects, other languages and long reasoning it is worse than the source model, and small models
+lose more than large ones. In Griffin itself the prompt is read by the full model and only the answer by the pruned one;
 here the pruned model reads the prompt too.
+"""
+
+STATIC_USE = """For texts like those that it was calibrated with. One choice of neurons serves all prompts, so it loses
+more than a choice by the prompt itself, which Griffin makes; on other subjects, other languages and long reasoning it
+is worse than the source model, and small models lose more than large ones.
 """

@@ -4,6 +4,7 @@ Its header is read back by our own reader before any weight is read: what the fi
 All goes to a temporary file beside the target, which is renamed at the end.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -67,7 +68,7 @@ def export_gguf(
     on_layer: OnLayer | None,
     how: Writing,
 ) -> Export:
-    """Run the sweep over the prompt and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
+    """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
     out = _checked_file(out, force)
     smaller = smaller_model(skeleton, plan, how.multiple)
     architecture = written_as(skeleton.config.model_type)
@@ -91,9 +92,9 @@ def export_gguf(
                 _all(writer.write_pieces(ROPE_FACTORS, [factors]))
             _check(path, config, source)
             changed = _AsLlamaCpp(writer, names, architecture, config)
-            write_pruned(skeleton, reader, plan, selection, source.prompt_ids, smaller, changed, on_layer)
+            _, scores = write_pruned(skeleton, reader, plan, selection, source, smaller, changed, on_layer)
         backup = _publish(path, out)
-    return Export(out, (out.name,), total, backup)
+    return Export(out, (out.name,), total, backup, scores)
 
 
 class _AsLlamaCpp:
@@ -126,18 +127,17 @@ def _general(
     return {
         "general.architecture": architecture,
         "general.type": "model",
-        "general.name": f"{source.name}, pruned to one prompt",
+        "general.name": f"{source.name}, pruned {'for any prompt' if source.static else 'to one prompt'}",
         "general.quantization_version": 2,
         "general.file_type": FILE_TYPES[kind],
         f"{OURS}version": __version__,
-        f"{OURS}method": f"GRIFFIN (arXiv:2404.01365), {selection.name}",
+        f"{OURS}method": source.method(selection),
         f"{OURS}seed": selection.seed,
         f"{OURS}source_model": source.name,
         f"{OURS}sparsity": float(plan.sparsity),
         f"{OURS}neurons": plan.layers[0].neurons,
         f"{OURS}kept": kept,
-        f"{OURS}prompt_sha256": source.prompt_sha256,
-        f"{OURS}prompt_tokens": len(source.prompt_ids),
+        **{OURS + name: json.dumps(v) if isinstance(v, dict) else v for name, v in source.facts(selection).items()},
     }
 
 

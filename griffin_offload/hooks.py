@@ -16,6 +16,7 @@ from .statistic import neuron_statistic
 
 PIECE = 1024  # tokens of a long prompt that are computed at a time: enough for the products' full speed
 Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
+Measure = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class RoutedExperts:
@@ -141,12 +142,19 @@ class Pieces:
 class ObserveNeurons:
     """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
 
-    `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1."""
+    `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1.
+    `measure`: what is added of z, `neuron_statistic` or another sum over tokens."""
 
     def __init__(
-        self, layer: nn.Module, path: str, total: Tensor, weights: Tensor | None = None, pieces: Pieces | None = None
+        self,
+        layer: nn.Module,
+        path: str,
+        total: Tensor,
+        weights: Tensor | None = None,
+        pieces: Pieces | None = None,
+        measure: Measure = neuron_statistic,
     ) -> None:
-        self._total, self._weights, self._pieces = total, weights, pieces
+        self._total, self._weights, self._pieces, self._measure = total, weights, pieces, measure
         self._tap = Tap(layer, path, self._observe)
 
     def _observe(self, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
@@ -156,7 +164,7 @@ class ObserveNeurons:
             rows = z.shape[:-1].numel()
             weights = weights[begin : begin + rows] if tokens is None else weights[begin + tokens]
         total = self._total if expert is None else self._total[expert]
-        total += neuron_statistic(z, weights)
+        total += self._measure(z, weights)
 
     def remove(self) -> None:
         self._tap.remove()

@@ -5,8 +5,8 @@ layer and waits there; when all jobs wait, the layer is read, each job runs thro
 back. The jobs are greenlets: stacks on one thread, which switch only where they wait.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -18,12 +18,23 @@ from .skeleton import Skeleton
 T = TypeVar("T")
 
 
+class Together(Protocol):
+    """What acts on a layer once for all jobs, as a Pruner does for one."""
+
+    def begin(self, index: int) -> None: ...
+
+    def end(self, index: int, dense: Mapping[str, Tensor]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Lockstep:
     """Runs jobs over the layers of a stream. Use as a context manager.
 
     `sets`: a pruner and the layers it fills for every job, whose first forward is then the sweep over its prompt and
     whose later ones run its own resident layers. Without: nothing stays, and a job makes one forward. A job may start
     only when one before it has passed a layer, since its forward reads what that one left: jobs run in their order.
+    `together`: hears when a layer begins and when all jobs have passed it, its dense weights still in place.
     """
 
     def __init__(
@@ -32,11 +43,12 @@ class Lockstep:
         stream: Stream,
         sets: Sequence[tuple[Pruner, Sequence[ResidentLayer]]] = (),
         seed: int | None = None,
+        together: Together | None = None,
     ) -> None:
         self.job = self.layer = -1
         self._answering = False
         self._skeleton, self._stream, self._sets = skeleton, stream, sets
-        self._seed = seed
+        self._seed, self._together = seed, together
         self._hub: Any = None
 
     def __enter__(self) -> "Lockstep":
@@ -46,6 +58,8 @@ class Lockstep:
     def __exit__(self, *exc: object) -> None:
         for pruner, _ in self._sets:
             pruner.stop()
+        if self._together:
+            self._together.stop()
         self._stream.close()
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -97,12 +111,16 @@ class Lockstep:
 
     def _pass_layer(self, index: int, jobs: int, go_on: Callable[[int], None]) -> None:
         dense = self._stream.onload(index)
+        if self._together:
+            self._together.begin(index)
         for job in range(jobs):
             if self._sets:
                 self._sets[job][0].begin(index)
             go_on(job)
             if self._sets:
                 self._sets[job][0].end(index, dense)
+        if self._together:
+            self._together.end(index, dense)
         self._stream.release(index)
 
     def _random_state(self) -> Tensor:

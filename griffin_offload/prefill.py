@@ -341,6 +341,10 @@ class Pruner:
     def end(self, index: int, dense: Mapping[str, Tensor]) -> None:
         """After it: choose, and bring the experts from the dense weights to where they stay."""
         self.stop()
+        self.keep(index, dense)
+
+    def keep(self, index: int, dense: Mapping[str, Tensor]) -> None:
+        """Choose by the statistics as they are, and gather."""
         layer, resident = self._skeleton.layers[index], self._layers[index]
         for place, (block, kept, total, experts) in enumerate(
             zip(layer.blocks, resident.kept, resident.statistics, resident.experts, strict=True)

@@ -18,6 +18,7 @@ from .errors import GriffinError, OptionError
 from .units import MIB
 
 FORMAT = "griffin-prior"
+Scores = tuple[tuple[Tensor, ...], ...]  # by layer and block
 WEIGHT = 0.2  # of a prior beside a prompt: measured on two models (docs/results.md)
 
 
@@ -26,7 +27,7 @@ class Prior:
     """`scores[layer][block]`: (F,) or (E, F), float32. `facts`: what they were made of, for cards and reports:
     "model", "key" (of the checkpoint: allocation.checkpoint_key), "score", "seed", "texts" ..."""
 
-    scores: tuple[tuple[Tensor, ...], ...]
+    scores: Scores
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,12 +1,13 @@
 """What every export holds, whatever its format: the sizes of the pruned model, and the sweep that writes it.
 
-Nothing but one layer at a time is held.
+The prompt, or all samples of a static choice, pass a layer before its experts are chosen. Nothing but one layer at a
+time is held.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,47 +16,75 @@ from torch import Tensor
 
 from .errors import ExportError
 from .folder import one_line
+from .lockstep import Lockstep
 from .plan import Kept, Plan
-from .prefill import OnLayer, Pruner, Stream, Sweep, load_outside, passing_layers
+from .prefill import OnLayer, Pruner, Stream, load_outside, passing_layers
+from .prior import Scores
 from .selection import Selection
 from .skeleton import Block, Rows, Skeleton
+from .static import Scorer, Static, forwards, scores_of
 from .units import MIB
 from .weights.reader import Reader
 
 RESERVE = 64 * MIB  # of disk, left free
+METHODS = {
+    "griffin": "GRIFFIN (arXiv:2404.01365)",
+    "wanda": "Wanda of whole neurons (after arXiv:2306.11695)",
+    "magnitude": "magnitude of gate and up",
+    "random": "random neurons",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an export is made of, for its card."""
+    """What an export is made of: the model, and what chooses its neurons, a prompt or many samples."""
 
     model: str
     path: Path
     prompt_ids: list[int]
     prompt_text: str
+    static: Static | None = None
 
     @property
     def name(self) -> str:
-        """As others may know it: of a folder or a file, not where it lies."""
-        model = Path(self.model)
-        return model.name if model.is_file() else self.path.name if model.exists() else self.model
+        return source_name(self.model, self.path)
 
     @property
-    def prompt_sha256(self) -> str:
-        return hashlib.sha256(self.prompt_text.encode()).hexdigest()
+    def samples(self) -> Sequence[list[int]]:
+        return self.static.samples if self.static else [self.prompt_ids]
+
+    def method(self, selection: Selection) -> str:
+        return f"{METHODS[self.static.score]}, static" if self.static else f"{METHODS['griffin']}, {selection.name}"
+
+    def facts(self, selection: Selection) -> dict[str, Any]:
+        """What chose the neurons, for griffin.json and its like."""
+        if self.static:
+            return {"calibration": self.static.to_json()}
+        prior = {"prior": selection.prior_facts} if selection.prior else {}
+        sha256 = hashlib.sha256(self.prompt_text.encode()).hexdigest()
+        return {"prompt_sha256": sha256, "prompt_tokens": len(self.prompt_ids), **prior}
+
+
+def source_name(model: str, path: Path) -> str:
+    """A model as others may know it: of a folder or a file, not where it lies."""
+    given = Path(model)
+    return given.name if given.is_file() else path.name if given.exists() else model
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. `backup`: where an existing folder that was no export went."""
+    """What was written. `backup`: where an existing folder that was no export went. `scores`: of every neuron, which
+    the experts were chosen by."""
 
     path: Path
     files: tuple[str, ...]
     bytes: int
     backup: Path | None
+    scores: Scores = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path), "backup": self.backup and str(self.backup)}
+        files, backup = list(self.files), self.backup and str(self.backup)
+        return {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup}
 
 
 @dataclass(frozen=True)
@@ -92,12 +121,13 @@ def write_pruned(
     reader: Reader,
     plan: Plan,
     selection: Selection,
-    prompt_ids: list[int],
+    source: Source,
     smaller: Smaller,
     writer: Writer,
     on_layer: OnLayer | None,
-) -> list[Any]:
-    """Run the sweep over the prompt and write what it keeps. Returns the experts of each layer, as lists of numbers.
+) -> tuple[list[Any], Scores]:
+    """Run the sweep over the source's samples and write what it keeps. Returns the experts of each layer, as lists of
+    numbers, and the scores that they were chosen by.
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept)
@@ -124,7 +154,8 @@ def write_pruned(
         on_layer=on_layer,
         on_finished=write_layer,
     )
-    sweep = Sweep(stream, Pruner(skeleton, layers, selection))
+    pruner = Pruner(skeleton, layers, selection)
+    together = Scorer(skeleton, layers, source.static, pruner) if source.static else pruner
     try:
         load_outside(skeleton, reader, "cpu")
         for name in skeleton.outside:
@@ -135,11 +166,11 @@ def write_pruned(
                 pass
         for name in skeleton.buffers:
             writer.write(name, skeleton.model.get_buffer(name))
-        with sweep, torch.no_grad():
-            skeleton.model(torch.tensor([prompt_ids]), use_cache=False, logits_to_keep=1)
+        with Lockstep(skeleton, stream, together=together) as lockstep:
+            lockstep.run(forwards(skeleton, source.samples, "cpu"))
     finally:
         skeleton.unload()
-    return experts
+    return experts, scores_of(layers)
 
 
 def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:

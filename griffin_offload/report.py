@@ -15,7 +15,8 @@ class Report:
     """One run. Bytes, seconds, bytes a second. A run without a sweep (all resident already) has read nothing.
 
     `read_s`: how long the reader was busy, beside the computing. `memory_bandwidth`: of one token's products over
-    the resident weights, measured after the answer; 0 where too few tokens were made to say."""
+    the resident weights, measured after the answer; 0 where too few tokens were made to say. `prior`: what it was made
+    of, and its weight, where one helped to choose the experts."""
 
     model: str
     model_path: Path
@@ -32,6 +33,7 @@ class Report:
     time_to_first_token_s: float
     tokens: int
     memory_bandwidth: float
+    prior: dict[str, Any] | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -62,6 +64,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The parts of `--json` that are not the text."""
+        prior = {} if self.prior is None else {"prior": self.prior}
         return {
             "model": self.model,
             "model_path": str(self.model_path),
@@ -88,6 +91,7 @@ class Report:
             },
             "io": {"checkpoint_bytes": self.checkpoint_bytes, "bytes_read": self.bytes_read},
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
+            **prior,
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -101,6 +105,9 @@ class Report:
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
         ]
+        if self.prior is not None:
+            made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
+            rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))
         if plan.host_bytes:
             held = f"{plan.held_layers} of {len(plan.layers)} layers' feed-forward"
             rows.append(("kept in RAM", f"{format_bytes(plan.host_bytes)}: {held}, for the next prompt"))

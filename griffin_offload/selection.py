@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ class Selection:
         check(self.name, SELECTIONS, "selection")
         if not 0 <= self.prior_weight <= 1:
             raise OptionError(f"prior weight {self.prior_weight} is outside [0, 1]: 0 is the prompt's own choice")
+
+    @property
+    def prior_facts(self) -> dict[str, Any] | None:
+        """What the prior was made of, and its weight: for cards and reports."""
+        return None if self.prior is None else {**self.prior.facts, "weight": self.prior_weight}
 
     def choose(
         self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor], block: int = 0

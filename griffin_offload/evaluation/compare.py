@@ -1,0 +1,237 @@
+"""The ways to leave out feed-forward weights, side by side: GRIFFIN (arXiv:2404.01365), whole blocks as FFN-SkipLLM
+leaves them out (arXiv:2404.03865), and static models from calibration texts (Bandari et al. 2024, arXiv:2410.07461).
+
+All leave out the same share of the feed-forward neurons or blocks. What calibrates is never what tests: the two halves
+of one text, other articles, other problems."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..engine import Engine
+from ..jsonl import Row
+from ..prefill import OnLayer
+from ..prior import Prior
+from ..samples import Source, draw_samples
+from ..skip import Skip
+from ..static import Static
+from .arithmetic import few_shot, problems
+from .calibrate import calibrate
+from .perplexity import encode_text, windows
+from .score import score
+from .scored import Pair, Scored, mean_and_error
+from .summarise import ROUGE, answer_row, rouge_scorer
+from .variant import FULL, Variant
+
+TASKS = ("text", "arithmetic", "summaries")
+PACKAGE = Path(__file__).parent.parent
+ONLY_SCORED = ("random", "layers")  # what no engine answers with
+
+
+@dataclass(frozen=True)
+class Data:
+    """Texts in two parts: to test on, and to calibrate by. `text`: one long text; `articles`: rows as `eval summarise`
+    has them, of which the first `test_articles` test; `test_problems`: of arithmetic, behind `shots` worked ones."""
+
+    text: str
+    articles: Sequence[Row] = ()
+    test_articles: int = 16
+    test_problems: int = 100
+    shots: int = 8
+    prompt_tokens: int = 512
+    continue_tokens: int = 128
+    test_windows: int = 8
+    samples: int = 32
+    tokens: int = 512
+    seed: int = 0
+
+    @property
+    def _half(self) -> int:
+        return self.text.find("\n", len(self.text) // 2) + 1 or len(self.text) // 2
+
+    def windows(self, engine: Engine) -> list[Pair]:
+        """Of the first half, each behind the token that the model's texts begin with, if they do."""
+        begins = engine.encode("a", raw=True)[:1] == [engine.tokenizer.bos_token_id]
+        ids, before = encode_text(engine, self.text[: self._half], bos=begins)
+        pairs = windows(ids, self.prompt_tokens, self.continue_tokens, self.test_windows)
+        return [([*before, *context], continuation) for context, continuation in pairs]
+
+    def problems(self, engine: Engine) -> list[Pair]:
+        all_of_them = self._problems()
+        return few_shot(engine, all_of_them[self.shots : self.shots + self.test_problems], all_of_them[: self.shots])
+
+    def _problems(self) -> list[dict[str, str]]:
+        return problems(self.shots + self.test_problems + 40 * self.samples, self.seed)
+
+    def sources(self) -> dict[str, tuple[list[Source], dict[str, Any]]]:
+        """What each static model is calibrated by: sources, and options for draw_samples."""
+        text = Source("text", self.text[self._half :])
+        code = Source("code", "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py"))))
+        sums = Source("arithmetic", self._problems()[self.shots + self.test_problems :])
+        found: dict[str, tuple[list[Source], dict[str, Any]]] = {"text": ([text], {})}
+        if articles := self.articles[self.test_articles :]:
+            rows = [{"text": f"{row['article']}{row['summary_gt']}"} for row in articles]
+            found["summaries"] = [Source("summaries", rows)], {}
+        found["arithmetic"] = [sums], {}
+        found["arithmetic, no reasoning"] = [sums], {"rationale": False}
+        found["arithmetic, one pair each"] = [sums], {"form": "qa"}
+        found["arithmetic, questions"] = [sums], {"form": "question"}
+        found["code"] = [code], {}
+        mixed = [text, *(found["summaries"][0] if "summaries" in found else []), sums, code]
+        found["all of these"] = [replace(source, share=1.0) for source in mixed], {}
+        found["ellipses"] = [Source("ellipses", "... " * (self.samples * self.tokens))], {}
+        return found
+
+
+def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> dict[str, Static]:
+    """The samples that each static model is made by, by its name: `data.samples` of at most `data.tokens` tokens."""
+    bos = engine.tokenizer.bos_token_id
+    found = {}
+    for name, (sources, options) in data.sources().items():
+        how = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": bos}
+        drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **how, **options)
+        found[name] = Static(drawn.ids, facts=drawn.facts)
+    draw = Random(f"tokens {data.seed}")
+    special = set(engine.tokenizer.get_added_vocab().values())
+    words = [token for token in range(min(len(engine.tokenizer), engine.config.vocab_size)) if token not in special]
+    found["random tokens"] = Static([draw.choices(words, k=data.tokens) for _ in range(data.samples)])
+    found["text, Wanda's score"] = replace(found["text"], score="wanda")
+    return found
+
+
+def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True) -> dict[str, Variant]:
+    """All ways to leave out a share, by name."""
+    found = {"GRIFFIN": Variant(share)}
+    if sensitivity:
+        found["GRIFFIN, shared by sensitivity"] = Variant(share, allocation="sensitivity")
+    if "text" in priors:
+        found["GRIFFIN with a prior of text"] = Variant(share, prior=priors["text"])
+        found["prompt whole, then static: text"] = Variant(share, prior=priors["text"], prior_weight=1.0)
+    skip = Skip(share)
+    found |= {
+        "blocks skipped by token": Variant(0.0, skip=skip),
+        "blocks skipped by prompt": Variant(0.0, skip=replace(skip, mode="prompt")),
+        "blocks skipped at random": Variant(0.0, skip=skip, instead="random"),
+        "whole layers skipped by token": Variant(0.0, skip=skip, instead="layers"),
+        "prompt whole, then magnitude": Variant(share, "magnitude"),
+        "prompt whole, then random": Variant(share, "random"),
+    }
+    for name, prior in priors.items():
+        found[f"static: {name}"] = Variant(share, prior=prior, prior_weight=1.0, static=True)
+    return found
+
+
+def compare(
+    engine: Engine,
+    data: Data,
+    shares: Sequence[float],
+    tasks: Sequence[str] = TASKS,
+    *,
+    skip: Any = None,
+    on_layer: OnLayer | None = None,
+) -> Iterator[Row]:
+    """Rows of measurements, named by "task", "way", "share" and "id": of text and arithmetic one for each window or
+    problem, of summaries one for each article. Those that `skip(row)` knows are left out.
+
+    The first way is "dense", of share 0. Raises what scoring, `calibrate` and Engine.generate raise."""
+    calibrate(engine)
+    static = calibration(engine, data)
+    priors = {name: engine.score_samples(how, on_layer) for name, how in static.items()}
+    compared = {("dense", 0.0): FULL}
+    compared |= {(name, share): way for share in shares for name, way in ways(share, priors).items()}
+    for task in tasks:
+        if task == "summaries":
+            yield from _summaries(engine, data, compared, static, skip, on_layer)
+        else:
+            yield from _scores(engine, data, task, compared, skip, on_layer)
+
+
+Compared = Mapping[tuple[str, float], Variant]
+
+
+def _scores(
+    engine: Engine, data: Data, task: str, compared: Compared, skip: Any, on_layer: OnLayer | None
+) -> Iterator[Row]:
+    pairs = data.windows(engine) if task == "text" else data.problems(engine)
+    names = [{"task": task, "way": way, "share": share} for way, share in compared]
+    if skip and all(skip({**name, "id": number}) for name in names for number in range(len(pairs))):
+        return
+    scored = score(engine, pairs, list(compared.values()), on_layer=on_layer)
+    for number, of_pair in enumerate(scored):
+        for name, one in zip(names, of_pair, strict=True):
+            if not (skip and skip(row := {**name, "id": number})):
+                yield {**name, "id": number, **(_of_text(one) if task == "text" else _of_answer(one))}
+
+
+def _of_text(scored: Scored) -> Row:
+    return {
+        "loss": -scored.log_probability.mean().item(),
+        "agreement": scored.agrees.float().mean().item(),
+        "kl": scored.kl.mean().item(),
+    }
+
+
+def _of_answer(scored: Scored) -> Row:
+    return {"exact": float(scored.greedy.all()), "log_likelihood": scored.log_probability.sum().item()}
+
+
+def _summaries(
+    engine: Engine, data: Data, compared: Compared, static: Mapping[str, Static], skip: Any, on_layer: OnLayer | None
+) -> Iterator[Row]:
+    """Each article by each way: a static model as the export that plain transformers would load."""
+    articles, scorer = data.articles[: data.test_articles], rouge_scorer()
+    for (name, share), variant in compared.items():
+        of_way = {"task": "summaries", "way": name, "share": share}
+        left = [row for row in articles if not (skip and skip({**of_way, "id": row["id"]}))]
+        if variant.instead in ONLY_SCORED or not left:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            if variant.static:
+                how = static[name.removeprefix("static: ")]
+                export, _ = engine.export_static(how, Path(folder) / "static", sparsity=share, on_layer=on_layer)
+                answering, variant = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
+            else:
+                answering = engine
+            for row in left:
+                answer = answer_row(answering, row, variant, scorer, on_layer=on_layer, do_sample=False)
+                yield {**of_way, "id": row["id"], **answer}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means of a way's rows with their standard errors, by measure: those of its tasks that were measured.
+
+    "perplexity": exp of the mean loss, its error that of the loss, nats; "agreement" and "kl" with the full model;
+    "exact": share of answers right; "log_likelihood" of the right answer, nats; ROUGE, 0 to 100."""
+
+    way: str
+    share: float
+    values: Mapping[str, tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"way": self.way, "share": self.share}
+        for name, (mean, error) in self.values.items():
+            values |= {name: mean, f"{name}_standard_error": error}
+        return values
+
+
+def results(rows: Sequence[Row]) -> list[Result]:
+    """What `compare` measured, by way and share, in the order in which they first came."""
+    by_way: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for row in rows:
+        ours = by_way.setdefault((row["way"], row["share"]), {})
+        for name in ("loss", "agreement", "kl", "exact", "log_likelihood", *ROUGE):
+            if name in row:
+                ours.setdefault(name, []).append(row[name])
+    found = []
+    for (way, share), columns in by_way.items():
+        values = {name: mean_and_error(column) for name, column in columns.items()}
+        if "loss" in values:
+            loss, error = values.pop("loss")
+            values = {"perplexity": (math.exp(loss), error), **values}
+        found.append(Result(way, share, values))
+    return found

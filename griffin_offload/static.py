@@ -1,0 +1,151 @@
+"""What every neuron is worth to many samples, which pass through the model in one sweep: all of them through a layer
+before the next is read. The scores make a prior, or choose the experts of a static model.
+
+z (T, F) enters the down projection, whose matrix is W (D, F). Of neuron j:
+griffin     Σ z̄², over all tokens of all samples (arXiv:2404.01365)
+wanda       Σ z² |W_j|², of a column of W: Wanda's |x| |w| (Sun et al. 2023, arXiv:2306.11695) for a neuron as a whole
+magnitude   the squared product of the norms of its rows in gate and up
+random      drawn, by seed and layer
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .choices import SCORES, check
+from .errors import NumericError, OptionError, PromptError
+from .hooks import ObserveNeurons
+from .lockstep import Lockstep
+from .plan import ModelSizes, Plan
+from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
+from .prior import Prior, Scores
+from .skeleton import Block, Skeleton
+from .statistic import activation_squares, neuron_statistic
+from .units import KIB
+from .weights.reader import Reader
+
+STACK = 64 * KIB  # of one forward that waits (measured)
+
+MEASURES = {"griffin": neuron_statistic, "wanda": activation_squares}  # the scores that samples are needed for
+
+
+@dataclass(frozen=True)
+class Static:
+    """What static experts are chosen by: token ids of each sample, a name of choices.SCORES, and the seed of 'random'.
+
+    `facts`: what the samples are (see samples.Samples), for cards and reports. Raises OptionError, PromptError."""
+
+    samples: Sequence[list[int]] = ()
+    score: str = "griffin"
+    seed: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.score, SCORES, "score")
+        if self.score in MEASURES and not self.samples:
+            raise PromptError(f"score {self.score!r} is measured on samples of text: give at least one")
+        if self.score not in MEASURES and self.samples:
+            raise OptionError(f"score {self.score!r} is the same whatever the samples are: leave them out")
+        if not all(self.samples):
+            raise PromptError("a calibration sample is empty: give at least one token of text")
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.samples), default=1)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"samples": len(self.samples), "tokens": sum(map(len, self.samples))}
+        return {"score": self.score, "seed": self.seed, **counts, **self.facts}
+
+
+class Scorer:
+    """Leaves the scores of every block in the layers' `statistics`, over all forwards between `begin` and `end`.
+
+    `pruner` then chooses and gathers by them."""
+
+    def __init__(
+        self, skeleton: Skeleton, layers: Sequence[ResidentLayer], static: Static, pruner: Pruner | None = None
+    ) -> None:
+        self._skeleton, self._layers, self._pruner = skeleton, layers, pruner
+        self._score, self._seed = static.score, static.seed
+        self._observers: list[ObserveNeurons] = []
+
+    def begin(self, index: int) -> None:
+        layer = self._skeleton.layers[index]
+        for block, total in zip(layer.blocks, self._layers[index].statistics, strict=True):
+            total.zero_()
+            if self._score in MEASURES:
+                pieces, measure = self._skeleton.pieces_of(layer, block), MEASURES[self._score]
+                observer = ObserveNeurons(layer.module, block.path, total, pieces=pieces, measure=measure)
+                self._observers.append(observer)
+
+    def end(self, index: int, dense: Mapping[str, Tensor]) -> None:
+        self.stop()
+        layer = self._skeleton.layers[index]
+        for place, (block, total) in enumerate(zip(layer.blocks, self._layers[index].statistics, strict=True)):
+            if self._score == "wanda":
+                total.mul_(down_squares(block, dense))
+            elif self._score == "magnitude":
+                total.copy_(block_magnitude(block, dense).square_())
+            elif self._score == "random":
+                generator = torch.Generator().manual_seed((self._seed * 10007 + index) * 101 + place)
+                total.copy_(torch.rand(total.shape, generator=generator))
+            if not total.isfinite().all():
+                raise NumericError(
+                    f"the scores of {layer.prefix}{block.path} are NaN or infinite in {self._skeleton.dtype}; "
+                    "try --dtype float32"
+                )
+        if self._pruner:
+            self._pruner.keep(index, dense)
+
+    def stop(self) -> None:
+        while self._observers:
+            self._observers.pop().remove()
+
+
+def scores_of(layers: Sequence[ResidentLayer]) -> Scores:
+    """What a sweep left in the layers' statistics."""
+    return tuple(tuple(total.cpu() for total in layer.statistics) for layer in layers)
+
+
+def down_squares(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
+    """|W_j|² of a block's down projection: (F,) or (E, F), float32."""
+    (rows,) = block.rows[block.down].split(dense[block.down])
+    return rows.norm(dim=-1, dtype=torch.float32).square_()
+
+
+def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> list[Callable[[], None]]:
+    """A job for each sample: the model's forward, of which nothing is kept."""
+
+    def forward(ids: list[int]) -> Callable[[], None]:
+        def run() -> None:
+            skeleton.model(torch.tensor([ids], device=device), use_cache=False, logits_to_keep=1)
+
+        return run
+
+    return [forward(ids) for ids in samples]
+
+
+def waiting_bytes(sizes: ModelSizes, static: Static) -> int:
+    """What all forwards hold between two layers, and the scores."""
+    return sum(STACK + 3 * len(ids) * sizes.hidden * sizes.item for ids in static.samples)
+
+
+def sum_scores(
+    skeleton: Skeleton, reader: Reader, plan: Plan, static: Static, device: str, on_layer: OnLayer | None
+) -> Prior:
+    """The scores of all samples, from one reading of the weights; the skeleton is empty after it.
+
+    Raises CheckpointError, NumericError."""
+    layers = passing_layers(skeleton, plan.kept, device)
+    stream = Stream(skeleton, reader, layers, copies=device != "cpu", steady=plan.steady_heap, on_layer=on_layer)
+    try:
+        load_outside(skeleton, reader, device)
+        with Lockstep(skeleton, stream, together=Scorer(skeleton, layers, static)) as lockstep:
+            lockstep.run(forwards(skeleton, static.samples, device))
+    finally:
+        skeleton.unload()
+    return Prior(scores_of(layers), static.to_json())
