@@ -58,6 +58,8 @@ from .pruned import Export, Source
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
+from .skip import Skip
+from .skipper import TokenSkipper, check_skip
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
@@ -98,6 +100,7 @@ class _Run:
     on_layer: OnLayer | None
     seed: int | None
     options: dict[str, Any]
+    skipper: TokenSkipper | None = None
 
 
 class Engine:
@@ -254,6 +257,7 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        skip: Skip | None = None,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
@@ -267,12 +271,16 @@ class Engine:
         fits (see ladder.py).
         `allocation`: 'uniform', or 'sensitivity' as `griffin calibrate` measured it (uniform where it has not).
         `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass, 'auto' the first that fits; `rest`:
-        'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part.
+        'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part. `skip`: whole blocks left out, of
+        one prompt.
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
         start = time.perf_counter()
         _check_options(max_new_tokens, options)
+        skip = skip if skip and skip.share else None
+        if skip:
+            check_skip(self.skeleton, skip, len(prompts))
         chosen = Selection(selection, seed or 0)
         per_prompt = per_prompt and len(prompts) > 1
         plan = self.plan(
@@ -294,8 +302,9 @@ class Engine:
         streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
         answer = self._answer_each if per_prompt and plan.reads_again else self._answer
+        skipper = TokenSkipper(self.skeleton, skip, plan) if skip else None
         try:
-            answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options))
+            answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options, skipper))
             interrupted = False
         except torch.OutOfMemoryError as error:  # a GPU that others use too
             raise BudgetError(f"{self.device} is out of memory, planned {plan.peak} bytes: {error}") from None
@@ -326,6 +335,7 @@ class Engine:
             time_to_first_token_s=times[0] - start,
             tokens=tokens,
             memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
+            skipped=skipper and skipper.result(),
         )
         return [
             Generation(
@@ -458,7 +468,7 @@ class Engine:
         weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
         sweep = self._resident(run.plan, run.selection, run.reader, run.on_layer, weights)
         try:
-            with sweep:
+            with sweep, run.skipper or nullcontext():
                 self._call_generate(run, ids, mask, self._cache(run.plan, len(ids)), run.streamers)
         except (ValueError, TypeError) as error:
             if isinstance(sweep, Sweep) and not sweep.started:  # generate refused an option, before the first layer
