@@ -179,7 +179,7 @@ def encode(engine: "Engine", row: Row, chosen: Settings, *, system: str | None, 
 def check_plan(engine: "Engine", tokens: int, chosen: Settings, **together: Any) -> None:
     """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
     arguments = chosen.arguments()
-    how = {name: arguments[name] for name in ("allocation", "resident_dtype", "rest") if name in arguments}
+    how = {name: arguments[name] for name in ("allocation", "resident_dtype", "rest", "skip") if name in arguments}
     engine.plan(tokens, chosen.max_new_tokens, arguments["sparsity"], **how, **together)
 
 

@@ -168,7 +168,7 @@ def skip_options(command: F) -> F:
             type=float,
             default=0.0,
             metavar="SHARE",
-            help="Share of the feed-forward blocks to skip where they turn the hidden state least, 0 to 1 (FFN-SkipLLM). "
+            help="Share of the feed-forward blocks to skip where they turn the hidden state least (FFN-SkipLLM). "
             "[default: 0]",
         ),
         click.option(
@@ -278,6 +278,8 @@ def choice_note(settings: Settings, plan: "Plan", dtype: str) -> str | None:
         return None
     if not plan.reads_again:
         return "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
+    if settings.ffn_skip and plan.sparsity == 0 and not plan.precision.packs:
+        return None  # all that was asked for, and no more
     kept = describe(plan).replace("bfloat16", dtype)
     return f"to fit {format_bytes(plan.budget)}: {kept} (griffin mem-report --model shows the choices)"
 

@@ -41,7 +41,7 @@ from .memory import (
     return_freed_memory,
 )
 from .models import DEFAULT_MODEL, cache_folder, resolve
-from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
+from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan, with_kept
 from .prefill import (
     OnLayer,
     Pruner,
@@ -59,7 +59,7 @@ from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .skip import Skip
-from .skipper import TokenSkipper, check_skip
+from .skipper import Slots, TokenSkipper, check_skip, left_out, put_back
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
@@ -200,6 +200,7 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        skip: Skip | None = None,
         sequences: int = 1,
         per_prompt: bool = False,
     ) -> Plan:
@@ -208,6 +209,7 @@ class Engine:
         request = replace(
             self.request(prompt_tokens, max_new_tokens),
             share=self.share(allocation),
+            skip=skip,
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
@@ -290,6 +292,7 @@ class Engine:
             allocation=allocation,
             resident_dtype=resident_dtype,
             rest=rest,
+            skip=skip,
             sequences=max(1, len(prompts)),
             per_prompt=per_prompt,
         )
@@ -302,7 +305,7 @@ class Engine:
         streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
         answer = self._answer_each if per_prompt and plan.reads_again else self._answer
-        skipper = TokenSkipper(self.skeleton, skip, plan) if skip else None
+        skipper = TokenSkipper(self.skeleton, skip, plan) if skip and not skip.by_prompt else None
         try:
             answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options, skipper))
             interrupted = False
@@ -317,6 +320,10 @@ class Engine:
         finally:
             reader.close()
         peak, read_after = meter.peak(), bytes_read()
+        skipped = skipper.result() if skipper else None
+        if skip and skip.by_prompt and self._layers:
+            plan = with_kept(plan, self.sizes, tuple(layer.kept for layer in self._layers))
+            skipped = left_out(skip, plan.kept)
         times = sorted(moment for streamer in streamers for moment in streamer.times)
         tokens = sum(len(streamer.token_ids) for streamer in streamers)
         report = Report(
@@ -335,7 +342,7 @@ class Engine:
             time_to_first_token_s=times[0] - start,
             tokens=tokens,
             memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
-            skipped=skipper and skipper.result(),
+            skipped=skipped,
         )
         return [
             Generation(
@@ -533,13 +540,17 @@ class Engine:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device, how)
         if not plan.reads_again and all(layer.complete for layer in self._layers):
             return nullcontext()
+        skip = plan.skip if plan.skip and plan.skip.by_prompt else None
+        slots = Slots(self.skeleton, skip, self._layers, plan.kept) if skip else None
         stream = self._stream(self._layers, plan, reader, on_layer)
-        return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
+        return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights), slots)
 
     def _let_go(self, plan: Plan) -> None:
         """Free what is resident and not as the plan has it, before anything else is taken."""
         how = plan.precision
         self._tier.hold(plan.held_layers, len(plan.kept))
+        if self._layers and plan.skip and plan.skip.by_prompt:
+            put_back(self.skeleton, self._layers, plan.kept)
         if [(layer.kept, layer.precision) for layer in self._layers or ()] != [(kept, how) for kept in plan.kept]:
             self._layers = self._bandwidth = None
             self.skeleton.unload(self.skeleton.inside)

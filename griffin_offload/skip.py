@@ -40,6 +40,10 @@ class Skip:
         if min(*self.cold, self.warmup, self.run) < 0:
             raise OptionError("cold blocks, warm-up tokens and the length of a run are 0 or more")
 
+    @property
+    def by_prompt(self) -> bool:
+        return self.mode == "prompt"
+
     def may(self, blocks: int) -> range:
         """Those of L blocks that may be skipped: between the cold ends; by token never the first, which nothing tells
         of."""

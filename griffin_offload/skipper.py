@@ -4,7 +4,7 @@ Of a block that is left out no neuron takes part: what a bias of the down projec
 read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .architecture import ARCHITECTURES, NO_SIMILARITY
 from .errors import OptionError
 from .hooks import Residual
-from .plan import Plan
+from .plan import Kept, Plan
+from .prefill import ResidentLayer
 from .skeleton import Layer, Skeleton
-from .skip import WINDOW, Skip, Skipped, find_threshold
+from .skip import WINDOW, Skip, Skipped, find_threshold, most_saturated
 
 TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is found
 DRIFT = 0.01  # of the share: below it the threshold stays as it is
@@ -127,6 +128,87 @@ class TokenSkipper:
             if abs(self._target - self._found_for) >= DRIFT:
                 self._threshold = find_threshold(self._similarity, self._skip, self._target)
                 self._found_for = self._target
+
+
+class Saturation:
+    """How far a prompt turns the state in each block that may be skipped, the mean of its tokens, as layers pass."""
+
+    def __init__(self, skeleton: Skeleton, skip: Skip) -> None:
+        self._skeleton, self._skip = skeleton, skip
+        self._numbers = [i for i, layer in enumerate(skeleton.layers) if layer.blocks]
+        self.may = [self._numbers[block] for block in skip.may(len(self._numbers))]
+        self._residuals: dict[int, Residual] = {}
+        self._similarity: dict[int, float] = {}  # by layer
+
+    def open(self) -> None:
+        self._residuals = {i: Residual(self._skeleton.layers[i].module) for i in self.may}
+
+    def left(self, index: int, hidden: Tensor) -> None:
+        if residual := self._residuals.pop(index, None):
+            self._similarity[index] = float(residual.similarity(hidden).mean())
+            residual.remove()
+
+    def close(self) -> None:
+        while self._residuals:
+            self._residuals.popitem()[1].remove()
+
+    def skipped(self) -> list[int]:
+        """The layers whose blocks the prompt leaves out."""
+        similarity = torch.tensor([self._similarity.get(i, 0.0) for i in self._numbers])
+        return [self._numbers[block] for block in most_saturated(similarity, self._skip)]
+
+
+class Slots(Saturation):
+    """Leaves the most saturated blocks of a prompt without neurons, though which they are is known only at its end.
+
+    There is memory for the blocks that stay, and all are of one size. The last layers have none: as such a layer
+    passes, the most saturated of those that have passed gives up its own, or else the layer itself stays empty."""
+
+    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer], kept: Kept) -> None:
+        """`kept`: the plan's, by which memory lies now, or (put_back) shall lie."""
+        super().__init__(skeleton, skip)
+        self._layers = layers
+        put_back(skeleton, layers, kept)
+        moves = not all(any(kept[i]) for i in self.may)
+        for number in self.may:
+            layers[number].moves = moves
+
+    def left(self, index: int, hidden: Tensor) -> None:
+        super().left(index, hidden)
+        if index not in self._similarity or any(self._layers[index].kept):
+            return
+        passed = [i for i in self._similarity if i == index or any(self._layers[i].kept)]
+        most = min(passed, key=lambda i: (-self._similarity[i], i))
+        if most != index:
+            _swap(self._skeleton, self._layers, most, index)
+            prefix = self._skeleton.layers[most].prefix
+            for name, tensor in self._layers[most].tensors.items():
+                self._skeleton.assign(prefix + name, tensor)
+
+
+def put_back(skeleton: Skeleton, layers: Sequence[ResidentLayer], kept: Kept) -> None:
+    """Move memory that an earlier prompt gave to other layers to where a plan has it, if it is as much."""
+    others = [i for i, layer in enumerate(layers) if layer.kept != kept[i]]
+    lack, have = ([i for i in others if bool(any(kept[i])) is wanted] for wanted in (True, False))
+    if len(lack) == len(have) and all(layers[i].kept == kept[j] for i, j in zip(have, lack, strict=True)):
+        for i, j in zip(lack, have, strict=True):
+            _swap(skeleton, layers, i, j)
+
+
+def _swap(skeleton: Skeleton, layers: Sequence[ResidentLayer], one: int, other: int) -> None:
+    """Two layers swap their blocks' memory."""
+    a, b = layers[one], layers[other]
+    for block in skeleton.layers[one].blocks:
+        for name in block.rows:
+            a.tensors[name], b.tensors[name] = b.tensors[name], a.tensors[name]
+    a.kept, b.kept = b.kept, a.kept
+    a.experts, b.experts = b.experts, a.experts
+
+
+def left_out(skip: Skip, kept: Kept) -> Skipped:
+    """What a prompt's answer left out, by the neurons of its blocks."""
+    by_layer = tuple(float(bool(k) and not any(k)) for k in kept)
+    return Skipped(skip, by_layer, sum(map(bool, kept)))
 
 
 class _Switch:

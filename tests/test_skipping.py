@@ -13,7 +13,7 @@ from torch import Tensor
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
 from griffin_offload.errors import OptionError
-from griffin_offload.skip import WINDOW, Skip, find_threshold
+from griffin_offload.skip import WINDOW, Skip, find_threshold, most_saturated
 from griffin_offload.skipper import DRIFT, check_skip
 
 LAYERS = 6
@@ -263,3 +263,126 @@ def test_every_type_of_the_list_is_tried() -> None:
     from griffin_offload.architecture import NO_SIMILARITY
 
     assert NO_SIMILARITY.keys() <= {config.get("model_type", name) for name, config in TINY.items()}
+
+
+def by_prompt(share: float, cold: tuple[int, int] = (1, 1)) -> Skip:
+    return Skip(share, "prompt", cold)
+
+
+def experts_left(model: Any, prompt: list[int], skip: Skip, sparsity: float) -> tuple[list[int], list[Tensor]]:
+    """The blocks that the prompt leaves out, and the experts of all."""
+    skipped = most_saturated(prompt_similarity(model, prompt).mean(0), skip)
+    experts = oracle.experts(model, prompt, sparsity)
+    return skipped, [e[:0] if block in skipped else e for block, e in enumerate(experts)]
+
+
+def assert_equals_oracle(engine: Engine, folder: Path, prompt: list[int], skip: Skip, sparsity: float) -> list[int]:
+    model = oracle.load(folder)
+    skipped, experts = experts_left(model, prompt, skip, sparsity)
+    expected, _ = oracle.masked_generate(model, prompt, experts, TOKENS)
+    found = greedy(engine, prompt, skip, sparsity)
+    report = found.report
+    assert report.skipped
+    assert [block for block, share in enumerate(report.skipped.by_layer) if share] == skipped
+    assert [layer.kept for layer in report.plan.layers] == [len(e) for e in experts]
+    assert found.token_ids == expected
+    assert_resident_as_planned(engine, found)
+    return skipped
+
+
+def assert_resident_as_planned(engine: Engine, found: Generation) -> None:
+    """The blocks' tensors that are resident, and the plan's bytes: exact where no tensor is padded."""
+    plan = found.report.plan
+    for layer, sizes, planned in zip(engine.skeleton.layers, engine.sizes.layers, plan.layers, strict=True):
+        there = [engine.skeleton.model.get_parameter(layer.prefix + name) for name in layer.neuron_tensors]
+        assert sum(p.nbytes for p in there) == sizes.blocks[0].bytes(planned.kept)
+        assert (planned.kept == 0) == (sum(p.numel() for p in there) == 0)
+    assert plan.resident_bytes == engine.sizes.outside + sum(layer.resident_bytes for layer in plan.layers)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("share", [1 / 3, 0.5, 1.0])
+def test_a_prompt_leaves_out_its_most_saturated_blocks(deep: Path, share: float, sparsity: float) -> None:
+    assert_equals_oracle(Engine(deep), deep, tiny_prompt(), by_prompt(share), sparsity)
+
+
+class Copying(Engine):
+    """An engine that copies every layer to its device, as on a GPU, though the device is the CPU."""
+
+    _copies = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("make", [Engine, Copying, lambda folder: Engine(folder, host_memory="1MiB")])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: Any) -> None:
+    engine, seen = make(llama), set()
+    for seed in range(5):
+        prompt = tiny_prompt(20 + seed, seed)
+        seen.add(tuple(assert_equals_oracle(engine, llama, prompt, by_prompt(1 / 3), sparsity)))
+    assert len(seen) > 1, "the test would say nothing"
+    full = oracle.full_generate(oracle.load(llama), tiny_prompt(), TOKENS)[0]
+    assert greedy(engine, tiny_prompt(), None).token_ids == full
+    assert_equals_oracle(engine, llama, tiny_prompt(), by_prompt(0.5, (0, 0)), sparsity)
+    assert_equals_oracle(engine, llama, tiny_prompt(), by_prompt(0.5, (2, 1)), sparsity)
+
+
+def test_memory_is_not_taken_for_the_blocks_that_go(llama: Path) -> None:
+    engine = Engine(llama)
+    full = engine.plan(40, 8, 0.0)
+    plan = engine.plan(40, 8, 0.0, skip=by_prompt(0.5))
+    block = engine.sizes.layers[0].blocks[0].bytes(96)
+    assert full.resident_bytes - plan.resident_bytes == 3 * block
+    assert full.bytes_per_token - plan.bytes_per_token == 3 * block
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_packed_blocks_move_too(llama: Path, dtype: str) -> None:
+    """What moved from slot to slot is what is packed where it belongs from the beginning."""
+    engine, skip = Engine(llama), by_prompt(1 / 3)
+    found = {seed: greedy(engine, tiny_prompt(30, seed), skip, 0.5, resident_dtype=dtype) for seed in range(4)}
+    for seed, generation in found.items():
+        kept = [layer.kept / layer.neurons for layer in generation.report.plan.layers]
+        alone = Engine(llama)
+        sparsities = tuple(1 - share for share in kept)
+        assert greedy(alone, tiny_prompt(30, seed), None, sparsities, resident_dtype=dtype).token_ids == (
+            generation.token_ids
+        )
+    assert len({tuple(g.report.skipped.by_layer) for g in found.values() if g.report.skipped}) > 1
+
+
+def test_a_share_of_no_whole_block_skips_none(llama: Path) -> None:
+    engine = Engine(llama)
+    found = greedy(engine, tiny_prompt(), by_prompt(0.05))
+    assert found.token_ids == greedy(engine, tiny_prompt(), None).token_ids
+    assert found.report.skipped
+    assert found.report.skipped.share == 0
+
+
+def test_the_first_tokens_interrupt_leaves_an_engine_that_works(llama: Path) -> None:
+    engine = Engine(llama)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        greedy(engine, tiny_prompt(), by_prompt(0.5), on_layer=interrupt)
+    assert_equals_oracle(engine, llama, tiny_prompt(30, 1), by_prompt(0.5), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}, "one sparsity"),
+        ({"sparsity": 0.5, "rest": "int8"}, "the rest"),
+    ],
+)
+def test_what_does_not_go_with_empty_blocks_is_refused(llama: Path, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        Engine(llama).generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2, **how)
+
+
+def test_what_fits_is_chosen_without_a_rest(llama: Path) -> None:
+    engine = Engine(llama)
+    assert engine.plan(20, 8, skip=by_prompt(0.5)).precision.rest is None
+    assert engine.generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2).report.skipped
