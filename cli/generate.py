@@ -112,7 +112,8 @@ def command(
     ids = engine.encode(text, system=system, raw=raw)
     if chosen.sparsity is None:
         how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
-        if note := choice_note(chosen, engine.plan(len(ids), chosen.max_new_tokens, **how), engine.dtype):
+        plan = engine.plan(len(ids), chosen.max_new_tokens, skip=chosen.skip(), **how)
+        if note := choice_note(chosen, plan, engine.dtype):
             console.note(note)
     with console.layer_progress() as on_layer:
         show = None if as_json else stream

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..chat import Settings
-from ..errors import BudgetError, GriffinError, NumericError, PromptError
+from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
 from . import console
 from .options import open_engine
@@ -78,8 +79,11 @@ def generate_many(
     """Answer every row of `source`; a row that cannot be answered gets its "error" and fails the run at its end.
 
     Rows are {"prompt"} or {"messages"}, with "id" and "system" where there are any; checked before the model opens."""
+    if chosen.ffn_skip and batch_size > 1:
+        raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {batch_size}")
     rows = read_rows(source, lambda row: fault(row, raw))
     engine = open_engine(model, device=device, device_memory=device_memory, host_memory=host_memory, dtype=dtype)
+    skip = chosen.skip()
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,
@@ -88,6 +92,7 @@ def generate_many(
         "batch_size": 1 if per_prompt else batch_size,  # where the prompts of a batch share their experts
         **{name: value for name, value in chosen.arguments().items() if name != "prior"},
         **({"prior": chosen.prior} if chosen.prior else {}),
+        **({"skip": asdict(skip)} if skip else {}),
     }
     with Results(output, settings, source=source, force=force) as results:
         answer_rows(engine, rows, results, chosen, system=system, raw=raw, size=batch_size, per_prompt=per_prompt)
@@ -175,7 +180,7 @@ def encode(engine: "Engine", row: Row, chosen: Settings, *, system: str | None, 
 def check_plan(engine: "Engine", tokens: int, chosen: Settings, **together: Any) -> None:
     """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
     how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
-    engine.plan(tokens, chosen.max_new_tokens, chosen.sparsity, **how, **together)
+    engine.plan(tokens, chosen.max_new_tokens, chosen.sparsity, skip=chosen.skip(), **how, **together)
 
 
 def answer_batch(

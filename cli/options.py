@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..chat import Settings
-from ..choices import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS
+from ..choices import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES
 from ..errors import GriffinError, PromptError
 from ..models import DEFAULT_MODEL
 from ..units import format_bytes
@@ -52,6 +52,21 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
 
 
 SHARES = Shares()
+
+
+class Ends(click.ParamType):  # type: ignore[type-arg]
+    """How many at the beginning and how many at the end."""
+
+    name = "ends"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            first, last = (int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not FIRST,LAST: write 2,2", param, ctx)
+        return first, last
 
 
 def decorate(command: F, *options: Callable[[F], F]) -> F:
@@ -169,6 +184,47 @@ def precision_options(command: F) -> F:
     )
 
 
+def skip_options(command: F) -> F:
+    """--ffn-skip and how: FFN-SkipLLM."""
+    return decorate(
+        command,
+        click.option(
+            "--ffn-skip",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="Share of the feed-forward blocks to skip where they turn the hidden state least (FFN-SkipLLM). "
+            "[default: 0]",
+        ),
+        click.option(
+            "--ffn-skip-mode",
+            type=click.Choice(SKIP_MODES),
+            default="token",
+            show_default=True,
+            help="token: each token of the answer skips for itself, which saves time and no memory; prompt: the blocks "
+            "that the prompt needs least keep no neurons, which saves both.",
+        ),
+        click.option(
+            "--ffn-skip-cold",
+            type=Ends(),
+            metavar="FIRST,LAST",
+            help="Blocks at both ends that are never skipped. [default: 2,2]",
+        ),
+        click.option(
+            "--ffn-skip-warmup",
+            type=int,
+            metavar="N",
+            help="By token: so many tokens at the beginning of the answer skip nothing. [default: 4]",
+        ),
+        click.option(
+            "--ffn-skip-run",
+            type=int,
+            metavar="N",
+            help="By token: blocks skipped after one that is saturated. [default: 0, all up to the cold ones]",
+        ),
+    )
+
+
 def prompt_form_options(command: F) -> F:
     """--system and --raw, which exclude each other: see `prompt_form`."""
     return decorate(
@@ -193,6 +249,7 @@ def answer_options(command: F) -> F:
         precision_options,
         expert_options,
         prior_options,
+        skip_options,
         click.option(
             "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
         ),
@@ -249,6 +306,8 @@ def choice_note(settings: Settings, plan: "Plan", dtype: str) -> str | None:
         return None
     if not plan.reads_again:
         return "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
+    if settings.ffn_skip and plan.sparsity == 0 and not plan.precision.packs:
+        return None  # all that was asked for, and no more
     kept = describe(plan).replace("bfloat16", dtype)
     return f"to fit {format_bytes(plan.budget)}: {kept} (griffin mem-report --model shows the choices)"
 

@@ -140,6 +140,19 @@ ARCHITECTURES = {
     "xglm": Architecture("model.layers", {LAYER_FC: "ffn_dim"}),
 }
 
+# FFN-SkipLLM needs the state that enters a block: the one that leaves the layer, less what its last module puts out.
+# Not so in these types, where a field of the config has another value than this one (None: always).
+NO_SIMILARITY: dict[str, tuple[str, object] | None] = {
+    "bloom": None,  # the block adds the residual itself
+    "mpt": None,
+    "falcon": ("parallel_attn", False),  # attention's output is added in the block's own memory
+    "gemma4_text": None,  # the sum is scaled
+    "gemma4_unified_text": None,
+    "minicpm3": None,  # what is added is scaled
+    **dict.fromkeys(("granite", "granite_swa", "granitemoehybrid"), ("residual_multiplier", 1.0)),
+    "opt": ("do_layer_norm_before", True),  # the norm stands behind the sum
+}
+
 _HALF = "only the decoder half of an encoder-decoder model: no checkpoint of its own writes text"
 _ENCODER = "a bidirectional encoder: no checkpoint of it writes text from left to right"
 _RECURRENT = "recurrent: it has no KV cache and no feed-forward block"

@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, check
+from .choices import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES, check
 from .errors import GriffinError, OptionError
 
 if TYPE_CHECKING:
     from .engine import Engine, Generation
+    from .skip import Skip
 
 FORMAT = "griffin-conversation"
 NAMED = {
@@ -26,6 +27,7 @@ NAMED = {
     "resident_dtype": (AUTO, *RESIDENT_DTYPES),
     "rest": RESTS,
 }
+WHOLE = {"max_new_tokens": int, "top_k": int, "seed": int, "ffn_skip_warmup": int, "ffn_skip_run": int}
 STOP = "\nUser:"
 OnText = Callable[[str], None]
 OnLayer = Callable[[int, int], None]
@@ -37,8 +39,8 @@ class Settings:
     config (sampling).
 
     Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
-    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. Raises OptionError for a value
-    outside its range.
+    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. The fields of `ffn_skip` (a share;
+    0 skips nothing) are Skip's; None: its default. Raises OptionError for a value outside its range.
     """
 
     sparsity: float | tuple[float, ...] | None = None
@@ -54,6 +56,11 @@ class Settings:
     rest: str | None = None
     prior: str | None = None
     prior_weight: float | None = None
+    ffn_skip: float = 0.0
+    ffn_skip_mode: str = "token"
+    ffn_skip_cold: tuple[int, int] | None = None
+    ffn_skip_warmup: int | None = None
+    ffn_skip_run: int | None = None
 
     def __post_init__(self) -> None:
         def within(name: str, ok: Callable[[Any], bool], allowed: str) -> None:
@@ -72,6 +79,11 @@ class Settings:
         within("top_k", lambda x: x >= 0, "0 (off) or more")
         within("prior_weight", lambda x: 0 <= x <= 1, "0 (the prompt's own choice) to 1 (the prior's)")
         within("seed", lambda x: 0 <= x < 2**32, "0 to 4294967295")
+        within("ffn_skip", lambda x: 0 <= x <= 1, "0 (no block is skipped) to 1 (all that are not cold)")
+        check(self.ffn_skip_mode, SKIP_MODES, "ffn_skip_mode")
+        within("ffn_skip_cold", lambda x: x >= 0, "two numbers, 0 or more")
+        within("ffn_skip_warmup", lambda x: x >= 0, "0 or more")
+        within("ffn_skip_run", lambda x: x >= 0, "0 (as few as reach the share) or more")
         if self.greedy and self.sampling():
             raise OptionError(f"greedy takes the likeliest token every time: {', '.join(self.sampling())} cannot act")
 
@@ -79,6 +91,16 @@ class Settings:
         """Names of the sampling options that are set."""
         names = ("temperature", "top_p", "top_k", "seed")[: 3 if self.selection in DRAWN else 4]
         return [name for name in names if getattr(self, name) is not None]
+
+    def skip(self) -> "Skip | None":
+        """Which blocks are skipped; None: none of them."""
+        if not self.ffn_skip:
+            return None
+        from .skip import Skip  # here: the commands make settings before torch is imported
+
+        names = ("cold", "warmup", "run")
+        given = {name: value for name in names if (value := getattr(self, f"ffn_skip_{name}")) is not None}
+        return Skip(self.ffn_skip, self.ffn_skip_mode, **given)
 
     def with_text(self, name: str, text: str) -> "Settings":
         """The same, with one value read from text; 'none' takes it back to its default. Raises OptionError."""
@@ -91,12 +113,15 @@ class Settings:
                 value = defaults[name]
             elif name == "greedy":
                 value = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
-            elif name in NAMED or name == "prior":
+            elif name in (*NAMED, "prior", "ffn_skip_mode"):
                 value = text
+            elif name == "ffn_skip_cold":
+                first, last = text.split(",")
+                value = int(first), int(last)
             else:
-                value = (int if name in ("max_new_tokens", "top_k", "seed") else float)(text)
+                value = WHOLE.get(name, float)(text)
         except (ValueError, KeyError):
-            wanted = {"greedy": "on or off", "max_new_tokens": "a whole number", "top_k": "a whole number"}
+            wanted = {**dict.fromkeys(WHOLE, "a whole number"), "greedy": "on or off", "ffn_skip_cold": "FIRST,LAST"}
             raise OptionError(f"{name} cannot be {text!r}: give {wanted.get(name, 'a number')}, or none") from None
         return replace(self, **{name: value})
 
@@ -114,6 +139,8 @@ class Settings:
         names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", *NAMED)
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
         chosen |= self.prior_arguments()
+        if skip := self.skip():
+            chosen["skip"] = skip
         if self.greedy:
             return chosen | {"do_sample": False}
         if self.sampling():

@@ -41,7 +41,7 @@ from .memory import (
     return_freed_memory,
 )
 from .models import DEFAULT_MODEL, cache_folder, resolve
-from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan
+from .plan import DEFAULT_SPARSITY, Plan, Request, choose_plan, with_kept
 from .prefill import (
     OnLayer,
     Pruner,
@@ -59,6 +59,8 @@ from .pruned import Export, Source, source_name
 from .report import Report
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
+from .skip import Skip
+from .skipper import Slots, TokenSkipper, check_skip, left_out, put_back
 from .static import Static, sum_scores, waiting_bytes
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
@@ -100,6 +102,7 @@ class _Run:
     on_layer: OnLayer | None
     seed: int | None
     options: dict[str, Any]
+    skipper: TokenSkipper | None = None
 
 
 class Engine:
@@ -199,6 +202,7 @@ class Engine:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
+        skip: Skip | None = None,
         sequences: int = 1,
         per_prompt: bool = False,
     ) -> Plan:
@@ -207,6 +211,7 @@ class Engine:
         request = replace(
             self.request(prompt_tokens, max_new_tokens),
             share=self.share(allocation),
+            skip=skip,
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
@@ -258,6 +263,7 @@ class Engine:
         rest: str | None = None,
         prior: Prior | None = None,
         prior_weight: float = WEIGHT,
+        skip: Skip | None = None,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
@@ -273,12 +279,16 @@ class Engine:
         `resident_dtype`: of what stays, 'int8' and 'int4' packed as layers pass, 'auto' the first that fits; `rest`:
         'drop' the other neurons, or keep them in 'int8' or 'int4' and add their part.
         `prior`: scores of other texts, which join the prompt's statistic with `prior_weight` (see selection.Selection).
+        `skip`: whole blocks left out, of one prompt.
         `on_layer(done, total)` hears the sweep's progress. `options` go to transformers' `generate`.
         All answers share one report.
         """
         start = time.perf_counter()
         _check_options(max_new_tokens, options)
         chosen = self._selection(selection, seed, prior, prior_weight)
+        skip = skip if skip and skip.share else None
+        if skip:
+            check_skip(self.skeleton, skip, len(prompts))
         per_prompt = per_prompt and len(prompts) > 1
         plan = self.plan(
             max(map(len, prompts), default=0) if all(prompts) else 0,
@@ -287,6 +297,7 @@ class Engine:
             allocation=allocation,
             resident_dtype=resident_dtype,
             rest=rest,
+            skip=skip,
             sequences=max(1, len(prompts)),
             per_prompt=per_prompt,
         )
@@ -300,8 +311,9 @@ class Engine:
         streamers = [Streamer(self.tokenizer, self._ends, on_text) for _ in prompts]
         begin = time.perf_counter()
         answer = self._answer_each if per_prompt and plan.reads_again else self._answer
+        skipper = TokenSkipper(self.skeleton, skip, plan) if skip and not skip.by_prompt else None
         try:
-            answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options))
+            answer(_Run(prompts, plan, chosen, reader, streamers, on_layer, seed, options, skipper))
             interrupted = False
         except torch.OutOfMemoryError as error:  # a GPU that others use too
             raise BudgetError(f"{self.device} is out of memory, planned {plan.peak} bytes: {error}") from None
@@ -314,6 +326,10 @@ class Engine:
         finally:
             reader.close()
         peak, read_after = meter.peak(), bytes_read()
+        skipped = skipper.result() if skipper else None
+        if skip and skip.by_prompt and self._layers:
+            plan = with_kept(plan, self.sizes, tuple(layer.kept for layer in self._layers))
+            skipped = left_out(skip, plan.kept)
         times = sorted(moment for streamer in streamers for moment in streamer.times)
         tokens = sum(len(streamer.token_ids) for streamer in streamers)
         report = Report(
@@ -333,6 +349,7 @@ class Engine:
             tokens=tokens,
             memory_bandwidth=self._memory_bandwidth() if tokens > 1 and self._layers else 0.0,
             prior=chosen.prior_facts,
+            skipped=skipped,
         )
         return [
             Generation(
@@ -557,7 +574,7 @@ class Engine:
         weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
         sweep = self._resident(run.plan, run.selection, run.reader, run.on_layer, weights)
         try:
-            with sweep:
+            with sweep, run.skipper or nullcontext():
                 self._call_generate(run, ids, mask, self._cache(run.plan, len(ids)), run.streamers)
         except (ValueError, TypeError) as error:
             if isinstance(sweep, Sweep) and not sweep.started:  # generate refused an option, before the first layer
@@ -622,13 +639,17 @@ class Engine:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device, how)
         if not plan.reads_again and all(layer.complete for layer in self._layers):
             return nullcontext()
+        skip = plan.skip if plan.skip and plan.skip.by_prompt else None
+        slots = Slots(self.skeleton, skip, self._layers, plan.kept) if skip else None
         stream = self._stream(self._layers, plan, reader, on_layer)
-        return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights))
+        return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights), slots)
 
     def _let_go(self, plan: Plan) -> None:
         """Free what is resident and not as the plan has it, before anything else is taken."""
         how = plan.precision
         self._tier.hold(plan.held_layers, len(plan.kept))
+        if self._layers and plan.skip and plan.skip.by_prompt:
+            put_back(self.skeleton, self._layers, plan.kept)
         if [(layer.kept, layer.precision) for layer in self._layers or ()] != [(kept, how) for kept in plan.kept]:
             self._layers = self._bandwidth = None
             self.skeleton.unload(self.skeleton.inside)

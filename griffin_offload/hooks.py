@@ -182,10 +182,13 @@ class Residual:
     def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._added = output[0] if isinstance(output, tuple) else output
 
-    def similarity(self, leaving: Tensor) -> Tensor:
-        """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32."""
+    def similarity(self, leaving: Tensor, last: int | None = None) -> Tensor:
+        """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32.
+
+        `last`: of so many tokens at the end alone."""
         assert self._added is not None
-        states, added = leaving.flatten(0, -2), self._added.reshape(-1, leaving.shape[-1])
+        begin = 0 if last is None else -last
+        states, added = leaving.flatten(0, -2)[begin:], self._added.reshape(-1, leaving.shape[-1])[begin:]
         self._added = None
         parts = zip(states.split(PIECE), added.split(PIECE), strict=True)
         return torch.cat([cosine_similarity(s.float() - a.float(), s.float(), dim=-1) for s, a in parts])

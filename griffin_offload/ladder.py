@@ -84,7 +84,9 @@ def best_plan(
     rungs = [
         rung
         for rung in LADDER
-        if asked in (None, rung.resident_dtype) and (rest in (None, rung.rest) or not rung.sparsity)
+        if asked in (None, rung.resident_dtype)
+        and (rest in (None, rung.rest) or not rung.sparsity)
+        and not (request.empties and rung.rest != "drop")
     ]
     if asked == RESIDENT_DTYPES[0] and rest in (None, "drop"):  # the ladder has no such rung: it would rather pack
         rungs = [rungs[0], Rung(asked, 0.5, "drop", 0.852)]

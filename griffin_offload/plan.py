@@ -15,6 +15,7 @@ from .hooks import PIECE
 from .packed import CHUNK as CHUNK_OF_ROWS
 from .packed import FORMATS, NATIVE, Precision
 from .selection import Sparsity, check_sparsities, kept_neurons
+from .skip import Skip
 from .statistic import CHUNK
 from .units import MIB, format_bytes
 from .weights.arena import padded
@@ -237,6 +238,7 @@ class Request:
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: what stays, in which format.
     `multiple`: of which every block's kept neurons are one, rounded up (or all of them).
+    `skip`: blocks that are left out; by prompt, they keep no neurons.
     """
 
     prompt_tokens: int
@@ -254,12 +256,39 @@ class Request:
     host_memory: int = 0
     precision: Precision = NATIVE
     multiple: int = 1
+    skip: Skip | None = None
 
     def kept(self, sizes: ModelSizes) -> Kept:
+        """Neurons that stay. Of the blocks that a prompt will leave out, which nobody knows yet, the last ones that may
+        be are without any; an export holds one at a time, and leaves out none until it knows which."""
         layers = zip(sizes.layers, self._shared(sizes), strict=True)
-        return tuple(
+        kept = tuple(
             tuple(min(k + -k % self.multiple, n) for k, n in zip(ks, layer.whole, strict=True)) for layer, ks in layers
         )
+        if not self.empties:
+            return kept
+        last = self._may_be_empty(sizes, kept)
+        return kept if self.export else emptied(kept, last)
+
+    @property
+    def empties(self) -> bool:
+        """Whether the prompt leaves blocks without neurons."""
+        return self.skip is not None and self.skip.by_prompt
+
+    def _may_be_empty(self, sizes: ModelSizes, kept: Kept) -> list[int]:
+        """As many layers as will be left out. Raises OptionError where their memory does not fit one another."""
+        assert self.skip
+        if self.precision.rest is not None:
+            raise OptionError("ffn-skip by prompt leaves blocks without neurons: do not keep the rest of them")
+        numbers = [i for i, layer in enumerate(sizes.layers) if layer.blocks]
+        may = [numbers[block] for block in self.skip.may(len(numbers))]
+        if len({(sizes.layers[i].blocks, kept[i]) for i in may}) > 1:
+            raise OptionError(
+                "ffn-skip by prompt needs as many neurons in every layer that may be skipped: "
+                "give one sparsity and allocation uniform"
+            )
+        count = self.skip.count(len(numbers))
+        return may[len(may) - count :]
 
     def _shared(self, sizes: ModelSizes) -> Kept:
         if self.share is None or not isinstance(self.sparsity, int | float):
@@ -286,6 +315,7 @@ class Plan:
     steady_heap: bool
     held_layers: int
     host_bytes: int
+    skip: Skip | None = None
 
     @property
     def peak(self) -> int:
@@ -312,12 +342,7 @@ class Plan:
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
     kept, how = request.kept(sizes), request.precision
-    layers = tuple(
-        LayerPlan(
-            s.count(k), s.count(s.whole), s.fixed_in(how) + s.feed_forward(k, how), s.fixed + s.feed_forward(s.whole)
-        )
-        for s, k in zip(sizes.layers, kept, strict=True)
-    )
+    layers = _layer_plans(sizes, kept, how)
     whole = _peak(_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = _rows(sizes, request, kept)
     staged = sizes.staged(kept, how)
@@ -336,12 +361,43 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         max_new_tokens=request.max_new_tokens,
         full_bytes=sizes.full,
         resident_bytes=sizes.resident(kept, how),
-        bytes_per_token=sizes.resident(kept, how) - (0 if how.head else sizes.lookup),
+        bytes_per_token=_read_by_a_token(sizes, kept, how),
         fits_whole=whole <= request.budget,
         steady_heap=_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
+        skip=request.skip,
     )
+
+
+def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:
+    """The plan, of a run that left these neurons: it may be other blocks that are empty, or now that they are known."""
+    how = plan.precision
+    return replace(
+        plan,
+        kept=kept,
+        layers=_layer_plans(sizes, kept, how),
+        resident_bytes=sizes.resident(kept, how),
+        bytes_per_token=_read_by_a_token(sizes, kept, how),
+    )
+
+
+def emptied(kept: Kept, layers: Sequence[int]) -> Kept:
+    """The same, these layers without any neuron."""
+    return tuple((0,) * len(k) if i in layers else k for i, k in enumerate(kept))
+
+
+def _layer_plans(sizes: ModelSizes, kept: Kept, how: Precision) -> tuple[LayerPlan, ...]:
+    return tuple(
+        LayerPlan(
+            s.count(k), s.count(s.whole), s.fixed_in(how) + s.feed_forward(k, how), s.fixed + s.feed_forward(s.whole)
+        )
+        for s, k in zip(sizes.layers, kept, strict=True)
+    )
+
+
+def _read_by_a_token(sizes: ModelSizes, kept: Kept, how: Precision) -> int:
+    return sizes.resident(kept, how) - (0 if how.head else sizes.lookup)
 
 
 def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:

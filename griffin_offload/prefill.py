@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
@@ -39,7 +39,8 @@ class ResidentLayer:
     By block: `kept`, how many; `statistics` (F,) or (E, F), float32, and `experts` (k,) or (E, k), int64, are the
     prompt's once the layer has passed, if the block is pruned. They are taken beforehand: small blocks that stay,
     taken between activations, would tear the heap into holes. `complete` says that the tensors have been filled, so
-    that another prompt need only read the neurons again."""
+    that another prompt need only read the neurons again. `moves`: while a prompt passes, the memory of its block may
+    go to another layer, so that every prompt fills it again."""
 
     tensors: dict[str, Resident]
     kept: tuple[int, ...]
@@ -48,6 +49,7 @@ class ResidentLayer:
     statistics: tuple[Tensor, ...]
     experts: tuple[Tensor, ...]
     complete: bool = False
+    moves: bool = False
 
 
 def resident_layers(skeleton: Skeleton, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
@@ -310,7 +312,7 @@ def _read_again(layer: Layer, resident: ResidentLayer) -> list[str]:
     """What every prompt reads, since it does not stay as it is read."""
     how = resident.precision
     blocks = zip(layer.blocks, resident.kept, strict=True)
-    cut = [name for block, k in blocks if k < block.neurons or how.experts for name in block.rows]
+    cut = [name for block, k in blocks if k < block.neurons or how.experts or resident.moves for name in block.rows]
     return cut + (list(layer.matrices) if how.others else [])
 
 
@@ -352,7 +354,7 @@ class Pruner:
             if kept < block.neurons:
                 weights = partial(block_magnitude, block, dense)
                 experts.copy_(self._selection.choose(total, kept, index, weights, place))
-            elif not resident.precision.experts or resident.complete:
+            elif not resident.moves and (not resident.precision.experts or resident.complete):
                 continue
             for name in block.rows:
                 materialize(block, name, dense[name], experts, resident.precision, resident.tensors[name])
@@ -362,6 +364,17 @@ class Pruner:
             self._observers.pop().remove()
 
 
+class Slots(Protocol):
+    """Who says, when a layer's forward over the prompt is done, which memory its block gets (see skipper.py)."""
+
+    def open(self) -> None: ...
+
+    def left(self, index: int, hidden: Tensor) -> None:
+        """`hidden` (..., T, D): what leaves the layer."""
+
+    def close(self) -> None: ...
+
+
 class Sweep:
     """Arms a skeleton's layers; the next forward of the model is the sweep. Use as a context manager.
 
@@ -369,16 +382,20 @@ class Sweep:
     When the last layer has passed, hooks and staging are gone and the model is resident.
     """
 
-    def __init__(self, stream: Stream, pruner: Pruner) -> None:
+    def __init__(self, stream: Stream, pruner: Pruner, slots: Slots | None = None) -> None:
         self.started = False
-        self._stream, self._pruner = stream, pruner
+        self._stream, self._pruner, self._slots = stream, pruner, slots
         self._dense: Mapping[str, Tensor] = {}
 
     def __enter__(self) -> "Sweep":
         self._stream.open(self)
+        if self._slots:
+            self._slots.open()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._slots:
+            self._slots.close()
         self._pruner.stop()
         self._stream.close()
 
@@ -389,6 +406,8 @@ class Sweep:
 
     def leave(self, index: int, hidden: Tensor) -> None:
         self._stream.check(index, hidden)
+        if self._slots:
+            self._slots.left(index, hidden)
         self._pruner.end(index, self._dense)
         self._dense = {}
         self._stream.release(index)

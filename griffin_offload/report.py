@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import GriffinError
 from .plan import Plan
+from .skip import Skipped
 from .units import format_bytes, format_rate
 
 
@@ -34,6 +35,12 @@ class Report:
     tokens: int
     memory_bandwidth: float
     prior: dict[str, Any] | None = None
+    skipped: Skipped | None = None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of weights, read for a token of the answer: on average, where blocks are skipped by token."""
+        return self.plan.bytes_per_token - (self.skipped.bytes if self.skipped else 0)
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -46,8 +53,8 @@ class Report:
 
     @property
     def limit_tokens_per_s(self) -> float:
-        """Decoding reads every resident byte once a token: the memory bandwidth sets the pace."""
-        return self.memory_bandwidth / self.plan.bytes_per_token
+        """Decoding reads every resident byte once a token, but skipped blocks: the memory bandwidth sets the pace."""
+        return self.memory_bandwidth / self.bytes_per_token
 
     @property
     def fraction_of_limit(self) -> float:
@@ -84,6 +91,7 @@ class Report:
             "memory": {
                 "full_bytes": self.plan.full_bytes,
                 "resident_bytes": self.plan.resident_bytes,
+                "bytes_per_token": self.bytes_per_token,
                 "host_bytes": self.plan.host_bytes,
                 "planned_peak_bytes": self.plan.peak,
                 "measured_peak_bytes": self.measured_peak,
@@ -92,6 +100,7 @@ class Report:
             "io": {"checkpoint_bytes": self.checkpoint_bytes, "bytes_read": self.bytes_read},
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
+            "ffn_skip": self.skipped and self.skipped.to_json(),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -124,6 +133,8 @@ class Report:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
             rows.append(("decoding", pace))
+        if self.skipped:
+            rows.append(("skipped blocks", str(self.skipped)))
         return rows
 
 

@@ -7,6 +7,7 @@ T tokens, L blocks."""
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class Skip:
         if min(*self.cold, self.warmup, self.run) < 0:
             raise OptionError("cold blocks, warm-up tokens and the length of a run are 0 or more")
 
+    @property
+    def by_prompt(self) -> bool:
+        return self.mode == "prompt"
+
     def may(self, blocks: int) -> range:
         """Those of L blocks that may be skipped: between the cold ends; by token never the first, which nothing tells
         of."""
@@ -55,6 +60,29 @@ class Skip:
         """The run, as a number: with one block of each run + 1 at work, M - M // (run + 1) of M are skipped at most."""
         may, wanted = len(self.may(blocks)), self.count(blocks)
         return self.run or next(run for run in range(1, may + 2) if may - may // (run + 1) >= wanted)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What an answer left out. `by_layer`: by decoder layer, the share of the answer's tokens that skipped its block;
+    `blocks`: how many layers have one; `bytes`: of resident weights, that a token on average did not read for it."""
+
+    skip: Skip
+    by_layer: tuple[float, ...]
+    blocks: int
+    bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of all blocks of all tokens."""
+        return sum(self.by_layer) / self.blocks
+
+    def __str__(self) -> str:
+        percents = " ".join(f"{100 * share:.0f}" for share in self.by_layer)
+        return f"{self.share:.1%} of {self.skip.share:.1%} asked; by layer, in %: {percents}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mode": self.skip.mode, "asked": self.skip.share, "reached": self.share, "by_layer": self.by_layer}
 
 
 class Skipping:
@@ -91,12 +119,15 @@ def skipped_share(similarity: Tensor, skip: Skip, threshold: float) -> float:
 def find_threshold(similarity: Tensor, skip: Skip, share: float | None = None) -> float:
     """The lowest similarity at which no more than the share (default: the skip's) would have been skipped.
 
-    similarity (T, L), float32; infinite where no threshold skips so little, or nothing shall be skipped."""
+    similarity (T, L), float32; infinite where no threshold skips so little, or nothing shall be skipped, and -infinite
+    where all that may be skipped is no more."""
     wanted = skip.share if share is None else share
     levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
     levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), 1024)).long()]
     first = bisect_left(range(len(levels)), True, key=lambda i: skipped_share(similarity, skip, levels[i]) <= wanted)
-    return float(levels[first]) if first < len(levels) and wanted > 0 else float("inf")
+    if first == len(levels) or wanted <= 0:
+        return float("inf")
+    return float(levels[first]) if first else float("-inf")
 
 
 def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: Skip) -> int:

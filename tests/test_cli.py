@@ -143,6 +143,9 @@ def test_version_and_bare_griffin(run: Run) -> None:
         (["generate", "--prompt", "a", "--dtype", "int8"], ["--dtype", "float32"]),
         (["generate", "--prompt", "a", "--sparsity", "half"], ["--sparsity", "half"]),
         (["generate", "--prompt", "a", "--max-new-tokens", "1.5"], ["--max-new-tokens"]),
+        (["generate", "--prompt", "a", "--ffn-skip", "much"], ["--ffn-skip", "much"]),
+        (["generate", "--prompt", "a", "--ffn-skip-mode", "layer"], ["--ffn-skip-mode", "token"]),
+        (["generate", "--prompt", "a", "--ffn-skip-cold", "2"], ["FIRST,LAST", "2,2"]),
         (["generate", "stray"], ["stray"]),
         (["chat", "--greedy", "--top-k", "5"], ["--top-k"]),
         (["export-pruned", "--prompt", "a"], ["--out"]),
@@ -186,7 +189,7 @@ KEYS = {
     "precision": {"experts", "others", "head", "rest"},
 }
 PLAIN = {"text", "prompt_token_ids", "token_ids", "finish_reason"}
-PLAIN |= {"model", "model_path", "sparsity", "dtype", "device"}
+PLAIN |= {"model", "model_path", "sparsity", "dtype", "device", "ffn_skip"}
 
 
 def test_json_is_one_object_with_the_promised_keys(run: Run, model: Path) -> None:

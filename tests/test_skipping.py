@@ -1,0 +1,388 @@
+"""Skipped blocks against plain transformers with z at zero, one token and one block at a time."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from tiny import TINY, tiny_checkpoint, tiny_prompt
+from torch import Tensor
+
+from griffin_offload import Engine
+from griffin_offload.engine import Generation
+from griffin_offload.errors import OptionError
+from griffin_offload.skip import WINDOW, Skip, find_threshold, most_saturated
+from griffin_offload.skipper import DRIFT, check_skip
+
+LAYERS = 6
+SIX = {"num_hidden_layers": LAYERS}
+DEEP: dict[str, dict[str, Any]] = {
+    "llama": SIX,
+    "llama-relu": SIX,  # with biases
+    "qwen2": SIX,
+    "opt": SIX,  # its projections lie in the layer itself
+    "phi": SIX,  # beside the attention
+    "gptj": {"n_layer": LAYERS},
+    "gpt2": {"n_layer": LAYERS},  # transposed
+    "phi3": SIX,  # gate and up in one
+    "gemma3_text": {**SIX, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2},  # a norm behind
+    "falcon-alibi": SIX,
+}
+TOKENS = 30  # so that the threshold is corrected
+
+
+@pytest.fixture(scope="module", params=DEEP)
+def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of six layers, of each architecture in turn."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("deep") / request.param, request.param, **DEEP[request.param])
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("deep") / "llama", "llama", **SIX)
+
+
+@torch.no_grad()
+def leaving(model: Any, ids: list[int], cache: Any, off: set[int], layer: int, bare: bool = False) -> Tensor:
+    """The states (T, D) that leave a layer when the blocks `off` have no z; `bare`: nor the layer's own, nor a bias."""
+    seen: list[Tensor] = []
+    blocks = oracle.blocks(model)
+    experts = [torch.arange(0 if b.layer in off or (bare and b.layer == layer) else width(b)) for b in blocks]
+    bias = next(b for b in blocks if b.layer == layer).module.bias if bare else None
+    kept = None if bias is None else bias.clone()
+    hook = oracle.decoder_layers(model)[layer].register_forward_hook(
+        lambda _, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0])
+    )
+    try:
+        if bias is not None:
+            bias.zero_()
+        with oracle._masked(model, experts):
+            oracle._forward(model, ids, copy.deepcopy(cache))
+    finally:
+        hook.remove()
+        if bias is not None:
+            bias.copy_(kept)
+    return seen[0]
+
+
+def width(block: oracle.Block) -> int:
+    return block.module.weight.shape[0 if type(block.module).__name__ == "Conv1D" else 1]
+
+
+def similarity(model: Any, ids: list[int], cache: Any, off: set[int], layer: int) -> Tensor:
+    """(T,), by two forwards: one with the layer's block, one without."""
+    return torch.cosine_similarity(
+        leaving(model, ids, cache, off, layer, bare=True), leaving(model, ids, cache, off, layer), dim=-1
+    )
+
+
+def prompt_similarity(model: Any, prompt: list[int]) -> Tensor:
+    """(T, L)."""
+    return torch.stack([similarity(model, prompt, None, set(), layer) for layer in range(LAYERS)], 1)
+
+
+def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tuple[list[int], list[list[int]]]:
+    """The answer's greedy tokens, and the blocks that each of its tokens left out."""
+    table = prompt_similarity(model, prompt)
+    threshold, target, found_for, in_window = find_threshold(table, skip), skip.share, skip.share, 0
+    logits, cache = oracle._forward(model, prompt, None)
+    answer, left_out = [int(logits[-1].argmax())], []
+    blocks = oracle.blocks(model)
+    while len(answer) < tokens and answer[-1] not in oracle.end_tokens(model):
+        off: set[int] = set()
+        left = 0
+        for block in range(LAYERS):
+            cold = block < max(1, skip.cold[0]) or block >= LAYERS - skip.cold[1]
+            if len(left_out) < skip.warmup:
+                break
+            if left and not cold:
+                off.add(block)
+                left -= 1
+            else:
+                saturated = float(similarity(model, answer[-1:], cache, off, block)) >= threshold
+                left = (skip.run or LAYERS) if saturated else 0
+        with oracle._masked(model, [torch.arange(0 if b.layer in off else width(b)) for b in blocks]):
+            logits, cache = oracle._forward(model, answer[-1:], cache)
+        answer.append(int(logits[-1].argmax()))
+        left_out.append(sorted(off))
+        after = len(left_out) - skip.warmup
+        in_window += len(off)
+        if after > 0 and after % WINDOW == 0:
+            target = min(1.0, max(0.0, target + skip.share - in_window / (WINDOW * LAYERS)))
+            in_window = 0
+            if abs(target - found_for) >= DRIFT:
+                threshold, found_for = find_threshold(table, skip, target), target
+    return answer, left_out
+
+
+def greedy(engine: Engine, prompt: list[int], skip: Skip | None, sparsity: float = 0.0, **how: Any) -> Generation:
+    return engine.generate(prompt, sparsity=sparsity, skip=skip, max_new_tokens=TOKENS, do_sample=False, **how)
+
+
+def shares(left_out: list[list[int]]) -> list[float]:
+    return [sum(block in off for off in left_out) / len(left_out) for block in range(LAYERS)]
+
+
+@pytest.mark.parametrize("skip", [Skip(0.25, cold=(1, 1)), Skip(0.5, cold=(0, 0), warmup=0, run=2)])
+def test_each_token_skips_what_the_slow_rule_does(deep: Path, skip: Skip) -> None:
+    prompt = tiny_prompt()
+    expected, left_out = skipped_slowly(oracle.load(deep), prompt, skip, TOKENS)
+    found = greedy(Engine(deep), prompt, skip)
+    assert found.token_ids == expected
+    assert found.report.skipped
+    assert list(found.report.skipped.by_layer) == pytest.approx(shares(left_out))
+    assert any(left_out), "the test would say nothing"
+
+
+def test_share_0_is_no_skipping(deep: Path) -> None:
+    engine = Engine(deep)
+    assert greedy(engine, tiny_prompt(), Skip(0.0)).token_ids == greedy(engine, tiny_prompt(), None).token_ids
+
+
+def test_share_1_is_the_model_without_the_blocks_between_the_cold_ends(deep: Path) -> None:
+    skip = Skip(1.0, cold=(1, 2), warmup=0)
+    model = oracle.load(deep)
+    kept = [torch.arange(0 if 1 <= b.layer < LAYERS - 2 else width(b)) for b in oracle.blocks(model)]
+    expected, _ = oracle.masked_generate(model, tiny_prompt(), kept, TOKENS)
+    found = greedy(Engine(deep), tiny_prompt(), skip)
+    assert found.token_ids == expected
+    assert found.report.skipped
+    assert found.report.skipped.by_layer == (0, 1, 1, 1, 0, 0)
+
+
+def test_the_first_tokens_and_the_cold_ends_skip_nothing(llama: Path) -> None:
+    full = greedy(Engine(llama), tiny_prompt(), None)
+    late = greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(2, 1), warmup=10))
+    made = len(late.token_ids) - 1
+    assert late.token_ids[:11] == full.token_ids[:11]  # the prompt gives the first, ten passes the others
+    assert late.report.skipped
+    assert late.report.skipped.by_layer == pytest.approx([0, 0] + [(made - 10) / made] * 3 + [0])
+    assert greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(3, 3))).token_ids == full.token_ids
+
+
+@pytest.mark.parametrize("how", [{}, {"sparsity": 0.5}, {"resident_dtype": "int8"}, {"sparsity": 0.5, "rest": "int8"}])
+def test_a_resident_model_skips_as_a_swept_one(llama: Path, how: dict[str, Any]) -> None:
+    engine, skip = Engine(llama), Skip(0.5, cold=(1, 1), warmup=2)
+    plain = greedy(engine, tiny_prompt(), None, **how)
+    first, again = greedy(engine, tiny_prompt(), skip, **how), greedy(engine, tiny_prompt(), skip, **how)
+    assert first.token_ids == again.token_ids != plain.token_ids
+    assert first.report.skipped == again.report.skipped
+    assert greedy(engine, tiny_prompt(), None, **how).token_ids == plain.token_ids, "nothing of it is left behind"
+
+
+def test_the_bytes_of_skipped_blocks_are_not_counted(llama: Path) -> None:
+    report = greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(1, 1), warmup=0), 0.5).report
+    blocks = [3 * 32 * 48 * 4] * 4
+    assert report.bytes_per_token == report.plan.bytes_per_token - sum(blocks)
+    assert report.to_json()["ffn_skip"] == {
+        "mode": "token",
+        "asked": 1.0,
+        "reached": pytest.approx(4 / 6),
+        "by_layer": (0, 1, 1, 1, 1, 0),
+    }
+    assert dict(report.rows())["skipped blocks"] == "66.7% of 100.0% asked; by layer, in %: 0 100 100 100 100 0"
+
+
+def test_an_answer_of_one_token_skips_nothing(llama: Path) -> None:
+    found = Engine(llama).generate(tiny_prompt(), sparsity=0.0, skip=Skip(0.5), max_new_tokens=1)
+    assert found.report.skipped
+    assert found.report.skipped.share == 0
+
+
+def test_several_prompts_are_refused(llama: Path) -> None:
+    with pytest.raises(OptionError, match="one prompt at a time, not for 2"):
+        Engine(llama).generate_batch([tiny_prompt(), tiny_prompt()], skip=Skip(0.25))
+
+
+def test_speculative_decoding_is_refused(llama: Path) -> None:
+    with pytest.raises(OptionError, match="a token at a time"):
+        greedy(Engine(llama), tiny_prompt(), Skip(0.5, warmup=0), prompt_lookup_num_tokens=3)
+
+
+def test_an_interrupt_leaves_nothing_behind(llama: Path) -> None:
+    engine = Engine(llama)
+    full = greedy(engine, tiny_prompt(), None)
+    said: list[str] = []
+
+    def interrupt(text: str) -> None:
+        said.append(text)
+        if len(said) == 12:
+            raise KeyboardInterrupt
+
+    found = greedy(engine, tiny_prompt(), Skip(1.0, warmup=0), on_text=interrupt)
+    assert found.finish_reason == "interrupted"
+    assert greedy(engine, tiny_prompt(), None).token_ids == full.token_ids
+
+
+def mixes(engine: Engine) -> bool:
+    blocks = [layer.blocks for layer in engine.skeleton.layers]
+    return any(len(found) > 1 or block.routed for found in blocks for block in found)
+
+
+def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: Path) -> None:
+    """What leaves a layer, less what its last module puts out, is what leaves it when its block has no z."""
+    engine = Engine(every)
+    if mixes(engine):
+        with pytest.raises(OptionError, match="one plain feed-forward block"):
+            check_skip(engine.skeleton, Skip(0.25))
+        return
+    model, prompt = oracle.load(every), tiny_prompt(20)
+    told = True
+    for block in oracle.blocks(model):
+        seen = entering(model, prompt, block.layer)
+        bare = leaving(model, prompt, None, set(), block.layer, bare=True)
+        told = told and bool((seen - bare).abs().max() < 1e-4 * bare.abs().max())
+    if told:
+        check_skip(engine.skeleton, Skip(0.25))
+    else:
+        with pytest.raises(OptionError, match="leave it out"):
+            check_skip(engine.skeleton, Skip(0.25))
+
+
+@torch.no_grad()
+def entering(model: Any, prompt: list[int], number: int) -> Tensor:
+    """(T, D), as griffin_offload.hooks.Residual takes it to be."""
+    added: list[Tensor] = []
+    out: list[Tensor] = []
+    layer = oracle.decoder_layers(model)[number]
+    hooks = [m.register_forward_hook(lambda _, a, o: added.append(first(o))) for m in layer.children()]
+    hooks.append(layer.register_forward_hook(lambda _, a, o: out.append(first(o))))
+    oracle._forward(model, prompt, None)
+    for hook in hooks:
+        hook.remove()
+    return (out[0] - added[-1].reshape(out[0].shape))[0]
+
+
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def test_every_type_of_the_list_is_tried() -> None:
+    from griffin_offload.architecture import NO_SIMILARITY
+
+    assert NO_SIMILARITY.keys() <= {config.get("model_type", name) for name, config in TINY.items()}
+
+
+def by_prompt(share: float, cold: tuple[int, int] = (1, 1)) -> Skip:
+    return Skip(share, "prompt", cold)
+
+
+def experts_left(model: Any, prompt: list[int], skip: Skip, sparsity: float) -> tuple[list[int], list[Tensor]]:
+    """The blocks that the prompt leaves out, and the experts of all."""
+    skipped = most_saturated(prompt_similarity(model, prompt).mean(0), skip)
+    experts = oracle.experts(model, prompt, sparsity)
+    return skipped, [e[:0] if block in skipped else e for block, e in enumerate(experts)]
+
+
+def assert_equals_oracle(engine: Engine, folder: Path, prompt: list[int], skip: Skip, sparsity: float) -> list[int]:
+    model = oracle.load(folder)
+    skipped, experts = experts_left(model, prompt, skip, sparsity)
+    expected, _ = oracle.masked_generate(model, prompt, experts, TOKENS)
+    found = greedy(engine, prompt, skip, sparsity)
+    report = found.report
+    assert report.skipped
+    assert [block for block, share in enumerate(report.skipped.by_layer) if share] == skipped
+    assert [layer.kept for layer in report.plan.layers] == [len(e) for e in experts]
+    assert found.token_ids == expected
+    assert_resident_as_planned(engine, found)
+    return skipped
+
+
+def assert_resident_as_planned(engine: Engine, found: Generation) -> None:
+    """The blocks' tensors that are resident, and the plan's bytes: exact where no tensor is padded."""
+    plan = found.report.plan
+    for layer, sizes, planned in zip(engine.skeleton.layers, engine.sizes.layers, plan.layers, strict=True):
+        there = [engine.skeleton.model.get_parameter(layer.prefix + name) for name in layer.neuron_tensors]
+        assert sum(p.nbytes for p in there) == sizes.blocks[0].bytes(planned.kept)
+        assert (planned.kept == 0) == (sum(p.numel() for p in there) == 0)
+    assert plan.resident_bytes == engine.sizes.outside + sum(layer.resident_bytes for layer in plan.layers)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("share", [1 / 3, 0.5, 1.0])
+def test_a_prompt_leaves_out_its_most_saturated_blocks(deep: Path, share: float, sparsity: float) -> None:
+    assert_equals_oracle(Engine(deep), deep, tiny_prompt(), by_prompt(share), sparsity)
+
+
+class Copying(Engine):
+    """An engine that copies every layer to its device, as on a GPU, though the device is the CPU."""
+
+    _copies = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("make", [Engine, Copying, lambda folder: Engine(folder, host_memory="1MiB")])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: Any) -> None:
+    engine, seen = make(llama), set()
+    for seed in range(5):
+        prompt = tiny_prompt(20 + seed, seed)
+        seen.add(tuple(assert_equals_oracle(engine, llama, prompt, by_prompt(1 / 3), sparsity)))
+    assert len(seen) > 1, "the test would say nothing"
+    full = oracle.full_generate(oracle.load(llama), tiny_prompt(), TOKENS)[0]
+    assert greedy(engine, tiny_prompt(), None).token_ids == full
+    assert_equals_oracle(engine, llama, tiny_prompt(), by_prompt(0.5, (0, 0)), sparsity)
+    assert_equals_oracle(engine, llama, tiny_prompt(), by_prompt(0.5, (2, 1)), sparsity)
+
+
+def test_memory_is_not_taken_for_the_blocks_that_go(llama: Path) -> None:
+    engine = Engine(llama)
+    full = engine.plan(40, 8, 0.0)
+    plan = engine.plan(40, 8, 0.0, skip=by_prompt(0.5))
+    block = engine.sizes.layers[0].blocks[0].bytes(96)
+    assert full.resident_bytes - plan.resident_bytes == 3 * block
+    assert full.bytes_per_token - plan.bytes_per_token == 3 * block
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_packed_blocks_move_too(llama: Path, dtype: str) -> None:
+    """What moved from slot to slot is what is packed where it belongs from the beginning."""
+    engine, skip = Engine(llama), by_prompt(1 / 3)
+    found = {seed: greedy(engine, tiny_prompt(30, seed), skip, 0.5, resident_dtype=dtype) for seed in range(4)}
+    for seed, generation in found.items():
+        kept = [layer.kept / layer.neurons for layer in generation.report.plan.layers]
+        alone = Engine(llama)
+        sparsities = tuple(1 - share for share in kept)
+        assert greedy(alone, tiny_prompt(30, seed), None, sparsities, resident_dtype=dtype).token_ids == (
+            generation.token_ids
+        )
+    assert len({tuple(g.report.skipped.by_layer) for g in found.values() if g.report.skipped}) > 1
+
+
+def test_a_share_of_no_whole_block_skips_none(llama: Path) -> None:
+    engine = Engine(llama)
+    found = greedy(engine, tiny_prompt(), by_prompt(0.05))
+    assert found.token_ids == greedy(engine, tiny_prompt(), None).token_ids
+    assert found.report.skipped
+    assert found.report.skipped.share == 0
+
+
+def test_the_first_tokens_interrupt_leaves_an_engine_that_works(llama: Path) -> None:
+    engine = Engine(llama)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        greedy(engine, tiny_prompt(), by_prompt(0.5), on_layer=interrupt)
+    assert_equals_oracle(engine, llama, tiny_prompt(30, 1), by_prompt(0.5), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}, "one sparsity"),
+        ({"sparsity": 0.5, "rest": "int8"}, "the rest"),
+    ],
+)
+def test_what_does_not_go_with_empty_blocks_is_refused(llama: Path, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        Engine(llama).generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2, **how)
+
+
+def test_what_fits_is_chosen_without_a_rest(llama: Path) -> None:
+    engine = Engine(llama)
+    assert engine.plan(20, 8, skip=by_prompt(0.5)).precision.rest is None
+    assert engine.generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2).report.skipped
