@@ -39,8 +39,8 @@ class Settings:
     config (sampling).
 
     Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
-    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. The fields of `ffn_skip` (a share;
-    0 skips nothing) are Skip's; None: its default. Raises OptionError for a value outside its range.
+    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. `ffn_skip` is a share (0 skips
+    nothing), its other fields are Skip's; None: its default. Raises OptionError for a value outside its range.
     """
 
     sparsity: float | tuple[float, ...] | None = None

@@ -131,14 +131,12 @@ def find_threshold(similarity: Tensor, skip: Skip, share: float | None = None) -
 
 
 def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: Skip) -> int:
-    """Of the blocks held, the one that a prompt can best do without: similarity (L,), its tokens' mean as far as known.
+    """Of the blocks held, which may be skipped, the one that a prompt can best do without: similarity (L,), its tokens'
+    mean as far as it is known.
 
     One that would leave with more than `run` neighbours in a row only if there is no other; of equals the first one."""
-    may, run = skip.may(len(similarity)), skip.length(len(similarity))
-    return max(
-        (block for block in held if block in may),
-        key=lambda block: (_neighbours(block, gone) <= run, float(similarity[block]), -block),
-    )
+    run = skip.length(len(similarity))
+    return max(held, key=lambda block: (_neighbours(block, gone) <= run, float(similarity[block]), -block))
 
 
 def most_saturated(similarity: Tensor, skip: Skip) -> list[int]:
@@ -146,11 +144,11 @@ def most_saturated(similarity: Tensor, skip: Skip) -> list[int]:
 
     Chosen as the layers pass: there is room for those that stay, and from when it is full, each further block makes one
     leave (see `next_to_leave`), itself or one before it."""
-    blocks = len(similarity)
-    room = blocks - skip.count(blocks)
+    may = skip.may(len(similarity))
+    room = len(may) - skip.count(len(similarity))
     held: list[int] = []
     gone: list[int] = []
-    for block in range(blocks):
+    for block in may:
         held.append(block)
         if len(held) > room:
             gone.append(next_to_leave(held, gone, similarity, skip))

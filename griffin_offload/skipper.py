@@ -17,7 +17,7 @@ from .hooks import Residual
 from .plan import Kept, Plan
 from .prefill import ResidentLayer
 from .skeleton import Layer, Skeleton
-from .skip import WINDOW, Skip, Skipped, find_threshold, most_saturated
+from .skip import WINDOW, Skip, Skipped, find_threshold, most_saturated, next_to_leave
 
 TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is found
 DRIFT = 0.01  # of the share: below it the threshold stays as it is
@@ -113,7 +113,7 @@ class TokenSkipper:
             similarity = self._residuals[block].similarity(leaving)
             if len(similarity) > 1:
                 raise OptionError("ffn-skip by token answers a token at a time: leave out speculative decoding")
-            self._left = (self._skip.run or len(self._layers)) if float(similarity) >= self._threshold else 0
+            self._left = self._skip.length(len(self._layers)) if float(similarity) >= self._threshold else 0
         if self._left and block + 1 in self._may:
             self._switches[block + 1].off = True
 
@@ -154,8 +154,11 @@ class Saturation:
 
     def skipped(self) -> list[int]:
         """The layers whose blocks the prompt leaves out."""
-        similarity = torch.tensor([self._similarity.get(i, 0.0) for i in self._numbers])
-        return [self._numbers[block] for block in most_saturated(similarity, self._skip)]
+        return [self._numbers[block] for block in most_saturated(self._table(), self._skip)]
+
+    def _table(self) -> Tensor:
+        """(L,), by block; 0 where it was not looked at."""
+        return torch.tensor([self._similarity.get(i, 0.0) for i in self._numbers])
 
 
 class Slots(Saturation):
@@ -177,8 +180,9 @@ class Slots(Saturation):
         super().left(index, hidden)
         if index not in self._similarity or any(self._layers[index].kept):
             return
-        passed = [i for i in self._similarity if i == index or any(self._layers[i].kept)]
-        most = min(passed, key=lambda i: (-self._similarity[i], i))
+        passed = {self._numbers.index(i): i == index or any(self._layers[i].kept) for i in self._similarity}
+        held, gone = ([block for block, there in passed.items() if there is wanted] for wanted in (True, False))
+        most = self._numbers[next_to_leave(held, gone, self._table(), self._skip)]
         if most != index:
             _swap(self._skeleton, self._layers, most, index)
             prefix = self._skeleton.layers[most].prefix

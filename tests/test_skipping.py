@@ -102,7 +102,7 @@ def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tu
                 left -= 1
             else:
                 saturated = float(similarity(model, answer[-1:], cache, off, block)) >= threshold
-                left = (skip.run or LAYERS) if saturated else 0
+                left = skip.length(LAYERS) if saturated else 0
         with oracle._masked(model, [torch.arange(0 if b.layer in off else width(b)) for b in blocks]):
             logits, cache = oracle._forward(model, answer[-1:], cache)
         answer.append(int(logits[-1].argmax()))

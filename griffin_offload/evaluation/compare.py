@@ -163,7 +163,7 @@ def _scores(
     scored = score(engine, pairs, list(compared.values()), on_layer=on_layer)
     for number, of_pair in enumerate(scored):
         for name, one in zip(names, of_pair, strict=True):
-            if not (skip and skip(row := {**name, "id": number})):
+            if not (skip and skip({**name, "id": number})):
                 yield {**name, "id": number, **(_of_text(one) if task == "text" else _of_answer(one))}
 
 
@@ -190,14 +190,13 @@ def _summaries(
         if variant.instead in ONLY_SCORED or not left:
             continue
         with tempfile.TemporaryDirectory() as folder:
+            answering, way = engine, variant
             if variant.static:
                 how = static[name.removeprefix("static: ")]
                 export, _ = engine.export_static(how, Path(folder) / "static", sparsity=share, on_layer=on_layer)
-                answering, variant = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
-            else:
-                answering = engine
+                answering, way = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
             for row in left:
-                answer = answer_row(answering, row, variant, scorer, on_layer=on_layer, do_sample=False)
+                answer = answer_row(answering, row, way, scorer, on_layer=on_layer, do_sample=False)
                 yield {**of_way, "id": row["id"], **answer}
 
 

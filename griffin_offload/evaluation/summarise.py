@@ -75,14 +75,26 @@ def summarise(
             if skip and skip(name):
                 continue
             drawn = {"seed": (seed + place) % 2**32, **(SAMPLED if sampled else {"do_sample": False})}
-            try:
-                answer, tokens = _answer(engine, row, variant, max_new_tokens, on_layer, variant.options() | drawn)
-            except PromptError as error:
-                yield {**name, "error": str(error)}
-            else:
-                scores = scorer.score(row["summary_gt"], answer)
-                rouge = {kind: 100 * scores[kind].fmeasure for kind in ROUGE}
-                yield {**name, "prediction": answer, "reference": row["summary_gt"], "tokens": tokens, **rouge}
+            yield name | answer_row(engine, row, variant, scorer, max_new_tokens, on_layer, **drawn)
+
+
+def answer_row(
+    engine: Engine,
+    row: Row,
+    variant: Variant,
+    scorer: Any,
+    max_new_tokens: int = 64,
+    on_layer: OnLayer | None = None,
+    **drawn: Any,
+) -> Row:
+    """The summary of an article, and its scores (of `rouge_scorer`); or an "error" where the context is too short."""
+    try:
+        answer, tokens = _answer(engine, row, variant, max_new_tokens, on_layer, variant.options() | drawn)
+    except PromptError as error:
+        return {"error": str(error)}
+    scores = scorer.score(row["summary_gt"], answer)
+    rouge = {kind: 100 * scores[kind].fmeasure for kind in ROUGE}
+    return {"prediction": answer, "reference": row["summary_gt"], "tokens": tokens, **rouge}
 
 
 def named(variant: Variant) -> Row:

@@ -9,14 +9,17 @@ from ..engine import Engine
 from ..errors import OptionError
 from ..packed import precision
 from ..plan import Plan, make_plan
+from ..prior import WEIGHT, Prior
 from ..selection import Selection, check_sparsity
+from ..skip import Skip
 from .passage import Row
 
 
 @dataclass(frozen=True)
 class Variant:
     """One way of pruning and packing. `sparsity`: of every layer, or of each; 0 is the full model, whatever the
-    selection says. `resident_dtype`, `rest`: see packed.precision.
+    selection says. `resident_dtype`, `rest`: see packed.precision. `prior`, `prior_weight`: see selection.Selection;
+    `skip`, `instead`, `static`: see passage.Row.
 
     Raises OptionError for a sparsity out of range or an unknown name."""
 
@@ -26,20 +29,29 @@ class Variant:
     seed: int = 0
     resident_dtype: str = "bfloat16"
     rest: str = "drop"
+    prior: Prior | None = None
+    prior_weight: float = WEIGHT
+    skip: Skip | None = None
+    instead: str = ""
+    static: bool = False
 
     def __post_init__(self) -> None:
         for share in self._layers:
             check_sparsity(share)
-        Selection(self.selection, self.seed)
+        self.chosen  # noqa: B018 - a name or a weight that is wrong is refused here
         precision(self.resident_dtype, self.rest)
 
     @property
     def full(self) -> bool:
-        return not any(self._layers) and self.resident_dtype == "bfloat16"
+        return not any(self._layers) and self.resident_dtype == "bfloat16" and self.skip is None
 
     @property
     def packs(self) -> bool:
         return precision(self.resident_dtype, self.rest).packs and not self.full
+
+    @property
+    def chosen(self) -> Selection:
+        return Selection(self.selection, self.seed, self.prior, self.prior_weight)
 
     @property
     def draws(self) -> bool:
@@ -80,8 +92,7 @@ class Variant:
 
     def row(self, engine: Engine) -> Row:
         """As a row of a passage, which packs nothing. Raises OptionError as `plan`."""
-        chosen = Selection(self.selection, self.seed)
-        return Row(chosen, self.plan(engine, 1, 1).kept)
+        return Row(self.chosen, self.plan(engine, 1, 1).kept, self.skip, self.instead, self.static)
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.plan`, besides the sparsity."""
@@ -92,7 +103,9 @@ class Variant:
 
         The seed only where the selection draws, since `generate` would draw tokens by it too."""
         seed = {"seed": self.seed} if self.draws else {}
-        return {"selection": self.selection, **self.plan_options(), **seed}
+        prior = {"prior": self.prior, "prior_weight": self.prior_weight} if self.prior else {}
+        skip = {"skip": self.skip} if self.skip else {}
+        return {"selection": self.selection, **self.plan_options(), **seed, **prior, **skip}
 
 
 FULL = Variant(0.0)
