@@ -10,5 +10,6 @@ command = LazyGroup(
         "perplexity": ("eval_perplexity", "Perplexity of a text after a prompt."),
         "summarise": ("eval_summarise", "ROUGE of one-sentence summaries."),
         "choice": ("eval_choice", "Multiple choice by log-likelihood."),
+        "compare": ("eval_compare", "All ways to leave out weights, side by side."),
     },
 )

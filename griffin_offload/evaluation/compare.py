@@ -143,11 +143,14 @@ def compare(
     priors = {name: engine.score_samples(how, on_layer) for name, how in static.items()}
     compared = {("dense", 0.0): FULL}
     compared |= {(name, share): way for share in shares for name, way in ways(share, priors).items()}
+    resident = {name: way.plan(engine, 1, 1).resident_bytes for name, way in compared.items()}
     for task in tasks:
         if task == "summaries":
-            yield from _summaries(engine, data, compared, static, skip, on_layer)
+            rows = _summaries(engine, data, compared, static, skip, on_layer)
         else:
-            yield from _scores(engine, data, task, compared, skip, on_layer)
+            rows = _scores(engine, data, task, compared, skip, on_layer)
+        for row in rows:
+            yield {**row, "resident_bytes": resident[row["way"], row["share"]]}
 
 
 Compared = Mapping[tuple[str, float], Variant]
@@ -203,16 +206,18 @@ def _summaries(
 @dataclass(frozen=True)
 class Result:
     """Means of a way's rows with their standard errors, by measure: those of its tasks that were measured.
+    `resident_bytes`: of the weights that an answer is made from.
 
     "perplexity": exp of the mean loss, its error that of the loss, nats; "agreement" and "kl" with the full model;
     "exact": share of answers right; "log_likelihood" of the right answer, nats; ROUGE, 0 to 100."""
 
     way: str
     share: float
+    resident_bytes: int
     values: Mapping[str, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = {"way": self.way, "share": self.share}
+        values: dict[str, Any] = {"way": self.way, "share": self.share, "resident_bytes": self.resident_bytes}
         for name, (mean, error) in self.values.items():
             values |= {name: mean, f"{name}_standard_error": error}
         return values
@@ -220,17 +225,17 @@ class Result:
 
 def results(rows: Sequence[Row]) -> list[Result]:
     """What `compare` measured, by way and share, in the order in which they first came."""
-    by_way: dict[tuple[str, float], dict[str, list[float]]] = {}
+    by_way: dict[tuple[str, float, int], dict[str, list[float]]] = {}
     for row in rows:
-        ours = by_way.setdefault((row["way"], row["share"]), {})
+        ours = by_way.setdefault((row["way"], row["share"], row["resident_bytes"]), {})
         for name in ("loss", "agreement", "kl", "exact", "log_likelihood", *ROUGE):
             if name in row:
                 ours.setdefault(name, []).append(row[name])
     found = []
-    for (way, share), columns in by_way.items():
+    for (way, share, resident), columns in by_way.items():
         values = {name: mean_and_error(column) for name, column in columns.items()}
         if "loss" in values:
             loss, error = values.pop("loss")
             values = {"perplexity": (math.exp(loss), error), **values}
-        found.append(Result(way, share, values))
+        found.append(Result(way, share, resident, values))
     return found

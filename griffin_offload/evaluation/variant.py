@@ -88,11 +88,14 @@ class Variant:
         request = engine.request(prompt_tokens, max_new_tokens)
         how = precision(self.resident_dtype, self.rest)
         share = engine.share(self.allocation)
-        return make_plan(engine.sizes, replace(request, sparsity=self.sparsity, share=share, precision=how))
+        return make_plan(
+            engine.sizes, replace(request, sparsity=self.sparsity, share=share, precision=how, skip=self.skip)
+        )
 
     def row(self, engine: Engine) -> Row:
         """As a row of a passage, which packs nothing. Raises OptionError as `plan`."""
-        return Row(self.chosen, self.plan(engine, 1, 1).kept, self.skip, self.instead, self.static)
+        kept = replace(self, skip=None).plan(engine, 1, 1).kept
+        return Row(self.chosen, kept, self.skip, self.instead, self.static)
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments for `Engine.plan`, besides the sparsity."""
