@@ -50,6 +50,20 @@ if TYPE_CHECKING:
     "which some models (Gemma) predict much worse from.",
 )
 @variant_options
+@click.option(
+    "--prior",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Scores of other texts, as `griffin export-pruned --prior-out` saves them, beside the prompt's own.",
+)
+@click.option(
+    "--prior-weight",
+    "prior_weights",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    metavar="W",
+    help="Of the prior: 0 the prompt's choice alone, 1 the prior's. Give several to compare. [default: 0.2]",
+)
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
@@ -59,6 +73,8 @@ def command(
     continue_tokens: tuple[int, ...],
     windows: int,
     bos: bool,
+    prior: Path | None,
+    prior_weights: tuple[float, ...],
     model: str,
     device: str | None,
     device_memory: str | None,
@@ -72,11 +88,16 @@ def command(
     by the experts that they chose, its first token by the full model. With several P or G, all combinations are
     measured at the same places: windows are as long as the largest, and the prompts end where the largest ends.
     """
+    if prior_weights and prior is None:
+        raise click.UsageError("--prior-weight needs --prior FILE")
     chosen = variants(**compared)
     text = decode(data.read_bytes(), str(data))
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     from ..evaluation import perplexity
+    from ..evaluation.variant import with_prior
 
+    if prior is not None:
+        chosen = with_prior(engine, chosen, prior, prior_weights)
     ids, before = perplexity.encode_text(engine, text, bos=bos)
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:

@@ -556,11 +556,15 @@ class Engine:
         """Which model this is, for what is made of it."""
         return {"model": source_name(self.name, self.path), "key": checkpoint_key(self.checkpoint)}
 
+    def check_prior(self, prior: Prior) -> None:
+        """Raises OptionError for the prior of another model."""
+        shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
+        check_prior(prior, shapes, self.name)
+
     def _selection(self, name: str, seed: int | None, prior: Prior | None, prior_weight: float) -> Selection:
         """Raises OptionError for an unknown name, a weight out of range, and the prior of another model."""
         if prior is not None:
-            shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
-            check_prior(prior, shapes, self.name)
+            self.check_prior(prior)
         return Selection(name, seed or 0, prior, prior_weight)
 
     @property

@@ -25,6 +25,7 @@ KEYS = [
     "resident_dtype",
     "rest",
     "seed",
+    "prior_weight",
     "perplexity",
     "standard_error",
     "agreement",

@@ -20,9 +20,9 @@ from ..samples import Source, draw_samples
 from ..skip import Skip
 from ..static import Static
 from .arithmetic import few_shot, problems
-from .calibrate import calibrate
+from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
 from .perplexity import encode_text, windows
-from .score import score
+from .score import check_pairs, score
 from .scored import Pair, Scored, mean_and_error
 from .summarise import ROUGE, answer_row, rouge_scorer
 from .variant import FULL, Variant
@@ -138,7 +138,11 @@ def compare(
     problem, of summaries one for each article. Those that `skip(row)` knows are left out.
 
     The first way is "dense", of share 0. Raises what scoring, `calibrate` and Engine.generate raise."""
-    calibrate(engine)
+    pairs = {"text": data.windows(engine), "arithmetic": data.problems(engine)}
+    for task in set(tasks) & set(pairs):  # what cannot be scored is refused before anything is read
+        check_pairs(engine, pairs[task])
+    if engine.curves() is None:
+        calibrate(engine, prompt_tokens=min(PROMPT_TOKENS, engine.context_length - CONTINUE_TOKENS))
     static = calibration(engine, data)
     priors = {name: engine.score_samples(how, on_layer) for name, how in static.items()}
     compared = {("dense", 0.0): FULL}
@@ -148,7 +152,7 @@ def compare(
         if task == "summaries":
             rows = _summaries(engine, data, compared, static, skip, on_layer)
         else:
-            rows = _scores(engine, data, task, compared, skip, on_layer)
+            rows = _scores(engine, pairs[task], task, compared, skip, on_layer)
         for row in rows:
             yield {**row, "resident_bytes": resident[row["way"], row["share"]]}
 
@@ -157,9 +161,8 @@ Compared = Mapping[tuple[str, float], Variant]
 
 
 def _scores(
-    engine: Engine, data: Data, task: str, compared: Compared, skip: Any, on_layer: OnLayer | None
+    engine: Engine, pairs: Sequence[Pair], task: str, compared: Compared, skip: Any, on_layer: OnLayer | None
 ) -> Iterator[Row]:
-    pairs = data.windows(engine) if task == "text" else data.problems(engine)
     names = [{"task": task, "way": way, "share": share} for way, share in compared]
     if skip and all(skip({**name, "id": number}) for name in names for number in range(len(pairs))):
         return

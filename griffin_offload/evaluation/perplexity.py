@@ -31,6 +31,7 @@ class Perplexity:
     resident_dtype: str
     rest: str
     seed: int
+    prior_weight: float
     perplexity: float
     standard_error: float
     agreement: float
@@ -106,6 +107,7 @@ def _summarise(
         resident_dtype=variant.resident_dtype,
         rest=variant.rest,
         seed=variant.seed,
+        prior_weight=variant.prior_weight if variant.prior else 0.0,
         perplexity=math.exp(loss),
         standard_error=error,
         agreement=agreement,

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError
 from ..packed import precision
 from ..plan import Plan, make_plan
-from ..prior import WEIGHT, Prior
+from ..prior import WEIGHT, Prior, load_prior
 from ..selection import Selection, check_sparsity
 from ..skip import Skip
 from .passage import Row
@@ -76,6 +77,8 @@ class Variant:
         words += [f"seed {self.seed}"] if self.seed and self.draws else []
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [self.resident_dtype] if self.resident_dtype != "bfloat16" else []
+        words += [f"prior {self.prior_weight:g}"] if self.prior else []
+        words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip else []
         return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self._layers) else "")
 
     def plan(self, engine: Engine, prompt_tokens: int, max_new_tokens: int) -> Plan:
@@ -127,5 +130,18 @@ def all_variants(
     found = [
         Variant(sparsity, how, where, seed, dtype, rest) if sparsity else Variant(0.0, resident_dtype=dtype)
         for sparsity, how, where, dtype, rest in product(sparsities, selections, allocations, resident_dtypes, rests)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights: Sequence[float] = ()) -> list[Variant]:
+    """The same variants with a file's prior, by each of the weights (default: one); the full model once.
+
+    Raises GriffinError for a file that is no prior, OptionError for another model's."""
+    prior = load_prior(path)
+    engine.check_prior(prior)
+    found = [
+        variant if variant.full else replace(variant, prior=prior, prior_weight=weight)
+        for variant, weight in product(variants, weights or (WEIGHT,))
     ]
     return list(dict.fromkeys(found))
