@@ -116,7 +116,7 @@ def command(
     if summaries is None and "summaries" in tasks:
         raise click.UsageError("--task summaries needs --summaries FILE")
     chosen = [task for task in TASKS if task in (tasks or TASKS) and (task != "summaries" or summaries)]
-    from ..evaluation.compare import Data, compare, results
+    from ..evaluation.compare import KEYS, Data, compare, results
     from ..evaluation.summarise import fault, rouge_scorer
 
     if "summaries" in chosen:
@@ -141,7 +141,7 @@ def command(
         **{name: getattr(data, name) for name in ("test_articles", "test_problems", "test_windows")},
         **{"samples": samples, "tokens": tokens, "seed": seed},
     }
-    with Results(out, settings, source=text, keys=("task", "way", "share", "id"), force=force) as written:
+    with Results(out, settings, source=text, keys=KEYS, force=force) as written:
         with console.layer_progress("Reading") as on_layer:
             for row in compare(engine, data, shares, chosen, skip=written.has, on_layer=on_layer):
                 written.add(row)

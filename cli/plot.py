@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..choices import ORDERS
+from ..jsonl import read_rows
 from . import console
 from .options import F, decorate, model_options, open_engine, read_file, read_prompt
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
+MEASURES = {
+    "perplexity": "perplexity",
+    "exact": "sums right",
+    "log_likelihood": "likelihood of the right sum (nats)",
+    "rouge1": "ROUGE-1",
+}
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 
 
@@ -208,6 +215,29 @@ def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], out: Path, as
     title = "Perplexity against resident weights" + (f", {models.pop()}" if len(models) == 1 else "")
     plots.frontier(points, out, title)
     _done(out, as_json, points=[point._asdict() for point in points])
+
+
+@command.command("compare", short_help="What `griffin eval compare` measured.")
+@click.option(
+    "--results",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The --out file of `griffin eval compare`.",
+)
+@out_options
+def compare(*, results: Path, out: Path, as_json: bool) -> None:
+    """Every way to leave out weights: perplexity, sums and summaries, with bars of one standard error."""
+    from ..evaluation import compare, plots
+
+    plots.check(out)
+    found = compare.results(read_rows(results, compare.fault, compare.KEYS))
+    panels = {
+        title: [(result.way, result.share, *result.values[name]) for result in found if name in result.values]
+        for name, title in MEASURES.items()
+    }
+    plots.ways({title: panel for title, panel in panels.items() if panel}, out, "Ways to leave out weights")
+    _done(out, as_json, results=[result.to_json() for result in found])
 
 
 def _texts(

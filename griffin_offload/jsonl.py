@@ -19,11 +19,11 @@ Row = dict[str, Any]
 Fault = Callable[[Row], str | None]  # what is wrong with a row, in words
 
 
-def read_rows(path: Path, fault: Fault | None = None) -> list[Row]:
+def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",)) -> list[Row]:
     """The rows of a file, in their order; blank lines are skipped. Raises GriffinError that names file and line.
 
     Every row has an "id" that no other has: its own, a text or a whole number, or else the number of its line.
-    `fault` says what is wrong with a row, or None."""
+    `fault` says what is wrong with a row, or None; `keys`: what together no two rows have alike."""
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -39,11 +39,11 @@ def read_rows(path: Path, fault: Fault | None = None) -> list[Row]:
         row.setdefault("id", number)
         if not isinstance(row["id"], str | int) or isinstance(row["id"], bool):
             raise GriffinError(f'{where}: the "id" is neither a text nor a whole number')
-        first = seen.setdefault(_key(row, ("id",)), number)
-        if first != number:
-            raise GriffinError(f"{where}: the id {row['id']!r} is line {first}'s too: give every row its own")
         if fault and (wrong := fault(row)):
             raise GriffinError(f"{where}: {wrong}")
+        first = seen.setdefault(_key(row, keys), number)
+        if first != number:
+            raise GriffinError(f"{where}: the id {row['id']!r} is line {first}'s too: give every row its own")
         rows.append(row)
     if not rows:
         raise GriffinError(f"{path} has no rows: give it one JSON object a line")

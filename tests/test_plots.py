@@ -1,6 +1,7 @@
 """Figures: the numbers against z taken from transformers' own model, the files by what they show, the mistakes."""
 
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -394,6 +395,37 @@ def test_frontier(tmp_path: Path) -> None:
     for word in ("resident weights (MiB)", "perplexity", "50% pruned", "full", "sensitivity", "weights, smol"):
         assert word in drawn
     assert drawn.count("full<") == 1, "one label for the point that two lines share"
+
+
+def test_compare(tmp_path: Path) -> None:
+    rows = [
+        {"task": "text", "way": way, "share": share, "id": number, "resident_bytes": 9, "loss": 3 + share + number / 9}
+        for way, share in (("dense", 0.0), ("GRIFFIN", 0.25), ("GRIFFIN", 0.5), ("static: code", 0.5))
+        for number in range(3)
+    ]
+    rows += [{**rows[0], "task": "arithmetic", "exact": 1.0, "log_likelihood": -2.0}]
+    del rows[-1]["loss"]
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = facts("compare", "--results", tmp_path / "out.jsonl", "--out", tmp_path / "c.png")
+    assert is_drawn(tmp_path / "c.png")
+    dense, griffin, *_ = found["results"]
+    assert dense["perplexity"] == pytest.approx(math.exp(3 + 1 / 9))
+    assert dense["exact"] == 1
+    assert (griffin["way"], griffin["share"]) == ("GRIFFIN", 0.25)
+    assert run("compare", "--results", tmp_path / "out.jsonl", "--out", tmp_path / "c.svg").exit_code == 0
+    drawn = (tmp_path / "c.svg").read_text()
+    for word in (
+        "dense",
+        "static: code",
+        "25% left out",
+        "50% left out",
+        "nothing left out",
+        "perplexity",
+        "sums right",
+    ):
+        assert word in drawn
+    (tmp_path / "out.jsonl").write_text('{"id": 1}\n')
+    fails(GriffinError, 'no "task"', "compare", "--results", tmp_path / "out.jsonl", "--out", tmp_path / "c.svg")
 
 
 # Mistakes

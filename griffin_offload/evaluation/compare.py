@@ -27,6 +27,7 @@ from .scored import Pair, Scored, mean_and_error
 from .summarise import ROUGE, answer_row, rouge_scorer
 from .variant import FULL, Variant
 
+KEYS = ("task", "way", "share", "id")
 TASKS = ("text", "arithmetic", "summaries")
 PACKAGE = Path(__file__).parent.parent
 ONLY_SCORED = ("random", "layers")  # what no engine answers with
@@ -224,6 +225,14 @@ class Result:
         for name, (mean, error) in self.values.items():
             values |= {name: mean, f"{name}_standard_error": error}
         return values
+
+
+def fault(row: Row) -> str | None:
+    """What makes a row none that `compare` made; None for nothing."""
+    kinds = {"task": str, "way": str, "share": (int, float), "resident_bytes": int}
+    return next(
+        (f'no "{name}" of a comparison' for name, kind in kinds.items() if not isinstance(row.get(name), kind)), None
+    )
 
 
 def results(rows: Sequence[Row]) -> list[Result]:

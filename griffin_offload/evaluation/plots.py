@@ -174,6 +174,43 @@ def frontier(points: Sequence[Point], path: Path, title: str) -> None:
             figure.legend(loc="outside lower center", ncols=2)
 
 
+def ways(panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: Path, title: str) -> None:
+    """A panel for each measure, a line for each way, a mark for each share: (way, share, mean, standard error).
+
+    A perplexity's error is that of its logarithm. Ways stand in the order in which they come, the first one on top."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    names = list(dict.fromkeys(way for panel in panels.values() for way, *_ in panel))
+    shares = sorted({share for panel in panels.values() for _, share, *_ in panel if share})
+    with canvas(path, 3.2 + 2.6 * len(panels), 1.2 + 0.24 * len(names), title) as figure:
+        columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (measure, panel) in zip(columns, panels.items(), strict=True):
+            for way, share, mean, error in panel:
+                place = shares.index(share) if share else -1
+                around = ([mean * (1 - math.exp(-error))], [mean * (math.exp(error) - 1)])
+                axes.errorbar(
+                    [mean],
+                    [names.index(way) + 0.12 * max(0, place)],
+                    xerr=around if measure == "perplexity" else [error],
+                    color=COLOURS[place],
+                    marker=MARKERS[place],
+                    markersize=5,
+                    elinewidth=0.8,
+                    linestyle="none",
+                    label=f"{share:.0%} left out" if share else "nothing left out",
+                )
+            axes.set(xlabel=measure)
+            if measure == "perplexity":
+                axes.set(xscale="log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+        columns[0].set_yticks(range(len(names)), names)
+        columns[0].invert_yaxis()
+        handles = dict(zip(*reversed(columns[0].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+
+
 def _labelled(points: Sequence[Point]) -> list[Point]:
     """Points whose labels do not lie on one another, the highest first."""
     sizes = [point.resident_bytes for point in points]
