@@ -16,8 +16,8 @@ sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_voca
 sources.gguf_link
 weights.arena weights.blocks weights.checkpoint weights.decode weights.reader weights.writer weights.gguf_writer
 weights.linked sources.gguf models weights.conversion weights.upload weights.host weights.prefetch
-allocation cache folder packed hooks attention plan ladder structure skeleton fit materialize prefill probe lockstep
-static pruned export export_gguf report streamer engine chat
+allocation cache folder packed hooks attention plan ladder structure skeleton fit materialize prefill probe
+waiting lockstep static pruned export export_gguf report streamer engine chat
 evaluation.observe evaluation.plots evaluation.branch evaluation.variant evaluation.scored evaluation.passage
 evaluation.score evaluation.perplexity evaluation.choice evaluation.summarise evaluation.harness evaluation.calibrate
 evaluation.synthetic evaluation.competitors evaluation.control_group evaluation.bench
