@@ -161,8 +161,8 @@ def find_room(
 def _beside(skeleton: Skeleton, sizes: ModelSizes, tokens: int) -> int:
     """Bytes that a forward holds between two layers besides its states: stack, ids, rotary embeddings, masks."""
     config = skeleton.config
-    head = sizes.heads // config.num_attention_heads
-    inputs = getattr(config, "hidden_size_per_layer_input", None) or 0
+    head: int = sizes.heads // config.num_attention_heads
+    inputs: int = getattr(config, "hidden_size_per_layer_input", None) or 0
     row = 32 + (4 * head + inputs * len(skeleton.layers)) * sizes.item
     slides = any(window is not None and tokens > window for window in sizes.windows)
     late = sizes.in_pieces and (tokens > PIECE or not (slides or sizes.score_heads))  # no mask, or written in pieces

@@ -26,6 +26,7 @@ from griffin_offload.sources.gguf_file import read_gguf
 from griffin_offload.static import Static
 from griffin_offload.units import MIB
 from griffin_offload.waiting import Waiting
+from griffin_offload.weights.reader import Reader
 
 # Gate and up apart, sliding windows and tied, no gate and biases, (in, out) weights, gate and up in one, routed experts
 # with and without a shared block, interleaved halves, recurrent layers.
@@ -69,10 +70,19 @@ def test_one_sweep_over_many_is_the_sum_of_a_sweep_for_each(model: Path) -> None
         torch.testing.assert_close(total, sum(parts), rtol=1e-6, atol=1e-7)
 
 
-def test_every_byte_is_read_once(llama: Path) -> None:
-    engine, seen = Engine(llama), []
-    engine.score_samples(Static(SAMPLES), lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many samples there are, and wherever they wait."""
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama", tied=True))
+    layers: list[tuple[int, int]] = []
+    read: list[int] = []
+    close = Reader.close
+    monkeypatch.setattr(Reader, "close", lambda self: (read.append(self.bytes), close(self)))
+    for room in (None, 0):
+        layers.clear()
+        read.clear()
+        engine.score_samples(Static(SAMPLES), lambda done, total: layers.append((done, total)), host_memory=room)
+        assert layers == [(0, 3), (1, 3), (2, 3), (3, 3)]
+        assert sum(read) == engine.checkpoint.bytes
 
 
 def test_the_griffin_score_is_the_papers(model: Path) -> None:
@@ -81,6 +91,22 @@ def test_the_griffin_score_is_the_papers(model: Path) -> None:
     theirs = [oracle.statistic(whole, ids) for ids in SAMPLES]
     for place, score in enumerate(ours):
         torch.testing.assert_close(score, sum(s[place].square() for s in theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_every_type_in_one_sweep_its_states_on_disk(every: Path) -> None:
+    whole = oracle.load(every)
+    engine = Engine(every)
+    prior = engine.score_samples(Static(SAMPLES), host_memory=0)
+    ours = {
+        (layer, block.path): score
+        for layer, scores in enumerate(prior.scores)
+        for block, score in zip(engine.skeleton.layers[layer].blocks, scores, strict=True)
+    }
+    theirs = [oracle.statistic(whole, ids) for ids in SAMPLES]
+    for place, block in enumerate(oracle.blocks(whole)):
+        expected = sum(of_sample[place].square() for of_sample in theirs)
+        torch.testing.assert_close(ours.pop((block.layer, block.name)), expected, rtol=1e-4, atol=1e-4)
+    assert not ours
 
 
 def test_the_wanda_score_is_norm_of_activations_times_norm_of_column(model: Path) -> None:
