@@ -66,7 +66,8 @@ class Static:
 
 
 class Scorer:
-    """Leaves the scores of every block in the layers' `statistics`, over all forwards between `begin` and `end`.
+    """Leaves the scores of every block in the layers' `statistics`, which are 0 before, over all forwards between
+    `begin` and `end`.
 
     `pruner` then chooses and gathers by them."""
 
@@ -80,7 +81,6 @@ class Scorer:
     def begin(self, index: int) -> None:
         layer = self._skeleton.layers[index]
         for block, total in zip(layer.blocks, self._layers[index].statistics, strict=True):
-            total.zero_()
             if self._score in MEASURES:
                 pieces, measure = self._skeleton.pieces_of(layer, block), MEASURES[self._score]
                 observer = ObserveNeurons(layer.module, block.path, total, pieces=pieces, measure=measure)
