@@ -87,8 +87,8 @@ from .options import (
 @click.option(
     "--host-memory",
     metavar="SIZE",
-    help="RAM for samples that wait for a layer; the others wait on disk. On the CPU, of what --device-memory leaves. "
-    "[default: all that there is]",
+    help="RAM for calibration samples that wait for a layer; the others wait in a file beside --out. On the CPU, of "
+    "what --device-memory leaves. [default: all of that]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -150,8 +150,8 @@ def command(
         if out is None:
             with console.layer_progress("Reading") as on_layer:
                 calibration.save(engine.score_samples(static, on_layer, host_memory=host_memory))
-            if as_json:
-                click.echo(json.dumps({"model": engine.name, "prior": str(calibration.prior_out), **static.to_json()}))
+            path = str(calibration.prior_out)
+            click.echo(json.dumps({"model": engine.name, "prior": path, **static.to_json()}) if as_json else path)
             return
         with console.layer_progress("Reading and writing") as on_layer:
             export, scores = engine.export_static(static, out, host_memory=host_memory, on_layer=on_layer, **how)

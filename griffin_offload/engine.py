@@ -555,10 +555,13 @@ class Engine:
         return {"model": source_name(self.name, self.path), "key": checkpoint_key(self.checkpoint)}
 
     def _selection(self, name: str, seed: int | None, prior: Prior | None, prior_weight: float) -> Selection:
-        """Raises OptionError for an unknown name, a weight out of range, and the prior of another model."""
+        """Raises OptionError for an unknown name, a weight out of range, and a prior that is another model's or cannot
+        act."""
         if prior is not None:
             shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
             check_prior(prior, shapes, self.name)
+            if name in ("magnitude", "random"):
+                raise OptionError(f"selection {name!r} looks at no statistic that a prior could join: leave one out")
         return Selection(name, seed or 0, prior, prior_weight)
 
     @property

@@ -7,7 +7,7 @@ time is held.
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -83,7 +83,7 @@ class Export:
     files: tuple[str, ...]
     bytes: int
     backup: Path | None
-    scores: Scores = ()
+    scores: Scores = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)

@@ -21,7 +21,7 @@ from .choices import SCORES, check
 from .errors import NumericError, OptionError, PromptError
 from .hooks import PIECE, ObserveNeurons
 from .lockstep import Lockstep
-from .memory import available_memory
+from .memory import MARGIN, available_memory
 from .plan import ModelSizes, Plan, Request, make_plan
 from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
 from .prior import Prior, Scores
@@ -146,7 +146,7 @@ def find_room(
     beside = sum(_beside(skeleton, sizes, len(ids)) for ids in static.samples)
     scores = sum(4 * math.prod(block.statistic_shape) for layer in skeleton.layers for block in layer.blocks)
     request = replace(request, waiting=beside + scores)
-    free = available_memory() if request.copies else request.budget - make_plan(sizes, request).peak
+    free = int(available_memory() * (1 - MARGIN)) if request.copies else request.budget - make_plan(sizes, request).peak
     room = max(0, free if host_memory is None else min(free, host_memory))
     inside = on_disk = 0
     for ids in static.samples:  # as Waiting counts them

@@ -186,6 +186,8 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     prior = engine.score_samples(Static(SAMPLES))
     with pytest.raises(OptionError, match="all of them stay"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
+    with pytest.raises(OptionError, match="'random' looks at no statistic"):
+        engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, selection="random")
     with pytest.raises(OptionError, match="weight 2 is outside"):
         engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, prior_weight=2)
     other = Engine(tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64))
