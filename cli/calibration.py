@@ -78,17 +78,19 @@ class Calibration:
         rationale: bool | None,
         score: str | None,
         prior_out: Path | None,
+        host_memory: str | None,
         seed: int,
     ) -> None:
         self._files, self._samples, self._tokens = calibration, samples, tokens
         self._form, self._rationale, self._seed = calibration_format, rationale, seed
         self._score, self.prior_out = score or "griffin", prior_out
         self.asked = bool(calibration) or score is not None
-        of_texts = {
+        of_texts: dict[str, Any] = {
             "--samples": samples,
             "--tokens": tokens,
             "--calibration-format": calibration_format,
             "--rationale": rationale,
+            "--host-memory": host_memory,
         }
         given = [name for name, value in of_texts.items() if value is not None]
         if given and not calibration:

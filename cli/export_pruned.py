@@ -84,6 +84,12 @@ from .options import (
     help="Seed of the samples, and of selections and scores that draw. [default: 0]",
 )
 @model_options
+@click.option(
+    "--host-memory",
+    metavar="SIZE",
+    help="RAM for calibration samples that wait for a layer; the others wait in a file beside --out. On the CPU, of "
+    "what --device-memory leaves. [default: all of that]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
@@ -107,6 +113,7 @@ def command(
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
+    host_memory: str | None,
     as_json: bool,
     **texts: Any,
 ) -> None:
@@ -115,14 +122,14 @@ def command(
     Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone. Or give
     --calibration texts: the neurons are chosen by all of them, which one reading of the model measures.
     """
-    calibration = Calibration(seed=seed, **texts)
+    calibration = Calibration(seed=seed, host_memory=host_memory, **texts)
     if out is None and calibration.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
     _check_form(form, out, gguf_type, packed)
     check_prior_options(prior, prior_weight)
     of_a_prompt = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": system, "--raw": raw}
     calibration.refuse_with({**of_a_prompt, "--prior": prior, "--selection": selection != "topk"})
-    place = {"device": device, "device_memory": device_memory, "dtype": dtype}
+    place: dict[str, Any] = {"device": device, "device_memory": device_memory, "dtype": dtype}
     how: dict[str, Any] = {
         "sparsity": sparsity,
         "allocation": allocation,
@@ -142,12 +149,12 @@ def command(
         start = time.perf_counter()
         if out is None:
             with console.layer_progress("Reading") as on_layer:
-                calibration.save(engine.score_samples(static, on_layer))
-            if as_json:
-                click.echo(json.dumps({"model": engine.name, "prior": str(calibration.prior_out), **static.to_json()}))
+                calibration.save(engine.score_samples(static, on_layer, host_memory=host_memory))
+            path = str(calibration.prior_out)
+            click.echo(json.dumps({"model": engine.name, "prior": path, **static.to_json()}) if as_json else path)
             return
         with console.layer_progress("Reading and writing") as on_layer:
-            export, scores = engine.export_static(static, out, on_layer=on_layer, **how)
+            export, scores = engine.export_static(static, out, host_memory=host_memory, on_layer=on_layer, **how)
         calibration.save(scores)
     else:
         assert out is not None

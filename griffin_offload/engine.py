@@ -5,6 +5,7 @@ answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
 print(answer.text, answer.report.measured_peak)
 """
 
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -61,7 +62,7 @@ from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .skip import Skip
 from .skipper import Slots, TokenSkipper, check_skip, left_out, put_back
-from .static import Static, sum_scores, waiting_bytes
+from .static import Static, find_room, sum_scores
 from .streamer import OnText, Rows, Streamer
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
@@ -412,15 +413,20 @@ class Engine:
         format: str = "safetensors",
         gguf_type: str = "bf16",
         multiple_of: int | None = None,
+        host_memory: int | str | None = None,
         on_layer: OnLayer | None = None,
     ) -> tuple[Export, Prior]:
         """As `export`, the neurons chosen by many samples, or by the weights alone: see static.py. Also returns the
-        scores that they were chosen by, of all neurons, as a prior."""
+        scores that they were chosen by, of all neurons, as a prior.
+
+        `host_memory`: of RAM, for the states of samples that wait for a layer (None: what there is, on the CPU what the
+        budget leaves); the others wait in a file without a name beside `out`."""
         source = Source(self.name, self.path, [], "", static)
         export = self._export(
             source,
             Selection(seed=static.seed),
             out,
+            host_memory=_size(host_memory),
             sparsity=sparsity,
             allocation=allocation,
             force=force,
@@ -444,6 +450,7 @@ class Engine:
         gguf_type: str,
         multiple_of: int | None,
         on_layer: OnLayer | None,
+        host_memory: int | None = None,
     ) -> Export:
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
@@ -452,9 +459,12 @@ class Engine:
             raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
         if format == "gguf":
             require_gguf(self.config.model_type)
-        waiting = waiting_bytes(self.sizes, source.static) if source.static else 0
         request = self.request(max(map(len, source.samples), default=1), 1)
-        request = replace(request, share=self.share(allocation), export=True, multiple=multiple, waiting=waiting)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
+        if source.static:
+            folder = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
+            request, waiting = find_room(self.skeleton, request, source.static, host_memory, folder)
+            source = replace(source, waiting=waiting)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
         _check_prunes(plan, chosen)
         if source.static and not plan.prunes:
@@ -469,16 +479,21 @@ class Engine:
         finally:
             reader.close()
 
-    def score_samples(self, static: Static, on_layer: OnLayer | None = None) -> Prior:
+    def score_samples(
+        self, static: Static, on_layer: OnLayer | None = None, *, host_memory: int | str | None = None
+    ) -> Prior:
         """What every neuron is worth to many samples, from one reading of the weights. The engine is empty after it.
 
-        Raises PromptError for a sample beyond the context, BudgetError, and what a sweep raises."""
-        request = replace(self.request(static.longest, 1), export=True, waiting=waiting_bytes(self.sizes, static))
+        `host_memory`: as of `export_static`; the file is in the folder for temporary ones. Raises PromptError for a
+        sample beyond the context, BudgetError, GriffinError where the disk is full, and what a sweep raises."""
+        request = replace(self.request(static.longest, 1), export=True)
+        folder = Path(tempfile.gettempdir())
+        request, waiting = find_room(self.skeleton, request, static, _size(host_memory), folder)
         plan = choose_plan(self.sizes, request, 0.0, self.name)
         self.unload()
         reader = self._reader()
         try:
-            prior = sum_scores(self.skeleton, reader, plan, static, self.device, on_layer)
+            prior = sum_scores(self.skeleton, reader, plan, static, waiting, self.device, on_layer)
         finally:
             reader.close()
         return replace(prior, facts={**self._facts, **prior.facts})
@@ -562,9 +577,12 @@ class Engine:
         check_prior(prior, shapes, self.name)
 
     def _selection(self, name: str, seed: int | None, prior: Prior | None, prior_weight: float) -> Selection:
-        """Raises OptionError for an unknown name, a weight out of range, and the prior of another model."""
+        """Raises OptionError for an unknown name, a weight out of range, and a prior that is another model's or cannot
+        act."""
         if prior is not None:
             self.check_prior(prior)
+            if name in ("magnitude", "random"):
+                raise OptionError(f"selection {name!r} looks at no statistic that a prior could join: leave one out")
         return Selection(name, seed or 0, prior, prior_weight)
 
     @property
@@ -710,6 +728,10 @@ class Engine:
 
     def _finish_reason(self, token_ids: list[int], plan: Plan) -> str:
         return "stop" if len(token_ids) < plan.max_new_tokens or token_ids[-1] in self._ends else "length"
+
+
+def _size(size: int | str | None) -> int | None:
+    return None if size is None else parse_bytes(size)
 
 
 def _check_prunes(plan: Plan, selection: Selection) -> None:

@@ -200,13 +200,13 @@ class Residual:
 
 
 class StreamLayer(ModelHook):  # type: ignore[misc]
-    """Tells the conductor when decoder layer `index` is about to run, and when it has."""
+    """Tells the conductor when decoder layer `index` is about to run, and when it has, with the states (B, T, D)."""
 
     def __init__(self, conductor: Any, index: int) -> None:
         self._conductor, self._index = conductor, index
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._conductor.enter(self._index)
+        self._conductor.enter(self._index, args[0] if args else kwargs.get("hidden_states"))
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .prefill import Pruner, ResidentLayer, Stream
 from .skeleton import Skeleton
+from .waiting import Waiting
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class Lockstep:
     `sets`: a pruner and the layers it fills for every job, whose first forward is then the sweep over its prompt and
     whose later ones run its own resident layers. Without: nothing stays, and a job makes one forward. A job may start
     only when one before it has passed a layer, since its forward reads what that one left: jobs run in their order.
+    `waiting`: where the states of jobs that wait go; None: they stay where they are.
     `together`: hears when a layer begins and when all jobs have passed it, its dense weights still in place.
     """
 
@@ -44,15 +46,20 @@ class Lockstep:
         sets: Sequence[tuple[Pruner, Sequence[ResidentLayer]]] = (),
         seed: int | None = None,
         together: Together | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         self.job = self.layer = -1
         self._answering = False
         self._skeleton, self._stream, self._sets = skeleton, stream, sets
-        self._seed, self._together = seed, together
+        self._seed, self._together, self._waiting = seed, together, waiting
+        self._embedding: Any = None
         self._hub: Any = None
 
     def __enter__(self) -> "Lockstep":
         self._stream.open(self)
+        if waiting := self._waiting:
+            module = self._skeleton.model.get_input_embeddings()
+            self._embedding = module.register_forward_hook(lambda _, args, out: waiting.embedded(self.job, out))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -60,6 +67,9 @@ class Lockstep:
             pruner.stop()
         if self._together:
             self._together.stop()
+        if self._waiting:
+            self._embedding.remove()
+            self._waiting.close()
         self._stream.close()
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -100,10 +110,16 @@ class Lockstep:
                     stack.throw(GreenletExit)
         return [results[index] for index in range(len(jobs))]
 
-    def enter(self, index: int) -> None:
-        """A job is at a layer: it waits for its turn, unless all layers have passed."""
-        if not self._answering:
-            self._hub.switch()
+    def enter(self, index: int, states: Tensor | None) -> None:
+        """A job is at a layer with these states (1, T, D): it waits for its turn, unless all layers have passed."""
+        if self._answering:
+            return
+        job = self.job
+        if self._waiting and states is not None:
+            self._waiting.put(job, states)
+        self._hub.switch()
+        if self._waiting:
+            self._waiting.take(job)
 
     def leave(self, index: int, hidden: Tensor) -> None:
         if index == self.layer:

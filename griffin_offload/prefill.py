@@ -399,7 +399,7 @@ class Sweep:
         self._pruner.stop()
         self._stream.close()
 
-    def enter(self, index: int) -> None:
+    def enter(self, index: int, states: Tensor | None) -> None:
         self.started = True
         self._dense = self._stream.onload(index)
         self._pruner.begin(index)

@@ -7,7 +7,7 @@ time is held.
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,6 +24,7 @@ from .selection import Selection
 from .skeleton import Block, Rows, Skeleton
 from .static import Scorer, Static, forwards, scores_of
 from .units import MIB
+from .waiting import Waiting
 from .weights.reader import Reader
 
 RESERVE = 64 * MIB  # of disk, left free
@@ -37,13 +38,15 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Source:
-    """What an export is made of: the model, and what chooses its neurons, a prompt or many samples."""
+    """What an export is made of: the model, and what chooses its neurons, a prompt or many samples, whose states wait
+    for each other."""
 
     model: str
     path: Path
     prompt_ids: list[int]
     prompt_text: str
     static: Static | None = None
+    waiting: Waiting | None = None
 
     @property
     def name(self) -> str:
@@ -80,7 +83,7 @@ class Export:
     files: tuple[str, ...]
     bytes: int
     backup: Path | None
-    scores: Scores = ()
+    scores: Scores = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)
@@ -166,7 +169,7 @@ def write_pruned(
                 pass
         for name in skeleton.buffers:
             writer.write(name, skeleton.model.get_buffer(name))
-        with Lockstep(skeleton, stream, together=together) as lockstep:
+        with Lockstep(skeleton, stream, together=together, waiting=source.waiting) as lockstep:
             lockstep.run(forwards(skeleton, source.samples, "cpu"))
     finally:
         skeleton.unload()

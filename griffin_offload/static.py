@@ -8,8 +8,10 @@ magnitude   the squared product of the norms of its rows in gate and up
 random      drawn, by seed and layer
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +19,16 @@ from torch import Tensor
 
 from .choices import SCORES, check
 from .errors import NumericError, OptionError, PromptError
-from .hooks import ObserveNeurons
+from .hooks import PIECE, ObserveNeurons
 from .lockstep import Lockstep
-from .plan import ModelSizes, Plan
+from .memory import MARGIN, available_memory
+from .plan import ModelSizes, Plan, Request, make_plan
 from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
 from .prior import Prior, Scores
 from .skeleton import Block, Skeleton
 from .statistic import activation_squares, neuron_statistic
 from .units import KIB
+from .waiting import Waiting
 from .weights.reader import Reader
 
 STACK = 64 * KIB  # of one forward that waits (measured)
@@ -62,7 +66,8 @@ class Static:
 
 
 class Scorer:
-    """Leaves the scores of every block in the layers' `statistics`, over all forwards between `begin` and `end`.
+    """Leaves the scores of every block in the layers' `statistics`, which are 0 before, over all forwards between
+    `begin` and `end`.
 
     `pruner` then chooses and gathers by them."""
 
@@ -76,7 +81,6 @@ class Scorer:
     def begin(self, index: int) -> None:
         layer = self._skeleton.layers[index]
         for block, total in zip(layer.blocks, self._layers[index].statistics, strict=True):
-            total.zero_()
             if self._score in MEASURES:
                 pieces, measure = self._skeleton.pieces_of(layer, block), MEASURES[self._score]
                 observer = ObserveNeurons(layer.module, block.path, total, pieces=pieces, measure=measure)
@@ -114,7 +118,8 @@ def scores_of(layers: Sequence[ResidentLayer]) -> Scores:
 def down_squares(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
     """|W_j|² of a block's down projection: (F,) or (E, F), float32."""
     (rows,) = block.rows[block.down].split(dense[block.down])
-    return rows.norm(dim=-1, dtype=torch.float32).square_()
+    norms: Tensor = rows.norm(dim=-1, dtype=torch.float32)
+    return norms.square_()
 
 
 def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> list[Callable[[], None]]:
@@ -129,13 +134,49 @@ def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> l
     return [forward(ids) for ids in samples]
 
 
-def waiting_bytes(sizes: ModelSizes, static: Static) -> int:
-    """What all forwards hold between two layers, and the scores."""
-    return sum(STACK + 3 * len(ids) * sizes.hidden * sizes.item for ids in static.samples)
+def find_room(
+    skeleton: Skeleton, request: Request, static: Static, host_memory: int | None, folder: Path
+) -> tuple[Request, Waiting]:
+    """Where the states of all samples wait, and the request that counts what of them is on the device.
+
+    In RAM: `host_memory` bytes of them (None: as much as there is), on the CPU no more than the budget leaves.
+    Raises GriffinError where the disk has too little space for the others."""
+    sizes = skeleton.sizes()
+    state = 2 * sizes.hidden * sizes.item  # of a token: what the embedding put out is held besides
+    beside = sum(_beside(skeleton, sizes, len(ids)) for ids in static.samples)
+    scores = sum(4 * math.prod(block.statistic_shape) for layer in skeleton.layers for block in layer.blocks)
+    request = replace(request, waiting=beside + scores)
+    free = int(available_memory() * (1 - MARGIN)) if request.copies else request.budget - make_plan(sizes, request).peak
+    room = max(0, free if host_memory is None else min(free, host_memory))
+    inside = on_disk = 0
+    for ids in static.samples:  # as Waiting counts them
+        if inside + len(ids) * state <= room:
+            inside += len(ids) * state
+        else:
+            on_disk += len(ids) * state
+    waiting = Waiting(room, folder, on_disk)
+    return (request if request.copies else replace(request, waiting=beside + scores + inside)), waiting
+
+
+def _beside(skeleton: Skeleton, sizes: ModelSizes, tokens: int) -> int:
+    """Bytes that a forward holds between two layers besides its states: stack, ids, rotary embeddings, masks."""
+    config = skeleton.config
+    head: int = sizes.heads // config.num_attention_heads
+    inputs: int = getattr(config, "hidden_size_per_layer_input", None) or 0
+    row = 32 + (4 * head + inputs * len(skeleton.layers)) * sizes.item
+    slides = any(window is not None and tokens > window for window in sizes.windows)
+    late = sizes.in_pieces and (tokens > PIECE or not (slides or sizes.score_heads))  # no mask, or written in pieces
+    return STACK + tokens * row + (0 if late else tokens * tokens * (1 + sizes.item))
 
 
 def sum_scores(
-    skeleton: Skeleton, reader: Reader, plan: Plan, static: Static, device: str, on_layer: OnLayer | None
+    skeleton: Skeleton,
+    reader: Reader,
+    plan: Plan,
+    static: Static,
+    waiting: Waiting,
+    device: str,
+    on_layer: OnLayer | None,
 ) -> Prior:
     """The scores of all samples, from one reading of the weights; the skeleton is empty after it.
 
@@ -144,7 +185,7 @@ def sum_scores(
     stream = Stream(skeleton, reader, layers, copies=device != "cpu", steady=plan.steady_heap, on_layer=on_layer)
     try:
         load_outside(skeleton, reader, device)
-        with Lockstep(skeleton, stream, together=Scorer(skeleton, layers, static)) as lockstep:
+        with Lockstep(skeleton, stream, together=Scorer(skeleton, layers, static), waiting=waiting) as lockstep:
             lockstep.run(forwards(skeleton, static.samples, device))
     finally:
         skeleton.unload()

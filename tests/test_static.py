@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
-from griffin_offload.errors import NumericError, OptionError, PromptError
+from griffin_offload.errors import GriffinError, NumericError, OptionError, PromptError
 from griffin_offload.prior import Prior, load_prior
 from griffin_offload.samples import Source, draw_samples
 from griffin_offload.sources.gguf_file import read_gguf
 from griffin_offload.static import Static
+from griffin_offload.units import MIB
+from griffin_offload.waiting import Waiting
+from griffin_offload.weights.reader import Reader
 
 # Gate and up apart, sliding windows and tied, no gate and biases, (in, out) weights, gate and up in one, routed experts
 # with and without a shared block, interleaved halves, recurrent layers.
@@ -64,10 +70,19 @@ def test_one_sweep_over_many_is_the_sum_of_a_sweep_for_each(model: Path) -> None
         torch.testing.assert_close(total, sum(parts), rtol=1e-6, atol=1e-7)
 
 
-def test_every_byte_is_read_once(llama: Path) -> None:
-    engine, seen = Engine(llama), []
-    engine.score_samples(Static(SAMPLES), lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many samples there are, and wherever they wait."""
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama", tied=True))
+    layers: list[tuple[int, int]] = []
+    read: list[int] = []
+    close = Reader.close
+    monkeypatch.setattr(Reader, "close", lambda self: (read.append(self.bytes), close(self)))
+    for room in (None, 0):
+        layers.clear()
+        read.clear()
+        engine.score_samples(Static(SAMPLES), lambda done, total: layers.append((done, total)), host_memory=room)
+        assert layers == [(0, 3), (1, 3), (2, 3), (3, 3)]
+        assert sum(read) == sum(info.bytes for info in engine.checkpoint.tensors.values())
 
 
 def test_the_griffin_score_is_the_papers(model: Path) -> None:
@@ -76,6 +91,22 @@ def test_the_griffin_score_is_the_papers(model: Path) -> None:
     theirs = [oracle.statistic(whole, ids) for ids in SAMPLES]
     for place, score in enumerate(ours):
         torch.testing.assert_close(score, sum(s[place].square() for s in theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_every_type_in_one_sweep_its_states_on_disk(every: Path) -> None:
+    whole = oracle.load(every)
+    engine = Engine(every)
+    prior = engine.score_samples(Static(SAMPLES), host_memory=0)
+    ours = {
+        (layer, block.path): score
+        for layer, scores in enumerate(prior.scores)
+        for block, score in zip(engine.skeleton.layers[layer].blocks, scores, strict=True)
+    }
+    theirs = [oracle.statistic(whole, ids) for ids in SAMPLES]
+    for place, block in enumerate(oracle.blocks(whole)):
+        expected = sum(of_sample[place].square() for of_sample in theirs)
+        torch.testing.assert_close(ours.pop((block.layer, block.name)), expected, rtol=1e-4, atol=1e-4)
+    assert not ours
 
 
 def test_the_wanda_score_is_norm_of_activations_times_norm_of_column(model: Path) -> None:
@@ -155,6 +186,8 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     prior = engine.score_samples(Static(SAMPLES))
     with pytest.raises(OptionError, match="all of them stay"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
+    with pytest.raises(OptionError, match="'random' looks at no statistic"):
+        engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, selection="random")
     with pytest.raises(OptionError, match="weight 2 is outside"):
         engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, prior_weight=2)
     other = Engine(tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64))
@@ -298,6 +331,77 @@ def test_nothing_is_left_where_nothing_is_chosen(llama: Path, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+# Where states wait
+
+
+def test_states_that_wait_on_disk_come_back_as_they_were(model: Path, tmp_path: Path) -> None:
+    engine = Engine(model)
+    inside = engine.score_samples(Static(SAMPLES), host_memory="1GiB")
+    for room in (0, 2 * 4 * 32 * 60):  # none, and the first sample or more of them
+        outside = engine.score_samples(Static(SAMPLES), host_memory=room)
+        assert all(map(torch.equal, flat(inside), flat(outside)))
+
+
+def test_on_disk_is_what_has_no_room(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state and the embedding of each: tokens x 32 float32."""
+    seen: list[int] = []
+    close = Waiting.close
+    monkeypatch.setattr(Waiting, "close", lambda self: (seen.append(self.on_disk), close(self)))
+    engine = Engine(llama)
+    of_a_token = 2 * 32 * 4
+    for room in (0, 48 * of_a_token - 1, 48 * of_a_token, 68 * of_a_token, 200 * of_a_token):
+        engine.export_static(Static(SAMPLES), tmp_path / "out", host_memory=room, force=True)
+    assert seen == [tokens * of_a_token for tokens in (101, 101 - 20, 101 - 48, 33, 0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_read(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(1000))
+    with pytest.raises(GriffinError, match=r"the hidden states need 64 MiB in .*, which has 1000 B free"):
+        Engine(llama).export_static(Static(SAMPLES), tmp_path / "out", host_memory=0)
+
+
+MEASURE = """
+import json, sys, torch
+from griffin_offload import Engine
+from griffin_offload.memory import PeakMeter
+from griffin_offload.static import Static, find_room
+from griffin_offload.plan import choose_plan
+from dataclasses import replace
+from pathlib import Path
+
+torch.set_num_threads(1)
+folder, room, count, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+engine = Engine(folder, device_memory="4GiB")
+static = Static([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
+request = replace(engine.request(tokens, 1), export=True)
+request, _ = find_room(engine.skeleton, request, static, int(room), Path("."))
+plan = choose_plan(engine.sizes, request, 0.0, "m").peak
+meter = PeakMeter("cpu")
+engine.score_samples(static, host_memory=room)
+print(json.dumps([plan, meter.peak()]))
+"""
+
+
+def test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk(tmp_path: Path) -> None:
+    """320 samples whose states are 78 MiB."""
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "max_position_embeddings": 512, "num_hidden_layers": 2}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", **sizes)
+
+    def peak(room: int) -> int:
+        command = [sys.executable, "-c", MEASURE, str(folder), str(room), "320", "250"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        plan, measured = json.loads(done.stdout)
+        assert measured <= plan
+        return int(measured)
+
+    inside, outside = peak(2**30), peak(0)
+    assert inside - outside > 55 * MIB
+
+
 # The command
 
 
@@ -356,6 +460,8 @@ def test_too_few_texts_are_told(run: Callable[..., Result]) -> None:
         (["--calibration", "t.txt", "--out", "out", "--prior", "p.st"], 2, "--prior is of a prompt"),
         (["--calibration", "t.txt", "--out", "out", "--score", "random"], 2, "leave out --calibration"),
         (["--calibration", "t.txt", "--out", "out", "--score", "best"], 2, "'best' is not one of"),
+        (["--prompt", "a", "--out", "out", "--host-memory", "1GiB"], 2, "--host-memory is of calibration texts"),
+        (["--calibration", "t.txt", "--out", "out", "--samples", "2", "--host-memory", "some"], 1, "some"),
         (["--score", "wanda", "--out", "out"], 2, "give --calibration FILE"),
         (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples is of calibration texts"),
         (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "give --calibration FILE"),
