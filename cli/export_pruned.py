@@ -23,6 +23,7 @@ from .options import (
     prompt_form_options,
     read_file,
     read_prompt,
+    skip_options,
 )
 
 
@@ -70,6 +71,7 @@ from .options import (
     help="Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them.",
 )
 @expert_options
+@skip_options
 @click.option(
     "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the selections that draw. [default: 0]"
 )
@@ -90,6 +92,11 @@ def command(
     sparsity: float | tuple[float, ...],
     selection: str,
     allocation: str,
+    ffn_skip: float,
+    ffn_skip_mode: str,
+    ffn_skip_cold: tuple[int, int] | None,
+    ffn_skip_warmup: int | None,
+    ffn_skip_run: int | None,
     seed: int,
     model: str,
     device: str | None,
@@ -103,7 +110,16 @@ def command(
     """
     _check_form(form, out, gguf_type, packed)
     system = prompt_form(system, raw)
-    Settings(sparsity=sparsity)  # refused here, before the model is looked for
+    chosen = Settings(  # refused here, before the model is looked for
+        sparsity=sparsity,
+        ffn_skip=ffn_skip,
+        ffn_skip_mode=ffn_skip_mode,
+        ffn_skip_cold=ffn_skip_cold,
+        ffn_skip_warmup=ffn_skip_warmup,
+        ffn_skip_run=ffn_skip_run,
+    )
+    if ffn_skip and ffn_skip_mode != "prompt":
+        raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
     text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     ids = engine.encode(text, system=system, raw=raw)
@@ -115,6 +131,7 @@ def command(
             sparsity=sparsity,
             selection=selection,
             allocation=allocation,
+            skip=chosen.skip(),
             seed=seed,
             force=force,
             format=form,
@@ -130,6 +147,12 @@ def command(
         click.echo(str(export.path))
     if export.backup:
         console.note(f"what was there before is now in {export.backup}")
+    if export.skipped:
+        layers = ", ".join(map(str, export.skipped))
+        console.note(
+            f"{len(export.skipped)} blocks are left out, of layers {layers}: they are zeros in the file, and in"
+        )
+        console.note("  memory, since a config has one width for all layers")
     full, size = format_bytes(engine.sizes.full), format_bytes(export.bytes)
     files = f"{len(export.files)} files" if len(export.files) > 1 else "one file"
     console.note(f"{size} in {files}, of a model of {full}; written in {seconds:.1f} s. To load it:")

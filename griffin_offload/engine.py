@@ -364,6 +364,7 @@ class Engine:
         sparsity: Sparsity | None = DEFAULT_SPARSITY,
         selection: str = "topk",
         allocation: str = "uniform",
+        skip: Skip | None = None,
         seed: int = 0,
         force: bool = False,
         format: str = "safetensors",
@@ -376,7 +377,8 @@ class Engine:
 
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Every layer's neurons are rounded up to a multiple of `multiple_of` (default: 1; for GGUF 32,
-        which its quantised types need). Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
+        which its quantised types need). `skip`: blocks left out, by prompt.
+        Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
         multiple = (GGUF_MULTIPLE if format == "gguf" else 1) if multiple_of is None else multiple_of
@@ -384,9 +386,12 @@ class Engine:
             raise OptionError(f"neurons cannot be a multiple of {multiple}: give 1 or more")
         if format == "gguf":
             require_gguf(self.config.model_type)
+        skip = skip if skip and skip.share else None
+        if skip:
+            check_skip(self.skeleton, skip, export=True)
         chosen = Selection(selection, seed)
         request = self.request(len(prompt_ids), 1)
-        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple, skip=skip)
         plan = choose_plan(self.sizes, request, DEFAULT_SPARSITY if sparsity is None else sparsity, self.name)
         self.unload()
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)

@@ -16,7 +16,7 @@ import torch
 
 from . import __version__
 from .errors import ExportError
-from .plan import Plan
+from .plan import Plan, emptied, with_kept
 from .prefill import OnLayer
 from .pruned import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
@@ -57,13 +57,16 @@ def export_checkpoint(
     buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
     with _new_folder(out, force, needed) as folder:
         with CheckpointWriter(folder, smaller.shapes, skeleton.dtype, others=buffers) as writer:
-            experts = write_pruned(skeleton, reader, plan, selection, source.prompt_ids, smaller, writer, on_layer)
+            experts, skipped = write_pruned(
+                skeleton, reader, plan, selection, source.prompt_ids, smaller, writer, on_layer
+            )
+        plan = with_kept(plan, skeleton.sizes(), emptied(plan.kept, skipped))
         _write_config(_config(skeleton, smaller, source), source, folder)
         _write_card(skeleton, plan, selection, source, folder, experts)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
-    return Export(out, files, total, backup)
+    return Export(out, files, total, backup, tuple(skipped))
 
 
 def _config(skeleton: Skeleton, smaller: Smaller, source: Source) -> dict[str, Any]:
@@ -144,6 +147,8 @@ def _write_card(
 ) -> None:
     neurons = plan.layers[0].neurons
     kept = [layer.kept for layer in plan.layers]
+    skipped = [i for i, layer in enumerate(plan.layers) if plan.skip and not layer.kept]
+    some = [k for i, k in enumerate(kept) if i not in skipped] or kept
     facts = {
         "griffin_offload": __version__,
         "method": f"GRIFFIN (arXiv:2404.01365), {selection.name}",
@@ -158,11 +163,14 @@ def _write_card(
         "prompt_tokens": len(source.prompt_ids),
         "experts": experts,
     }
+    if plan.skip:
+        facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
     card = CARD.format(
         model=source.name,
         sparsity=plan.sparsity,
-        kept=kept[0] if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}",
+        kept=some[0] if len(set(some)) == 1 else f"{min(some)} to {max(some)}",
+        skipped=SKIPPED.format(layers=", ".join(map(str, skipped))) if skipped else "",
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),
@@ -172,6 +180,9 @@ def _write_card(
     (folder / "README.md").write_text(card)
 
 
+SKIPPED = """- whole blocks left out, where the prompt saturates (FFN-SkipLLM, arXiv:2404.03865): of layers {layers},
+  counted from 0. They are zeros here, since a config has one width for all layers
+"""
 CARD = """---
 library_name: transformers
 tags:
@@ -186,7 +197,7 @@ of every layer are kept (sparsity {sparsity:g}), chosen by one prompt of {tokens
 - source model: `{model}`, whose licence applies to these weights too
 - prompt, SHA-256 of its text: `{sha}`
 - which neurons: `experts` in `griffin.json`, one list a layer
-
+{skipped}
 ## How to load
 
 ```python

@@ -19,6 +19,7 @@ from .plan import Kept, Plan
 from .prefill import OnLayer, Pruner, Stream, Sweep, load_outside, passing_layers
 from .selection import Selection
 from .skeleton import Block, Rows, Skeleton
+from .skipper import Saturation
 from .units import MIB
 from .weights.reader import Reader
 
@@ -47,12 +48,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. `backup`: where an existing folder that was no export went."""
+    """What was written. `backup`: where an existing folder that was no export went; `skipped`: layers whose blocks are
+    zeros."""
 
     path: Path
     files: tuple[str, ...]
     bytes: int
     backup: Path | None
+    skipped: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "backup": self.backup and str(self.backup)}
@@ -80,7 +83,7 @@ def smaller_model(skeleton: Skeleton, plan: Plan, least: int = 1) -> Smaller:
 
 
 class Writer(Protocol):
-    """Where an export's tensors go, by the model's names, in any order."""
+    """Where an export's tensors go, by the model's names, in any order; written again, the last one counts."""
 
     def write(self, name: str, tensor: Tensor) -> None: ...
 
@@ -96,8 +99,9 @@ def write_pruned(
     smaller: Smaller,
     writer: Writer,
     on_layer: OnLayer | None,
-) -> list[Any]:
-    """Run the sweep over the prompt and write what it keeps. Returns the experts of each layer, as lists of numbers.
+) -> tuple[list[Any], list[int]]:
+    """Run the sweep over the prompt and write what it keeps. Returns the experts of each layer, as lists of numbers,
+    and the layers whose blocks the prompt leaves out: they are zeros, since a config has one width for all layers.
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept)
@@ -124,7 +128,8 @@ def write_pruned(
         on_layer=on_layer,
         on_finished=write_layer,
     )
-    sweep = Sweep(stream, Pruner(skeleton, layers, selection))
+    saturation = Saturation(skeleton, plan.skip) if plan.skip else None
+    sweep = Sweep(stream, Pruner(skeleton, layers, selection), saturation)
     try:
         load_outside(skeleton, reader, "cpu")
         for name in skeleton.outside:
@@ -139,7 +144,13 @@ def write_pruned(
             skeleton.model(torch.tensor([prompt_ids]), use_cache=False, logits_to_keep=1)
     finally:
         skeleton.unload()
-    return experts
+    skipped = saturation.skipped() if saturation else []
+    for index in skipped:  # which they are, the last layer alone could tell
+        experts[index] = []
+        for name in skeleton.layers[index].neuron_tensors:
+            full = skeleton.layers[index].prefix + name
+            writer.write(full, torch.zeros(smaller.shapes[full], dtype=skeleton.dtype))
+    return experts, skipped
 
 
 def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:

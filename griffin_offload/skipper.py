@@ -23,8 +23,11 @@ TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is f
 DRIFT = 0.01  # of the share: below it the threshold stays as it is
 
 
-def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1) -> None:
-    """Raises OptionError for a model whose blocks cannot be skipped, and for several prompts together."""
+def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = False) -> None:
+    """Raises OptionError for a model whose blocks cannot be skipped, for several prompts together, and by token for an
+    export."""
+    if export and not skip.by_prompt:
+        raise OptionError("an export has no tokens to skip for: give --ffn-skip-mode prompt")
     if prompts > 1:
         raise OptionError(f"ffn-skip {skip.share:g} is for one prompt at a time, not for {prompts}: leave one out")
     kind = skeleton.config.model_type
