@@ -5,6 +5,7 @@ import os
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from ..units import format_bytes
 from . import console
 from .options import (
     SHARES,
+    check_skip_usage,
     check_text,
     expert_options,
     model_options,
@@ -92,17 +94,13 @@ def command(
     sparsity: float | tuple[float, ...],
     selection: str,
     allocation: str,
-    ffn_skip: float,
-    ffn_skip_mode: str,
-    ffn_skip_cold: tuple[int, int] | None,
-    ffn_skip_warmup: int | None,
-    ffn_skip_run: int | None,
     seed: int,
     model: str,
     device: str | None,
     device_memory: str | None,
     dtype: str | None,
     as_json: bool,
+    **skip: Any,
 ) -> None:
     """Write the model, pruned for a prompt: a folder that transformers loads, or a file that llama.cpp runs.
 
@@ -110,16 +108,10 @@ def command(
     """
     _check_form(form, out, gguf_type, packed)
     system = prompt_form(system, raw)
-    chosen = Settings(  # refused here, before the model is looked for
-        sparsity=sparsity,
-        ffn_skip=ffn_skip,
-        ffn_skip_mode=ffn_skip_mode,
-        ffn_skip_cold=ffn_skip_cold,
-        ffn_skip_warmup=ffn_skip_warmup,
-        ffn_skip_run=ffn_skip_run,
-    )
-    if ffn_skip and ffn_skip_mode != "prompt":
+    check_skip_usage(**skip)
+    if skip["ffn_skip"] and skip["ffn_skip_mode"] == "token":
         raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
+    chosen = Settings(sparsity=sparsity, **skip)  # refused here, before the model is looked for
     text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     ids = engine.encode(text, system=system, raw=raw)

@@ -200,6 +200,16 @@ def skip_options(command: F) -> F:
     )
 
 
+def check_skip_usage(*, ffn_skip: float, ffn_skip_mode: str, **options: Any) -> None:
+    """Raises click.UsageError for options of skipping that cannot act."""
+    given = [name for name in ("cold", "warmup", "run") if options.get(f"ffn_skip_{name}") is not None]
+    given += ["mode"] if ffn_skip_mode != "token" else []
+    if given and not ffn_skip:
+        raise click.UsageError(f"--ffn-skip-{given[0]} says how blocks are skipped: add --ffn-skip SHARE")
+    if ffn_skip_mode == "prompt" and (by_token := [name for name in given if name in ("warmup", "run")]):
+        raise click.UsageError(f"--ffn-skip-{by_token[0]} is of --ffn-skip-mode token: leave it out")
+
+
 def prompt_form_options(command: F) -> F:
     """--system and --raw, which exclude each other: see `prompt_form`."""
     return decorate(
