@@ -100,6 +100,7 @@ class TokenSkipper:
         self._table = []
         self._threshold = find_threshold(self._similarity, self._skip)
         for block, residual in list(self._residuals.items()):
+            residual.settle()
             if block + 1 not in self._may:
                 residual.remove()
                 del self._residuals[block]
@@ -113,10 +114,10 @@ class TokenSkipper:
             self._in_window += 1
             self._left -= 1
         elif block in self._residuals and self._tokens >= self._skip.warmup:
-            similarity = self._residuals[block].similarity(leaving)
-            if len(similarity) > 1:
+            if leaving.shape[:-1].numel() > 1:
                 raise OptionError("ffn-skip by token answers a token at a time: leave out speculative decoding")
-            self._left = (self._skip.run or len(self._layers)) if float(similarity) >= self._threshold else 0
+            similarity = self._residuals[block].similarity_of_token(leaving)
+            self._left = (self._skip.run or len(self._layers)) if similarity >= self._threshold else 0
         if self._left and block + 1 in self._may:
             self._switches[block + 1].off = True
 

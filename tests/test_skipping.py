@@ -377,7 +377,7 @@ def test_the_first_tokens_interrupt_leaves_an_engine_that_works(llama: Path) -> 
     ("how", "says"),
     [
         ({"sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}, "one sparsity"),
-        ({"sparsity": 0.5, "rest": "int8"}, "the rest"),
+        ({"sparsity": 0.5, "rest": "int8"}, "rest int8 keeps all"),
     ],
 )
 def test_what_does_not_go_with_empty_blocks_is_refused(llama: Path, how: dict[str, Any], says: str) -> None:
