@@ -546,7 +546,7 @@ class Engine:
         if not plan.reads_again and all(layer.complete for layer in self._layers):
             return nullcontext()
         skip = plan.skip if plan.skip and plan.skip.by_prompt else None
-        slots = Slots(self.skeleton, skip, self._layers, plan.kept) if skip else None
+        slots = Slots(self.skeleton, skip, self._layers) if skip else None
         stream = self._stream(self._layers, plan, reader, on_layer)
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights), slots)
 

@@ -168,12 +168,11 @@ class Slots(Saturation):
     There is memory for the blocks that stay, and all are of one size. The last layers have none: as such a layer
     passes, the most saturated of those that have passed gives up its own, or else the layer itself stays empty."""
 
-    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer], kept: Kept) -> None:
-        """`kept`: the plan's, by which memory lies now, or (put_back) shall lie."""
+    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer]) -> None:
+        """`layers`: as a plan has them (see put_back)."""
         super().__init__(skeleton, skip)
         self._layers = layers
-        put_back(skeleton, layers, kept)
-        moves = not all(any(kept[i]) for i in self.may)
+        moves = not all(any(layers[i].kept) for i in self.may)
         for number in self.may:
             layers[number].moves = moves
 
@@ -184,10 +183,7 @@ class Slots(Saturation):
         passed = [i for i in self._similarity if i == index or any(self._layers[i].kept)]
         most = min(passed, key=lambda i: (-self._similarity[i], i))
         if most != index:
-            _swap(self._skeleton, self._layers, most, index)
-            prefix = self._skeleton.layers[most].prefix
-            for name, tensor in self._layers[most].tensors.items():
-                self._skeleton.assign(prefix + name, tensor)
+            _swap(self._skeleton, self._layers, most, index)  # the stream's end puts it into the modules
 
 
 def put_back(skeleton: Skeleton, layers: Sequence[ResidentLayer], kept: Kept) -> None:

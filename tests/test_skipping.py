@@ -320,8 +320,10 @@ class Copying(Engine):
 def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: Any) -> None:
     engine, seen = make(llama), set()
     for seed in range(5):
+        before = engine._layers
         prompt = tiny_prompt(20 + seed, seed)
         seen.add(tuple(assert_equals_oracle(engine, llama, prompt, by_prompt(1 / 3), sparsity)))
+        assert before is None or before is engine._layers, "what stays is not read again"
     assert len(seen) > 1, "the test would say nothing"
     full = oracle.full_generate(oracle.load(llama), tiny_prompt(), TOKENS)[0]
     assert greedy(engine, tiny_prompt(), None).token_ids == full
