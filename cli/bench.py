@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..choices import SKIP_MODES
 from ..models import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import console
@@ -24,6 +25,7 @@ COLUMNS = (
     "tokens/s",
     "min..max",
     "of limit",
+    "a token reads",
     "total (s)",
     "peak",
     "read",
@@ -59,6 +61,21 @@ COLUMNS = (
     help="Of griffin's rows; give several to compare. magnitude takes the first.",
 )
 @resident_dtypes_option
+@click.option(
+    "--ffn-skip",
+    "ffn_skips",
+    type=float,
+    multiple=True,
+    metavar="SHARE",
+    help="More of griffin's rows: with this share of the feed-forward blocks skipped; give several to compare.",
+)
+@click.option(
+    "--ffn-skip-mode",
+    type=click.Choice(SKIP_MODES),
+    default="token",
+    show_default=True,
+    help="How they skip: see `griffin generate --help`.",
+)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs a row.")
 @click.option(
     "--max-seconds",
@@ -92,7 +109,8 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     neurons' weights or as the prompt asks. All get the same random prompt and take the likeliest token.
 
     x floor: the prompt pass, as a multiple of reading the checkpoint once or of the prompt's arithmetic, whichever is
-    longer (what loads the model before may be below 1). of limit: tokens/s, of what the memory's bandwidth allows.
+    longer (what loads the model before may be below 1). of limit: tokens/s, of what the memory's bandwidth allows for
+    the weights that a token reads.
     total: loading and answering.
     """
     asked = read_options(**options)
@@ -208,6 +226,7 @@ def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
         f"{row['tokens_per_s']:.3g}" if row["tokens_per_s"] else "-",
         spread,
         f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
+        format_bytes(row["bytes_per_token"]) if row["bytes_per_token"] else "-",
         f"{'~' if row['extrapolated'] else ''}{row['total_s']:.1f}",
         format_bytes(row["peak_bytes"]),
         format_bytes(read),

@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,7 @@ from .calibration import Calibration, calibration_options
 from .options import (
     SHARES,
     check_prior_options,
+    check_skip_usage,
     check_text,
     expert_options,
     model_options,
@@ -28,7 +29,12 @@ from .options import (
     prompt_form_options,
     read_file,
     read_prompt,
+    skip_options,
 )
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..pruned import Export
 
 
 @click.command("export-pruned", short_help="Write the pruned model, for transformers or for llama.cpp.")
@@ -76,6 +82,7 @@ from .options import (
 )
 @expert_options
 @prior_options
+@skip_options
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -115,20 +122,26 @@ def command(
     dtype: str | None,
     host_memory: str | None,
     as_json: bool,
-    **texts: Any,
+    **more: Any,
 ) -> None:
     """Write the model, pruned for a prompt: a folder that transformers loads, or a file that llama.cpp runs.
 
     Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone. Or give
     --calibration texts: the neurons are chosen by all of them, which one reading of the model measures.
     """
-    calibration = Calibration(seed=seed, host_memory=host_memory, **texts)
+    skip = {name: more.pop(name) for name in list(more) if name.startswith("ffn_skip")}
+    calibration = Calibration(seed=seed, host_memory=host_memory, **more)
     if out is None and calibration.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
     _check_form(form, out, gguf_type, packed)
     check_prior_options(prior, prior_weight)
+    check_skip_usage(**skip)
+    if skip["ffn_skip"] and skip["ffn_skip_mode"] == "token":
+        raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
     of_a_prompt = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": system, "--raw": raw}
-    calibration.refuse_with({**of_a_prompt, "--prior": prior, "--selection": selection != "topk"})
+    calibration.refuse_with(
+        {**of_a_prompt, "--prior": prior, "--selection": selection != "topk", "--ffn-skip": skip["ffn_skip"]}
+    )
     place: dict[str, Any] = {"device": device, "device_memory": device_memory, "dtype": dtype}
     how: dict[str, Any] = {
         "sparsity": sparsity,
@@ -140,7 +153,7 @@ def command(
     }
     system = prompt_form(system, raw)
     # Refused here, before the model is looked for.
-    chosen = Settings(sparsity=sparsity, prior=prior, prior_weight=prior_weight)
+    chosen = Settings(sparsity=sparsity, prior=prior, prior_weight=prior_weight, **skip)
     if calibration.asked:
         sources = calibration.sources()
         calibration.check_prior_out(force)
@@ -158,22 +171,32 @@ def command(
         calibration.save(scores)
     else:
         assert out is not None
-        more = chosen.prior_arguments()
+        how |= chosen.prior_arguments() | {"skip": chosen.skip(), "selection": selection, "seed": seed}
         text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
         engine = open_engine(model, **place)
         ids = engine.encode(text, system=system, raw=raw)
         start = time.perf_counter()
         with console.layer_progress("Reading and writing") as on_layer:
-            export = engine.export(
-                ids, out, prompt_text=text, selection=selection, seed=seed, on_layer=on_layer, **how, **more
-            )
-    seconds = time.perf_counter() - start
+            export = engine.export(ids, out, prompt_text=text, on_layer=on_layer, **how)
+    _tell(engine, export, form, sparsity, time.perf_counter() - start, as_json)
+
+
+def _tell(
+    engine: "Engine", export: "Export", form: str, sparsity: float | tuple[float, ...], seconds: float, as_json: bool
+) -> None:
+    """What was written, and how to load it."""
     if as_json:
         click.echo(json.dumps({"model": engine.name, "sparsity": sparsity, **export.to_json(), "seconds": seconds}))
     else:
         click.echo(str(export.path))
     if export.backup:
         console.note(f"what was there before is now in {export.backup}")
+    if export.skipped:
+        layers = ", ".join(map(str, export.skipped))
+        console.note(
+            f"{len(export.skipped)} blocks are left out, of layers {layers}: they are zeros in the file, and in"
+        )
+        console.note("  memory, since a config has one width for all layers")
     full, size = format_bytes(engine.sizes.full), format_bytes(export.bytes)
     files = f"{len(export.files)} files" if len(export.files) > 1 else "one file"
     console.note(f"{size} in {files}, of a model of {full}; written in {seconds:.1f} s. To load it:")

@@ -10,6 +10,7 @@ from . import console
 from .generate_many import generate_many
 from .options import (
     answer_options,
+    check_skip_usage,
     choice_note,
     host_memory_option,
     model_options,
@@ -79,6 +80,7 @@ def command(
     The model is read once, for the prompt; the answer comes from the neurons that the prompt uses.
     """
     system = prompt_form(system, raw)
+    check_skip_usage(**answer)
     chosen = settings(**answer)
     place: dict[str, Any] = {
         "model": model,

@@ -220,9 +220,19 @@ def skip_options(command: F) -> F:
             "--ffn-skip-run",
             type=int,
             metavar="N",
-            help="By token: blocks skipped after one that is saturated. [default: 0, all up to the cold ones]",
+            help="Blocks skipped in a row, at most. [default: 0, as few as reach the share]",
         ),
     )
+
+
+def check_skip_usage(*, ffn_skip: float, ffn_skip_mode: str, **options: Any) -> None:
+    """Raises click.UsageError for options of skipping that cannot act."""
+    given = [name for name in ("cold", "warmup", "run") if options.get(f"ffn_skip_{name}") is not None]
+    given += ["mode"] if ffn_skip_mode != "token" else []
+    if given and not ffn_skip:
+        raise click.UsageError(f"--ffn-skip-{given[0]} says how blocks are skipped: add --ffn-skip SHARE")
+    if ffn_skip_mode == "prompt" and "warmup" in given:
+        raise click.UsageError("--ffn-skip-warmup is of --ffn-skip-mode token: leave it out")
 
 
 def prompt_form_options(command: F) -> F:

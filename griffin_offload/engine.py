@@ -372,6 +372,7 @@ class Engine:
         sparsity: Sparsity | None = DEFAULT_SPARSITY,
         selection: str = "topk",
         allocation: str = "uniform",
+        skip: Skip | None = None,
         seed: int = 0,
         force: bool = False,
         format: str = "safetensors",
@@ -386,8 +387,12 @@ class Engine:
 
         Layers are written as the sweep passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Every layer's neurons are rounded up to a multiple of `multiple_of` (default: 1; for GGUF 32,
-        which its quantised types need). Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
+        which its quantised types need). `skip`: blocks left out, by prompt.
+        Raises OptionError, ExportError, BudgetError, and what a sweep raises."""
         chosen = self._selection(selection, seed, prior, prior_weight)
+        skip = skip if skip and skip.share else None
+        if skip:
+            check_skip(self.skeleton, skip, export=True)
         source = Source(self.name, self.path, list(prompt_ids), prompt_text)
         return self._export(
             source,
@@ -400,6 +405,7 @@ class Engine:
             gguf_type=gguf_type,
             multiple_of=multiple_of,
             on_layer=on_layer,
+            skip=skip,
         )
 
     def export_static(
@@ -451,6 +457,7 @@ class Engine:
         multiple_of: int | None,
         on_layer: OnLayer | None,
         host_memory: int | None = None,
+        skip: Skip | None = None,
     ) -> Export:
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
@@ -460,7 +467,7 @@ class Engine:
         if format == "gguf":
             require_gguf(self.config.model_type)
         request = self.request(max(map(len, source.samples), default=1), 1)
-        request = replace(request, share=self.share(allocation), export=True, multiple=multiple)
+        request = replace(request, share=self.share(allocation), export=True, multiple=multiple, skip=skip)
         if source.static:
             folder = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
             request, waiting = find_room(self.skeleton, request, source.static, host_memory, folder)
@@ -662,7 +669,7 @@ class Engine:
         if not plan.reads_again and all(layer.complete for layer in self._layers):
             return nullcontext()
         skip = plan.skip if plan.skip and plan.skip.by_prompt else None
-        slots = Slots(self.skeleton, skip, self._layers, plan.kept) if skip else None
+        slots = Slots(self.skeleton, skip, self._layers) if skip else None
         stream = self._stream(self._layers, plan, reader, on_layer)
         return Sweep(stream, Pruner(self.skeleton, self._layers, selection, weights), slots)
 

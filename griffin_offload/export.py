@@ -16,7 +16,7 @@ import torch
 
 from . import __version__
 from .errors import ExportError
-from .plan import Plan
+from .plan import Plan, emptied, with_kept
 from .prefill import OnLayer
 from .pruned import METHODS, RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
@@ -57,13 +57,14 @@ def export_checkpoint(
     buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
     with _new_folder(out, force, needed) as folder:
         with CheckpointWriter(folder, smaller.shapes, skeleton.dtype, others=buffers) as writer:
-            experts, scores = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
+            written = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
+        plan = with_kept(plan, skeleton.sizes(), emptied(plan.kept, written.skipped))
         _write_config(_config(skeleton, smaller, source), source, folder)
-        _write_card(skeleton, plan, selection, source, folder, experts)
+        _write_card(skeleton, plan, selection, source, folder, written.experts)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
-    return Export(out, files, total, backup, scores)
+    return Export(out, files, total, backup, written.scores, written.skipped)
 
 
 def _config(skeleton: Skeleton, smaller: Smaller, source: Source) -> dict[str, Any]:
@@ -144,6 +145,8 @@ def _write_card(
 ) -> None:
     neurons = plan.layers[0].neurons
     kept = [layer.kept for layer in plan.layers]
+    skipped = [i for i, layer in enumerate(plan.layers) if plan.skip and not layer.kept]
+    some = [k for i, k in enumerate(kept) if i not in skipped] or kept
     facts = {
         "griffin_offload": __version__,
         "method": source.method(selection),
@@ -157,11 +160,14 @@ def _write_card(
         **source.facts(selection),
         "experts": experts,
     }
+    if plan.skip:
+        facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
     card = CARD.format(
         model=source.name,
         sparsity=plan.sparsity,
-        kept=kept[0] if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}",
+        kept=some[0] if len(set(some)) == 1 else f"{min(some)} to {max(some)}",
+        skipped=SKIPPED.format(layers=", ".join(map(str, skipped))) if skipped else "",
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),
@@ -198,6 +204,9 @@ def _words(source: Source, selection: Selection) -> dict[str, str]:
     }
 
 
+SKIPPED = """- whole blocks left out, where the prompt saturates (FFN-SkipLLM, arXiv:2404.03865): of layers {layers},
+  counted from 0. They are zeros here, since a config has one width for all layers
+"""
 CARD = """---
 library_name: transformers
 tags:
@@ -212,7 +221,7 @@ of every layer are kept (sparsity {sparsity:g}), chosen {by}. {resident} instead
 - source model: `{model}`, whose licence applies to these weights too
 {texts}
 - which neurons: `experts` in `griffin.json`, one list a layer
-
+{skipped}
 ## How to load
 
 ```python

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import __version__
 from .errors import CheckpointError, ExportError, UnsupportedArchitecture
 from .models import gguf_link
-from .plan import Plan
+from .plan import Plan, emptied, with_kept
 from .prefill import OnLayer
 from .pruned import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
@@ -30,7 +30,7 @@ from .sources.gguf_model import ARCHITECTURES, ROPE_FACTORS, config_fields, rope
 from .sources.gguf_vocabulary import vocabulary_fields
 from .units import format_bytes
 from .weights.decode import interleaved
-from .weights.gguf_writer import GgufWriter, layout
+from .weights.gguf_writer import GgufWriter, Layout, layout
 from .weights.reader import Reader
 
 GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
@@ -82,8 +82,13 @@ def export_gguf(
     tensors = {names[name]: (shape, _kind(shape, how.kind)) for name, shape in smaller.shapes.items()}
     if factors is not None:
         tensors[ROPE_FACTORS] = tuple(factors.shape), "F32"
-    fields = _general(skeleton, plan, selection, source, architecture, how.kind) | config_fields(config, architecture)
-    laid_out = layout(fields | _vocabulary(skeleton, source, how.tokenizer), tensors)
+
+    def lay_out(plan: Plan) -> Layout:
+        fields = _general(skeleton, plan, selection, source, architecture, how.kind)
+        fields |= config_fields(config, architecture)
+        return layout(fields | _vocabulary(skeleton, source, how.tokenizer), tensors)
+
+    laid_out = lay_out(plan)
     total = laid_out.bytes
     with _new_file(out, total) as path:
         with GgufWriter(path, laid_out) as writer:
@@ -92,9 +97,11 @@ def export_gguf(
                 _all(writer.write_pieces(ROPE_FACTORS, [factors]))
             _check(path, config, source)
             changed = _AsLlamaCpp(writer, names, architecture, config)
-            _, scores = write_pruned(skeleton, reader, plan, selection, source, smaller, changed, on_layer)
+            written = write_pruned(skeleton, reader, plan, selection, source, smaller, changed, on_layer)
+            if written.skipped:
+                writer.write_header(lay_out(with_kept(plan, skeleton.sizes(), emptied(plan.kept, written.skipped))))
         backup = _publish(path, out)
-    return Export(out, (out.name,), total, backup, scores)
+    return Export(out, (out.name,), total, backup, written.scores, written.skipped)
 
 
 class _AsLlamaCpp:

@@ -3,6 +3,7 @@
 B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,10 +178,17 @@ class Residual:
 
     def __init__(self, layer: nn.Module) -> None:
         self._added: Tensor | None = None
-        self._handles = [child.register_forward_hook(self._ran) for child in layer.children()]
+        self._last: nn.Module | None = None
+        self._handles = {child: child.register_forward_hook(self._ran) for child in layer.children()}
 
     def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._last = module
         self._added = output[0] if isinstance(output, tuple) else output
+
+    def settle(self) -> None:
+        """After a forward: from here on, listen to none but the module that ran last."""
+        for module in self._handles.keys() - {self._last}:
+            self._handles.pop(module).remove()
 
     def similarity(self, leaving: Tensor, last: int | None = None) -> Tensor:
         """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32.
@@ -193,9 +201,18 @@ class Residual:
         parts = zip(states.split(PIECE), added.split(PIECE), strict=True)
         return torch.cat([cosine_similarity(s.float() - a.float(), s.float(), dim=-1) for s, a in parts])
 
+    def similarity_of_token(self, leaving: Tensor) -> float:
+        """The same of one token's states (1, 1, D), in a third of the time."""
+        assert self._added is not None
+        states = leaving.reshape(1, -1).float()
+        both = torch.cat([states - self._added.reshape(1, -1), states])  # the difference in float32, as above
+        (entering, inner), (_, left) = (both @ both.T).tolist()
+        self._added = None
+        return float(inner / max(math.sqrt(entering * left), 1e-12))
+
     def remove(self) -> None:
         while self._handles:
-            self._handles.pop().remove()
+            self._handles.popitem()[1].remove()
         self._added = None
 
 

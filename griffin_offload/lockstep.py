@@ -12,7 +12,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
-from .prefill import Pruner, ResidentLayer, Stream
+from .prefill import Pruner, ResidentLayer, Slots, Stream
 from .skeleton import Skeleton
 from .waiting import Waiting
 
@@ -36,7 +36,8 @@ class Lockstep:
     whose later ones run its own resident layers. Without: nothing stays, and a job makes one forward. A job may start
     only when one before it has passed a layer, since its forward reads what that one left: jobs run in their order.
     `waiting`: where the states of jobs that wait go; None: they stay where they are.
-    `together`: hears when a layer begins and when all jobs have passed it, its dense weights still in place.
+    `together`: hears when a layer begins and when all jobs have passed it, its dense weights still in place; `slots`:
+    with what states each job leaves it.
     """
 
     def __init__(
@@ -47,16 +48,19 @@ class Lockstep:
         seed: int | None = None,
         together: Together | None = None,
         waiting: Waiting | None = None,
+        slots: Slots | None = None,
     ) -> None:
         self.job = self.layer = -1
         self._answering = False
         self._skeleton, self._stream, self._sets = skeleton, stream, sets
-        self._seed, self._together, self._waiting = seed, together, waiting
+        self._seed, self._together, self._waiting, self._slots = seed, together, waiting, slots
         self._embedding: Any = None
         self._hub: Any = None
 
     def __enter__(self) -> "Lockstep":
         self._stream.open(self)
+        if self._slots:
+            self._slots.open()
         if waiting := self._waiting:
             module = self._skeleton.model.get_input_embeddings()
             self._embedding = module.register_forward_hook(lambda _, args, out: waiting.embedded(self.job, out))
@@ -67,6 +71,8 @@ class Lockstep:
             pruner.stop()
         if self._together:
             self._together.stop()
+        if self._slots:
+            self._slots.close()
         if self._waiting:
             self._embedding.remove()
             self._waiting.close()
@@ -124,6 +130,8 @@ class Lockstep:
     def leave(self, index: int, hidden: Tensor) -> None:
         if index == self.layer:
             self._stream.check(index, hidden)
+            if self._slots:
+                self._slots.left(index, hidden)
 
     def _pass_layer(self, index: int, jobs: int, go_on: Callable[[int], None]) -> None:
         dense = self._stream.onload(index)

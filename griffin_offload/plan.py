@@ -279,7 +279,9 @@ class Request:
         """As many layers as will be left out. Raises OptionError where their memory does not fit one another."""
         assert self.skip
         if self.precision.rest is not None:
-            raise OptionError("ffn-skip by prompt leaves blocks without neurons: do not keep the rest of them")
+            raise OptionError(
+                f"ffn-skip by prompt leaves blocks without neurons, rest {self.precision.rest} keeps all: leave one out"
+            )
         numbers = [i for i, layer in enumerate(sizes.layers) if layer.blocks]
         may = [numbers[block] for block in self.skip.may(len(numbers))]
         if len({(sizes.layers[i].blocks, kept[i]) for i in may}) > 1:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from .prefill import OnLayer, Pruner, Stream, load_outside, passing_layers
 from .prior import Scores
 from .selection import Selection
 from .skeleton import Block, Rows, Skeleton
+from .skipper import Saturation
 from .static import Scorer, Static, forwards, scores_of
 from .units import MIB
 from .waiting import Waiting
@@ -76,14 +77,15 @@ def source_name(model: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. `backup`: where an existing folder that was no export went. `scores`: of every neuron, which
-    the experts were chosen by."""
+    """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, which
+    the experts were chosen by; `skipped`: layers whose blocks are zeros."""
 
     path: Path
     files: tuple[str, ...]
     bytes: int
     backup: Path | None
     scores: Scores = field(default=(), repr=False, compare=False)
+    skipped: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)
@@ -111,8 +113,17 @@ def smaller_model(skeleton: Skeleton, plan: Plan, least: int = 1) -> Smaller:
     return Smaller(sizes, widths, shapes, _checked_config(skeleton, sizes, shapes))
 
 
+class Written(NamedTuple):
+    """By layer: `experts`, as lists of numbers, and the `scores` that they were chosen by. `skipped`: layers whose
+    blocks were left out."""
+
+    experts: list[Any]
+    scores: Scores
+    skipped: tuple[int, ...]
+
+
 class Writer(Protocol):
-    """Where an export's tensors go, by the model's names, in any order."""
+    """Where an export's tensors go, by the model's names, in any order; written again, the last one counts."""
 
     def write(self, name: str, tensor: Tensor) -> None: ...
 
@@ -128,9 +139,9 @@ def write_pruned(
     smaller: Smaller,
     writer: Writer,
     on_layer: OnLayer | None,
-) -> tuple[list[Any], Scores]:
-    """Run the sweep over the source's samples and write what it keeps. Returns the experts of each layer, as lists of
-    numbers, and the scores that they were chosen by.
+) -> Written:
+    """Run the sweep over the source's samples and write what it keeps; of a prompt that leaves blocks out, zeros in
+    their place, since a config has one width for all layers.
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept)
@@ -159,6 +170,7 @@ def write_pruned(
     )
     pruner = Pruner(skeleton, layers, selection)
     together = Scorer(skeleton, layers, source.static, pruner) if source.static else pruner
+    saturation = Saturation(skeleton, plan.skip) if plan.skip else None
     try:
         load_outside(skeleton, reader, "cpu")
         for name in skeleton.outside:
@@ -169,11 +181,17 @@ def write_pruned(
                 pass
         for name in skeleton.buffers:
             writer.write(name, skeleton.model.get_buffer(name))
-        with Lockstep(skeleton, stream, together=together, waiting=source.waiting) as lockstep:
+        with Lockstep(skeleton, stream, together=together, waiting=source.waiting, slots=saturation) as lockstep:
             lockstep.run(forwards(skeleton, source.samples, "cpu"))
     finally:
         skeleton.unload()
-    return experts, scores_of(layers)
+    skipped = saturation.skipped() if saturation else []
+    for index in skipped:  # which they are, the last layer alone could tell
+        experts[index] = []
+        for name in skeleton.layers[index].neuron_tensors:
+            full = skeleton.layers[index].prefix + name
+            writer.write(full, torch.zeros(smaller.shapes[full], dtype=skeleton.dtype))
+    return Written(experts, scores_of(layers), tuple(skipped))
 
 
 def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:

@@ -78,6 +78,9 @@ class Skipped:
         return sum(self.by_layer) / self.blocks
 
     def __str__(self) -> str:
+        if self.skip.by_prompt:
+            layers = " ".join(str(layer) for layer, share in enumerate(self.by_layer) if share)
+            return f"{self.share:.1%} of {self.skip.share:.1%} asked; layers: {layers or 'none'}"
         percents = " ".join(f"{100 * share:.0f}" for share in self.by_layer)
         return f"{self.share:.1%} of {self.skip.share:.1%} asked; by layer, in %: {percents}"
 

@@ -23,8 +23,11 @@ TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is f
 DRIFT = 0.01  # of the share: below it the threshold stays as it is
 
 
-def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1) -> None:
-    """Raises OptionError for a model whose blocks cannot be skipped, and for several prompts together."""
+def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = False) -> None:
+    """Raises OptionError for a model whose blocks cannot be skipped, for several prompts together, and by token for an
+    export."""
+    if export and not skip.by_prompt:
+        raise OptionError("an export has no tokens to skip for: give --ffn-skip-mode prompt")
     if prompts > 1:
         raise OptionError(f"ffn-skip {skip.share:g} is for one prompt at a time, not for {prompts}: leave one out")
     kind = skeleton.config.model_type
@@ -97,6 +100,7 @@ class TokenSkipper:
         self._table = []
         self._threshold = find_threshold(self._similarity, self._skip)
         for block, residual in list(self._residuals.items()):
+            residual.settle()
             if block + 1 not in self._may:
                 residual.remove()
                 del self._residuals[block]
@@ -110,10 +114,10 @@ class TokenSkipper:
             self._in_window += 1
             self._left -= 1
         elif block in self._residuals and self._tokens >= self._skip.warmup:
-            similarity = self._residuals[block].similarity(leaving)
-            if len(similarity) > 1:
+            if leaving.shape[:-1].numel() > 1:
                 raise OptionError("ffn-skip by token answers a token at a time: leave out speculative decoding")
-            self._left = self._skip.length(len(self._layers)) if float(similarity) >= self._threshold else 0
+            similarity = self._residuals[block].similarity_of_token(leaving)
+            self._left = self._skip.length(len(self._layers)) if similarity >= self._threshold else 0
         if self._left and block + 1 in self._may:
             self._switches[block + 1].off = True
 
@@ -167,12 +171,11 @@ class Slots(Saturation):
     There is memory for the blocks that stay, and all are of one size. The last layers have none: as such a layer
     passes, the most saturated of those that have passed gives up its own, or else the layer itself stays empty."""
 
-    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer], kept: Kept) -> None:
-        """`kept`: the plan's, by which memory lies now, or (put_back) shall lie."""
+    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer]) -> None:
+        """`layers`: as a plan has them (see put_back)."""
         super().__init__(skeleton, skip)
         self._layers = layers
-        put_back(skeleton, layers, kept)
-        moves = not all(any(kept[i]) for i in self.may)
+        moves = not all(any(layers[i].kept) for i in self.may)
         for number in self.may:
             layers[number].moves = moves
 
@@ -184,10 +187,7 @@ class Slots(Saturation):
         held, gone = ([block for block, there in passed.items() if there is wanted] for wanted in (True, False))
         most = self._numbers[next_to_leave(held, gone, self._table(), self._skip)]
         if most != index:
-            _swap(self._skeleton, self._layers, most, index)
-            prefix = self._skeleton.layers[most].prefix
-            for name, tensor in self._layers[most].tensors.items():
-                self._skeleton.assign(prefix + name, tensor)
+            _swap(self._skeleton, self._layers, most, index)  # the stream's end puts it into the modules
 
 
 def put_back(skeleton: Skeleton, layers: Sequence[ResidentLayer], kept: Kept) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,7 @@ def test_a_child_that_dies_is_a_row(
     title, _, columns, _, first, second, *facts = capsys.readouterr().out.splitlines()
     assert title == "tiny, memory not capped (as asked), caches warm (as asked)"
     assert columns.split()[:4] == ["method", "tokens", "prompt", "pass"]
-    assert re.fullmatch(r" llama-cpp model +8\+5( +-){9} +the process was ended by SIGKILL", first)
+    assert re.fullmatch(r" llama-cpp model +8\+5( +-){10} +the process was ended by SIGKILL", first)
     assert re.match(r" llama-cpp model +8\+4 +\d", second)
     assert any(line.startswith("reading ") and line.endswith(" KiB") for line in facts)
 
@@ -357,6 +358,27 @@ def test_a_stopped_run_is_marked(tmp_path: Path) -> None:
     run = {"tokens": 3, "tokens_per_s": 2.0, "prompt_s": 1.0, "peak_bytes": MIB}
     row = Row("griffin", 0.5, Lengths(8, 4), runs=[run, run | {"tokens_per_s": 4.0}])
     assert (row.extrapolated, row.median("tokens_per_s"), row.label) == (True, 3.0, "griffin 50%")
+
+
+def test_rows_that_skip_blocks_stand_beside_those_that_do_not(tmp_path: Path) -> None:
+    found = asked(tmp_path, methods=["griffin"], ffn_skips=[0.25, 0.5], ffn_skip_mode="prompt")
+    labels = [row.label for row in bench._rows(found)]
+    assert labels == ["griffin 50%", "griffin 50% skip 25% by prompt", "griffin 50% skip 50% by prompt"]
+    for wrong in ({"ffn_skips": [1.5]}, {"ffn_skips": [0.0]}, {"ffn_skip_mode": "layer"}):
+        with pytest.raises(OptionError):
+            asked(tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("mode", ["token", "prompt"])
+def test_a_run_that_skips_blocks_reads_less_for_a_token(tmp_path: Path, mode: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=8)
+    plain = competitors.Job("griffin", str(folder), 8, 24, 300, 2 * GIB, GIB, 0.0, "bfloat16", 60.0, None, "", False)
+    full = competitors.griffin(plain)
+    less = competitors.griffin(replace(plain, ffn_skip=1.0, ffn_skip_mode=mode))
+    assert full["skipped"] == 0 < less["skipped"]
+    assert full["bytes_per_token"] - less["bytes_per_token"] == pytest.approx(
+        less["skipped"] * 8 * 3 * 96 * 32 * 4, 1e-3
+    )
 
 
 def test_synthetic_is_written_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
         ("top_k", -1),
         ("seed", -1),
         ("seed", 2**32),
+        ("ffn_skip", 1.5),
+        ("ffn_skip_warmup", -1),
+        ("ffn_skip_run", -1),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: float) -> None:
@@ -205,6 +208,18 @@ def test_a_seed_of_a_selection_asks_for_no_sampling() -> None:
         Settings(sparsity=(0.5, 2))
 
 
+def test_skipping_from_text() -> None:
+    from griffin_offload.skip import Skip
+
+    settings = Settings().with_text("ffn_skip", "0.25")
+    assert settings.arguments()["skip"] == Skip(0.25)
+    settings = settings.with_text("ffn_skip_mode", "prompt").with_text("ffn_skip_cold", "1,3")
+    assert settings.arguments()["skip"] == Skip(0.25, "prompt", (1, 3))
+    settings = settings.with_text("ffn_skip_mode", "none").with_text("ffn_skip_warmup", "0")
+    assert settings.with_text("ffn_skip_run", "2").arguments()["skip"] == Skip(0.25, "token", (1, 3), 0, 2)
+    assert "skip" not in settings.with_text("ffn_skip", "0").arguments()
+
+
 def test_settings_from_text() -> None:
     settings = Settings().with_text("sparsity", "0.25").with_text("top_k", "40").with_text("max_new_tokens", "7")
     assert settings == Settings(sparsity=0.25, top_k=40, max_new_tokens=7)
@@ -220,6 +235,8 @@ def test_settings_from_text() -> None:
         ("sparsity", "half", "sparsity cannot be 'half': give a number"),
         ("top_k", "4.5", "a whole number"),
         ("greedy", "maybe", "on or off"),
+        ("ffn_skip_cold", "2", "FIRST,LAST"),
+        ("ffn_skip_mode", "layer", "known: token, prompt"),
         ("heat", "1", "no setting is called 'heat': there are sparsity, max_new_tokens"),
     ],
 )

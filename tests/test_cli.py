@@ -146,6 +146,13 @@ def test_version_and_bare_griffin(run: Run) -> None:
         (["generate", "--prompt", "a", "--ffn-skip", "much"], ["--ffn-skip", "much"]),
         (["generate", "--prompt", "a", "--ffn-skip-mode", "layer"], ["--ffn-skip-mode", "token"]),
         (["generate", "--prompt", "a", "--ffn-skip-cold", "2"], ["FIRST,LAST", "2,2"]),
+        (["generate", "--prompt", "a", "--ffn-skip-mode", "prompt"], ["--ffn-skip-mode", "add --ffn-skip SHARE"]),
+        (["generate", "--prompt", "a", "--ffn-skip-run", "1"], ["--ffn-skip-run", "add --ffn-skip SHARE"]),
+        (
+            ["generate", "--prompt", "a", "--ffn-skip", "0.5", "--ffn-skip-mode", "prompt", "--ffn-skip-warmup", "1"],
+            ["--ffn-skip-warmup", "--ffn-skip-mode token"],
+        ),
+        (["export-pruned", "--prompt", "a", "--out", "c", "--ffn-skip", "0.5"], ["--ffn-skip-mode prompt"]),
         (["generate", "stray"], ["stray"]),
         (["chat", "--greedy", "--top-k", "5"], ["--top-k"]),
         (["export-pruned", "--prompt", "a"], ["--out"]),
@@ -309,6 +316,46 @@ def test_an_option_outside_its_range_is_one_line_and_code_1(
 ) -> None:
     words = [word.replace("10 MiB", "9.54 MiB") for word in words]
     failed(run("generate", "--model", model, "--prompt", "Hello", *options), 1, *words)
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough layers to skip some."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("cli-deep") / "llama", "llama", chat=True, num_hidden_layers=8)
+
+
+def test_skipped_blocks_are_reported(run: Run, deep: Path) -> None:
+    options = ("--model", deep, "--prompt", "Hello", *ANSWER, "--ffn-skip", "1", "--ffn-skip-cold", "2,3")
+    facts = json.loads(run("generate", *options, "--ffn-skip-warmup", "0", "--json").stdout)
+    assert facts["ffn_skip"]["by_layer"] == [0, 0, 1, 1, 1, 0, 0, 0]
+    block = facts["experts"]["kept_per_layer"][2] * 3 * 32 * 4
+    assert facts["memory"]["resident_bytes"] - facts["memory"]["bytes_per_token"] == 3 * block
+    said = run("generate", *options, "--ffn-skip-warmup", "0").stderr
+    assert re.search(r"^skipped blocks +37.5% of 100.0% asked; by layer, in %: 0 0 100 100 100 0 0 0$", said, re.M)
+    said = run("generate", *options, "--ffn-skip-mode", "prompt").stderr
+    assert re.search(r"^skipped blocks +37.5% of 100.0% asked; layers: 2 3 4$", said, re.MULTILINE)
+
+
+def test_an_export_says_which_blocks_are_zeros(run: Run, deep: Path, tmp_path: Path) -> None:
+    skip = ("--ffn-skip", "1", "--ffn-skip-mode", "prompt", "--ffn-skip-cold", "2,3")
+    result = run("export-pruned", "--model", deep, "--prompt", "Hello", "--out", tmp_path / "out", *skip)
+    assert "3 blocks are left out, of layers 2, 3, 4: they are zeros in the file" in result.stderr
+    result = run("export-pruned", "--model", deep, "--prompt", "Hello", "--out", tmp_path / "b", *skip, "--json")
+    assert json.loads(result.stdout)["skipped"] == [2, 3, 4]
+
+
+def test_the_defaults_in_the_help_are_those_of_the_rule(run: Run) -> None:
+    from griffin_offload.skip import Skip
+
+    defaults, screen = Skip(0.5), " ".join(run("generate", "--help").stdout.split())
+    first, last = defaults.cold
+    for name, default in (
+        ("cold FIRST,LAST", f"{first},{last}"),
+        ("warmup N", defaults.warmup),
+        ("run N", defaults.run),
+    ):
+        assert re.search(rf"--ffn-skip-{name} [^\[]*\[default: {default}[\],]", screen), name
+    assert re.search(rf"--ffn-skip-mode [^\[]*\[token\|prompt\][^\[]*\[default: {defaults.mode}\]", screen)
 
 
 def test_bad_prompts(run: Run, model: Path, tmp_path: Path) -> None:

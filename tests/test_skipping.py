@@ -1,6 +1,7 @@
 """Skipped blocks against plain transformers with z at zero, one token and one block at a time."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from tiny import TINY, tiny_checkpoint, tiny_prompt
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
 from griffin_offload.errors import OptionError
 from griffin_offload.skip import WINDOW, Skip, find_threshold, most_saturated
 from griffin_offload.skipper import DRIFT, check_skip
+from griffin_offload.sources.gguf_file import read_gguf
 
 LAYERS = 6
 SIX = {"num_hidden_layers": LAYERS}
@@ -317,8 +320,10 @@ class Copying(Engine):
 def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: Any) -> None:
     engine, seen = make(llama), set()
     for seed in range(5):
+        before = engine._layers
         prompt = tiny_prompt(20 + seed, seed)
         seen.add(tuple(assert_equals_oracle(engine, llama, prompt, by_prompt(1 / 3), sparsity)))
+        assert before is None or before is engine._layers, "what stays is not read again"
     assert len(seen) > 1, "the test would say nothing"
     full = oracle.full_generate(oracle.load(llama), tiny_prompt(), TOKENS)[0]
     assert greedy(engine, tiny_prompt(), None).token_ids == full
@@ -374,7 +379,7 @@ def test_the_first_tokens_interrupt_leaves_an_engine_that_works(llama: Path) -> 
     ("how", "says"),
     [
         ({"sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}, "one sparsity"),
-        ({"sparsity": 0.5, "rest": "int8"}, "the rest"),
+        ({"sparsity": 0.5, "rest": "int8"}, "rest int8 keeps all"),
     ],
 )
 def test_what_does_not_go_with_empty_blocks_is_refused(llama: Path, how: dict[str, Any], says: str) -> None:
@@ -386,3 +391,59 @@ def test_what_fits_is_chosen_without_a_rest(llama: Path) -> None:
     engine = Engine(llama)
     assert engine.plan(20, 8, skip=by_prompt(0.5)).precision.rest is None
     assert engine.generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2).report.skipped
+
+
+# Exports
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_an_export_without_some_blocks_is_the_resident_model(deep: Path, tmp_path: Path, sparsity: float) -> None:
+    prompt, skip, out = tiny_prompt(), by_prompt(0.5), tmp_path / "out"
+    exported = Engine(deep).export(prompt, out, prompt_text="Alice", sparsity=sparsity, skip=skip)
+    model = oracle.load(deep)
+    skipped, experts = experts_left(model, prompt, skip, sparsity)
+    assert exported.skipped == tuple(skipped)
+    facts = json.loads((out / "griffin.json").read_text())
+    assert (facts["ffn_skip"], facts["skipped_layers"]) == (0.5, skipped)
+    assert facts["experts"] == [e.tolist() for e in experts]
+    assert facts["kept"] == [len(e) for e in experts]
+    assert f"of layers {', '.join(map(str, skipped))}," in (out / "README.md").read_text()
+
+    logits, cache = oracle._forward(model, prompt, None)
+    smaller = AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval()
+    tokens = [int(logits[-1].argmax())]
+    while len(tokens) < TOKENS and tokens[-1] not in oracle.end_tokens(model):
+        logits, cache = oracle._forward(smaller, tokens[-1:], cache)
+        tokens.append(int(logits[-1].argmax()))
+    assert tokens == greedy(Engine(deep), prompt, skip, sparsity).token_ids
+    for block in oracle.blocks(smaller):
+        assert bool(block.module.weight.any()) == (block.layer not in skipped)
+
+
+def test_a_gguf_file_without_some_blocks(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    skip = by_prompt(0.5)
+    exported = Engine(llama).export(
+        tiny_prompt(), out, prompt_text="Alice", skip=skip, format="gguf", gguf_type="f32", sparsity=0.5
+    )
+    skipped, _ = experts_left(oracle.load(llama), tiny_prompt(), skip, 0.5)
+    assert exported.skipped == tuple(skipped)
+    kept = read_gguf(out, "out").fields["griffin.kept"]
+    assert [i for i, k in enumerate(kept) if k == 0] == skipped
+    engine = Engine(out)
+    engine.sweep(tiny_prompt(), 0.0)
+    for number, layer in enumerate(engine.skeleton.layers):
+        weight = engine.skeleton.model.get_parameter(layer.prefix + layer.blocks[0].down)
+        assert bool(weight.any()) == (number not in skipped)
+
+
+def test_an_export_without_a_whole_block_less_is_the_plain_one(llama: Path, tmp_path: Path) -> None:
+    Engine(llama).export(tiny_prompt(), tmp_path / "a", prompt_text="Alice")
+    Engine(llama).export(tiny_prompt(), tmp_path / "b", prompt_text="Alice", skip=by_prompt(0.05))
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_an_export_cannot_skip_by_token(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--ffn-skip-mode prompt"):
+        Engine(llama).export(tiny_prompt(), tmp_path / "out", prompt_text="Alice", skip=Skip(0.5))
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from ..choices import check
+from ..choices import SKIP_MODES, check
 from ..errors import OptionError
 from ..models import gguf_link
 from ..units import MIB, format_bytes
@@ -73,7 +73,8 @@ def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
 class Asked:
     """What to measure. `folder`: the checkpoint; `budget`: bytes, of every method; `cold` None: where root allows.
 
-    `resident_dtypes`: of griffin's rows; `ggufs`: files of the same weights for llama.cpp, a row each."""
+    `resident_dtypes`: of griffin's rows; `ffn_skips`: shares of skipped blocks, in more such rows; `ggufs`: files of
+    the same weights for llama.cpp, a row each."""
 
     name: str
     folder: Path
@@ -86,6 +87,8 @@ class Asked:
     dtype: str | None = None
     threads: int | None = None
     resident_dtypes: Sequence[str] = ("bfloat16",)
+    ffn_skips: Sequence[float] = ()
+    ffn_skip_mode: str = "token"
     ggufs: Sequence[Path] = ()
     capped: bool = True
     cold: bool | None = None
@@ -94,6 +97,10 @@ class Asked:
         for sparsity in self.sparsities:
             if not 0 <= sparsity <= 1:
                 raise OptionError(f"sparsity {sparsity:g} is outside its range: 0 to 1")
+        for share in self.ffn_skips:
+            if not 0 < share <= 1:
+                raise OptionError(f"ffn-skip {share:g} is outside its range: above 0, up to 1")
+        check(self.ffn_skip_mode, SKIP_MODES, "ffn-skip-mode")
 
 
 @dataclass(frozen=True)
@@ -130,13 +137,16 @@ class Row:
     resident_dtype: str = "bfloat16"
     gguf: Path | None = None
     runs: list[Result] = field(default_factory=list)
+    ffn_skip: float = 0.0
+    ffn_skip_mode: str = "token"
 
     @property
     def label(self) -> str:
         if self.sparsity is None:
             return f"{self.method} {self.gguf.stem}" if self.gguf else self.method
         packed = f" {self.resident_dtype}" if self.resident_dtype != "bfloat16" else ""
-        return f"{self.method} {100 * self.sparsity:.3g}%{packed}"
+        skips = f" skip {100 * self.ffn_skip:.3g}% by {self.ffn_skip_mode}" if self.ffn_skip else ""
+        return f"{self.method} {100 * self.sparsity:.3g}%{packed}{skips}"
 
     @property
     def good(self) -> list[Result]:
@@ -199,6 +209,8 @@ class Bench:
             "of_limit": speed / limit if speed and limit else None,
             **{name: row.median(name) for name in names},
             "planned_peak_bytes": row.median("planned_peak_bytes"),
+            "bytes_per_token": row.median("bytes_per_token"),
+            "skipped": row.median("skipped"),
             "read_bandwidth": row.median("read_bandwidth"),
             "extrapolated": row.extrapolated,
             "runs": len(row.good),
@@ -291,8 +303,9 @@ def _rows(asked: Asked) -> list[Row]:
     for lengths in asked.lengths:
         for method in asked.methods:
             if method == "griffin":
-                pairs = product(asked.sparsities, asked.resident_dtypes)
-                rows += [Row(method, sparsity, lengths, dtype) for sparsity, dtype in pairs]
+                each = product(asked.sparsities, asked.resident_dtypes, (0.0, *asked.ffn_skips))
+                mode = asked.ffn_skip_mode
+                rows += [Row(method, s, lengths, d, ffn_skip=skip, ffn_skip_mode=mode) for s, d, skip in each]
             elif method == "llama-cpp":
                 rows += [Row(method, None, lengths, gguf=gguf) for gguf in asked.ggufs]
             else:
@@ -319,7 +332,8 @@ def _run_row(
 def _what(row: Row) -> Result:
     tokens = {"prompt_tokens": row.lengths.prompt, "answer_tokens": row.lengths.answer}
     how = {"sparsity": row.sparsity, "resident_dtype": row.resident_dtype, "file": row.gguf and row.gguf.name}
-    return {"kind": "row", "method": row.method, **how, **tokens}
+    skips = {"ffn_skip": row.ffn_skip, "ffn_skip_mode": row.ffn_skip_mode} if row.ffn_skip else {}
+    return {"kind": "row", "method": row.method, **how, **skips, **tokens}
 
 
 class _Runner:
@@ -354,6 +368,8 @@ class _Runner:
             dtype=asked.dtype,
             scratch=self.scratch,
             cold=cold,
+            ffn_skip=row.ffn_skip if row else 0.0,
+            ffn_skip_mode=row.ffn_skip_mode if row else "token",
         )
         command = [sys.executable, "-m", "griffin_offload.evaluation.competitors", job.to_json()]
         if cold:

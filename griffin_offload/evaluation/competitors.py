@@ -44,6 +44,8 @@ class Job:
     dtype: str | None
     scratch: str
     cold: bool
+    ffn_skip: float = 0.0
+    ffn_skip_mode: str = "token"
 
     def prompt(self) -> list[int]:
         """The same random ids for every method."""
@@ -144,12 +146,14 @@ def griffin(job: Job) -> dict[str, Any]:
 
 def _griffin(job: Job, selection: str) -> dict[str, Any]:
     from ..engine import Engine
+    from ..skip import Skip
 
     _import_modules(job)
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
     how: dict[str, Any] = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
+    how["skip"] = Skip(job.ffn_skip, job.ffn_skip_mode) if job.ffn_skip else None
     answer = engine.generate(job.prompt(), **how, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s
@@ -160,7 +164,8 @@ def _griffin(job: Job, selection: str) -> dict[str, Any]:
         "peak_bytes": max(opened, report.measured_peak),
         "planned_peak_bytes": report.plan.peak,
         "resident_bytes": report.plan.resident_bytes,
-        "bytes_per_token": report.plan.bytes_per_token,
+        "bytes_per_token": report.bytes_per_token,
+        "skipped": report.skipped.share if report.skipped else 0.0,
         "read_bandwidth": report.read_bandwidth,
         "memory_bandwidth": report.memory_bandwidth,
         "fraction_of_limit": report.fraction_of_limit,

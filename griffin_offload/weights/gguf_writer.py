@@ -63,10 +63,11 @@ class GgufWriter:
     Use as a context manager; leaving it without an error checks that every tensor was written."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self._places = dict(layout.places)
+        self._places, self._missing = layout.places, set(layout.places)
+        self._header = len(layout.header)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            self._write(memoryview(layout.header), 0)
+            self.write_header(layout)
             os.ftruncate(self._fd, layout.bytes)  # so that the header can be read back before the tensors are there
         except BaseException:
             os.close(self._fd)
@@ -82,13 +83,19 @@ class GgufWriter:
         finally:
             os.close(self._fd)
         if kind is None:
-            assert not self._places, f"never written: {sorted(self._places)[:3]}"
+            assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+
+    def write_header(self, layout: Layout) -> None:
+        """Put a header in the file's place for it; one with other values is as long."""
+        assert len(layout.header) == self._header
+        self._write(memoryview(layout.header), 0)
 
     def write_pieces(self, name: str, pieces: Iterable[Tensor], offset: float = 0.0) -> Iterator[int]:
         """Put contiguous pieces of whole blocks, one behind the other, in a tensor's place; yields each piece's bytes.
 
         `offset` is added to every number."""
-        kind, at, size = self._places.pop(name)
+        kind, at, size = self._places[name]
+        self._missing.discard(name)
         end = at + size
         for piece in pieces:
             begin = at
