@@ -89,7 +89,8 @@ class Export:
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)
-        return {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup}
+        skipped = list(self.skipped)
+        return {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup, "skipped": skipped}
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ def with_name(asked: Asked, result: Result) -> Result:
 
 def look(asked: Asked) -> Model:
     """The checkpoint's headers and config. Raises CheckpointError, and OptionError for lengths beyond its context."""
-    from ..engine import DTYPES
+    from ..opened import DTYPES
     from ..folder import load_config, open_checkpoint
     from ..skeleton import context_length
 

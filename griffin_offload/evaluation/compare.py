@@ -229,10 +229,9 @@ class Result:
 
 def fault(row: Row) -> str | None:
     """What makes a row none that `compare` made; None for nothing."""
-    kinds = {"task": str, "way": str, "share": (int, float), "resident_bytes": int}
-    return next(
-        (f'no "{name}" of a comparison' for name, kind in kinds.items() if not isinstance(row.get(name), kind)), None
-    )
+    kinds: dict[str, Any] = {"task": str, "way": str, "share": int | float, "resident_bytes": int}
+    wrong = (name for name, kind in kinds.items() if not isinstance(row.get(name), kind))
+    return next((f'no "{name}" of a comparison' for name in wrong), None)
 
 
 def results(rows: Sequence[Row]) -> list[Result]:
