@@ -283,8 +283,8 @@ def with_name(asked: Asked, result: Result) -> Result:
 
 def look(asked: Asked) -> Model:
     """The checkpoint's headers and config. Raises CheckpointError, and OptionError for lengths beyond its context."""
-    from ..opened import DTYPES
     from ..folder import load_config, open_checkpoint
+    from ..opened import DTYPES
     from ..skeleton import context_length
 
     checkpoint, config = open_checkpoint(asked.folder), load_config(asked.folder)
