@@ -4,7 +4,6 @@ A block's similarity: the cosine between the hidden state that enters it and the
 Blocks are counted over the layers that have one; the first and last of them are cold: they always run.
 T tokens, L blocks."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from .errors import OptionError
 
 COLD = (2, 2)
 WARMUP = 4
-WINDOW = 16  # tokens after which the threshold is corrected
+WINDOW = 4  # tokens after which the threshold is corrected
+LEVELS = 256  # of similarity, that a threshold is chosen from
 
 
 @dataclass(frozen=True)
@@ -102,35 +102,45 @@ class Skipping:
             return torch.zeros_like(self._left, dtype=torch.bool)
         return self._left > 0
 
-    def saw(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float) -> None:
-        """After a block: similarity (T,), which of a token that skipped it says nothing."""
+    def saw(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float | Tensor) -> None:
+        """After a block: similarity (T,), which of a token that skipped it says nothing; one threshold, or (T,)."""
         more = torch.where(similarity >= threshold, self._most, 0)
         self._left = torch.where(skipped, self._left - 1, more)
 
 
-def skipped_share(similarity: Tensor, skip: Skip, threshold: float) -> float:
-    """The share of all blocks that a threshold would have skipped: similarity (T, L), of tokens that skipped none."""
+def skipped_share(similarity: Tensor, skip: Skip, thresholds: Tensor) -> Tensor:
+    """The share of all blocks that each threshold (K,) would have skipped, (K,): similarity (T, L), of tokens that
+    skipped none."""
     tokens, blocks = similarity.shape
-    state, total = Skipping(skip, blocks, tokens, similarity.device), 0
+    count = len(thresholds)
+    state = Skipping(skip, blocks, count * tokens, similarity.device)
+    thresholds = thresholds.repeat_interleave(tokens)
+    total = torch.zeros(count, dtype=torch.int64, device=similarity.device)
     for block in range(blocks):
         skipped = state.skips(block)
-        state.saw(block, skipped, similarity[:, block], threshold)
-        total += int(skipped.sum())
+        state.saw(block, skipped, similarity[:, block].repeat(count), thresholds)
+        total += skipped.view(count, tokens).sum(1)
     return total / (tokens * blocks)
 
 
-def find_threshold(similarity: Tensor, skip: Skip, share: float | None = None) -> float:
-    """The lowest similarity at which no more than the share (default: the skip's) would have been skipped.
+class Thresholds:
+    """What similarity skips which share, on a prompt: similarity (T, L), float32, of tokens that skipped none."""
 
-    similarity (T, L), float32; infinite where no threshold skips so little, or nothing shall be skipped, and -infinite
-    where all that may be skipped is no more."""
-    wanted = skip.share if share is None else share
-    levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
-    levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), 1024)).long()]
-    first = bisect_left(range(len(levels)), True, key=lambda i: skipped_share(similarity, skip, levels[i]) <= wanted)
-    if first == len(levels) or wanted <= 0:
-        return float("inf")
-    return float(levels[first]) if first else float("-inf")
+    def __init__(self, similarity: Tensor, skip: Skip) -> None:
+        levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
+        self._levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), LEVELS)).long()]
+        self._shares = skipped_share(similarity, skip, self._levels)
+
+    def of(self, share: float) -> float:
+        """The lowest similarity at which no more than a share of all blocks would have been skipped.
+
+        Infinite where none skips so little, or nothing shall be skipped; -infinite where all that may be skipped is no
+        more."""
+        enough = (self._shares <= share).nonzero()
+        if not len(enough) or share <= 0:
+            return float("inf")
+        first = int(enough[0])
+        return float(self._levels[first]) if first else float("-inf")
 
 
 def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: Skip) -> int:

@@ -17,10 +17,9 @@ from .hooks import Residual
 from .plan import Kept, Plan
 from .prefill import ResidentLayer
 from .skeleton import Layer, Skeleton
-from .skip import WINDOW, Skip, Skipped, find_threshold, most_saturated, next_to_leave
+from .skip import WINDOW, Skip, Skipped, Thresholds, most_saturated, next_to_leave
 
 TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is found
-DRIFT = 0.01  # of the share: below it the threshold stays as it is
 
 
 def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = False) -> None:
@@ -55,12 +54,12 @@ class TokenSkipper:
         self._switches: list[_Switch] = []
         self._answering = False
         self._table: list[Tensor] = []  # of the prompt: similarity (T,) by block
-        self._similarity = torch.empty(0, 0)  # of all blocks, (T, L)
+        self._thresholds: Thresholds | None = None
         self._tokens = 0  # whose forward is done, the prompt not counted
         self._skipped = [0] * len(self._layers)
         self._left = 0  # blocks that the token at hand is yet to skip
         self._threshold = float("inf")
-        self._target = self._found_for = skip.share
+        self._target = skip.share
         self._in_window = 0  # blocks skipped since the share was last looked at
 
     def __enter__(self) -> "TokenSkipper":
@@ -96,9 +95,9 @@ class TokenSkipper:
             self._end_token()
 
     def _begin_answer(self) -> None:
-        self._similarity = torch.stack(self._table, 1).cpu()
+        self._thresholds = Thresholds(torch.stack(self._table, 1).cpu(), self._skip)
         self._table = []
-        self._threshold = find_threshold(self._similarity, self._skip)
+        self._threshold = self._thresholds.of(self._target)
         for block, residual in list(self._residuals.items()):
             residual.settle()
             if block + 1 not in self._may:
@@ -129,9 +128,8 @@ class TokenSkipper:
             reached = self._in_window / (WINDOW * len(self._layers))
             self._in_window = 0
             self._target = min(1.0, max(0.0, self._target + self._skip.share - reached))
-            if abs(self._target - self._found_for) >= DRIFT:
-                self._threshold = find_threshold(self._similarity, self._skip, self._target)
-                self._found_for = self._target
+            assert self._thresholds
+            self._threshold = self._thresholds.of(self._target)
 
 
 class Saturation:

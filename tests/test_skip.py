@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from griffin_offload.errors import OptionError
-from griffin_offload.skip import Skip, find_threshold, most_saturated, skipped_share
+from griffin_offload.skip import Skip, Thresholds, most_saturated, skipped_share
 
 
 def skipped_slowly(similarities: list[float], skip: Skip, threshold: float) -> list[int]:
@@ -28,9 +28,15 @@ def skipped_slowly(similarities: list[float], skip: Skip, threshold: float) -> l
 def test_the_share_of_a_threshold_is_what_each_token_skips_by_itself(run: int, cold: tuple[int, int]) -> None:
     similarity = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
     skip = Skip(0.5, cold=cold, run=run)
-    for threshold in (-1.0, 0.3, 0.6, 0.9, 2.0):
-        slow = sum(len(skipped_slowly(row.tolist(), skip, threshold)) for row in similarity)
-        assert skipped_share(similarity, skip, threshold) == slow / similarity.numel()
+    thresholds = [-1.0, 0.3, 0.6, 0.9, 2.0]
+    slow = [sum(len(skipped_slowly(row.tolist(), skip, level)) for row in similarity) for level in thresholds]
+    found = skipped_share(similarity, skip, torch.tensor(thresholds))
+    assert (found * similarity.numel()).round().tolist() == slow
+
+
+def share_of(similarity: torch.Tensor, skip: Skip) -> float:
+    """What the found threshold skips."""
+    return float(skipped_share(similarity, skip, torch.tensor([Thresholds(similarity, skip).of(skip.share)])))
 
 
 @pytest.mark.parametrize("run", [0, 1, 3])
@@ -38,16 +44,16 @@ def test_the_share_of_a_threshold_is_what_each_token_skips_by_itself(run: int, c
 def test_the_threshold_skips_as_much_as_asked(run: int, share: float) -> None:
     similarity = torch.rand(200, 30, generator=torch.Generator().manual_seed(1))
     skip = Skip(share, cold=(1, 1), run=run)
-    reached = skipped_share(similarity, skip, find_threshold(similarity, skip))
+    reached = share_of(similarity, skip)
     possible = 14 / 30 if run == 1 else 28 / 30  # with runs of 1 every other block is computed
     assert min(share, possible) - 0.02 < reached <= share
 
 
 def test_nothing_is_skipped_at_share_0_and_all_between_the_cold_ends_at_1() -> None:
     similarity = torch.rand(7, 10, generator=torch.Generator().manual_seed(2))
-    assert math.isinf(find_threshold(similarity, Skip(0.0)))
+    assert math.isinf(Thresholds(similarity, Skip(0.0)).of(0.0))
     everything = Skip(1.0, cold=(2, 3))
-    assert skipped_share(similarity, everything, find_threshold(similarity, everything)) == 0.5
+    assert share_of(similarity, everything) == 0.5
     assert most_saturated(similarity[0], Skip(1.0, "prompt", cold=(2, 3))) == [2, 3, 4, 5, 6]
 
 
@@ -72,7 +78,7 @@ def test_runs_are_as_short_as_the_share_allows(share: float, run: int) -> None:
     skip = Skip(share, cold=(1, 1))
     assert skip.length(12) == run
     saturated = torch.ones(1, 12)
-    assert skipped_share(saturated, skip, 0.0) >= min(share, 10 / 12) - 0.5 / 12
+    assert skipped_share(saturated, skip, torch.zeros(1)) >= min(share, 10 / 12) - 0.5 / 12
 
 
 @pytest.mark.parametrize(

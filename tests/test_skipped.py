@@ -19,7 +19,7 @@ from griffin_offload.evaluation.score import score_rows
 from griffin_offload.evaluation.skipped import Skipped, similarities
 from griffin_offload.prior import Prior
 from griffin_offload.selection import Selection
-from griffin_offload.skip import Skip, find_threshold, most_saturated
+from griffin_offload.skip import Skip, Thresholds, most_saturated
 
 ENTERED = {  # by the hidden state, before the block
     "llama": "post_attention_layernorm",
@@ -61,7 +61,7 @@ class Slow:
 
     def follow(self, ids: Sequence[int], cache: DynamicCache, skip: Skip, similarity: Tensor) -> list[Tensor]:
         found = []
-        threshold = find_threshold(similarity, skip)
+        threshold = Thresholds(similarity, skip).of(skip.share)
         for place, token in enumerate(ids):
             warm = skip.mode == "token" and place < skip.warmup
             self._skip, self._threshold = (None if warm else skip), threshold

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
 from griffin_offload.errors import OptionError
-from griffin_offload.skip import WINDOW, Skip, find_threshold, most_saturated
-from griffin_offload.skipper import DRIFT, check_skip
+from griffin_offload.skip import WINDOW, Skip, Thresholds, most_saturated
+from griffin_offload.skipper import check_skip
 from griffin_offload.sources.gguf_file import read_gguf
 
 LAYERS = 6
@@ -89,7 +89,7 @@ def prompt_similarity(model: Any, prompt: list[int]) -> Tensor:
 def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tuple[list[int], list[list[int]]]:
     """The answer's greedy tokens, and the blocks that each of its tokens left out."""
     table = prompt_similarity(model, prompt)
-    threshold, target, found_for, in_window = find_threshold(table, skip), skip.share, skip.share, 0
+    thresholds, target, in_window = Thresholds(table, skip), skip.share, 0
     logits, cache = oracle._forward(model, prompt, None)
     answer, left_out = [int(logits[-1].argmax())], []
     blocks = oracle.blocks(model)
@@ -104,7 +104,7 @@ def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tu
                 off.add(block)
                 left -= 1
             else:
-                saturated = float(similarity(model, answer[-1:], cache, off, block)) >= threshold
+                saturated = float(similarity(model, answer[-1:], cache, off, block)) >= thresholds.of(target)
                 left = skip.length(LAYERS) if saturated else 0
         with oracle._masked(model, [torch.arange(0 if b.layer in off else width(b)) for b in blocks]):
             logits, cache = oracle._forward(model, answer[-1:], cache)
@@ -115,8 +115,6 @@ def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tu
         if after > 0 and after % WINDOW == 0:
             target = min(1.0, max(0.0, target + skip.share - in_window / (WINDOW * LAYERS)))
             in_window = 0
-            if abs(target - found_for) >= DRIFT:
-                threshold, found_for = find_threshold(table, skip, target), target
     return answer, left_out
 
 

@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..hooks import Residual
 from ..lockstep import Lockstep
 from ..prefill import OnLayer
-from ..skip import Skip, Skipping, find_threshold, most_saturated
+from ..skip import Skip, Skipping, Thresholds, most_saturated
 
 INSTEAD = ("", "random", "layers")  # of the rule's blocks: as many drawn by lot; the whole layers, attention too
 
@@ -105,7 +105,7 @@ class _Row:
             self._table = torch.zeros(tokens, blocks, dtype=torch.bool)
             self._table[:, most_saturated(similarity.mean(0), skip)] = True
         else:
-            self._threshold = find_threshold(similarity, skip)
+            self._threshold = Thresholds(similarity, skip).of(skip.share)
 
     def at(self, block: int) -> Tensor:
         skips = self._state.skips(block) if self._table is None else self._table[:, block].to(self._may_skip.device)
