@@ -407,7 +407,7 @@ def test_compare(tmp_path: Path) -> None:
     del rows[-1]["loss"]
     (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = facts("compare", "--results", tmp_path / "out.jsonl", "--out", tmp_path / "c.png")
-    assert is_drawn(tmp_path / "c.png")
+    assert min(imread(tmp_path / "c.png").shape[:2]) > 400
     dense, griffin, *_ = found["results"]
     assert dense["perplexity"] == pytest.approx(math.exp(3 + 1 / 9))
     assert dense["exact"] == 1

@@ -182,7 +182,7 @@ def ways(panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: 
 
     names = list(dict.fromkeys(way for panel in panels.values() for way, *_ in panel))
     shares = sorted({share for panel in panels.values() for _, share, *_ in panel if share})
-    with canvas(path, 3.2 + 2.6 * len(panels), 1.2 + 0.24 * len(names), title) as figure:
+    with canvas(path, 3.2 + 2.6 * len(panels), max(3.2, 1.2 + 0.24 * len(names)), title) as figure:
         columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (measure, panel) in zip(columns, panels.items(), strict=True):
             for way, share, mean, error in panel:
