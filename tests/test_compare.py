@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from griffin_offload.cli import eval_compare as command
 from tiny import text_paragraph, tiny_checkpoint
 
 from griffin_offload import Engine
+from griffin_offload.errors import PromptError
 from griffin_offload.evaluation.arithmetic import KINDS, few_shot, problems
 from griffin_offload.evaluation.compare import Data, calibration, compare, results, ways
 from griffin_offload.evaluation.score import score
@@ -130,6 +132,9 @@ def test_what_tests_does_not_calibrate(folder: Path) -> None:
     }
     assert not any(row["question"] in question for row in texts["arithmetic"].content for question in asked)
     assert len(texts["summaries"].content) == 4
+    windows = int(0.7 * len(engine.encode(data.text, raw=True))) // 32
+    with pytest.raises(PromptError, match="windows of 32"):
+        replace(data, test_windows=windows).windows(engine)
 
 
 def article(number: int) -> dict[str, Any]:
