@@ -110,6 +110,11 @@ def test_a_way_is_what_its_variant_scores(folder: Path, rows: list[dict[str, Any
         assert ours == pytest.approx(losses, rel=1e-5)
 
 
+def test_sums_are_answered_without_a_warm_up(rows: list[dict[str, Any]]) -> None:
+    found = {result.way: result.values["log_likelihood"][0] for result in results(rows)}
+    assert found["blocks skipped by token"] != found["dense"]
+
+
 def test_what_stays_resident_is_told(folder: Path, rows: list[dict[str, Any]]) -> None:
     sizes = Engine(folder).sizes
     resident = {result.way: result.resident_bytes for result in results(rows)}

@@ -167,7 +167,10 @@ def _scores(
     names = [{"task": task, "way": way, "share": share} for way, share in compared]
     if skip and all(skip({**name, "id": number}) for name in names for number in range(len(pairs))):
         return
-    scored = score(engine, pairs, list(compared.values()), on_layer=on_layer)
+    variants = list(compared.values())
+    if task == "arithmetic":  # its answers are shorter than the warm-up
+        variants = [replace(v, skip=replace(v.skip, warmup=0)) if v.skip else v for v in variants]
+    scored = score(engine, pairs, variants, on_layer=on_layer)
     for number, of_pair in enumerate(scored):
         for name, one in zip(names, of_pair, strict=True):
             if not (skip and skip({**name, "id": number})):
