@@ -17,7 +17,7 @@ from .errors import OptionError
 COLD = (2, 2)
 WARMUP = 4
 WINDOW = 4  # tokens after which the threshold is corrected
-LEVELS = 256  # of similarity, that a threshold is chosen from
+LEVELS = 128  # of similarity, that a threshold is chosen from
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from .prefill import ResidentLayer
 from .skeleton import Layer, Skeleton
 from .skip import WINDOW, Skip, Skipped, Thresholds, most_saturated, next_to_leave
 
-TABLE = 512  # of the prompt's tokens, the last ones: on them the threshold is found
+TABLE = 256  # of the prompt's tokens, the last ones: on them the threshold is found
 
 
 def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = False) -> None:

@@ -46,7 +46,7 @@ def test_the_threshold_skips_as_much_as_asked(run: int, share: float) -> None:
     skip = Skip(share, cold=(1, 1), run=run)
     reached = share_of(similarity, skip)
     possible = 14 / 30 if run == 1 else 28 / 30  # with runs of 1 every other block is computed
-    assert min(share, possible) - 0.02 < reached <= share
+    assert min(share, possible) - 0.03 < reached <= share
 
 
 def test_nothing_is_skipped_at_share_0_and_all_between_the_cold_ends_at_1() -> None:
