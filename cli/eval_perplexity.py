@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     multiple=True,
     metavar="W",
-    help="Of the prior: 0 the prompt's choice alone, 1 the prior's. Give several to compare. [default: 0.2]",
+    help="Of the prior: 0 the prompt's choice alone, 1 the prior's. Give several to compare. [default: 0.4]",
 )
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")

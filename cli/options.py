@@ -153,7 +153,7 @@ def prior_options(command: F) -> F:
             "--prior-weight",
             type=float,
             metavar="W",
-            help="How much the prior counts, 0 (the prompt alone) to 1 (the prior alone). [default: 0.2]",
+            help="How much the prior counts, 0 (the prompt alone) to 1 (the prior alone). [default: 0.4]",
         ),
     )
 

@@ -19,7 +19,7 @@ from .units import MIB
 
 FORMAT = "griffin-prior"
 Scores = tuple[tuple[Tensor, ...], ...]  # by layer and block
-WEIGHT = 0.2  # of a prior beside a prompt: measured on two models (docs/results.md)
+WEIGHT = 0.4  # of a prior beside a prompt: measured on two models (docs/results.md)
 
 
 @dataclass(frozen=True, eq=False)

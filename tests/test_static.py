@@ -176,8 +176,8 @@ def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
     facts = report.to_json()["prior"]
     assert facts["key"]
     del facts["key"]
-    assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": 0.2}
-    assert ("prior", "score griffin of 3 samples, weight 0.2") in report.rows()
+    assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": 0.4}
+    assert ("prior", "score griffin of 3 samples, weight 0.4") in report.rows()
     assert "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2).report.to_json()
 
 

@@ -202,7 +202,8 @@ def ways(panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: 
             axes.set(xlabel=measure)
             if measure == "perplexity":
                 axes.set(xscale="log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                means = [mean for _, _, mean, _ in panel]
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(means) < 300 * min(means) else (1,)))
                 axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
         columns[0].set_yticks(range(len(names)), names)
