@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
 from griffin_offload.evaluation.passage import Row
-from griffin_offload.evaluation.score import score_rows
+from griffin_offload.evaluation.score import score, score_rows
 from griffin_offload.evaluation.skipped import Skipped, similarities
+from griffin_offload.evaluation.variant import Variant
 from griffin_offload.prior import Prior
 from griffin_offload.selection import Selection
 from griffin_offload.skip import Skip, Thresholds, most_saturated
@@ -199,3 +200,10 @@ def test_a_static_row_reads_its_context_pruned_too(tmp_path: Path, name: str) ->
         (alone,) = score_rows(engine, [(before, after)], [Row(), rows[2], rows[3]])
         for one, other_row in zip(alone, (found[0], found[2], found[3]), strict=True):
             torch.testing.assert_close(one.log_probability, other_row.log_probability, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", [Variant(0.0, skip=Skip(0.5)), Variant(0.5, "random", static=True)])
+def test_a_model_with_other_memory_is_refused(tmp_path: Path, variant: Variant) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "lfm2", "lfm2"), dtype="float32")
+    with pytest.raises(OptionError, match="more than keys and values"):
+        score(engine, [(tiny_prompt(9), tiny_prompt(4))], [variant])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Engine
-from ..errors import PromptError
+from ..errors import OptionError, PromptError
 from ..prefill import OnLayer
 from .branch import can_branch
 from .passage import Passage, Row, passages
@@ -40,6 +40,10 @@ def score(
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
     if not can_branch(engine.config):
+        if any(variant.skip or variant.static for variant in variants):
+            raise OptionError(
+                f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored on it"
+            )
         return score_slowly(engine, pairs, variants, on_pair, on_layer)
     packed = [variant for variant in variants if variant.packs]
     if packed:
