@@ -37,6 +37,15 @@ def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = 
         raise OptionError(f"ffn-skip cannot tell how far a block of {kind!r} turns the hidden state: leave it out")
 
 
+def can_skip(skeleton: Skeleton) -> bool:
+    """Whether `check_skip` has nothing against the model."""
+    try:
+        check_skip(skeleton, Skip(0.5))
+    except OptionError:
+        return False
+    return True
+
+
 class TokenSkipper:
     """Skips by token. Use as a context manager around one generate of one prompt: its first forward is the prompt's,
     each later one a token's.

@@ -159,6 +159,13 @@ def test_what_was_measured_is_not_measured_again(folder: Path, rows: list[dict[s
     assert list(again) == []
 
 
+def test_a_type_whose_blocks_cannot_be_skipped_is_compared_without(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "minicpm3", "minicpm3", dtype=torch.float32)
+    found = results(list(compare(Engine(folder), some_data(), [SHARE], ["text"])))
+    assert {"GRIFFIN", "static: code"} <= {result.way for result in found}
+    assert not [result.way for result in found if "skipped" in result.way]
+
+
 # Summaries, and the command
 
 

@@ -18,6 +18,7 @@ from ..prefill import OnLayer
 from ..prior import Prior
 from ..samples import Source, draw_samples
 from ..skip import Skip
+from ..skipper import can_skip
 from ..static import Static
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
@@ -104,8 +105,8 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
     return found
 
 
-def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True) -> dict[str, Variant]:
-    """All ways to leave out a share, by name."""
+def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, skips: bool = True) -> dict[str, Variant]:
+    """All ways to leave out a share, by name. `skips`: whole blocks too."""
     found = {"GRIFFIN": Variant(share)}
     if sensitivity:
         found["GRIFFIN, shared by sensitivity"] = Variant(share, allocation="sensitivity")
@@ -113,11 +114,14 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True) ->
         found["GRIFFIN with a prior of text"] = Variant(share, prior=priors["text"])
         found["prompt whole, then static: text"] = Variant(share, prior=priors["text"], prior_weight=1.0)
     skip = Skip(share)
+    if skips:
+        found |= {
+            "blocks skipped by token": Variant(0.0, skip=skip),
+            "blocks skipped by prompt": Variant(0.0, skip=replace(skip, mode="prompt")),
+            "blocks skipped at random": Variant(0.0, skip=skip, instead="random"),
+            "whole layers skipped by token": Variant(0.0, skip=skip, instead="layers"),
+        }
     found |= {
-        "blocks skipped by token": Variant(0.0, skip=skip),
-        "blocks skipped by prompt": Variant(0.0, skip=replace(skip, mode="prompt")),
-        "blocks skipped at random": Variant(0.0, skip=skip, instead="random"),
-        "whole layers skipped by token": Variant(0.0, skip=skip, instead="layers"),
         "prompt whole, then magnitude": Variant(share, "magnitude"),
         "prompt whole, then random": Variant(share, "random"),
     }
@@ -138,7 +142,8 @@ def compare(
     """Rows of measurements, named by "task", "way", "share" and "id": of text and arithmetic one for each window or
     problem, of summaries one for each article. Those that `skip(row)` knows are left out.
 
-    The first way is "dense", of share 0. Raises what scoring, `calibrate` and Engine.generate raise."""
+    The first way is "dense", of share 0. A type whose blocks cannot be skipped is compared without those ways.
+    Raises what scoring, `calibrate` and Engine.generate raise."""
     pairs = {"text": data.windows(engine), "arithmetic": data.problems(engine)}
     for task in set(tasks) & set(pairs):  # what cannot be scored is refused before anything is read
         check_pairs(engine, pairs[task])
@@ -146,8 +151,9 @@ def compare(
         calibrate(engine, prompt_tokens=min(PROMPT_TOKENS, engine.context_length - CONTINUE_TOKENS))
     static = calibration(engine, data)
     priors = {name: engine.score_samples(how, on_layer) for name, how in static.items()}
+    skips = can_skip(engine.skeleton)
     compared = {("dense", 0.0): FULL}
-    compared |= {(name, share): way for share in shares for name, way in ways(share, priors).items()}
+    compared |= {(name, share): way for share in shares for name, way in ways(share, priors, skips=skips).items()}
     resident = {name: way.plan(engine, 1, 1).resident_bytes for name, way in compared.items()}
     for task in tasks:
         if task == "summaries":

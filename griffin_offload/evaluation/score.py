@@ -14,6 +14,7 @@ from torch import Tensor
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..prefill import OnLayer
+from ..skipper import check_skip
 from .branch import can_branch
 from .passage import Passage, Row, passages
 from .scored import Pair, Scored, reduce
@@ -42,9 +43,12 @@ def score(
     if not can_branch(engine.config):
         if any(variant.skip or variant.static for variant in variants):
             raise OptionError(
-                f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored on it"
+                f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored"
             )
         return score_slowly(engine, pairs, variants, on_pair, on_layer)
+    for variant in variants:
+        if variant.skip:
+            check_skip(engine.skeleton, variant.skip)
     packed = [variant for variant in variants if variant.packs]
     if packed:
         plain = [variant for variant in variants if not variant.packs]
