@@ -23,7 +23,7 @@ COLUMNS = {
     "exact": ("sums right", "{:.0%} ± {:.0%}"),
     "log_likelihood": ("their likelihood (nats)", "{:.2f} ± {:.2f}"),
     "rouge1": ("ROUGE-1", "{:.1f} ± {:.1f}"),
-    "rougeL": ("ROUGE-L", "{:.1f} ± {:.1f}"),
+    "rouge2": ("ROUGE-2", "{:.1f} ± {:.1f}"),
 }
 
 

@@ -18,7 +18,7 @@ MEASURES = {
     "perplexity": "perplexity",
     "exact": "sums right",
     "log_likelihood": "likelihood of the right sum (nats)",
-    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
 }
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 

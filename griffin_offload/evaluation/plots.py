@@ -203,7 +203,8 @@ def ways(panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: 
             if measure == "perplexity":
                 axes.set(xscale="log")
                 means = [mean for _, _, mean, _ in panel]
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(means) < 300 * min(means) else (1,)))
+                narrow = max(means) < 300 * min(means)
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if narrow else (1,), numticks=9 if narrow else 4))
                 axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
         columns[0].set_yticks(range(len(names)), names)
