@@ -14,8 +14,10 @@ from torch import Tensor
 
 from .prefill import Pruner, ResidentLayer, Slots, Stream
 from .skeleton import Skeleton
+from .units import KIB
 from .waiting import Waiting
 
+STACK = 64 * KIB  # of one forward that waits (measured)
 T = TypeVar("T")
 
 

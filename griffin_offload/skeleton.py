@@ -164,6 +164,11 @@ class Skeleton:
         return pieces[0].info.begin % PAGE if read_as_it_is else None
 
     @property
+    def block_layers(self) -> list[int]:
+        """The layers that have a feed-forward block: block number -> layer."""
+        return [index for index, layer in enumerate(self.layers) if layer.blocks]
+
+    @property
     def inside(self) -> list[str]:
         """Parameters of the decoder layers."""
         return [layer.prefix + name for layer in self.layers for name in (*layer.fixed, *layer.neuron_tensors)]

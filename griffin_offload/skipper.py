@@ -55,7 +55,7 @@ class TokenSkipper:
 
     def __init__(self, skeleton: Skeleton, skip: Skip, plan: Plan) -> None:
         self._skeleton, self._skip, self._plan = skeleton, skip, plan
-        self._numbers = [i for i, layer in enumerate(skeleton.layers) if layer.blocks]
+        self._numbers = skeleton.block_layers
         self._layers = [skeleton.layers[i] for i in self._numbers]
         self._may = skip.may(len(self._layers))
         self._residuals: dict[int, Residual] = {}
@@ -146,7 +146,7 @@ class Saturation:
 
     def __init__(self, skeleton: Skeleton, skip: Skip) -> None:
         self._skeleton, self._skip = skeleton, skip
-        self._numbers = [i for i, layer in enumerate(skeleton.layers) if layer.blocks]
+        self._numbers = skeleton.block_layers
         self.may = [self._numbers[block] for block in skip.may(len(self._numbers))]
         self._residuals: dict[int, Residual] = {}
         self._similarity: dict[int, float] = {}  # by layer

@@ -20,18 +20,15 @@ from torch import Tensor
 from .choices import SCORES, check
 from .errors import NumericError, OptionError, PromptError
 from .hooks import PIECE, ObserveNeurons
-from .lockstep import Lockstep
+from .lockstep import STACK, Lockstep
 from .memory import MARGIN, available_memory
 from .plan import ModelSizes, Plan, Request, make_plan
 from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
 from .prior import Prior, Scores
 from .skeleton import Block, Skeleton
 from .statistic import activation_squares, neuron_statistic
-from .units import KIB
 from .waiting import Waiting
 from .weights.reader import Reader
-
-STACK = 64 * KIB  # of one forward that waits (measured)
 
 MEASURES = {"griffin": neuron_statistic, "wanda": activation_squares}  # the scores that samples are needed for
 

@@ -22,6 +22,7 @@ from ..skipper import can_skip
 from ..static import Static
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
+from .observe import text_tokens
 from .perplexity import encode_text, windows
 from .score import check_pairs, score
 from .scored import Pair, Scored, mean_and_error
@@ -83,8 +84,8 @@ class Data:
         found["arithmetic, one pair each"] = [sums], {"form": "qa"}
         found["arithmetic, questions"] = [sums], {"form": "question"}
         found["code"] = [code], {}
-        mixed = [text, *(found["summaries"][0] if "summaries" in found else []), sums, code]
-        found["all of these"] = [replace(source, share=1.0) for source in mixed], {}
+        summaries = found["summaries"][0] if "summaries" in found else []
+        found["all of these"] = [text, *summaries, sums, code], {}
         found["ellipses"] = [Source("ellipses", "... " * (self.samples * self.tokens))], {}
         return found
 
@@ -98,8 +99,7 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
         drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **how, **options)
         found[name] = Static(drawn.ids, facts=drawn.facts)
     draw = Random(f"tokens {data.seed}")
-    special = set(engine.tokenizer.get_added_vocab().values())
-    words = [token for token in range(min(len(engine.tokenizer), engine.config.vocab_size)) if token not in special]
+    words = text_tokens(engine)
     found["random tokens"] = Static([draw.choices(words, k=data.tokens) for _ in range(data.samples)])
     found["text, Wanda's score"] = replace(found["text"], score="wanda")
     return found

@@ -54,11 +54,15 @@ def reorder(engine: Engine, prompt_ids: Sequence[int], order: str, seed: int) ->
     if order == "permuted":
         ids = [ids[i] for i in torch.randperm(len(ids), generator=generator).tolist()]
     elif order == "random":
-        added = set(engine.tokenizer.get_added_vocab().values())  # <s>, <|end|> and the like are no text
-        known = range(min(len(engine.tokenizer), engine.config.vocab_size))
-        words = [i for i in known if i not in added]
+        words = text_tokens(engine)
         ids = [words[i] for i in torch.randint(len(words), (len(ids),), generator=generator).tolist()]
     return first + ids
+
+
+def text_tokens(engine: Engine) -> list[int]:
+    """All token ids that stand for text: not <s>, <|end|> and the like."""
+    added = set(engine.tokenizer.get_added_vocab().values())
+    return [i for i in range(min(len(engine.tokenizer), engine.config.vocab_size)) if i not in added]
 
 
 def _split_bos(engine: Engine, ids: list[int]) -> tuple[list[int], list[int]]:

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ..engine import Engine
 from ..hooks import Residual, Tap
+from ..lockstep import STACK
 from ..plan import Kept, make_plan
 from ..prefill import OnLayer, block_magnitude
 from ..selection import Selection
 from ..skip import Skip
 from ..statistic import neuron_statistic
-from ..units import KIB, MIB
+from ..units import MIB
 from .branch import branch, prompt_cache
 from .scored import POSITIONS, Compare, Pair, Scored, join, reduce
-from .skipped import Skipped, block_layers
+from .skipped import Skipped
 
 LOGITS = 64 * MIB  # at most, of one forward: it has as many rows as that allows
-STACK = 64 * KIB  # of one forward that waits (measured)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Passage:
     ) -> None:
         """`similarities`: of every context, where a row skips blocks."""
         self.engine, self.rows, self.similarities = engine, rows, similarities or {}
-        self.block_of = {layer: block for block, layer in enumerate(block_layers(engine))}
+        self.block_of = {layer: block for block, layer in enumerate(engine.skeleton.block_layers)}
         self.truth = torch.empty(0)  # the full model's logits (T, V) of the continuation whose forwards end now
         self.compare = Compare(engine.sizes.vocabulary, engine.device)
         self._pairs = pairs

@@ -16,13 +16,9 @@ from ..hooks import Residual
 from ..lockstep import Lockstep
 from ..prefill import OnLayer
 from ..skip import Skip, Skipping, Thresholds, most_saturated
+from ..static import forwards
 
 INSTEAD = ("", "random", "layers")  # of the rule's blocks: as many drawn by lot; the whole layers, attention too
-
-
-def block_layers(engine: Engine) -> list[int]:
-    """The layers that have a block: block number -> layer."""
-    return [index for index, layer in enumerate(engine.skeleton.layers) if layer.blocks]
 
 
 def similarities(
@@ -32,17 +28,9 @@ def similarities(
 
     `waiting`: bytes that the forwards hold between two layers."""
     found: list[list[Tensor]] = [[] for _ in contexts]
-
-    def job(context: Sequence[int]) -> Any:
-        def forward() -> None:
-            ids = torch.tensor([list(context)], device=engine.device)
-            engine.skeleton.model(ids, use_cache=False, **engine.last_logits)
-
-        return forward
-
     with ExitStack() as stack:
         passage: Lockstep = stack.enter_context(engine.passage(max(map(len, contexts)), waiting, on_layer))
-        for layer in block_layers(engine):
+        for layer in engine.skeleton.block_layers:
             module = engine.skeleton.layers[layer].module
             residual = Residual(module)
             stack.callback(residual.remove)
@@ -52,7 +40,7 @@ def similarities(
                 found[passage.job].append(residual.similarity(leaving))
 
             stack.callback(module.register_forward_hook(see).remove)
-        passage.run([job(context) for context in contexts])
+        passage.run(forwards(engine.skeleton, [list(context) for context in contexts], engine.device))
     return [torch.stack(columns, dim=1) for columns in found]
 
 
