@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packed import FORMATS, Precision, RowsOf, Split, Stored, Weight
+from .packed import FORMATS, Precision, RowsOf, Scratch, Split, Stored, Weight
 from .skeleton import Block, Rows
 from .weights.arena import Arena
 
@@ -55,7 +55,9 @@ def take_neurons(
     return [one() for _ in range(block.routed)] if block.routed else one()
 
 
-def materialize(block: Block, name: str, dense: Tensor, experts: Tensor, how: Precision, out: Resident) -> None:
+def materialize(
+    block: Block, name: str, dense: Tensor, experts: Tensor, how: Precision, out: Resident, scratch: Scratch
+) -> None:
     """Fill what `take_neurons` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
 
     `dense`: the parameter, whole."""
@@ -73,15 +75,21 @@ def materialize(block: Block, name: str, dense: Tensor, experts: Tensor, how: Pr
         if isinstance(weight, Split):
             parts = zip(weight.parts, _both(chosen, block.neurons), strict=True)
         for part, neurons in parts:
-            part.fill(rows_of(lying, rows, neurons, down))
+            part.fill(rows_of(lying, rows, neurons, down), scratch)
 
 
 def rows_of(matrix: Tensor, rows: Rows, neurons: Tensor, down: bool) -> RowsOf:
     """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
     index = rows.index(neurons)
-    if down:
-        return lambda begin, end: torch.gather(matrix[begin:end], 1, index.expand(end - begin, -1))
-    return lambda begin, end: torch.index_select(matrix, 0, index[begin:end])
+
+    def gathered(begin: int, end: int, scratch: Scratch) -> Tensor:
+        if down:
+            out = scratch.take((end - begin, len(index)), matrix.dtype)
+            return torch.gather(matrix[begin:end], 1, index.expand(end - begin, -1), out=out)
+        out = scratch.take((end - begin, matrix.shape[1]), matrix.dtype)
+        return torch.index_select(matrix, 0, index[begin:end], out=out)
+
+    return gathered
 
 
 def _both(experts: Tensor, neurons: int) -> list[Tensor]:

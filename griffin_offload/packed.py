@@ -29,7 +29,38 @@ KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
 
 _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-RowsOf = Callable[[int, int], Tensor]  # rows begin to end of a dense matrix: (end - begin, K)
+
+
+class Scratch:
+    """What CHUNK rows of a matrix pass through on their way into packed weights: taken at the first use, and then used
+    again, so that packing leaves no holes in the heap."""
+
+    def __init__(self, columns: int, item: int, device: str) -> None:
+        """`columns`: of the widest matrix; `item`: bytes of its elements."""
+        self._size, self._device = self.bytes(columns, item), device
+        self._arena: Arena | None = None
+
+    @staticmethod
+    def bytes(columns: int, item: int) -> int:
+        """Rows as they are gathered, in float32, and as codes."""
+        return sum(padded(CHUNK * _groups(columns) * GROUP * size) for size in (item, 4, 1))
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        if self._arena is None:
+            self._arena = Arena(self._size, self._device)
+        return self._arena.take(shape, dtype)
+
+    def rewind(self) -> None:
+        """For the next rows: what was taken for the last must no longer be used."""
+        if self._arena:
+            self._arena.rewind()
+
+    def free(self) -> None:
+        self._arena = None
+
+
+# Rows begin to end of a dense matrix: (end - begin, K), of the scratch if they lie nowhere yet.
+RowsOf = Callable[[int, int, Scratch], Tensor]
 
 
 class Weight(Protocol):
@@ -46,7 +77,7 @@ class Weight(Protocol):
 class Stored(Weight, Protocol):
     """One that is in one piece."""
 
-    def fill(self, rows: RowsOf) -> None:
+    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         """Take the matrix's values, a few rows at a time."""
 
 
@@ -60,9 +91,10 @@ class Dense:
     def bytes(rows: int, columns: int, item: int) -> int:
         return padded(rows * columns * item)
 
-    def fill(self, rows: RowsOf) -> None:
+    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         for begin, end in _chunks(len(self.weight)):
-            self.weight[begin:end] = rows(begin, end)
+            scratch.rewind()
+            self.weight[begin:end] = rows(begin, end, scratch)
 
     def linear(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
@@ -84,9 +116,11 @@ class Int8:
     def bytes(rows: int, columns: int, item: int) -> int:
         return padded(rows * columns) + padded(rows * item)
 
-    def fill(self, rows: RowsOf) -> None:
+    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         for begin, end in _chunks(len(self._codes)):
-            values = rows(begin, end).to(torch.float32, copy=True)
+            scratch.rewind()
+            values = scratch.take((end - begin, self._codes.shape[1]), torch.float32)
+            values.copy_(rows(begin, end, scratch))
             # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
             largest = torch.maximum(values.amax(1), values.amin(1).neg_())
             scales = largest.div_(127).clamp_min_(1e-12).to(self._scales.dtype)
@@ -130,12 +164,14 @@ class Int4:
         groups = _groups(columns)
         return padded(_whole(rows) * groups * GROUP // 2) + padded(groups * _whole(rows) * 2 * item)
 
-    def fill(self, rows: RowsOf) -> None:
+    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         n, k = len(self._codes), 2 * self._codes.shape[1]
         for begin, end in _chunks(n):
-            values = torch.zeros(end - begin, k)
+            scratch.rewind()
+            values = scratch.take((end - begin, k), torch.float32)
             there = min(end, self._rows) - begin
-            values[:there, : self._columns] = rows(begin, begin + there)
+            values[there:], values[:, self._columns :] = 0, 0
+            values[:there, : self._columns] = rows(begin, begin + there, scratch)
             grouped = values.view(end - begin, -1, GROUP)
             least, most = grouped.amin(2), grouped.amax(2)
             dtype = self._scales.dtype
@@ -146,8 +182,12 @@ class Int4:
             offset = zeros.float().mul_(per).neg_().add_(8)
             # Not one addcmul, nor a subtraction first: slower with rows that are spread over a group.
             grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
-            codes = values.to(torch.uint8)
-            self._codes[begin:end] = _pack(codes) if self._kernel else codes[:, : k // 2] | codes[:, k // 2 :] << 4
+            codes = scratch.take(values.shape, torch.uint8).copy_(values)
+            if self._kernel:
+                _pack(codes, self._codes[begin:end])
+            else:
+                low, high = codes.chunk(2, 1)
+                self._codes[begin:end] = low.bitwise_or_(high.bitwise_left_shift_(4))
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -228,13 +268,14 @@ def precision(resident_dtype: str, rest: str) -> Precision:
     return replace(RESIDENT[resident_dtype], rest=None if rest == "drop" else rest)
 
 
-def _pack(codes: Tensor) -> Tensor:
-    """Codes (n, K), uint8, as the kernel wants them: (n, K / 2)."""
+def _pack(codes: Tensor, out: Tensor) -> None:
+    """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
     if len(codes) % 64 == 0 and _blocks_of_64():
         low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
-        return (low | high << 4).transpose(1, 2).reshape(len(codes), -1)
-    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    return packed
+        low.bitwise_or_(high.bitwise_left_shift_(4))
+        out.view(-1, codes.shape[1], 32).copy_(low.transpose(1, 2))
+    else:
+        out.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
 
 
 @cache

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from .cache import capacity
 from .errors import BudgetError, OptionError, PromptError
 from .hooks import PIECE
-from .packed import CHUNK as CHUNK_OF_ROWS
-from .packed import FORMATS, NATIVE, Precision
+from .packed import FORMATS, NATIVE, Precision, Scratch
 from .selection import Sparsity, check_sparsities, kept_neurons
 from .skip import Skip
 from .statistic import CHUNK
@@ -22,7 +21,6 @@ from .weights.arena import padded
 
 DEFAULT_SPARSITY = 0.5
 STAGING_LAYERS = 2
-PACKING = 12 * CHUNK_OF_ROWS  # bytes a column: rows gathered, in float32, as codes, and codes side by side
 DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
 Moment = Literal["always", "prompt", "answer"]
 Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
@@ -452,7 +450,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     if request.converts:
         rows.append(Row("conversion buffer", request.converts, "prompt"))
     if how.packs:
-        rows.append(Row("rows on their way into packed weights", PACKING * sizes.widest, "prompt"))
+        rows.append(Row("rows on their way into packed weights", Scratch.bytes(sizes.widest, sizes.item), "prompt"))
     together = sequences if sets == 1 else 1
     activations = sizes.activations(request.prompt_tokens, together)
     rows.append(Row("activations of the prompt", activations, "prompt"))
@@ -494,7 +492,7 @@ def _steady_heap(sizes: ModelSizes, request: Request) -> bool:
 
     Not in float32, where the products' own buffers would leave holes without end (measured)."""
     large = sizes.activations(request.prompt_tokens) >= 32 * MIB
-    return sizes.item < 4 and (large or request.waiting > 0 or request.precision.packs)
+    return sizes.item < 4 and (large or request.waiting > 0)
 
 
 def _peak(rows: Sequence[Row]) -> int:

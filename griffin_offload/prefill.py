@@ -18,7 +18,7 @@ from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
 from .materialize import Resident, materialize, take_neurons
 from .memory import steady_heap
-from .packed import CHUNK, FORMATS, NATIVE, Int4, Int8, Precision, Stored, Weight, dense_matrix, linear_module
+from .packed import CHUNK, FORMATS, NATIVE, Int4, Int8, Precision, Scratch, Stored, Weight, dense_matrix, linear_module
 from .plan import STAGING_LAYERS, Kept
 from .selection import Selection, magnitude
 from .skeleton import Block, Layer, Skeleton
@@ -40,7 +40,7 @@ class ResidentLayer:
     prompt's once the layer has passed, if the block is pruned. They are taken beforehand: small blocks that stay,
     taken between activations, would tear the heap into holes. `complete` says that the tensors have been filled, so
     that another prompt need only read the neurons again. `moves`: while a prompt passes, the memory of its block may
-    go to another layer, so that every prompt fills it again."""
+    go to another layer, so that every prompt fills it again. `scratch`: of all layers together, while one passes."""
 
     tensors: dict[str, Resident]
     kept: tuple[int, ...]
@@ -48,6 +48,7 @@ class ResidentLayer:
     device: str
     statistics: tuple[Tensor, ...]
     experts: tuple[Tensor, ...]
+    scratch: Scratch
     complete: bool = False
     moves: bool = False
 
@@ -56,8 +57,9 @@ def resident_layers(skeleton: Skeleton, kept: Kept, device: str, precision: Prec
     """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
     sizes = skeleton.sizes()
     arena = Arena(sizes.resident(kept, precision) - sizes.outside_in(precision), device)
+    scratch = Scratch(sizes.widest, skeleton.dtype.itemsize, device)
     layers = zip(skeleton.layers, kept, strict=True)
-    return [_take_layer(skeleton, layer, k, arena, arena, precision) for layer, k in layers]
+    return [_take_layer(skeleton, layer, k, arena, arena, scratch, precision) for layer, k in layers]
 
 
 def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
@@ -81,7 +83,8 @@ def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str
 
 def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[ResidentLayer]:
     """Memory that layers pass through, each to be used up before the next: for an export, or an evaluation."""
-    sizes = skeleton.sizes().layers
+    widest, sizes = skeleton.sizes().widest, skeleton.sizes().layers
+    scratch = Scratch(widest, skeleton.dtype.itemsize, device)
     fixed = [Arena(max(layer.fixed for layer in sizes), device) for _ in range(STAGING_LAYERS)]
     size = max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True))
     whole = any(n == k for layer, ks in zip(sizes, kept, strict=True) for n, k in zip(layer.whole, ks, strict=True))
@@ -92,7 +95,7 @@ def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[
         ring.rewind()
         neurons = compact[index % len(compact)]
         neurons.rewind()
-        layers.append(_take_layer(skeleton, layer, k, ring, neurons))
+        layers.append(_take_layer(skeleton, layer, k, ring, neurons, scratch))
     return layers
 
 
@@ -102,6 +105,7 @@ def _take_layer(
     kept: tuple[int, ...],
     fixed: Arena,
     neurons: Arena,
+    scratch: Scratch,
     how: Precision = NATIVE,
 ) -> ResidentLayer:
     tensors: dict[str, Resident] = {}
@@ -123,7 +127,7 @@ def _take_layer(
         torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
         for b, k in zip(layer.blocks, kept, strict=True)
     )
-    return ResidentLayer(tensors, kept, how, device.type, statistics, experts)
+    return ResidentLayer(tensors, kept, how, device.type, statistics, experts, scratch)
 
 
 def _take_whole(skeleton: Skeleton, layer: Layer, name: str, arena: Arena) -> Tensor:
@@ -201,6 +205,7 @@ class Stream:
     def _stop(self) -> None:
         self._prefetch.close()
         self._staged, self._upload = [], None
+        self._layers[0].scratch.free()
         self.settle()
 
     def settle(self) -> None:
@@ -227,7 +232,7 @@ class Stream:
             weight = resident.tensors[name]
             if isinstance(weight, Int8 | Int4) and not resident.complete:
                 matrix = dense_matrix(linear_module(layer.module, name), dense[name])
-                weight.fill(lambda begin, end: matrix[begin:end])  # noqa: B023
+                weight.fill(lambda begin, end, _: matrix[begin:end], resident.scratch)  # noqa: B023
         self.assign(layer, resident.tensors)
         if self._on_finished:
             self._on_finished(index)
@@ -357,7 +362,8 @@ class Pruner:
             elif not resident.moves and (not resident.precision.experts or resident.complete):
                 continue
             for name in block.rows:
-                materialize(block, name, dense[name], experts, resident.precision, resident.tensors[name])
+                how, out = resident.precision, resident.tensors[name]
+                materialize(block, name, dense[name], experts, how, out, resident.scratch)
 
     def stop(self) -> None:
         while self._observers:
@@ -454,7 +460,7 @@ def _packed_head(skeleton: Skeleton, reader: Reader, name: str, device: str, for
     buffer = torch.empty(READ_ROWS, columns, dtype=skeleton.dtype)
     here = (0, 0)
 
-    def read(begin: int, end: int) -> Tensor:
+    def read(begin: int, end: int, _: Scratch) -> Tensor:
         nonlocal here
         if end > here[1]:
             here = begin, min(begin + READ_ROWS, rows)
@@ -465,7 +471,7 @@ def _packed_head(skeleton: Skeleton, reader: Reader, name: str, device: str, for
             _check_finite(skeleton, name, buffer[: here[1] - begin])
         return buffer[begin - here[0] : end - here[0]].to(device)
 
-    weight.fill(read)
+    weight.fill(read, Scratch(columns, skeleton.dtype.itemsize, device))
     return weight
 
 
