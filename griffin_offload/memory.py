@@ -174,6 +174,8 @@ def memory_bandwidth(weights: Iterable[Any], passes: int = 5, seconds: float = 0
     are read as if they were bfloat16: as fast as memory goes, whatever they mean."""
     import torch
 
+    from .gemv import own_kernels
+
     matrices = [w if w.is_floating_point() else _as_bfloat16(w) for w in weights if w.dim() == 2 and w.numel()]
     inputs = {w.shape[1]: torch.ones(1, w.shape[1], dtype=w.dtype, device=w.device) for w in matrices}
     total = sum(w.numel() * w.element_size() for w in matrices)
@@ -182,8 +184,9 @@ def memory_bandwidth(weights: Iterable[Any], passes: int = 5, seconds: float = 0
         if number and time.perf_counter() > end:
             break
         start = time.perf_counter()
-        for w in matrices:
-            torch.nn.functional.linear(inputs[w.shape[1]], w)
+        with own_kernels():
+            for w in matrices:
+                torch.nn.functional.linear(inputs[w.shape[1]], w)
         if matrices[0].is_cuda:
             torch.cuda.synchronize()  # waits for the products
         best = min(best, time.perf_counter() - start)

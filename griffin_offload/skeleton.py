@@ -17,6 +17,7 @@ from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
 from .cache import windows
 from .errors import CheckpointError, NumericError, UnsupportedArchitecture
+from .gemv import decode_by_own_kernels
 from .hooks import LookedUp, Pieces, Projection, RoutedExperts
 from .packed import LEAST, Weight, dense_matrix, linear_module
 from .plan import BlockSizes, LayerSizes, ModelSizes, NeuronTensor
@@ -116,6 +117,7 @@ class Skeleton:
         self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole head's weight.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
+        decode_by_own_kernels(self.model)
         self.layers = [self._layer(i, m) for i, m in enumerate(self.model.get_submodule(self.entry.layers))]
         self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
         self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
