@@ -16,7 +16,7 @@ from torch.backends import mkldnn
 def own_kernels() -> Iterator[None]:
     """Products by torch's own kernels: right for one row, slow for many."""
     before = mkldnn.enabled
-    mkldnn.enabled = False
+    mkldnn.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:

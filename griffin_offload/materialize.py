@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packed import FORMATS, Precision, RowsOf, Scratch, Split, Stored, Weight
+from .packed import Precision, RowsOf, Scratch, Split, Stored, Weight, take_weight
 from .skeleton import Block, Rows
 from .weights.arena import Arena
 
@@ -42,8 +42,7 @@ def take_neurons(
 
     def take(count: int, format: str) -> Stored:
         matrix = (width, count) if down else (2 * count if rows.halves else count, width)
-        weight: Stored = FORMATS[format](arena, *matrix, dtype)
-        return weight
+        return take_weight(format, arena, *matrix, dtype)
 
     def one() -> Weight:
         if not keeps_rest or how.rest is None:

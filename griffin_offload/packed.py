@@ -7,16 +7,19 @@ elsewhere, and for many tokens in int8, rows are made dense a few at a time and 
 N rows (outputs), K columns (inputs), M tokens.
 """
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
+from . import vnni
 from .choices import RESIDENT_DTYPES, RESTS, check
 from .weights.arena import Arena, padded
 
@@ -114,19 +117,13 @@ class Int8:
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
+        if item == 2 and vnni.is_fast():
+            return Int8Vnni.bytes(rows, columns)
         return padded(rows * columns) + padded(rows * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         for begin, end in _chunks(len(self._codes)):
-            scratch.rewind()
-            values = scratch.take((end - begin, self._codes.shape[1]), torch.float32)
-            values.copy_(rows(begin, end, scratch))
-            # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
-            largest = torch.maximum(values.amax(1), values.amin(1).neg_())
-            scales = largest.div_(127).clamp_min_(1e-12).to(self._scales.dtype)
-            self._scales[begin:end] = scales
-            values.mul_(scales.float().reciprocal_()[:, None]).round_().clamp_(-127, 127)
-            self._codes[begin:end] = values
+            self._codes[begin:end], self._scales[begin:end] = _in_int8(rows, begin, end, scratch, self._scales.dtype)
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -145,6 +142,48 @@ class Int8:
     @property
     def tensors(self) -> Sequence[Tensor]:
         return (self._codes, self._scales)
+
+
+class Int8Vnni:
+    """As Int8, its products by oneDNN: see vnni.py. In pieces of some rows."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int) -> None:
+        self._scales = arena.take((rows,), torch.float32)
+        self._pieces = _pieces(rows, columns)
+        self._columns = columns
+        self._codes: list[vnni.Codes] = []
+
+    @staticmethod
+    def fits(rows: int, columns: int) -> bool:
+        pieces = {end - begin for begin, end in _pieces(rows, columns)}
+        return columns <= vnni.COLUMNS and all(vnni.is_known(count, columns) for count in pieces)
+
+    @staticmethod
+    def bytes(rows: int, columns: int) -> int:
+        pieces = _pieces(rows, columns)
+        return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
+
+    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
+        if not self._codes:
+            self._codes = [vnni.take(end - begin, self._columns) for begin, end in self._pieces]
+        for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
+            for begin, end in _chunks(last - first):
+                codes, scales = _in_int8(rows, first + begin, first + end, scratch)
+                self._scales[first + begin : first + end] = scales
+                piece.write(begin, codes)
+
+    def linear(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out = x.new_empty(len(flat), len(self._scales))
+        for begin, end in _chunks(len(flat), vnni.TOKENS):
+            tokens = _bytes_of(x) if len(flat) == 1 else vnni.in_bytes(flat[begin:end])
+            for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
+                vnni.product(piece, self._scales[first:last], tokens, out[begin:end, first:last])
+        return out.view(*x.shape[:-1], -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [*(piece.matrix for piece in self._codes), self._scales]
 
 
 class Int4:
@@ -215,6 +254,15 @@ class Int4:
 FORMATS: dict[str, Any] = {"": Dense, "int8": Int8, "int4": Int4}
 
 
+def take_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> Stored:
+    """Memory for a matrix (rows, columns) of a model in `dtype`, in one of FORMATS."""
+    here = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and vnni.is_fast()
+    if format == "int8" and here and Int8Vnni.fits(rows, columns):
+        return Int8Vnni(arena, rows, columns)
+    weight: Stored = FORMATS[format](arena, rows, columns, dtype)
+    return weight
+
+
 class Split:
     """A neurons' matrix in two weights: the experts' and the rest's. `down`: neurons are its columns, else its rows.
 
@@ -268,6 +316,20 @@ def precision(resident_dtype: str, rest: str) -> Precision:
     return replace(RESIDENT[resident_dtype], rest=None if rest == "drop" else rest)
 
 
+def _in_int8(
+    rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Codes (n, K), int8, and scales (n,), of some rows."""
+    scratch.rewind()
+    part = rows(begin, end, scratch)
+    values = scratch.take(part.shape, torch.float32).copy_(part)
+    # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
+    largest = torch.maximum(values.amax(1), values.amin(1).neg_())
+    scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
+    values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
+    return scratch.take(part.shape, torch.int8).copy_(values), scales
+
+
 def _pack(codes: Tensor, out: Tensor) -> None:
     """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
     if len(codes) % 64 == 0 and _blocks_of_64():
@@ -293,6 +355,25 @@ def _whole(rows: int) -> int:
 
 def _groups(columns: int) -> int:
     return -(-columns // GROUP)
+
+
+def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Begin and end of the rows of each piece that oneDNN holds."""
+    return list(_chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
+
+
+def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """vnni.in_bytes of one token; of one that several matrices multiply in turn, once."""
+    version = None if x.is_inference() else x._version
+    last = getattr(_memory, "last", None)
+    if last and version is not None and last[0]() is x and last[1] == version:
+        return cast("tuple[Tensor, Tensor]", last[2])
+    both = vnni.in_bytes(x.reshape(1, -1))
+    _memory.last = weakref.ref(x), version, both
+    return both
+
+
+_memory = threading.local()
 
 
 def _chunks(rows: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:

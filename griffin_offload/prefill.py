@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
@@ -18,7 +18,7 @@ from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
 from .materialize import Resident, materialize, take_neurons
 from .memory import steady_heap
-from .packed import CHUNK, FORMATS, NATIVE, Int4, Int8, Precision, Scratch, Stored, Weight, dense_matrix, linear_module
+from .packed import CHUNK, FORMATS, NATIVE, Precision, Scratch, Stored, Weight, dense_matrix, linear_module, take_weight
 from .plan import STAGING_LAYERS, Kept
 from .selection import Selection, magnitude
 from .skeleton import Block, Layer, Skeleton
@@ -111,7 +111,7 @@ def _take_layer(
     tensors: dict[str, Resident] = {}
     for name in layer.fixed:
         if how.others and name in layer.matrices:
-            tensors[name] = FORMATS[how.others](fixed, *layer.matrices[name], skeleton.dtype)
+            tensors[name] = take_weight(how.others, fixed, *layer.matrices[name], skeleton.dtype)
         else:
             tensors[name] = _take_whole(skeleton, layer, name, fixed)
     for block, k in zip(layer.blocks, kept, strict=True):
@@ -230,9 +230,9 @@ class Stream:
         layer, resident, dense = self._skeleton.layers[index], self._layers[index], self._staged[index].dense
         for name in layer.matrices:
             weight = resident.tensors[name]
-            if isinstance(weight, Int8 | Int4) and not resident.complete:
+            if not isinstance(weight, Tensor) and not resident.complete:
                 matrix = dense_matrix(linear_module(layer.module, name), dense[name])
-                weight.fill(lambda begin, end, _: matrix[begin:end], resident.scratch)  # noqa: B023
+                cast("Stored", weight).fill(lambda begin, end, _: matrix[begin:end], resident.scratch)  # noqa: B023
         self.assign(layer, resident.tensors)
         if self._on_finished:
             self._on_finished(index)
@@ -452,9 +452,8 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str, precision: Pre
 def _packed_head(skeleton: Skeleton, reader: Reader, name: str, device: str, format: str) -> Weight:
     """The head, read and packed a few rows at a time: it is never whole in memory."""
     rows, columns = skeleton.shapes[name]
-    weight: Stored = FORMATS[format](
-        Arena(FORMATS[format].bytes(rows, columns, skeleton.dtype.itemsize), device), rows, columns, skeleton.dtype
-    )
+    arena = Arena(FORMATS[format].bytes(rows, columns, skeleton.dtype.itemsize), device)
+    weight = take_weight(format, arena, rows, columns, skeleton.dtype)
     info = skeleton.pieces[skeleton.aliases.get(name, name)][0].info
     size = info.bytes // rows
     buffer = torch.empty(READ_ROWS, columns, dtype=skeleton.dtype)

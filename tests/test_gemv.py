@@ -1,6 +1,5 @@
 """Which kernels a forward's products run by: torch's own for one token while decoding, oneDNN's for all else."""
 
-
 import pytest
 import torch
 from tiny import tiny_checkpoint

@@ -12,7 +12,7 @@ from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
-from griffin_offload.packed import FORMATS, GROUP, LEAST, Scratch, Split, dense_matrix, linear_module
+from griffin_offload.packed import FORMATS, GROUP, LEAST, Scratch, Split, dense_matrix, linear_module, take_weight
 from griffin_offload.weights.arena import Arena
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
@@ -46,7 +46,7 @@ def take(name: str, matrix: Tensor) -> Any:
     """A matrix in a format."""
     rows, columns = matrix.shape
     arena = Arena(FORMATS[name].bytes(rows, columns, matrix.dtype.itemsize))
-    weight = FORMATS[name](arena, rows, columns, matrix.dtype)
+    weight = take_weight(name, arena, rows, columns, matrix.dtype)
     assert arena.used <= arena.size
     weight.fill(lambda begin, end, _: matrix[begin:end], Scratch(columns, matrix.dtype.itemsize, "cpu"))
     return weight
