@@ -102,6 +102,7 @@ class Opened:
         self._converts = BOUNCE if any(info.dtype != self.skeleton.dtype for info in infos) else 0
         if any(info.encoding for info in infos):
             self._converts = DECODING
+        return_freed_memory()  # what reading the tokenizer left would be counted twice: what is taken next fills it
         self._runtime = resident_set() if self.device == "cpu" else 0
         self.budget = parse_bytes(device_memory) if device_memory is not None else device_budget(self.device)
         self.host_memory = parse_bytes(host_memory)

@@ -117,8 +117,8 @@ class Skeleton:
         self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole head's weight.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
-        decode_by_own_kernels(self.model)
         self.layers = [self._layer(i, m) for i, m in enumerate(self.model.get_submodule(self.entry.layers))]
+        decode_by_own_kernels(self.model, self.layers[0].module)
         self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
         self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
         self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)

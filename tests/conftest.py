@@ -1,6 +1,7 @@
 """What every test gets: no network, a cache of its own, quiet libraries, and the real models where there are any."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
@@ -10,12 +11,20 @@ import pytest
 import torch
 import transformers
 from tiny import COMMON, TINY, tiny_checkpoint
+from torch.backends import mkldnn
 
 _REAL_CACHE = os.environ.get("GRIFFIN_CACHE")
 
 torch.set_num_threads(1)  # two threads on two busy cores wait for each other: 6 times slower even on the real models
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def onednn_stays_on() -> Iterator[None]:
+    """Whatever a test stops, breaks or runs side by side: the process's switch is back where it was."""
+    yield
+    assert mkldnn.enabled
 
 
 @pytest.fixture(scope="session")
