@@ -123,7 +123,8 @@ class Int8:
 
     def fill(self, rows: RowsOf, scratch: Scratch) -> None:
         for begin, end in _chunks(len(self._codes)):
-            self._codes[begin:end], self._scales[begin:end] = _in_int8(rows, begin, end, scratch, self._scales.dtype)
+            codes, scales, _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
+            self._codes[begin:end], self._scales[begin:end] = codes, scales
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -168,9 +169,10 @@ class Int8Vnni:
             self._codes = [vnni.take(end - begin, self._columns) for begin, end in self._pieces]
         for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
             for begin, end in _chunks(last - first):
-                codes, scales = _in_int8(rows, first + begin, first + end, scratch)
+                codes, scales, values = _in_int8(rows, first + begin, first + end, scratch)
                 self._scales[first + begin : first + end] = scales
-                piece.write(begin, codes)
+                # In float32 the sums are exact, and nothing is copied.
+                piece.write(begin, codes, values.sum(1).to(torch.int32))
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -318,8 +320,8 @@ def precision(resident_dtype: str, rest: str) -> Precision:
 
 def _in_int8(
     rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Codes (n, K), int8, and scales (n,), of some rows."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (n, K), int8, scales (n,), and the codes in float32, of some rows."""
     scratch.rewind()
     part = rows(begin, end, scratch)
     values = scratch.take(part.shape, torch.float32).copy_(part)
@@ -327,7 +329,7 @@ def _in_int8(
     largest = torch.maximum(values.amax(1), values.amin(1).neg_())
     scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
     values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
-    return scratch.take(part.shape, torch.int8).copy_(values), scales
+    return scratch.take(part.shape, torch.int8).copy_(values), scales, values
 
 
 def _pack(codes: Tensor, out: Tensor) -> None:

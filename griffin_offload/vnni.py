@@ -48,17 +48,18 @@ class Codes:
         """All codes, in the kernel's order."""
         return self.memory[: self._rows * self._columns].view(self._rows, self._columns)
 
-    def write(self, begin: int, codes: Tensor) -> None:
-        """Rows from `begin` on, which is a multiple of BLOCK; so many, unless they are the last."""
-        sums = codes.sum(1, dtype=torch.int32)
-        codes = pad(codes, (0, -codes.shape[1] % BLOCK, 0, -len(codes) % BLOCK))
+    def write(self, begin: int, codes: Tensor, sums: Tensor) -> None:
+        """Rows from `begin` on, a multiple of BLOCK, and as many, unless they are the last. `sums` (n,), int32: theirs."""
+        missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
+        if any(missing):
+            codes = pad(codes, (0, missing[0], 0, missing[1]))
         end = begin + len(codes)
         # Words of four columns: blocks of 64 rows, blocks of 16 words, words, rows.
         words = codes.view(-1, BLOCK, self._columns // BLOCK, BLOCK).view(torch.int32).permute(0, 2, 3, 1)
         place = self.memory[begin * self._columns : end * self._columns].view(torch.int32)
         place.view(words.shape).copy_(words)
         behind = self.memory[self._rows * self._columns :].view(torch.int32)
-        behind[begin : begin + len(sums)] = sums.neg_()
+        torch.neg(sums, out=behind[begin : begin + len(sums)])
 
 
 _living: "weakref.WeakValueDictionary[tuple[int, int], Tensor]" = weakref.WeakValueDictionary()
@@ -76,7 +77,8 @@ def is_known(rows: int, columns: int) -> bool:
         return False
     packed.memory.zero_()
     for begin in range(0, rows, 4 * BLOCK):
-        packed.write(begin, codes[begin : begin + 4 * BLOCK])
+        part = codes[begin : begin + 4 * BLOCK]
+        packed.write(begin, part, part.sum(1, dtype=torch.int32))
     _first[rows, columns] = packed.opaque
     return torch.equal(packed.memory, expected)
 

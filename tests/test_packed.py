@@ -12,7 +12,19 @@ from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
-from griffin_offload.packed import FORMATS, GROUP, LEAST, Scratch, Split, dense_matrix, linear_module, take_weight
+from griffin_offload.materialize import rows_of
+from griffin_offload.packed import (
+    CHUNK,
+    FORMATS,
+    GROUP,
+    LEAST,
+    Scratch,
+    Split,
+    dense_matrix,
+    linear_module,
+    take_weight,
+)
+from griffin_offload.skeleton import Rows
 from griffin_offload.weights.arena import Arena
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
@@ -246,3 +258,19 @@ def round_some(matrix: Tensor, index: Tensor, how: str, down: bool) -> None:
         matrix[:, index] = ROUNDED[how](matrix[:, index])
     else:
         matrix[index] = ROUNDED[how](matrix[index])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
+    """Large blocks that come and go would leave holes in the heap, so that no plan knew the peak."""
+    matrix, scratch = torch.randn(512, 2048).bfloat16(), Scratch(2048, 2, "cpu")
+    weight = take_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
+    index = torch.arange(512).flip(0)
+    rows = rows_of(matrix, Rows(0, 512), index, down=False)
+    weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        weight.fill(rows, scratch)
+    taken = [event.self_cpu_memory_usage for event in profile.events()]
+    assert max(taken) <= CHUNK * 2048 // GROUP * 4  # a number of float32 for each group
+    exact = matrix[index].float()
+    assert (weight.linear(torch.eye(2048).bfloat16()).T.float() - exact).norm() < ERROR[name] * exact.norm()

@@ -35,7 +35,8 @@ def test_the_bytes_are_those_of_onednns_operator(shape: tuple[int, int]) -> None
     assert vnni.is_known(*shape)
     for ours in (vnni.take(*shape), vnni.take(*shape)):  # the one of the trial, and a copy of its memory
         for begin in range(0, shape[0], 128):
-            ours.write(begin, codes[begin : begin + 128])
+            part = codes[begin : begin + 128]
+            ours.write(begin, part, part.sum(1, dtype=torch.int32))
         assert torch.equal(ours.memory, theirs.memory)
         assert len(ours.memory) == vnni.nbytes(*shape)
 
