@@ -49,7 +49,7 @@ class Codes:
         return self.memory[: self._rows * self._columns].view(self._rows, self._columns)
 
     def write(self, begin: int, codes: Tensor, sums: Tensor) -> None:
-        """Rows from `begin` on, a multiple of BLOCK, and as many, unless they are the last. `sums` (n,), int32: theirs."""
+        """Rows from `begin` on, a multiple of BLOCK, and so many, but for the last. `sums` (n,), int32: theirs."""
         missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
         if any(missing):
             codes = pad(codes, (0, missing[0], 0, missing[1]))
