@@ -482,7 +482,7 @@ def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
 
 def _check_finite(skeleton: Skeleton, name: str, tensor: Tensor) -> None:
     for piece in tensor.view(-1).split(2**22):
-        # A sum is many times as fast as a look at each, and finite only if all are. (In another dtype it would copy them.)
+        # A sum is many times as fast as a look at each, and finite only if all are (of another dtype it would copy).
         if not torch.isfinite(piece.sum()) and not torch.isfinite(piece).all():
             way_out = "; try --dtype bfloat16 or float32" if skeleton.dtype == torch.float16 else ""
             file = skeleton.pieces[skeleton.aliases.get(name, name)][0].info.file
