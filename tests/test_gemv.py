@@ -74,3 +74,19 @@ def test_a_product_is_the_same_but_for_its_rounding() -> None:
         out = torch.nn.functional.linear(x, matrix)
     exact = x.float() @ matrix.float().T
     assert (out - exact).norm() < 0.003 * exact.norm()
+
+
+def test_not_while_layers_stream_and_other_forwards_run_between(engine: Engine) -> None:
+    cache = engine.sweep(PROMPT, 0.5, 3).past_key_values
+    model, layer = engine.skeleton.model, engine.skeleton.layers[0].module
+    seen: list[bool] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(mkldnn.enabled))
+    try:
+        with torch.no_grad():
+            model(torch.tensor([[3]]), past_key_values=cache)
+            layer._hf_hook = object()  # as accelerate leaves it on a layer that is streamed
+            model(torch.tensor([[3]]), past_key_values=cache)
+    finally:
+        handle.remove()
+        del layer._hf_hook
+    assert seen == [False, True]
