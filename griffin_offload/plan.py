@@ -458,7 +458,7 @@ def _rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
     if waiting:
         rows.append(Row("prompts that wait for a layer", waiting, "prompt"))
     if _steady_heap(sizes, request):
-        rows.append(Row("holes in the heap", max(activations * 5 // 4, 48 * MIB), "prompt", "measured"))
+        rows.append(Row("holes in the heap", max(activations * 3 // 2, 48 * MIB), "prompt", "measured"))
     if not request.export:
         tokens = request.prompt_tokens + request.max_new_tokens
         note = f"{request.prompt_tokens} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
