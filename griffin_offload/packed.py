@@ -1,8 +1,8 @@
-"""Weights in 8 or 4 bits, and their products with a few tokens by torch's own kernels.
+"""Weights in 8 or 4 bits, and their products with a few tokens by torch's kernels, in int8 by oneDNN's (vnni.py).
 
 int8: a scale for each row (output), w = q s. int4: asymmetric, a scale and a zero for each GROUP of a row,
 w = (q - 8) s + z, round to nearest. On a CPU in bfloat16 the kernels read a matrix at the memory's bandwidth;
-elsewhere, and for many tokens in int8, rows are made dense a few at a time and multiplied as always.
+elsewhere, and for many tokens in int8 without oneDNN, rows are made dense a few at a time and multiplied as always.
 
 N rows (outputs), K columns (inputs), M tokens.
 """
@@ -335,20 +335,25 @@ def _in_int8(
 def _pack(codes: Tensor, out: Tensor) -> None:
     """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
     if len(codes) % 64 == 0 and _blocks_of_64():
-        low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
-        low.bitwise_or_(high.bitwise_left_shift_(4))
-        out.view(-1, codes.shape[1], 32).copy_(low.transpose(1, 2))
+        _pack_blocks_of_64(codes, out)
     else:
         out.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+
+
+def _pack_blocks_of_64(codes: Tensor, out: Tensor) -> None:
+    low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
+    low.bitwise_or_(high.bitwise_left_shift_(4))
+    out.view(-1, codes.shape[1], 32).copy_(low.transpose(1, 2))
 
 
 @cache
 def _blocks_of_64() -> bool:
     """Whether this processor's kernel wants rows 32 apart side by side: packing so takes a seventh of torch's time."""
     codes = torch.randint(16, (128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    low, high = codes.view(-1, 2, 32, 64).unbind(1)
-    ours = (low | high << 4).transpose(1, 2).reshape(128, 32)
-    return torch.equal(ours, torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+    theirs: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    ours = torch.empty_like(theirs)
+    _pack_blocks_of_64(codes, ours)
+    return torch.equal(ours, theirs)
 
 
 def _whole(rows: int) -> int:

@@ -83,8 +83,8 @@ def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str
 
 def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[ResidentLayer]:
     """Memory that layers pass through, each to be used up before the next: for an export, or an evaluation."""
-    widest, sizes = skeleton.sizes().widest, skeleton.sizes().layers
-    scratch = Scratch(widest, skeleton.dtype.itemsize, device)
+    of_model = skeleton.sizes()
+    sizes, scratch = of_model.layers, Scratch(of_model.widest, skeleton.dtype.itemsize, device)
     fixed = [Arena(max(layer.fixed for layer in sizes), device) for _ in range(STAGING_LAYERS)]
     size = max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True))
     whole = any(n == k for layer, ks in zip(sizes, kept, strict=True) for n, k in zip(layer.whole, ks, strict=True))

@@ -79,8 +79,10 @@ def is_known(rows: int, columns: int) -> bool:
     for begin in range(0, rows, 4 * BLOCK):
         part = codes[begin : begin + 4 * BLOCK]
         packed.write(begin, part, part.sum(1, dtype=torch.int32))
-    _first[rows, columns] = packed.opaque
-    return torch.equal(packed.memory, expected)
+    same = torch.equal(packed.memory, expected)
+    if same:
+        _first[rows, columns] = packed.opaque
+    return same
 
 
 def take(rows: int, columns: int) -> Codes:
