@@ -151,8 +151,10 @@ class Int8Vnni:
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
         self._pieces = _pieces(rows, columns)
-        self._columns = columns
-        self._codes: list[vnni.Codes] = []
+        self._codes = [
+            vnni.Codes(arena.take((vnni.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
+            for begin, end in self._pieces
+        ]
 
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
@@ -165,8 +167,6 @@ class Int8Vnni:
         return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
 
     def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        if not self._codes:
-            self._codes = [vnni.take(end - begin, self._columns) for begin, end in self._pieces]
         for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
             for begin, end in _chunks(last - first):
                 codes, scales, values = _in_int8(rows, first + begin, first + end, scratch)

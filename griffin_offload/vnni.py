@@ -4,13 +4,14 @@ Processors with VNNI multiply unsigned bytes by signed ones and sum them in int3
 A token x (K,) is rounded to 16 bits of its largest, x = s (256 h + l), and its bytes h and l are two rows of a product:
 the weights are read once, and the sums are exact.
 
-oneDNN's own operator packs 0.3 GB/s. Its layout is simple, so here the bytes are written at their places, into memory
-of oneDNN's; whether they are the same is tried once for every shape.
+oneDNN's own operator packs 0.3 GB/s. Its layout is simple, so here the bytes are written at their places, in memory of
+ours; whether they are the same is tried once for every shape.
 """
 
 import ctypes
-import weakref
 from functools import cache
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,11 +38,10 @@ def nbytes(rows: int, columns: int) -> int:
 class Codes:
     """A matrix of codes (n, K), int8: as `memory`, and as the tensor `opaque` that oneDNN multiplies by."""
 
-    def __init__(self, opaque: Tensor, rows: int, columns: int) -> None:
-        self.opaque = opaque
-        self._rows, self._columns = _whole(rows), _whole(columns)
-        size, address = torch.ops.mkldnn._nbytes(opaque), torch.ops.mkldnn.data_ptr(opaque)
-        self.memory = torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+    def __init__(self, memory: Tensor, rows: int, columns: int) -> None:
+        """`memory`: nbytes(rows, columns), int8. Of a shape that is_known."""
+        self.memory, self._rows, self._columns = memory, _whole(rows), _whole(columns)
+        self.opaque = _opaque(memory, rows, columns)
 
     @property
     def matrix(self) -> Tensor:
@@ -50,72 +50,113 @@ class Codes:
 
     def write(self, begin: int, codes: Tensor, sums: Tensor) -> None:
         """Rows from `begin` on, a multiple of BLOCK, and so many, but for the last. `sums` (n,), int32: theirs."""
-        missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
-        if any(missing):
-            codes = pad(codes, (0, missing[0], 0, missing[1]))
-        end = begin + len(codes)
-        # Words of four columns: blocks of 64 rows, blocks of 16 words, words, rows.
-        words = codes.view(-1, BLOCK, self._columns // BLOCK, BLOCK).view(torch.int32).permute(0, 2, 3, 1)
-        place = self.memory[begin * self._columns : end * self._columns].view(torch.int32)
-        place.view(words.shape).copy_(words)
-        behind = self.memory[self._rows * self._columns :].view(torch.int32)
-        torch.neg(sums, out=behind[begin : begin + len(sums)])
+        _write(self.memory, self._rows, begin, codes, sums)
 
 
-_living: "weakref.WeakValueDictionary[tuple[int, int], Tensor]" = weakref.WeakValueDictionary()
-_first: dict[tuple[int, int], Tensor] = {}  # made by a trial, for whoever takes the first of that shape
+def _write(memory: Tensor, rows: int, begin: int, codes: Tensor, sums: Tensor) -> None:
+    missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
+    if any(missing):
+        codes = pad(codes, (0, missing[0], 0, missing[1]))
+    end, columns = begin + len(codes), codes.shape[1]
+    # Words of four columns: blocks of 64 rows, blocks of 16 words, words, rows.
+    words = codes.view(-1, BLOCK, columns // BLOCK, BLOCK).view(torch.int32).permute(0, 2, 3, 1)
+    place = memory[begin * columns : end * columns].view(torch.int32)
+    place.view(words.shape).copy_(words)
+    behind = memory[rows * columns :].view(torch.int32)
+    torch.neg(sums, out=behind[begin : begin + len(sums)])
 
 
 @cache
-def is_known(rows: int, columns: int) -> bool:
-    """Whether oneDNN's layout for codes of this shape is the one that is written here: tried once."""
+def _descriptor(rows: int, columns: int) -> Tensor | None:
+    """What oneDNN knows of codes of this shape, in bytes; None if it lays them out otherwise than here: tried once."""
     some = torch.empty(2**16 + 1, dtype=torch.int8).random_(-127, 128, generator=torch.Generator().manual_seed(0))
     codes = some.repeat(-(-rows * columns // len(some)))[: rows * columns].view(rows, columns)
-    packed = Codes(_pack(codes), rows, columns)
-    expected = packed.memory.clone()
-    if len(expected) != nbytes(rows, columns):
-        return False
-    packed.memory.zero_()
+    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+    size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
+    if size != nbytes(rows, columns):
+        return None
+    theirs = torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+    ours = torch.zeros_like(theirs)
     for begin in range(0, rows, 4 * BLOCK):
         part = codes[begin : begin + 4 * BLOCK]
-        packed.write(begin, part, part.sum(1, dtype=torch.int32))
-    same = torch.equal(packed.memory, expected)
-    if same:
-        _first[rows, columns] = packed.opaque
-    return same
+        _write(ours, _whole(rows), begin, part, part.sum(1, dtype=torch.int32))
+    known: Tensor | None = torch.ops.mkldnn._get_mkldnn_serialized_md(packed) if torch.equal(ours, theirs) else None
+    return known
 
 
-def take(rows: int, columns: int) -> Codes:
-    """Memory for codes of a shape that is known, of at most LARGEST. What is in it is to be written over."""
-    shape = rows, columns
-    opaque = _first.pop(shape, None)
-    if opaque is None:
-        living = _living.get(shape)
-        opaque = _pack(torch.zeros(shape, dtype=torch.int8)) if living is None else living.clone()
-    _living[shape] = opaque
-    return Codes(opaque, rows, columns)
+def is_known(rows: int, columns: int) -> bool:
+    """Whether oneDNN's layout for codes of this shape is the one that is written here."""
+    return _torch() is not None and _descriptor(rows, columns) is not None
 
 
-def in_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (M, K) -> their bytes (2 M, K), uint8, the low ones first, and what one step is worth (M, 1), float32."""
-    values = x.to(torch.float32, copy=True)
-    step = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(LEVELS)
-    levels = values.div_(step).add_(MIDDLE + 0.5).to(torch.int32)
-    return torch.stack([levels, levels >> 8]).to(torch.uint8).view(-1, x.shape[1]), step
+@cache
+def _torch() -> ctypes.CDLL | None:
+    """torch's own library, which its compiled models call; None where it cannot make tensors of oneDNN's."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return library if library.aoti_torch_create_tensor_from_blob_v2 else None
+    except (OSError, AttributeError):
+        return None
 
 
-def product(codes: Codes, scales: Tensor, x: tuple[Tensor, Tensor], out: Tensor) -> None:
+def _opaque(memory: Tensor, rows: int, columns: int) -> Tensor:
+    """oneDNN's tensor over `memory`, which must live as long: made as torch's compiled models make their constants."""
+    library, descriptor = cast(ctypes.CDLL, _torch()), cast(Tensor, _descriptor(rows, columns))
+    made = ctypes.c_void_p()
+    failed = library.aoti_torch_create_tensor_from_blob_v2(
+        ctypes.c_void_p(memory.data_ptr()),
+        ctypes.c_int64(2),
+        (ctypes.c_int64 * 2)(columns, rows),
+        (ctypes.c_int64 * 2)(rows, 1),
+        ctypes.c_int64(0),
+        ctypes.c_int32(library.aoti_torch_dtype_int8()),
+        ctypes.c_int32(library.aoti_torch_device_type_cpu()),
+        ctypes.c_int32(0),
+        ctypes.byref(made),
+        ctypes.c_int32(library.aoti_torch_layout__mkldnn()),
+        ctypes.c_void_p(descriptor.data_ptr()),
+        ctypes.c_int64(descriptor.numel()),
+    )
+    assert not failed, "torch could make no tensor of oneDNN's"
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    opaque: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made.value, None, None))
+    return opaque
+
+
+def in_bytes(x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Tokens (M, K) -> their bytes (2 M, K), uint8, the low ones first, and what one step is worth: of one token a
+    number, of several (M, 1), float32."""
+    step: Tensor | float
+    if len(x) == 1:
+        least, most = torch.aminmax(x)
+        step = max(most.item(), -least.item(), 1e-30) / LEVELS
+        levels = torch.add(_middle(), x, alpha=1 / step)
+    else:
+        values = x.to(torch.float32, copy=True)
+        step = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(LEVELS)
+        levels = values.div_(step).add_(_middle())
+    levels = levels.to(torch.int32)
+    return torch.cat([levels, levels >> 8]).to(torch.uint8), step
+
+
+def product(codes: Codes, scales: Tensor, x: tuple[Tensor, Tensor | float], out: Tensor) -> None:
     """`x` of in_bytes, `scales` of the rows (n,), float32 -> `out` (M, n)."""
     both, step = x
+    one = isinstance(step, float)
     weights = codes.opaque, scales, _zeros(len(scales)), None
     multiply = torch.ops.onednn.qlinear_pointwise.default
-    low, high = multiply(both, 1.0, 128, *weights, 1.0, 0, torch.float32, "none", [], "").split(len(step))
-    torch.mul(low.add_(high, alpha=256), step, out=out)
+    product = multiply(both, step if one else 1.0, 128, *weights, 1.0, 0, torch.float32, "none", [], "")
+    low, high = product.split(len(out))
+    if one:
+        torch.add(low, high, alpha=256, out=out)
+    else:
+        torch.mul(low.add_(high, alpha=256), step, out=out)
 
 
-def _pack(codes: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
-    return packed
+@cache
+def _middle() -> Tensor:
+    return torch.tensor([MIDDLE + 0.5])
 
 
 @cache
