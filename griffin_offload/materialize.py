@@ -1,13 +1,13 @@
 """A dense feed-forward block + experts -> the compact one: kept rows of up (and gate), kept columns of down; packed, or
 as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .packed import Precision, RowsOf, Scratch, Split, Stored, Weight, take_weight
+from .packed import Precision, RowsOf, Scratch, Split, Stored, Weight, take_joined, take_weight
 from .skeleton import Block, Rows
 from .weights.arena import Arena
 
@@ -27,21 +27,44 @@ def gather(dense: Tensor, index: Tensor, axis: int, out: Tensor) -> None:
         torch.gather(dense, 1, index.expand(len(dense), -1), out=out)
 
 
-def take_neurons(
+def take_block(
+    arena: Arena, block: Block, shapes: Mapping[str, Sequence[int]], kept: int, how: Precision, dtype: torch.dtype
+) -> dict[str, Resident]:
+    """Memory for the parameters of a block, by name: `shapes` are whole, as the model has them. Of the neurons `kept`,
+    in each expert; gate and up in one, where that makes their products quicker."""
+    taken = {}
+    if how.experts and kept and not block.routed and (how.rest is None or kept == block.neurons):
+        ups = [name for name in block.rows if name != block.down and len(shapes[name]) == 2]
+        sizes = {name: (_count(block.rows[name], kept), shapes[name][1 - block.rows[name].axis]) for name in ups}
+        taken = take_side_by_side(how.experts, arena, sizes, dtype)
+    for name, shape in shapes.items():
+        if name not in taken:
+            taken[name] = _take_neurons(arena, block, name, shape, kept, how, dtype)
+    return taken
+
+
+def take_side_by_side(
+    format: str, arena: Arena, sizes: Mapping[str, tuple[int, int]], dtype: torch.dtype
+) -> dict[str, Resident]:
+    """Memory for packed matrices (rows, columns), by name, that the same states enter."""
+    rows, columns = zip(*sizes.values(), strict=True)
+    assert len(set(columns)) == 1
+    return dict(zip(sizes, take_joined(format, arena, rows, columns[0], dtype), strict=True))
+
+
+def _take_neurons(
     arena: Arena, block: Block, name: str, shape: Sequence[int], kept: int, how: Precision, dtype: torch.dtype
 ) -> Resident:
-    """Memory for a block's parameter of `shape` (whole, as the model has it), with `kept` neurons in each expert."""
     rows, down = block.rows[name], name == block.down
     each = list(shape[bool(block.routed) :])
     keeps_rest = how.rest is not None and kept < block.neurons
     if len(each) == 1 or not (keeps_rest or (how.experts and kept)):
-        count = block.neurons if keeps_rest else kept
-        each[rows.axis] = 2 * count if rows.halves else count
+        each[rows.axis] = _count(rows, block.neurons if keeps_rest else kept)
         return arena.take((*shape[: bool(block.routed)], *each), dtype)
     width = each[1 - rows.axis]
 
     def take(count: int, format: str) -> Stored:
-        matrix = (width, count) if down else (2 * count if rows.halves else count, width)
+        matrix = (width, count) if down else (_count(rows, count), width)
         return take_weight(format, arena, *matrix, dtype)
 
     def one() -> Weight:
@@ -57,7 +80,7 @@ def take_neurons(
 def materialize(
     block: Block, name: str, dense: Tensor, experts: Tensor, how: Precision, out: Resident, scratch: Scratch
 ) -> None:
-    """Fill what `take_neurons` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
+    """Fill what `take_block` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
 
     `dense`: the parameter, whole."""
     rows, down = block.rows[name], name == block.down
@@ -89,6 +112,11 @@ def rows_of(matrix: Tensor, rows: Rows, neurons: Tensor, down: bool) -> RowsOf:
         return torch.index_select(matrix, 0, index[begin:end], out=out)
 
     return gathered
+
+
+def _count(rows: Rows, neurons: int) -> int:
+    """Rows of a matrix that so many neurons have."""
+    return 2 * neurons if rows.halves else neurons
 
 
 def _both(experts: Tensor, neurons: int) -> list[Tensor]:

@@ -7,11 +7,11 @@ elsewhere, and for many tokens in int8 without oneDNN, rows are made dense a few
 N rows (outputs), K columns (inputs), M tokens.
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import torch
@@ -80,8 +80,8 @@ class Weight(Protocol):
 class Stored(Weight, Protocol):
     """One that is in one piece."""
 
-    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        """Take the matrix's values, a few rows at a time."""
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        """Take the values of the rows from `first` to `last`, or all, a few at a time: `rows` counts from `first`."""
 
 
 class Dense:
@@ -94,10 +94,11 @@ class Dense:
     def bytes(rows: int, columns: int, item: int) -> int:
         return padded(rows * columns * item)
 
-    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        for begin, end in _chunks(len(self.weight)):
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        weight = self.weight[first:last]
+        for begin, end in _chunks(len(weight)):
             scratch.rewind()
-            self.weight[begin:end] = rows(begin, end, scratch)
+            weight[begin:end] = rows(begin, end, scratch)
 
     def linear(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
@@ -121,10 +122,10 @@ class Int8:
             return Int8Vnni.bytes(rows, columns)
         return padded(rows * columns) + padded(rows * item)
 
-    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        for begin, end in _chunks(len(self._codes)):
-            codes, scales, _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
-            self._codes[begin:end], self._scales[begin:end] = codes, scales
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        to_codes, to_scales = self._codes[first:last], self._scales[first:last]
+        for begin, end in _chunks(len(to_codes)):
+            to_codes[begin:end], to_scales[begin:end], _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -166,13 +167,14 @@ class Int8Vnni:
         pieces = _pieces(rows, columns)
         return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
 
-    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
-            for begin, end in _chunks(last - first):
-                codes, scales, values = _in_int8(rows, first + begin, first + end, scratch)
-                self._scales[first + begin : first + end] = scales
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        for piece, (start, stop) in zip(self._codes, self._pieces, strict=True):
+            here = max(first, start)
+            for begin, end in _chunks(min(last or stop, stop), begin=here):
+                codes, scales, values = _in_int8(rows, begin - first, end - first, scratch)
+                self._scales[begin:end] = scales
                 # In float32 the sums are exact, and nothing is copied.
-                piece.write(begin, codes, values.sum(1).to(torch.int32))
+                piece.write(begin - start, codes, values.sum(1).to(torch.int32))
 
     def linear(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -205,14 +207,14 @@ class Int4:
         groups = _groups(columns)
         return padded(_whole(rows) * groups * GROUP // 2) + padded(groups * _whole(rows) * 2 * item)
 
-    def fill(self, rows: RowsOf, scratch: Scratch) -> None:
-        n, k = len(self._codes), 2 * self._codes.shape[1]
-        for begin, end in _chunks(n):
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        k = 2 * self._codes.shape[1]
+        for begin, end in _chunks(last or len(self._codes), begin=first):
             scratch.rewind()
             values = scratch.take((end - begin, k), torch.float32)
             there = min(end, self._rows) - begin
             values[there:], values[:, self._columns :] = 0, 0
-            values[:there, : self._columns] = rows(begin, begin + there, scratch)
+            values[:there, : self._columns] = rows(begin - first, begin - first + there, scratch)
             grouped = values.view(end - begin, -1, GROUP)
             least, most = grouped.amin(2), grouped.amax(2)
             dtype = self._scales.dtype
@@ -263,6 +265,55 @@ def take_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch
         return Int8Vnni(arena, rows, columns)
     weight: Stored = FORMATS[format](arena, rows, columns, dtype)
     return weight
+
+
+class _Joined:
+    """Matrices that the same tokens are multiplied by, one below the other, in one product: whoever asks first has it
+    computed for all."""
+
+    def __init__(self, weight: Stored, rows: Sequence[int]) -> None:
+        self.weight, self._rows = weight, list(rows)
+        self._outs, self._asked = _Made(), 0
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        outs = self._outs.get(x)
+        if outs is None:
+            outs = self.weight.linear(x).split(self._rows, -1)
+            self._outs.put(x, outs)
+            self._asked = 0
+        self._asked += 1
+        if self._asked == len(self._rows):  # all have theirs: nothing stays
+            self._outs.forget()
+        return cast(Tensor, outs[number])
+
+
+class Part:
+    """A matrix that is some rows of several that were joined."""
+
+    def __init__(self, joined: _Joined, number: int, first: int, last: int) -> None:
+        self._joined, self._number, self._first, self._last = joined, number, first, last
+
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        begin, end = self._first + first, self._last if last is None else self._first + last
+        self._joined.weight.fill(rows, scratch, begin, end)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._joined.part(self._number, x)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Those of all, as the first one's: a token reads them once."""
+        return [tensor[: None if self._number == 0 else 0] for tensor in self._joined.weight.tensors]
+
+
+def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
+    """`take_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product, where
+    none begins within a kernel's block. They take no more memory than each by itself."""
+    if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
+        return [take_weight(format, arena, count, columns, dtype) for count in rows]
+    ends = list(accumulate(rows))
+    joined = _Joined(take_weight(format, arena, ends[-1], columns, dtype), rows)
+    return [Part(joined, i, end - count, end) for i, (count, end) in enumerate(zip(rows, ends, strict=True))]
 
 
 class Split:
@@ -369,23 +420,38 @@ def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     return list(_chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
 
 
-def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor]:
+class _Made:
+    """What was made of a tensor, as long as it lives unchanged."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, int, Any] | None = None
+
+    def get(self, x: Tensor) -> Any:
+        last = self._last
+        return last[2] if last and last[0]() is x and last[1] == x._version else None
+
+    def put(self, x: Tensor, made: Any) -> None:
+        self._last = None if x.is_inference() else (weakref.ref(x), x._version, made)
+
+    def forget(self) -> None:
+        self._last = None
+
+
+_in_bytes = _Made()
+
+
+def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:
     """vnni.in_bytes of one token; of one that several matrices multiply in turn, once."""
-    version = None if x.is_inference() else x._version
-    last = getattr(_memory, "last", None)
-    if last and version is not None and last[0]() is x and last[1] == version:
-        return cast("tuple[Tensor, Tensor]", last[2])
-    both = vnni.in_bytes(x.reshape(1, -1))
-    _memory.last = weakref.ref(x), version, both
+    both: tuple[Tensor, Tensor | float] | None = _in_bytes.get(x)
+    if both is None:
+        both = vnni.in_bytes(x.reshape(1, -1))
+        _in_bytes.put(x, both)
     return both
 
 
-_memory = threading.local()
-
-
-def _chunks(rows: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:
-    for begin in range(0, rows, size):
-        yield begin, min(begin + size, rows)
+def _chunks(end: int, size: int = CHUNK, begin: int = 0) -> Iterator[tuple[int, int]]:
+    for start in range(begin, end, size):
+        yield start, min(start + size, end)
 
 
 def linear_module(parent: nn.Module, name: str) -> Any | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import NumericError
 from .hooks import ObserveNeurons, StreamLayer
-from .materialize import Resident, materialize, take_neurons
+from .materialize import Resident, materialize, take_block, take_side_by_side
 from .memory import steady_heap
 from .packed import CHUNK, FORMATS, NATIVE, Precision, Scratch, Stored, Weight, dense_matrix, linear_module, take_weight
 from .plan import STAGING_LAYERS, Kept
@@ -28,6 +28,7 @@ from .weights.prefetch import Load, Prefetch
 from .weights.reader import Reader
 from .weights.upload import Upload
 
+QKV = {"q_proj", "k_proj", "v_proj"}
 READ_ROWS = 8 * CHUNK  # of a head that is packed as it is read
 OnLayer = Callable[[int, int], None]
 
@@ -71,9 +72,7 @@ def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str
         tensors = dict(resident.tensors)
         for block, k in zip(layer.blocks, resident.kept, strict=True):
             if k < block.neurons:
-                for name in block.rows:
-                    shape = skeleton.shapes[layer.prefix + name]
-                    tensors[name] = take_neurons(arena, block, name, shape, k, how, skeleton.dtype)
+                tensors |= take_block(arena, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
         statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
         experts = tuple(chosen.clone() for chosen in resident.experts)
         # `complete`: what is shared, `layers` fill.
@@ -109,18 +108,17 @@ def _take_layer(
     how: Precision = NATIVE,
 ) -> ResidentLayer:
     tensors: dict[str, Resident] = {}
+    matrices = layer.matrices if how.others else {}
     for name in layer.fixed:
-        if how.others and name in layer.matrices:
-            tensors[name] = take_weight(how.others, fixed, *layer.matrices[name], skeleton.dtype)
-        else:
+        if name not in matrices:
             tensors[name] = _take_whole(skeleton, layer, name, fixed)
+    for names in _side_by_side(matrices):
+        tensors |= take_side_by_side(how.others, fixed, {name: matrices[name] for name in names}, skeleton.dtype)
     for block, k in zip(layer.blocks, kept, strict=True):
-        for name in block.rows:
-            if k == block.neurons and not how.experts:
-                tensors[name] = _take_whole(skeleton, layer, name, neurons)
-            else:
-                shape = skeleton.shapes[layer.prefix + name]
-                tensors[name] = take_neurons(neurons, block, name, shape, k, how, skeleton.dtype)
+        if k == block.neurons and not how.experts:
+            tensors |= {name: _take_whole(skeleton, layer, name, neurons) for name in block.rows}
+        else:
+            tensors |= take_block(neurons, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
     device = neurons.memory.device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     experts = tuple(
@@ -128,6 +126,19 @@ def _take_layer(
         for b, k in zip(layer.blocks, kept, strict=True)
     )
     return ResidentLayer(tensors, kept, how, device.type, statistics, experts, scratch)
+
+
+def _side_by_side(matrices: Mapping[str, tuple[int, int]]) -> list[list[str]]:
+    """Names of those that the same states enter: what makes queries, keys and values, by their modules' names."""
+    groups: dict[Any, list[str]] = {}
+    for name, (_, columns) in matrices.items():
+        parent, _, own = name.removesuffix(".weight").rpartition(".")
+        groups.setdefault((parent, columns) if own in QKV else name, []).append(name)
+    return list(groups.values())
+
+
+def _shapes(skeleton: Skeleton, layer: Layer, block: Block) -> dict[str, tuple[int, ...]]:
+    return {name: skeleton.shapes[layer.prefix + name] for name in block.rows}
 
 
 def _take_whole(skeleton: Skeleton, layer: Layer, name: str, arena: Arena) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 64  # rows and columns
-LARGEST = 2**24  # numbers in one piece of memory
+LARGEST = 2**25  # numbers in one piece of memory
 COLUMNS = 2**16  # beyond, sums could overflow
 TOKENS = 64  # at a time
 LEVELS, MIDDLE = 32639, 32896  # of 16 bits: both bytes of 0 are 128

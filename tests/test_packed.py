@@ -18,10 +18,12 @@ from griffin_offload.packed import (
     FORMATS,
     GROUP,
     LEAST,
+    Part,
     Scratch,
     Split,
     dense_matrix,
     linear_module,
+    take_joined,
     take_weight,
 )
 from griffin_offload.skeleton import Rows
@@ -183,6 +185,76 @@ def test_one_engine_goes_from_format_to_format(tmp_path: Path) -> None:
         ("int8", "drop", 0),
     ]:
         assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
+
+
+@pytest.mark.parametrize(("resident_dtype", "rest"), [("int8", "drop"), ("int4", "drop"), ("int4", "int8")])
+def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, rest: str) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", **sizes, **heads)
+    engine = Engine(folder)
+    for sparsity in (0.5, 0):
+        assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
+    layer: Any = engine.skeleton.layers[0].module
+    modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
+    joined = [module.forward.packed._joined for module in modules]
+    assert len(set(joined[:3])) == len(set(joined[3:])) == 1
+    assert joined[0] is not joined[3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_joined_matrices_are_each_by_itself(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("griffin_offload.vnni.LARGEST", 2 * CHUNK * 96)
+    rows, matrices = [128, 704, 64], [torch.randn(count, 96).to(dtype) for count in (128, 704, 64)]
+    arena = Arena(sum(FORMATS[name].bytes(count, 96, dtype.itemsize) for count in rows))
+    parts = take_joined(name, arena, rows, 96, dtype)
+    for number in (2, 0, 1):
+        matrix = matrices[number]
+        parts[number].fill(lambda begin, end, _, m=matrix: m[begin:end], Scratch(96, dtype.itemsize, "cpu"))
+    alone = [take(name, matrix) for matrix in matrices]
+    for tokens in (1, 3, 40):
+        x = torch.randn(tokens, 96).to(dtype)
+        for part, one in zip(parts, alone, strict=True):
+            torch.testing.assert_close(part.linear(x), one.linear(x), rtol=0.01, atol=0.1)
+    read = [sum(t.numel() * t.element_size() for t in part.tensors) for part in parts]
+    assert read[0] > 0
+    assert read[1:] == [0, 0]
+
+
+def test_joined_matrices_are_multiplied_once_for_each_input() -> None:
+    torch.manual_seed(0)
+    parts: Any = take_joined("int8", Arena(2**16), [64, 64], 64, torch.float32)
+    for part in parts:
+        assert isinstance(part, Part)
+        matrix = torch.randn(64, 64)
+        part.fill(lambda begin, end, _, m=matrix: m[begin:end], Scratch(64, 4, "cpu"))
+    whole = parts[0]._joined.weight
+    calls: list[int] = []
+    linear = whole.linear
+    whole.linear = lambda x: calls.append(1) or linear(x)
+    x = torch.randn(1, 64)
+    first = [part.linear(x) for part in parts]
+    assert len(calls) == 1
+    assert parts[0]._joined._outs.get(x) is None  # nothing is kept when all have theirs
+    torch.testing.assert_close(torch.cat(first, 1), linear(x))
+    parts[0].linear(x)
+    x.neg_()
+    torch.testing.assert_close(parts[1].linear(x), -first[1])
+    other = x.clone()
+    torch.testing.assert_close(parts[0].linear(other), -first[0])
+    assert len(calls) == 4
+    with torch.inference_mode():
+        other = x.clone()
+        parts[0].linear(other)
+        other.neg_()
+        torch.testing.assert_close(parts[1].linear(other), first[1])
+
+
+def test_rows_that_are_no_whole_blocks_are_not_joined() -> None:
+    assert not any(isinstance(part, Part) for part in take_joined("int4", Arena(2**16), [64, 40], 64, torch.bfloat16))
 
 
 def assert_answers_as_rounded(engine: Engine, folder: Path, resident_dtype: str, rest: str, sparsity: float) -> None:
