@@ -17,7 +17,7 @@ from .options import open_engine
 
 if TYPE_CHECKING:
     from ..engine import Engine, Generation
-    from ..prefill import OnLayer
+    from ..stream import OnLayer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'

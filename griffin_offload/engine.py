@@ -27,22 +27,16 @@ from .memory import (
 )
 from .opened import Opened
 from .plan import DEFAULT_SPARSITY, Plan, choose_plan, with_kept
-from .prefill import (
-    OnLayer,
-    Pruner,
-    Sweep,
-    another_set,
-    load_outside,
-    passing_layers,
-    resident_layers,
-)
+from .prefill import Pruner, Sweep, load_outside
 from .prior import WEIGHT, Prior
 from .pruned import Export, Source
 from .report import Report
+from .resident import another_set, passing_layers, resident_layers
 from .selection import Selection, Sparsity
 from .skip import Skip
 from .skipper import TokenSkipper, check_skip, left_out
 from .static import Static, find_room, sum_scores
+from .stream import OnLayer
 from .streamer import OnText, Rows, Streamer
 from .units import parse_bytes
 from .weights.reader import Reader

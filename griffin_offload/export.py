@@ -17,10 +17,10 @@ import torch
 from . import __version__
 from .errors import ExportError
 from .plan import Plan, emptied, with_kept
-from .prefill import OnLayer
 from .pruned import METHODS, RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
 from .skeleton import Skeleton
+from .stream import OnLayer
 from .units import format_bytes
 from .weights.reader import Reader
 from .weights.writer import CheckpointWriter

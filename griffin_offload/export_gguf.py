@@ -20,7 +20,6 @@ from . import __version__
 from .errors import CheckpointError, ExportError, UnsupportedArchitecture
 from .models import gguf_link
 from .plan import Plan, emptied, with_kept
-from .prefill import OnLayer
 from .pruned import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
 from .selection import Selection
 from .skeleton import Skeleton
@@ -28,6 +27,7 @@ from .sources.gguf import check_written, tensor_names
 from .sources.gguf_file import read_gguf
 from .sources.gguf_model import ARCHITECTURES, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
 from .sources.gguf_vocabulary import vocabulary_fields
+from .stream import OnLayer
 from .units import format_bytes
 from .weights.decode import interleaved
 from .weights.gguf_writer import GgufWriter, Layout, layout

@@ -7,7 +7,8 @@ from transformers import AutoConfig
 
 from .cache import windows
 from .ladder import climb
-from .plan import ModelSizes, Request
+from .plan import Request
+from .sizes import ModelSizes
 from .skeleton import Skeleton
 from .sources.catalogue import CatalogueModel
 

@@ -12,8 +12,10 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
-from .prefill import Pruner, ResidentLayer, Slots, Stream
+from .prefill import Pruner, Slots
+from .resident import ResidentLayer
 from .skeleton import Skeleton
+from .stream import Stream
 from .units import KIB
 from .waiting import Waiting
 

@@ -30,22 +30,16 @@ from .memory import (
 )
 from .models import DEFAULT_MODEL, cache_folder, resolve
 from .plan import Plan, Request
-from .prefill import (
-    OnLayer,
-    Pruner,
-    ResidentLayer,
-    Stream,
-    Sweep,
-    load_outside,
-    resident_layers,
-)
+from .prefill import Pruner, Sweep, load_outside
 from .prior import Prior, check_prior
 from .probe import probe
 from .pruned import source_name
+from .resident import ResidentLayer, resident_layers
 from .selection import Selection, Sparsity
 from .skeleton import Skeleton, compute_dtype
 from .skip import Skip
 from .skipper import Slots, put_back
+from .stream import OnLayer, Stream
 from .units import format_bytes, parse_bytes
 from .weights.host import HostTier
 from .weights.reader import BOUNCE, DECODING, Reader

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from .architecture import Architecture
 from .errors import GriffinError, UnsupportedArchitecture
 from .hooks import Tap
-from .prefill import Pruner, ResidentLayer, Stream, Sweep, load_outside, resident_layers
+from .prefill import Pruner, Sweep, load_outside
+from .resident import ResidentLayer, resident_layers
 from .selection import Selection
 from .skeleton import Skeleton
+from .stream import Stream
 from .weights.checkpoint import Checkpoint
 from .weights.reader import Reader
 

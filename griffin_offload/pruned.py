@@ -17,13 +17,16 @@ from torch import Tensor
 from .errors import ExportError
 from .folder import one_line
 from .lockstep import Lockstep
-from .plan import Kept, Plan
-from .prefill import OnLayer, Pruner, Stream, load_outside, passing_layers
+from .plan import Plan
+from .prefill import Pruner, load_outside
 from .prior import Scores
+from .resident import passing_layers
 from .selection import Selection
+from .sizes import Kept
 from .skeleton import Block, Rows, Skeleton
 from .skipper import Saturation
 from .static import Scorer, Static, forwards, scores_of
+from .stream import OnLayer, Stream
 from .units import MIB
 from .waiting import Waiting
 from .weights.reader import Reader

@@ -20,7 +20,7 @@ from .errors import CheckpointError, NumericError, UnsupportedArchitecture
 from .gemv import decode_by_own_kernels
 from .hooks import LookedUp, Pieces, Projection, RoutedExperts
 from .packed import LEAST, Weight, dense_matrix, linear_module
-from .plan import BlockSizes, LayerSizes, ModelSizes, NeuronTensor
+from .sizes import BlockSizes, LayerSizes, ModelSizes, NeuronTensor
 from .structure import find_structure
 from .weights.arena import PAGE, padded
 from .weights.checkpoint import Checkpoint, Piece, TensorInfo

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .architecture import ARCHITECTURES, NO_SIMILARITY
 from .errors import OptionError
 from .hooks import Residual
-from .plan import Kept, Plan
-from .prefill import ResidentLayer
+from .plan import Plan
+from .resident import ResidentLayer
+from .sizes import Kept
 from .skeleton import Layer, Skeleton
 from .skip import WINDOW, Skip, Skipped, Thresholds, most_saturated, next_to_leave
 

@@ -22,11 +22,14 @@ from .errors import NumericError, OptionError, PromptError
 from .hooks import PIECE, ObserveNeurons
 from .lockstep import STACK, Lockstep
 from .memory import MARGIN, available_memory
-from .plan import ModelSizes, Plan, Request, make_plan
-from .prefill import OnLayer, Pruner, ResidentLayer, Stream, block_magnitude, load_outside, passing_layers
+from .plan import Plan, Request, make_plan
+from .prefill import Pruner, block_magnitude, load_outside
 from .prior import Prior, Scores
+from .resident import ResidentLayer, passing_layers
+from .sizes import ModelSizes
 from .skeleton import Block, Skeleton
 from .statistic import activation_squares, neuron_statistic
+from .stream import OnLayer, Stream
 from .waiting import Waiting
 from .weights.reader import Reader
 

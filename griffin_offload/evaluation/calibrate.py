@@ -14,7 +14,7 @@ from ..allocation import Curves, calibration_path, checkpoint_key, load_curves, 
 from ..engine import Engine
 from ..errors import NumericError, OptionError
 from ..models import cache_folder
-from ..prefill import OnLayer
+from ..stream import OnLayer
 from .branch import can_branch
 from .observe import cut_prompts
 from .passage import Row, fits

@@ -15,7 +15,7 @@ from ..choices import MODES, check
 from ..engine import Engine
 from ..errors import PromptError
 from ..jsonl import Row, read_rows
-from ..prefill import OnLayer
+from ..stream import OnLayer
 from .score import OnPair, check_pairs, score
 from .scored import Pair, Scored, mean_and_error
 from .variant import FULL, Variant

@@ -14,12 +14,12 @@ from typing import Any
 
 from ..engine import Engine
 from ..jsonl import Row
-from ..prefill import OnLayer
 from ..prior import Prior
 from ..samples import Source, draw_samples
 from ..skip import Skip
 from ..skipper import can_skip
 from ..static import Static
+from ..stream import OnLayer
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
 from .observe import text_tokens

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..choices import ORDERS, check
 from ..engine import Engine
 from ..errors import OptionError, PromptError, UnsupportedArchitecture
-from ..prefill import OnLayer
 from ..selection import select_experts
 from ..statistic import neuron_statistic
+from ..stream import OnLayer
 
 
 class Point(NamedTuple):

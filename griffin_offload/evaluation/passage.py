@@ -18,11 +18,13 @@ from torch import Tensor
 from ..engine import Engine
 from ..hooks import Residual, Tap
 from ..lockstep import STACK
-from ..plan import Kept, make_plan
-from ..prefill import OnLayer, block_magnitude
+from ..plan import make_plan
+from ..prefill import block_magnitude
 from ..selection import Selection
+from ..sizes import Kept
 from ..skip import Skip
 from ..statistic import neuron_statistic
+from ..stream import OnLayer
 from ..units import MIB
 from .branch import branch, prompt_cache
 from .scored import POSITIONS, Compare, Pair, Scored, join, reduce

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError, PromptError
-from ..prefill import OnLayer
+from ..stream import OnLayer
 from .score import OnPair, score
 from .scored import Pair, Scored, mean_and_error
 from .variant import Variant

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..engine import Engine
 from ..errors import OptionError, PromptError
-from ..prefill import OnLayer
 from ..skipper import check_skip
+from ..stream import OnLayer
 from .branch import can_branch
 from .passage import Passage, Row, passages
 from .scored import Pair, Scored, reduce

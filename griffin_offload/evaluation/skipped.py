@@ -14,9 +14,9 @@ from ..engine import Engine
 from ..errors import OptionError
 from ..hooks import Residual
 from ..lockstep import Lockstep
-from ..prefill import OnLayer
 from ..skip import Skip, Skipping, Thresholds, most_saturated
 from ..static import forwards
+from ..stream import OnLayer
 
 INSTEAD = ("", "random", "layers")  # of the rule's blocks: as many drawn by lot; the whole layers, attention too
 

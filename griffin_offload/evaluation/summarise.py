@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
-from ..prefill import OnLayer
+from ..stream import OnLayer
 from .scored import mean_and_error
 from .variant import Variant
 
