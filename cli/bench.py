@@ -11,7 +11,7 @@ from ..choices import SKIP_MODES
 from ..models import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import console
-from .options import resident_dtypes_option
+from .variants import resident_dtypes_option
 
 if TYPE_CHECKING:
     from ..evaluation.bench import Asked, Bench

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from . import console
-from .options import model_options, open_engine, read_file
+from .options import model_options, open_engine
+from .text import read_file
 
 if TYPE_CHECKING:
     from ..allocation import Curves

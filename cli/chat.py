@@ -14,16 +14,8 @@ from ..errors import GriffinError, OptionError
 from ..units import format_bytes
 from . import console
 from .generate import stream
-from .options import (
-    answer_options,
-    check_text,
-    choice_note,
-    host_memory_option,
-    model_options,
-    open_engine,
-    remember,
-    settings,
-)
+from .options import answer_options, choice_note, host_memory_option, model_options, open_engine, remember, settings
+from .text import check_text
 
 if TYPE_CHECKING:
     from ..engine import Generation

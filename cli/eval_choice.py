@@ -10,7 +10,8 @@ import click
 from ..choices import MODES
 from ..errors import OptionError
 from . import console
-from .options import model_options, open_engine, variant_options, variants
+from .options import model_options, open_engine
+from .variants import variant_options, variants
 
 if TYPE_CHECKING:
     from ..evaluation.choice import Answers, Question

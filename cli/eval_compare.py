@@ -10,7 +10,8 @@ import click
 from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import console
-from .options import decode, model_options, open_engine
+from .options import model_options, open_engine
+from .text import decode
 
 if TYPE_CHECKING:
     from ..evaluation.compare import Result

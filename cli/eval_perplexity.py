@@ -8,7 +8,9 @@ import click
 
 from ..units import format_bytes
 from . import console
-from .options import decode, model_options, open_engine, variant_options, variants
+from .options import model_options, open_engine
+from .text import decode
+from .variants import variant_options, variants
 
 if TYPE_CHECKING:
     from ..evaluation.perplexity import Perplexity

@@ -9,7 +9,8 @@ import click
 from ..jsonl import Results, read_rows
 from . import console
 from .generate_many import Pace
-from .options import model_options, open_engine, variant_options, variants
+from .options import model_options, open_engine
+from .variants import variant_options, variants
 
 if TYPE_CHECKING:
     from ..evaluation.summarise import Summary

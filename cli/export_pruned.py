@@ -20,17 +20,15 @@ from .options import (
     SHARES,
     check_prior_options,
     check_skip_usage,
-    check_text,
     expert_options,
     model_options,
     open_engine,
     prior_options,
     prompt_form,
     prompt_form_options,
-    read_file,
-    read_prompt,
     skip_options,
 )
+from .text import check_text, read_file, read_prompt
 
 if TYPE_CHECKING:
     from ..engine import Engine

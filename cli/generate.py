@@ -17,10 +17,10 @@ from .options import (
     open_engine,
     prompt_form,
     prompt_form_options,
-    read_prompt,
     remember,
     settings,
 )
+from .text import read_prompt
 
 
 @click.command("generate", short_help="Answer one prompt, or a file of them.")

@@ -1,8 +1,6 @@
 """Options that several commands share, and what they mean."""
 
-import io
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,14 +8,14 @@ import click
 
 from ..chat import Settings
 from ..choices import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES
-from ..errors import GriffinError, PromptError
+from ..errors import GriffinError
 from ..models import DEFAULT_MODEL
 from ..units import format_bytes
 from . import console
+from .text import check_text, read_file
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..evaluation.variant import Variant
     from ..plan import Plan
     from ..report import Report
 
@@ -331,132 +329,3 @@ def remember(report: "Report") -> None:
         save_last(report, cache_folder())
     except (OSError, GriffinError) as error:
         console.note(f"the report is not kept for mem-report --last: {error}")
-
-
-def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt from its one source. One newline at the end of a file or of stdin is not part of the prompt.
-
-    Raises click.UsageError for no source or two, PromptError for an empty or unreadable one."""
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("--prompt and --prompt-file both give a prompt: leave one out")
-    if prompt is not None:
-        text = check_text(prompt, "the prompt")
-    elif prompt_file is not None and prompt_file != "-":
-        text = read_file(prompt_file)
-    else:
-        pipe = sys.stdin.buffer if sys.stdin else io.BytesIO()
-        if prompt_file is None and (sys.stdin is None or pipe.isatty()):
-            raise click.UsageError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe one in")
-        text = decode(pipe.read(), "stdin")
-    if not text.strip():
-        raise PromptError("the prompt is empty: give it some text")
-    return text
-
-
-def read_file(name: str) -> str:
-    """A text file, without the newline at its end. Raises PromptError."""
-    try:
-        with open(name, "rb") as file:
-            return decode(file.read(), name)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise PromptError(f"cannot read the prompt file {name}: {reason.lower()}") from error
-
-
-def decode(content: bytes, source: str) -> str:
-    try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    return text.removesuffix("\n")
-
-
-def check_text(text: str, what: str) -> str:
-    """Text from the command line, which may hold bytes that are no characters. Raises PromptError."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{what} is not UTF-8 text (character {error.start})") from error
-    return text
-
-
-def resident_dtypes_option(command: F) -> F:
-    """--resident-dtype, several times, where rows are compared."""
-    return click.option(
-        "--resident-dtype",
-        "resident_dtypes",
-        type=click.Choice(RESIDENT_DTYPES),
-        multiple=True,
-        default=("bfloat16",),
-        show_default=True,
-        help="Of the weights that stay, in Griffin's rows. Give several to compare.",
-    )(command)
-
-
-def variant_options(command: F) -> F:
-    """--sparsity, --selection, --allocation, --resident-dtype, --rest, --seed: the arguments of `variants`."""
-    return decorate(
-        command,
-        click.option(
-            "--sparsity",
-            "sparsities",
-            type=float,
-            multiple=True,
-            default=(0.0, 0.5),
-            show_default=True,
-            metavar="SHARE",
-            help="Share of the feed-forward neurons to drop, 0 (the full model) to 1. Give several to compare.",
-        ),
-        click.option(
-            "--selection",
-            "selections",
-            type=click.Choice(SELECTIONS),
-            multiple=True,
-            default=("topk",),
-            show_default=True,
-            help="How experts are chosen. Give several to compare.",
-        ),
-        click.option(
-            "--allocation",
-            "allocations",
-            type=click.Choice(ALLOCATIONS),
-            multiple=True,
-            default=("uniform",),
-            show_default=True,
-            help="How the kept neurons are shared over the layers; `griffin calibrate` measures their sensitivity. "
-            "Give several to compare.",
-        ),
-        resident_dtypes_option,
-        click.option(
-            "--rest",
-            "rests",
-            type=click.Choice(RESTS),
-            multiple=True,
-            default=("drop",),
-            show_default=True,
-            help="What becomes of the neurons that are no experts. Give several to compare.",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 2**32 - 1),
-            default=0,
-            show_default=True,
-            metavar="N",
-            help="Seed of the selections that draw: sampling, topk-sampling, random.",
-        ),
-    )
-
-
-def variants(
-    *,
-    sparsities: tuple[float, ...],
-    selections: tuple[str, ...],
-    allocations: tuple[str, ...],
-    resident_dtypes: tuple[str, ...],
-    rests: tuple[str, ...],
-    seed: int,
-) -> list["Variant"]:
-    """Every combination, the full model once. Raises OptionError for a sparsity out of range."""
-    from ..evaluation.variant import all_variants
-
-    return all_variants(sparsities, selections, allocations, seed, resident_dtypes, rests)

@@ -9,7 +9,8 @@ import click
 from ..choices import ORDERS
 from ..jsonl import read_rows
 from . import console
-from .options import F, decorate, model_options, open_engine, read_file, read_prompt
+from .options import F, decorate, model_options, open_engine
+from .text import read_file, read_prompt
 
 if TYPE_CHECKING:
     from ..engine import Engine
