@@ -156,6 +156,8 @@ class Int8Vnni:
             vnni.Codes(arena.take((vnni.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
             for begin, end in self._pieces
         ]
+        scales = [self._scales[begin:end] for begin, end in self._pieces]
+        self._weights = list(zip(self._codes, scales, strict=True))
 
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
@@ -177,13 +179,17 @@ class Int8Vnni:
                 piece.write(begin - start, codes, values.sum(1).to(torch.int32))
 
     def linear(self, x: Tensor) -> Tensor:
+        before = x.shape[:-1]
+        if before.numel() == 1:  # every microsecond counts
+            outs = [vnni.product(*weights, _bytes_of(x)) for weights in self._weights]
+            return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(x.dtype).view(*before, -1)
         flat = x.reshape(-1, x.shape[-1])
         out = x.new_empty(len(flat), len(self._scales))
         for begin, end in _chunks(len(flat), vnni.TOKENS):
-            tokens = _bytes_of(x) if len(flat) == 1 else vnni.in_bytes(flat[begin:end])
-            for piece, (first, last) in zip(self._codes, self._pieces, strict=True):
-                vnni.product(piece, self._scales[first:last], tokens, out[begin:end, first:last])
-        return out.view(*x.shape[:-1], -1)
+            tokens = vnni.in_bytes(flat[begin:end])
+            for weights, (first, last) in zip(self._weights, self._pieces, strict=True):
+                out[begin:end, first:last] = vnni.product(*weights, tokens)
+        return out.view(*before, -1)
 
     @property
     def tensors(self) -> Sequence[Tensor]:

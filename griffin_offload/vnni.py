@@ -140,18 +140,17 @@ def in_bytes(x: Tensor) -> tuple[Tensor, Tensor | float]:
     return torch.cat([levels, levels >> 8]).to(torch.uint8), step
 
 
-def product(codes: Codes, scales: Tensor, x: tuple[Tensor, Tensor | float], out: Tensor) -> None:
-    """`x` of in_bytes, `scales` of the rows (n,), float32 -> `out` (M, n)."""
+def product(codes: Codes, scales: Tensor, x: tuple[Tensor, Tensor | float]) -> Tensor:
+    """`x` of in_bytes, `scales` of the rows (n,), float32 -> (M, n), float32; of one token (n,)."""
     both, step = x
-    one = isinstance(step, float)
+    a_step = step if isinstance(step, float) else 1.0
     weights = codes.opaque, scales, _zeros(len(scales)), None
     multiply = torch.ops.onednn.qlinear_pointwise.default
-    product = multiply(both, step if one else 1.0, 128, *weights, 1.0, 0, torch.float32, "none", [], "")
-    low, high = product.split(len(out))
-    if one:
-        torch.add(low, high, alpha=256, out=out)
-    else:
-        torch.mul(low.add_(high, alpha=256), step, out=out)
+    parts: Tensor = multiply(both, a_step, 128, *weights, 1.0, 0, torch.float32, "none", [], "")
+    if isinstance(step, float):
+        return torch.add(parts[0], parts[1], alpha=256)
+    low, high = parts.chunk(2)
+    return low.add_(high, alpha=256).mul_(step)
 
 
 @cache
