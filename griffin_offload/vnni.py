@@ -50,20 +50,19 @@ class Codes:
 
     def write(self, begin: int, codes: Tensor, sums: Tensor) -> None:
         """Rows from `begin` on, a multiple of BLOCK, and so many, but for the last. `sums` (n,), int32: theirs."""
-        _write(self.memory, self._rows, begin, codes, sums)
+        words, behind = _words(codes), self.memory[self._rows * self._columns :].view(torch.int32)
+        place = self.memory[begin * self._columns :].view(torch.int32)[: words.numel()]
+        place.view(words.shape).copy_(words)
+        torch.neg(sums, out=behind[begin : begin + len(sums)])
 
 
-def _write(memory: Tensor, rows: int, begin: int, codes: Tensor, sums: Tensor) -> None:
+def _words(codes: Tensor) -> Tensor:
+    """Codes (n, K) in the kernel's order, filled up with zeros: words of four columns, int32 (blocks of 64 rows, blocks
+    of 16 words, words, rows)."""
     missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
     if any(missing):
         codes = pad(codes, (0, missing[0], 0, missing[1]))
-    end, columns = begin + len(codes), codes.shape[1]
-    # Words of four columns: blocks of 64 rows, blocks of 16 words, words, rows.
-    words = codes.view(-1, BLOCK, columns // BLOCK, BLOCK).view(torch.int32).permute(0, 2, 3, 1)
-    place = memory[begin * columns : end * columns].view(torch.int32)
-    place.view(words.shape).copy_(words)
-    behind = memory[rows * columns :].view(torch.int32)
-    torch.neg(sums, out=behind[begin : begin + len(sums)])
+    return codes.view(-1, BLOCK, codes.shape[1] // BLOCK, BLOCK).view(torch.int32).permute(0, 2, 3, 1)
 
 
 @cache
@@ -75,13 +74,16 @@ def _descriptor(rows: int, columns: int) -> Tensor | None:
     size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
     if size != nbytes(rows, columns):
         return None
-    theirs = torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
-    ours = torch.zeros_like(theirs)
+    memory = torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+    theirs, sums = memory.view(torch.int32).split([size // 4 - _whole(rows), _whole(rows)])
     for begin in range(0, rows, 4 * BLOCK):
         part = codes[begin : begin + 4 * BLOCK]
-        _write(ours, _whole(rows), begin, part, part.sum(1, dtype=torch.int32))
-    known: Tensor | None = torch.ops.mkldnn._get_mkldnn_serialized_md(packed) if torch.equal(ours, theirs) else None
-    return known
+        words = _words(part)
+        there = theirs[begin * _whole(columns) // 4 :][: words.numel()].view(words.shape)
+        if not torch.equal(there, words) or not torch.equal(sums[begin:][: len(part)], -part.sum(1, dtype=torch.int32)):
+            return None
+    descriptor: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
+    return descriptor
 
 
 def is_known(rows: int, columns: int) -> bool:

@@ -115,6 +115,18 @@ def test_what_is_not_finite_stays_so_and_zeros_stay_zeros() -> None:
     assert not weight.linear(torch.zeros(1, 64).bfloat16()).any()
 
 
+@needs_vnni
+def test_a_layout_that_is_not_onednns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = vnni._words
+    monkeypatch.setattr(vnni, "_words", lambda codes: words(codes.flip(0)))
+    assert not vnni.is_known(192, 128)
+    vnni._descriptor.cache_clear()  # what was found so is not true
+    monkeypatch.undo()
+    assert vnni.is_known(192, 128)
+    monkeypatch.setattr(vnni, "_torch", lambda: None)  # a build of torch that makes no tensors of oneDNN's
+    assert not vnni.is_known(192, 128)
+
+
 def test_elsewhere_torchs_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     matrix, x = torch.randn(64, 96).bfloat16(), torch.randn(1, 96).bfloat16()
