@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from .choices import AUTO, RESIDENT_DTYPES
 from .errors import BudgetError
-from .packed import precision
 from .plan import Plan, Request, check_request, choose_plan, enough, make_plan
+from .precision import precision
 from .selection import Sparsity
 from .sizes import ModelSizes
 from .units import format_bytes

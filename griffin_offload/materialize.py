@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packed import Precision, RowsOf, Scratch, Split, Stored, Weight, take_joined, take_weight
+from .joined import Split, take_joined
+from .packed import RowsOf, Scratch, Stored, Weight, take_weight
+from .precision import Precision
 from .skeleton import Block, Rows
 from .weights.arena import Arena
 

@@ -9,10 +9,8 @@ N rows (outputs), K columns (inputs), M tokens.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
 from . import vnni
-from .choices import RESIDENT_DTYPES, RESTS, check
 from .weights.arena import Arena, padded
 
 GROUP = 32
@@ -273,108 +270,6 @@ def take_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch
     return weight
 
 
-class _Joined:
-    """Matrices that the same tokens are multiplied by, one below the other, in one product: whoever asks first has it
-    computed for all."""
-
-    def __init__(self, weight: Stored, rows: Sequence[int]) -> None:
-        self.weight, self._rows = weight, list(rows)
-        self._outs, self._asked = _Made(), 0
-
-    def part(self, number: int, x: Tensor) -> Tensor:
-        outs = self._outs.get(x)
-        if outs is None:
-            outs = self.weight.linear(x).split(self._rows, -1)
-            self._outs.put(x, outs)
-            self._asked = 0
-        self._asked += 1
-        if self._asked == len(self._rows):  # all have theirs: nothing stays
-            self._outs.forget()
-        return cast(Tensor, outs[number])
-
-
-class Part:
-    """A matrix that is some rows of several that were joined."""
-
-    def __init__(self, joined: _Joined, number: int, first: int, last: int) -> None:
-        self._joined, self._number, self._first, self._last = joined, number, first, last
-
-    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
-        begin, end = self._first + first, self._last if last is None else self._first + last
-        self._joined.weight.fill(rows, scratch, begin, end)
-
-    def linear(self, x: Tensor) -> Tensor:
-        return self._joined.part(self._number, x)
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """Those of all, as the first one's: a token reads them once."""
-        return [tensor[: None if self._number == 0 else 0] for tensor in self._joined.weight.tensors]
-
-
-def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
-    """`take_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product, where
-    none begins within a kernel's block. They take no more memory than each by itself."""
-    if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
-        return [take_weight(format, arena, count, columns, dtype) for count in rows]
-    ends = list(accumulate(rows))
-    joined = _Joined(take_weight(format, arena, ends[-1], columns, dtype), rows)
-    return [Part(joined, i, end - count, end) for i, (count, end) in enumerate(zip(rows, ends, strict=True))]
-
-
-class Split:
-    """A neurons' matrix in two weights: the experts' and the rest's. `down`: neurons are its columns, else its rows.
-
-    `halves`: the rows of gate come before those of up, in each of the two and in the product."""
-
-    def __init__(self, parts: Sequence[Weight], sizes: Sequence[int], down: bool, halves: bool = False) -> None:
-        """`sizes`: neurons of each part."""
-        self.parts = parts
-        self._sizes, self._down, self._halves = list(sizes), down, halves
-
-    def linear(self, x: Tensor) -> Tensor:
-        if self._down:
-            return sum(part.linear(z) for part, z in zip(self.parts, x.split(self._sizes, -1), strict=True))  # type: ignore[return-value]
-        outs = [part.linear(x) for part in self.parts]
-        if self._halves:
-            outs = [half for halves in zip(*(out.chunk(2, -1) for out in outs), strict=True) for half in halves]
-        return torch.cat(outs, -1)
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        return [tensor for part in self.parts for tensor in part.tensors]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What stays resident in which format of FORMATS: `experts`, `others` (the layers' other matrices: attention) and
-    `head`; `rest`: the neurons that are no experts, None if they are dropped."""
-
-    experts: str = ""
-    others: str = ""
-    head: str = ""
-    rest: str | None = None
-
-    @property
-    def packs(self) -> bool:
-        return self != NATIVE
-
-    def __str__(self) -> str:
-        return self.experts or "unpacked"
-
-
-NATIVE = Precision()
-# A head in 4 bits would cost more than its bytes are worth: it has the last word on every token.
-RESIDENT = {"bfloat16": NATIVE, "int8": Precision("int8", "int8", "int8"), "int4": Precision("int4", "int4", "int8")}
-
-
-def precision(resident_dtype: str, rest: str) -> Precision:
-    """Raises OptionError for a name that is not of choices.RESIDENT_DTYPES and RESTS."""
-    check(resident_dtype, RESIDENT_DTYPES, "resident dtype")
-    check(rest, RESTS, "rest")
-    return replace(RESIDENT[resident_dtype], rest=None if rest == "drop" else rest)
-
-
 def _in_int8(
     rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -426,7 +321,7 @@ def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     return list(_chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
 
 
-class _Made:
+class Made:
     """What was made of a tensor, as long as it lives unchanged."""
 
     def __init__(self) -> None:
@@ -443,7 +338,7 @@ class _Made:
         self._last = None
 
 
-_in_bytes = _Made()
+_in_bytes = Made()
 
 
 def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from .errors import BudgetError, OptionError, PromptError
-from .packed import NATIVE, Precision, Scratch
+from .packed import Scratch
+from .precision import NATIVE, Precision
 from .selection import Sparsity, check_sparsities
 from .sizes import Kept, ModelSizes
 from .skip import Skip

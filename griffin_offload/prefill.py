@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .hooks import ObserveNeurons
 from .materialize import materialize
-from .packed import CHUNK, FORMATS, NATIVE, Precision, Scratch, Weight, take_weight
+from .packed import CHUNK, FORMATS, Scratch, Weight, take_weight
+from .precision import NATIVE, Precision
 from .resident import ResidentLayer
 from .selection import Selection, magnitude
 from .skeleton import Block, Skeleton

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .materialize import Resident, take_block, take_side_by_side
-from .packed import NATIVE, Precision, Scratch
+from .packed import Scratch
 from .plan import STAGING_LAYERS
+from .precision import NATIVE, Precision
 from .sizes import Kept
 from .skeleton import Block, Layer, Skeleton
 from .weights.arena import ALIGN, Arena

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from .cache import capacity
 from .errors import OptionError
 from .hooks import PIECE
-from .packed import FORMATS, NATIVE, Precision
+from .packed import FORMATS
+from .precision import NATIVE, Precision
 from .selection import Sparsity, kept_neurons
 from .statistic import CHUNK
 from .weights.arena import padded

@@ -96,7 +96,8 @@ def _torch() -> ctypes.CDLL | None:
     """torch's own library, which its compiled models call; None where it cannot make tensors of oneDNN's."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return library if library.aoti_torch_create_tensor_from_blob_v2 else None
+        needed = library.aoti_torch_create_tensor_from_blob_v2, torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
+        return library if all(needed) else None
     except (OSError, AttributeError):
         return None
 

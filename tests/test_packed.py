@@ -12,20 +12,9 @@ from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
+from griffin_offload.joined import Part, Split, take_joined
 from griffin_offload.materialize import rows_of
-from griffin_offload.packed import (
-    CHUNK,
-    FORMATS,
-    GROUP,
-    LEAST,
-    Part,
-    Scratch,
-    Split,
-    dense_matrix,
-    linear_module,
-    take_joined,
-    take_weight,
-)
+from griffin_offload.packed import CHUNK, FORMATS, GROUP, LEAST, Scratch, dense_matrix, linear_module, take_weight
 from griffin_offload.skeleton import Rows
 from griffin_offload.weights.arena import Arena
 

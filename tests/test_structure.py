@@ -11,13 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 # A module imports only from those above it.
 ORDER = """
-errors choices units jsonl samples gemv vnni memory architecture statistic prior skip selection
+errors choices precision units jsonl samples gemv vnni memory architecture statistic prior skip selection
 sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_vocabulary sources.gguf_model
 sources.gguf_link
 weights.arena weights.blocks weights.checkpoint weights.decode weights.reader weights.writer weights.gguf_writer
 weights.linked sources.gguf models weights.conversion weights.upload weights.host weights.prefetch
-allocation cache folder packed hooks attention sizes plan ladder structure skeleton fit materialize resident stream
-prefill skipper probe waiting lockstep static pruned export export_gguf report streamer opened engine chat
+allocation cache folder packed joined hooks attention sizes plan ladder structure skeleton fit materialize resident
+stream prefill skipper probe waiting lockstep static pruned export export_gguf report streamer opened engine chat
 evaluation.observe evaluation.plots evaluation.branch evaluation.scored evaluation.skipped evaluation.passage
 evaluation.variant evaluation.score evaluation.perplexity evaluation.choice evaluation.summarise evaluation.harness
 evaluation.calibrate evaluation.arithmetic evaluation.compare evaluation.synthetic evaluation.competitors

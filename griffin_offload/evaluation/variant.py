@@ -8,8 +8,8 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError
-from ..packed import precision
 from ..plan import Plan, make_plan
+from ..precision import precision
 from ..prior import WEIGHT, Prior, load_prior
 from ..selection import Selection, check_sparsity
 from ..skip import Skip
@@ -19,7 +19,7 @@ from .passage import Row
 @dataclass(frozen=True)
 class Variant:
     """One way of pruning and packing. `sparsity`: of every layer, or of each; 0 is the full model, whatever the
-    selection says. `resident_dtype`, `rest`: see packed.precision. `prior`, `prior_weight`: see selection.Selection;
+    selection says. `resident_dtype`, `rest`: see precision.precision. `prior`, `prior_weight`: see selection.Selection;
     `skip`, `instead`, `static`: see passage.Row.
 
     Raises OptionError for a sparsity out of range or an unknown name."""
