@@ -33,6 +33,11 @@ def return_freed_memory() -> None:
 
     By itself it keeps freed blocks of up to 32 MiB, wherever they lie: what it holds then cannot be foreseen."""
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: MIB, M_TRIM_THRESHOLD: MIB})
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give back what was freed until now, wherever it lies: large blocks too may have filled holes of the heap."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .memory import trim_heap
+
 BLOCK = 64  # rows and columns
 LARGEST = 2**25  # numbers in one piece of memory
 COLUMNS = 2**16  # beyond, sums could overflow
@@ -86,9 +88,12 @@ def _descriptor(rows: int, columns: int) -> Tensor | None:
     return descriptor
 
 
+@cache
 def is_known(rows: int, columns: int) -> bool:
     """Whether oneDNN's layout for codes of this shape is the one that is written here."""
-    return _torch() is not None and _descriptor(rows, columns) is not None
+    known = _torch() is not None and _descriptor(rows, columns) is not None
+    trim_heap()  # a trial takes twice the matrix
+    return known
 
 
 @cache

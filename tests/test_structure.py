@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "griffin_offload"
 # A module imports only from those above it.
 ORDER = """
-errors choices precision units jsonl samples gemv vnni memory architecture statistic prior skip selection
+errors choices precision units jsonl samples gemv memory vnni architecture statistic prior skip selection
 sources.catalogue sources.hub sources.wheels sources.gguf_file sources.gguf_vocabulary sources.gguf_model
 sources.gguf_link
 weights.arena weights.blocks weights.checkpoint weights.decode weights.reader weights.writer weights.gguf_writer

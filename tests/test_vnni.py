@@ -1,6 +1,8 @@
 """int8 by oneDNN: the layout against its own operator's, the products against exact sums, and where it is not used."""
 
 import ctypes
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -120,11 +122,40 @@ def test_a_layout_that_is_not_onednns_is_refused(monkeypatch: pytest.MonkeyPatch
     words = vnni._words
     monkeypatch.setattr(vnni, "_words", lambda codes: words(codes.flip(0)))
     assert not vnni.is_known(192, 128)
-    vnni._descriptor.cache_clear()  # what was found so is not true
+    forget()  # what was found so is not true
     monkeypatch.undo()
     assert vnni.is_known(192, 128)
+    forget()
     monkeypatch.setattr(vnni, "_torch", lambda: None)  # a build of torch that makes no tensors of oneDNN's
     assert not vnni.is_known(192, 128)
+    forget()
+
+
+def forget() -> None:
+    vnni._descriptor.cache_clear()
+    vnni.is_known.cache_clear()
+
+
+@needs_vnni
+def test_a_trial_leaves_no_memory_behind() -> None:
+    """In a heap with holes, as reading a model leaves it."""
+    code = """
+import torch
+from griffin_offload import vnni
+from griffin_offload.memory import resident_set, return_freed_memory
+from griffin_offload.units import MIB
+
+vnni.is_known(64, 64)  # oneDNN's code
+blocks = [bytearray(100_000) for _ in range(800)]
+last = [bytearray(100_000) for _ in range(9)]
+del blocks
+return_freed_memory()
+before = resident_set()
+assert vnni.is_known(2**14, 1024)
+print((resident_set() - before) / MIB)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(out) < 4
 
 
 def test_elsewhere_torchs_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
