@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..choices import SKIP_MODES
-from ..models import CATALOGUE, resolve
+from ..options import SKIP_MODES
+from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
-from . import console
+from . import _console as console
 from .variants import resident_dtypes_option
 
 if TYPE_CHECKING:
-    from ..evaluation.bench import Asked, Bench
+    from ..evaluation.bench.bench import Asked, Bench
 
 COLUMNS = (
     "method",
@@ -114,7 +114,8 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     total: loading and answering.
     """
     asked = read_options(**options)
-    from ..evaluation import bench, plots
+    from ..evaluation.bench import bench
+    from ..evaluation.figures import plots
 
     if plot:
         plots.check(plot)
@@ -148,8 +149,8 @@ def read_options(
     for gguf in ggufs:
         if not gguf.is_file():
             raise click.UsageError(f"there is no file {gguf}")
-    from ..evaluation import bench
-    from ..memory import device_budget
+    from ..evaluation.bench import bench
+    from ..memory.machine import device_budget
 
     budget = device_budget("cpu") if device_memory is None else parse_bytes(device_memory)
     asked = {
@@ -170,7 +171,7 @@ def folder_of(synthetic: str | None, model: str | None) -> Path:
     if synthetic is None:
         with console.progress_bytes("Fetching") as on_progress:
             return resolve(str(model), on_progress=on_progress)
-    from ..evaluation.synthetic import synthesise, synthetic_folder
+    from ..evaluation.bench.synthetic import synthesise, synthetic_folder
 
     found = CATALOGUE[synthetic.lower()]
     with console.progress_bytes("Writing") as on_progress:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import console
-from .options import model_options, open_engine
-from .text import read_file
+from . import _console as console
+from ._options import model_options, open_engine
+from ._text import read_file
 
 if TYPE_CHECKING:
-    from ..allocation import Curves
     from ..engine import Engine
+    from ..pruning.layer_allocation import Curves
 
 SHOWN = 6  # layers
 
@@ -86,7 +86,7 @@ def command(
 
 def rows(engine: "Engine", curves: "Curves") -> Iterator[tuple[str, ...]]:
     """The layers with the largest weights."""
-    from ..allocation import share_neurons
+    from ..pruning.layer_allocation import share_neurons
 
     neurons, weights = [layer.blocks[0].neurons for layer in engine.skeleton.layers], curves.weights
     half, more = share_neurons(curves, neurons, 0.5), share_neurons(curves, neurons, 0.25)

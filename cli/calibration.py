@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..choices import FORMS, SCORES
 from ..errors import GriffinError, OptionError
-from ..samples import SAMPLES, TOKENS, Source, draw_samples, read_source
-from . import console
-from .options import F, decorate
+from ..options import FORMS, SCORES
+from ..pruning.calibration_texts import SAMPLES, TOKENS, Source, draw_samples, read_source
+from . import _console as console
+from ._options import F, decorate
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..prior import Prior
-    from ..static import Static
+    from ..pruning.calibration import Static
+    from ..pruning.prior import Prior
 
 WITHOUT_TEXTS = ("magnitude", "random")
 
@@ -114,7 +114,7 @@ class Calibration:
 
     def draw(self, engine: "Engine", sources: list[Source]) -> "Static":
         """What the experts are chosen by; says where there is less text than asked for."""
-        from ..static import Static
+        from ..pruning.calibration import Static
 
         if not sources:
             return Static(score=self._score, seed=self._seed)
@@ -149,7 +149,7 @@ class Calibration:
             raise GriffinError(f"{path} cannot be written: {folder} is no folder that takes files")
 
     def save(self, prior: "Prior") -> None:
-        from ..prior import save_prior
+        from ..pruning.prior import save_prior
 
         if self.prior_out is not None:
             save_prior(self.prior_out, prior)

@@ -12,10 +12,10 @@ import click
 from ..chat import Chat, Conversation
 from ..errors import GriffinError, OptionError
 from ..units import format_bytes
-from . import console
+from . import _console as console
+from ._options import answer_options, choice_note, host_memory_option, model_options, open_engine, remember, settings
+from ._text import check_text
 from .generate import stream
-from .options import answer_options, choice_note, host_memory_option, model_options, open_engine, remember, settings
-from .text import check_text
 
 if TYPE_CHECKING:
     from ..engine import Generation

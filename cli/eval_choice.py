@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..choices import MODES
 from ..errors import OptionError
-from . import console
-from .options import model_options, open_engine
+from ..options import MODES
+from . import _console as console
+from ._options import model_options, open_engine
 from .variants import variant_options, variants
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import click
 
 from ..jsonl import Results, read_rows
 from ..units import format_bytes
-from . import console
-from .options import model_options, open_engine
-from .text import decode
+from . import _console as console
+from ._options import model_options, open_engine
+from ._text import decode
 
 if TYPE_CHECKING:
     from ..evaluation.compare import Result

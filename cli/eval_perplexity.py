@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..units import format_bytes
-from . import console
-from .options import model_options, open_engine
-from .text import decode
+from . import _console as console
+from ._options import model_options, open_engine
+from ._text import decode
 from .variants import variant_options, variants
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def command(
     text = decode(data.read_bytes(), str(data))
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     from ..evaluation import perplexity
-    from ..evaluation.variant import with_prior
+    from ..evaluation.scoring.variant import with_prior
 
     if prior is not None:
         chosen = with_prior(engine, chosen, prior, prior_weights)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jsonl import Results, read_rows
-from . import console
+from . import _console as console
+from ._options import model_options, open_engine
 from .generate_many import Pace
-from .options import model_options, open_engine
 from .variants import variant_options, variants
 
 if TYPE_CHECKING:

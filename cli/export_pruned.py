@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..chat import Settings
-from ..choices import EXPORT_FORMATS, GGUF_TYPES
 from ..errors import PromptError
+from ..options import EXPORT_FORMATS, GGUF_TYPES
 from ..units import format_bytes
-from . import console
-from .calibration import Calibration, calibration_options
-from .options import (
+from . import _console as console
+from ._options import (
     SHARES,
     check_prior_options,
     check_skip_usage,
@@ -28,11 +27,12 @@ from .options import (
     prompt_form_options,
     skip_options,
 )
-from .text import check_text, read_file, read_prompt
+from ._text import check_text, read_file, read_prompt
+from .calibration import Calibration, calibration_options
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..pruned import Export
+    from ..export.pruned_model import Export
 
 
 @click.command("export-pruned", short_help="Write the pruned model, for transformers or for llama.cpp.")

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from . import console
-from .generate_many import generate_many
-from .options import (
+from . import _console as console
+from ._options import (
     answer_options,
     check_skip_usage,
     choice_note,
@@ -20,7 +19,8 @@ from .options import (
     remember,
     settings,
 )
-from .text import read_prompt
+from ._text import read_prompt
+from .generate_many import generate_many
 
 
 @click.command("generate", short_help="Answer one prompt, or a file of them.")

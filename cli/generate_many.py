@@ -12,12 +12,12 @@ import click
 from ..chat import Settings
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
-from . import console
-from .options import open_engine
+from . import _console as console
+from ._options import open_engine
 
 if TYPE_CHECKING:
     from ..engine import Engine, Generation
-    from ..stream import OnLayer
+    from ..offload.layer_stream import OnLayer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'

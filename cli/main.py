@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import __version__
 from ..errors import GriffinError
+from ..version import __version__
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {

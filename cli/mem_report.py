@@ -11,14 +11,14 @@ import click
 from ..chat import Settings
 from ..errors import GriffinError
 from ..units import MIB, format_bytes, format_rate, parse_bytes
-from . import console
-from .options import SHARES, device_options, open_engine, precision_options
+from . import _console as console
+from ._options import SHARES, device_options, open_engine, precision_options
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..fit import CatalogueRow
-    from ..memory import Machine
-    from ..plan import Plan
+    from ..memory.machine import Machine
+    from ..planning.catalogue_fit import CatalogueRow
+    from ..planning.plan import Plan
 
 NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_tokens", "dtype")
 
@@ -80,8 +80,8 @@ def show_plan(
 
 def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
     """Every rung: what it needs, and what it gives on this machine."""
-    from ..ladder import climb, describe
-    from ..memory import memory_bandwidth_here
+    from ..model.bandwidth import memory_bandwidth_here
+    from ..planning.ladder import climb, describe
 
     speed = memory_bandwidth_here(engine.device)
     request = engine.request(taken.prompt_tokens, taken.max_new_tokens)
@@ -131,10 +131,12 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(device: str | None, device_memory: str | None, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
-    from ..memory import check_device, device_budget, machine, resident_set
-    from ..models import CATALOGUE, cache_folder
-    from ..plan import Request
+    from ..memory.machine import check_device, device_budget, machine
+    from ..memory.measure import resident_set
+    from ..paths import cache_folder
+    from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
+    from ..planning.request import Request
+    from ..sources.resolve import CATALOGUE
 
     budget = parse_bytes(device_memory) if device_memory is not None else None
     if device is not None:
@@ -144,7 +146,7 @@ def show_machine(device: str | None, device_memory: str | None, as_json: bool) -
     budget = budget or (here.budget if device == here.device else device_budget(device))
     runtime = resident_set() if device == "cpu" else 0
     request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, runtime=runtime, copies=device != "cpu")
-    rows = [plan_catalogue(model, request) for model in CATALOGUE.values()]
+    rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
         click.echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
@@ -185,7 +187,7 @@ def catalogue_cells(rows: Sequence["CatalogueRow"]) -> list[tuple[str, ...]]:
 
 def largest_weights() -> Path | None:
     """The largest weights on this machine, if large enough to measure the disk with."""
-    from ..models import local_models, weight_files
+    from ..sources.resolve import local_models, weight_files
 
     files = [file for model in local_models() if model.path.is_dir() for file in weight_files(model.path)]
     best = max(files, key=lambda file: file.stat().st_size, default=None)
@@ -194,7 +196,7 @@ def largest_weights() -> Path | None:
 
 def show_last(as_json: bool) -> None:
     """The last run: what was planned beside what was measured. Raises GriffinError if there was none."""
-    from ..models import cache_folder
+    from ..paths import cache_folder
     from ..report import load_last
 
     last = load_last(cache_folder())

@@ -16,7 +16,7 @@ def command(*, as_json: bool) -> None:
     --model also takes a folder, any hub id (owner/name) and a .gguf file. A gated model asks for its licence to be
     accepted on its page on the hub before it is fetched.
     """
-    from . import console
+    from . import _console as console
 
     rows = entries()
     if as_json:
@@ -28,7 +28,7 @@ def command(*, as_json: bool) -> None:
 
 def entries() -> list[dict[str, Any]]:
     """One object per model: the catalogue in its order, then what else is on this machine. Sizes in bytes."""
-    from ..models import CATALOGUE, local_models
+    from ..sources.resolve import CATALOGUE, local_models
 
     local = {model.name: model for model in local_models()}
     rows: list[dict[str, Any]] = [

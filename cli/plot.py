@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..choices import ORDERS
 from ..jsonl import read_rows
-from . import console
-from .options import F, decorate, model_options, open_engine
-from .text import read_file, read_prompt
+from ..options import ORDERS
+from . import _console as console
+from ._options import F, decorate, model_options, open_engine
+from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -111,7 +111,7 @@ def flocking(
     and the last.
     """
     text = read_prompt(None, prompt_file)
-    from ..evaluation import observe, plots
+    from ..evaluation.figures import observe, plots
 
     plots.check(out)
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
@@ -149,7 +149,7 @@ def jaccard(*, densities: tuple[float, ...], out: Path, as_json: bool, **options
 
     Give at least two prompts: --prompt-file twice or more, or --data.
     """
-    from ..evaluation import observe, plots
+    from ..evaluation.figures import observe, plots
 
     plots.check(out)
     texts = _texts(least=2, **options)
@@ -178,7 +178,7 @@ def statistic(*, layers: list[int] | None, out: Path, as_json: bool, **options: 
 
     With several prompts, their mean. Without --layers: all layers.
     """
-    from ..evaluation import observe, plots
+    from ..evaluation.figures import observe, plots
 
     plots.check(out)
     texts = _texts(least=1, **options)
@@ -208,7 +208,7 @@ def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], out: Path, as
     """Perplexity against the bytes of the weights that stay resident, one line for what differs between the results."""
     if not (results or more):
         raise click.UsageError("no results: give --results FILE, what `griffin eval perplexity --json` printed")
-    from ..evaluation import observe, plots
+    from ..evaluation.figures import observe, plots
 
     plots.check(out)
     points = observe.read_points([*results, *more])
@@ -229,7 +229,8 @@ def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], out: Path, as
 @out_options
 def compare(*, results: Path, out: Path, as_json: bool) -> None:
     """Every way to leave out weights: perplexity, sums and summaries, with bars of one standard error."""
-    from ..evaluation import compare, plots
+    from ..evaluation import compare
+    from ..evaluation.figures import plots
 
     plots.check(out)
     found = compare.results(read_rows(results, compare.fault, compare.KEYS))
@@ -278,7 +279,7 @@ def _open(
     **rest: Any,
 ) -> "tuple[Engine, list[list[int]]]":
     """The engine and the prompts' token ids."""
-    from ..evaluation import observe
+    from ..evaluation.figures import observe
 
     engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
     if data is not None:

@@ -10,8 +10,8 @@ def command(*, name: str) -> None:
 
     The folder that holds the model is printed when it is there. What is already on this machine is not fetched again.
     """
-    from ..models import CATALOGUE, find, origin, resolve
-    from . import console
+    from ..sources.resolve import CATALOGUE, find, origin, resolve
+    from . import _console as console
 
     path = find(name)
     if path is not None:

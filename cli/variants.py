@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..choices import ALLOCATIONS, RESIDENT_DTYPES, RESTS, SELECTIONS
-from .options import F, decorate
+from ..options import ALLOCATIONS, RESIDENT_DTYPES, RESTS, SELECTIONS
+from ._options import F, decorate
 
 if TYPE_CHECKING:
-    from ..evaluation.variant import Variant
+    from ..evaluation.scoring.variant import Variant
 
 
 def resident_dtypes_option(command: F) -> F:
@@ -88,6 +88,6 @@ def variants(
     seed: int,
 ) -> list["Variant"]:
     """Every combination, the full model once. Raises OptionError for a sparsity out of range."""
-    from ..evaluation.variant import all_variants
+    from ..evaluation.scoring.variant import all_variants
 
     return all_variants(sparsities, selections, allocations, seed, resident_dtypes, rests)

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .engine import Engine, Generation
 
-__version__ = "0.1.0"
-__all__ = ["Engine", "Generation", "GriffinError"]
+__all__ = ["Engine", "Generation", "GriffinError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

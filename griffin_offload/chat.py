@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES, check
 from .errors import GriffinError, OptionError
+from .options import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES, check
 
 if TYPE_CHECKING:
     from .engine import Engine, Generation
-    from .skip import Skip
+    from .pruning.ffn_skip import Skip
 
 FORMAT = "griffin-conversation"
 NAMED = {
@@ -96,7 +96,7 @@ class Settings:
         """Which blocks are skipped; None: none of them."""
         if not self.ffn_skip:
             return None
-        from .skip import Skip  # here: the commands make settings before torch is imported
+        from .pruning.ffn_skip import Skip
 
         names = ("cold", "warmup", "run")
         given = {name: value for name in names if (value := getattr(self, f"ffn_skip_{name}")) is not None}
@@ -129,7 +129,7 @@ class Settings:
         """The prior and its weight, as Engine's methods take them. Raises GriffinError for a file that is no prior."""
         if self.prior is None:
             return {}
-        from .prior import load_prior  # here: it imports torch
+        from .pruning.prior import load_prior
 
         weight = {} if self.prior_weight is None else {"prior_weight": self.prior_weight}
         return {"prior": load_prior(Path(self.prior).expanduser()), **weight}

@@ -16,30 +16,30 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from .choices import EXPORT_FORMATS, GGUF_TYPES, check
+from .checkpoint.reader import Reader
 from .errors import BudgetError, OptionError
-from .export import export_checkpoint
-from .export_gguf import GGUF_MULTIPLE, Writing, export_gguf, require_gguf
-from .lockstep import Lockstep
-from .memory import (
-    PeakMeter,
-    bytes_read,
-)
-from .opened import Opened
-from .plan import DEFAULT_SPARSITY, Plan, choose_plan, with_kept
-from .prefill import Pruner, Sweep, load_outside
-from .prior import WEIGHT, Prior
-from .pruned import Export, Source
+from .export.pruned_model import Export, Source
+from .export.to_gguf import GGUF_MULTIPLE, Writing, export_gguf, require_gguf
+from .export.to_safetensors import export_checkpoint
+from .memory.measure import PeakMeter, bytes_read
+from .offload.layer_stream import OnLayer
+from .offload.lockstep import Lockstep
+from .offload.neuron_scores import find_room, sum_scores
+from .offload.outer_weights import load_outside
+from .offload.resident_layer import another_set, passing_layers, resident_layers
+from .offload.skip_by_prompt import check_skip, left_out
+from .offload.skip_by_token import TokenSkipper
+from .offload.sweep import Pruner, Sweep
+from .open_model import Opened
+from .options import EXPORT_FORMATS, GGUF_TYPES, check
+from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan, with_kept
+from .pruning.calibration import Static
+from .pruning.ffn_skip import Skip
+from .pruning.prior import WEIGHT, Prior
+from .pruning.selection import Selection, Sparsity
 from .report import Report
-from .resident import another_set, passing_layers, resident_layers
-from .selection import Selection, Sparsity
-from .skip import Skip
-from .skipper import TokenSkipper, check_skip, left_out
-from .static import Static, find_room, sum_scores
-from .stream import OnLayer
-from .streamer import OnText, Rows, Streamer
+from .text_stream import OnText, Rows, Streamer
 from .units import parse_bytes
-from .weights.reader import Reader
 
 
 @dataclass(frozen=True)

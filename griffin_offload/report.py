@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GriffinError
-from .plan import Plan
-from .skip import Skipped
+from .planning.plan import Plan
+from .pruning.ffn_skip import Skipped
 from .units import format_bytes, format_rate
 
 

@@ -70,7 +70,7 @@ def _real_model(alias: str, variable: str) -> Path:
         return Path(folder)
 
     from griffin_offload.errors import ModelNotFound
-    from griffin_offload.models import resolve
+    from griffin_offload.sources.resolve import resolve
 
     with pytest.MonkeyPatch.context() as patch:  # wherever this is called from, look in the user's own cache
         if _REAL_CACHE is None:

@@ -13,19 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
-from griffin_offload.allocation import (
+from griffin_offload.checkpoint.headers import Checkpoint
+from griffin_offload.checkpoint.key import checkpoint_key
+from griffin_offload.errors import CheckpointError, GriffinError
+from griffin_offload.pruning.layer_allocation import (
     LEAST,
     RATE,
     Curves,
     calibration_path,
-    checkpoint_key,
     load_curves,
     save_curves,
     share_neurons,
 )
-from griffin_offload.errors import CheckpointError, GriffinError
-from griffin_offload.selection import kept_neurons
-from griffin_offload.weights.checkpoint import Checkpoint
+from griffin_offload.pruning.selection import kept_neurons
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 STEEP, FLAT = (1.8, 1.0, 0.6, 0.4), (1.1, 1.0, 0.95, 0.925)  # eight times as far from 1

@@ -12,16 +12,18 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from griffin_offload import Engine, attention
-from griffin_offload.architecture import ARCHITECTURES, REFUSED, Architecture, FeedForward
-from griffin_offload.attention import OWN_MASKS
+from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
-from griffin_offload.fit import catalogue_sizes
-from griffin_offload.hooks import PIECE, Pieces
-from griffin_offload.probe import probe
-from griffin_offload.skeleton import Skeleton
+from griffin_offload.model import attention
+from griffin_offload.model.architecture import ARCHITECTURES, Architecture, FeedForward
+from griffin_offload.model.attention import OWN_MASKS
+from griffin_offload.model.detect import find_structure
+from griffin_offload.model.modules import PIECE, Pieces
+from griffin_offload.model.refused import REFUSED
+from griffin_offload.model.skeleton import Skeleton
+from griffin_offload.offload.probe import probe
+from griffin_offload.planning.catalogue_fit import catalogue_sizes
 from griffin_offload.sources.catalogue import CATALOGUE
-from griffin_offload.structure import find_structure
 from griffin_offload.units import GIB
 
 PROMPT, NEW = tiny_prompt(), 12
@@ -263,7 +265,7 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     pooled = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
     pooled_experts = chosen(engine)
     assert len(PROMPT) < PIECE
-    monkeypatch.setattr("griffin_offload.hooks.PIECE", 7)
+    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 7)
     assert greedy(engine, PROMPT, 0.5) == whole
     assert chosen(engine) == experts
     again = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
@@ -281,7 +283,7 @@ def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch
     asked: list[int] = []
     rows = attention.Mask.rows
     monkeypatch.setattr(attention.Mask, "rows", lambda self, a, b: (asked.append(b - a), rows(self, a, b))[1])
-    monkeypatch.setattr("griffin_offload.hooks.PIECE", 7)
+    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 7)
     engine = Engine(folder, dtype="float32")
     assert [answer.token_ids for answer in engine.generate_batch(prompts, **options)] == whole
     if attention.in_pieces(engine.skeleton.model):
@@ -293,7 +295,7 @@ def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch
 
 
 def test_pieces_are_as_long_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("griffin_offload.hooks.PIECE", 4)
+    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 4)
     seen: list[tuple[int, int]] = []
     pieces = Pieces(lambda x: (seen.append((pieces.begin, x.shape[1])), 2 * x)[1])
     x = torch.arange(2 * 5 * 3.0).view(2, 5, 3)

@@ -8,8 +8,9 @@ from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from griffin_offload import Engine, attention
-from griffin_offload.attention import attend_one
+from griffin_offload import Engine
+from griffin_offload.model import attention
+from griffin_offload.model.attention import attend_one
 
 
 def states(batch: int, heads: int, keys: int, size: int, dtype: torch.dtype, seed: int) -> Tensor:

@@ -19,8 +19,8 @@ from griffin_offload.cli.main import griffin
 from safetensors.torch import load_file, save_file
 from tiny import UNSUPPORTED, tiny_checkpoint
 
-from griffin_offload.architecture import REFUSED
-from griffin_offload.memory import bytes_read
+from griffin_offload.memory.measure import bytes_read
+from griffin_offload.model.refused import REFUSED
 from griffin_offload.units import MIB
 
 Change = Callable[[Path], object]

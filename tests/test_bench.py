@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.evaluation import bench, competitors, synthetic
-from griffin_offload.evaluation.bench import Asked, Conditions, Lengths, Model, Row
-from griffin_offload.models import CATALOGUE, CatalogueModel
+from griffin_offload.evaluation.bench import bench, competitors, synthetic
+from griffin_offload.evaluation.bench.bench import Asked, Conditions, Lengths, Model, Row
+from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
 from griffin_offload.units import GIB, MIB
 
 SIZES = {

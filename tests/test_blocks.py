@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from griffin_offload.checkpoint import reader
+from griffin_offload.checkpoint.gguf import decode
+from griffin_offload.checkpoint.gguf.blocks import BLOCK_TYPES, block_type
+from griffin_offload.checkpoint.headers import Encoding, TensorInfo
+from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import CheckpointError, UnsupportedArchitecture
-from griffin_offload.weights import decode, reader
-from griffin_offload.weights.arena import PAGE
-from griffin_offload.weights.blocks import BLOCK_TYPES, block_type
-from griffin_offload.weights.checkpoint import Encoding, TensorInfo
-from griffin_offload.weights.reader import Reader
+from griffin_offload.memory.arena import PAGE
 
 RARER = ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 # Where a block's scales are, two bytes each.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 
-from griffin_offload.evaluation.control_group import control_group
+from griffin_offload.evaluation.bench.control_group import control_group
 from griffin_offload.units import MIB, parse_bytes
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 6144, "num_hidden_layers": 12, "max_position_embeddings": 4096}

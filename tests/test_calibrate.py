@@ -14,13 +14,16 @@ from tiny import BOS_ID, text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import PreTrainedModel
 
 from griffin_offload import Engine
-from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, load_curves
+from griffin_offload.checkpoint.key import checkpoint_key
 from griffin_offload.errors import BudgetError, OptionError, PromptError
-from griffin_offload.evaluation import calibrate, observe, passage
-from griffin_offload.evaluation.branch import branch, prompt_cache
-from griffin_offload.evaluation.passage import Row
-from griffin_offload.evaluation.scored import Pair
-from griffin_offload.models import cache_folder
+from griffin_offload.evaluation import calibrate
+from griffin_offload.evaluation.figures import observe
+from griffin_offload.evaluation.scoring import passage
+from griffin_offload.evaluation.scoring.passage import Row
+from griffin_offload.evaluation.scoring.prompt_cache import branch, prompt_cache
+from griffin_offload.evaluation.scoring.scored import Pair
+from griffin_offload.paths import cache_folder
+from griffin_offload.pruning.layer_allocation import Curves, calibration_path, load_curves
 
 P, C = 40, 12  # the windows of sliding attention hold 16
 SMALL = ["--prompt-tokens", "20", "--continue-tokens", "4", "--windows", "1", "--dtype", "float32"]

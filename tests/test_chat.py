@@ -209,7 +209,7 @@ def test_a_seed_of_a_selection_asks_for_no_sampling() -> None:
 
 
 def test_skipping_from_text() -> None:
-    from griffin_offload.skip import Skip
+    from griffin_offload.pruning.ffn_skip import Skip
 
     settings = Settings().with_text("ffn_skip", "0.25")
     assert settings.arguments()["skip"] == Skip(0.25)

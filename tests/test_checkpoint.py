@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from griffin_offload.checkpoint.headers import DTYPES, INDEX, MAX_HEADER, SINGLE, Checkpoint, TensorInfo, read_header
+from griffin_offload.checkpoint.reader import Reader, runs
+from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
 from griffin_offload.errors import CheckpointError
-from griffin_offload.weights.arena import LARGE, PAGE, Arena, padded
-from griffin_offload.weights.checkpoint import DTYPES, INDEX, MAX_HEADER, SINGLE, Checkpoint, TensorInfo, read_header
-from griffin_offload.weights.prefetch import Load, Prefetch
-from griffin_offload.weights.reader import Reader, runs
-from griffin_offload.weights.writer import CheckpointWriter
+from griffin_offload.memory.arena import LARGE, PAGE, Arena, padded
+from griffin_offload.offload.prefetch import Load, Prefetch
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 GOOD: dict[str, Any] = {

@@ -14,7 +14,7 @@ from griffin_offload import Engine
 from griffin_offload.errors import GriffinError, OptionError, PromptError
 from griffin_offload.evaluation import choice
 from griffin_offload.evaluation.choice import Question, answer, encode_pair, log_likelihoods, read_questions
-from griffin_offload.evaluation.variant import FULL, Variant
+from griffin_offload.evaluation.scoring.variant import FULL, Variant
 
 ROWS: list[dict[str, object]] = [
     {"context": "Alice was beginning to get very", "choices": ["tired", "happy indeed", "old"], "answer": 0},

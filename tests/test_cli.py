@@ -21,8 +21,8 @@ from griffin_offload.cli.main import COMMANDS, griffin
 from tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from griffin_offload import __version__
 from griffin_offload.units import MIB, parse_bytes
+from griffin_offload.version import __version__
 
 PYTHON = [sys.executable, "-c", "from griffin_offload.cli.main import main; main()"]
 ANSWER = ("--max-new-tokens", "8", "--greedy")
@@ -345,7 +345,7 @@ def test_an_export_says_which_blocks_are_zeros(run: Run, deep: Path, tmp_path: P
 
 
 def test_the_defaults_in_the_help_are_those_of_the_rule(run: Run) -> None:
-    from griffin_offload.skip import Skip
+    from griffin_offload.pruning.ffn_skip import Skip
 
     defaults, screen = Skip(0.5), " ".join(run("generate", "--help").stdout.split())
     first, last = defaults.cold

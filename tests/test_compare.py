@@ -16,10 +16,10 @@ from griffin_offload import Engine
 from griffin_offload.errors import PromptError
 from griffin_offload.evaluation.arithmetic import KINDS, few_shot, problems
 from griffin_offload.evaluation.compare import Data, calibration, compare, results, ways
-from griffin_offload.evaluation.score import score
-from griffin_offload.memory import bytes_read
-from griffin_offload.samples import Source
-from griffin_offload.skip import Skip
+from griffin_offload.evaluation.scoring.score import score
+from griffin_offload.memory.measure import bytes_read
+from griffin_offload.pruning.calibration_texts import Source
+from griffin_offload.pruning.ffn_skip import Skip
 
 SHARE = 0.5
 

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor
 from griffin_offload import Engine
 from griffin_offload.engine import Generation
 from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError
-from griffin_offload.memory import bytes_read
+from griffin_offload.memory.measure import bytes_read
 from griffin_offload.units import MIB
 
 

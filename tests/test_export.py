@@ -22,13 +22,13 @@ from tiny import TINY, text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
-from griffin_offload import export as export_module
-from griffin_offload.attention import use_pieces
+from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
 from griffin_offload.errors import ExportError, GriffinError, OptionError
-from griffin_offload.memory import PeakMeter
-from griffin_offload.pruned import Export
+from griffin_offload.export import to_safetensors as export_module
+from griffin_offload.export.pruned_model import Export
+from griffin_offload.memory.measure import PeakMeter
+from griffin_offload.model.attention import use_pieces
 from griffin_offload.units import MIB
-from griffin_offload.weights.writer import CheckpointWriter
 
 TEXT = "Why is the sky blue?"
 

@@ -18,15 +18,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from griffin_offload import Engine, __version__
+from griffin_offload import Engine
+from griffin_offload.checkpoint.gguf.config import config_fields, lost, read_config, written_as
+from griffin_offload.checkpoint.gguf.header import field_bytes, read_gguf
+from griffin_offload.checkpoint.gguf.tokenizer import PRE, as_json
+from griffin_offload.checkpoint.gguf.writer import layout
 from griffin_offload.errors import ExportError, OptionError, UnsupportedArchitecture
-from griffin_offload.memory import PeakMeter
-from griffin_offload.pruned import Export
-from griffin_offload.sources.gguf_file import field_bytes, read_gguf
-from griffin_offload.sources.gguf_model import config_fields, lost, read_config, written_as
-from griffin_offload.sources.gguf_vocabulary import PRE, as_json
+from griffin_offload.export.pruned_model import Export
+from griffin_offload.memory.measure import PeakMeter
 from griffin_offload.units import MIB
-from griffin_offload.weights.gguf_writer import layout
+from griffin_offload.version import __version__
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 # What a GGUF file cannot say of a tiny model: layers that alternate otherwise than the published models'.

@@ -6,7 +6,7 @@ from tiny import tiny_checkpoint
 from torch.backends import mkldnn
 
 from griffin_offload import Engine
-from griffin_offload.gemv import own_kernels
+from griffin_offload.model.decode_kernels import own_kernels
 
 PROMPT = [5, 9, 3, 7, 12, 4]
 

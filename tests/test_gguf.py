@@ -23,15 +23,16 @@ from tiny import BOS_ID, EOS_ID, START_ID, text_paragraph, tiny_checkpoint, tiny
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from griffin_offload import Engine, models
-from griffin_offload.allocation import checkpoint_key
+from griffin_offload import Engine
+from griffin_offload.checkpoint.gguf.link import NOTE, read_link
+from griffin_offload.checkpoint.gguf.linked import open_linked
+from griffin_offload.checkpoint.key import checkpoint_key
+from griffin_offload.checkpoint.reader import Reader
+from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
 from griffin_offload.errors import BudgetError, CheckpointError, FetchError, GriffinError, UnsupportedArchitecture
-from griffin_offload.folder import open_checkpoint
-from griffin_offload.sources import gguf
-from griffin_offload.sources.gguf_link import NOTE, read_link
-from griffin_offload.weights.linked import open_linked
-from griffin_offload.weights.reader import Reader
-from griffin_offload.weights.writer import CheckpointWriter
+from griffin_offload.model.pretrained import open_checkpoint
+from griffin_offload.sources import gguf_convert as gguf
+from griffin_offload.sources import resolve as models
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 F32, Q8 = ggml.GGMLQuantizationType.F32, ggml.GGMLQuantizationType.Q8_0

@@ -9,8 +9,8 @@ from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
 from griffin_offload.errors import NumericError
+from griffin_offload.memory.upload import Upload
 from griffin_offload.units import MIB
-from griffin_offload.weights.upload import Upload
 
 pytestmark = [
     pytest.mark.gpu,

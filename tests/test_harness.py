@@ -15,8 +15,8 @@ from tiny import BOS, BOS_ID, EOS_ID, text_paragraph, tiny_checkpoint
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError, PromptError
 from griffin_offload.evaluation.choice import answer, read_questions
-from griffin_offload.evaluation.score import score
-from griffin_offload.evaluation.variant import FULL, Variant
+from griffin_offload.evaluation.scoring.score import score
+from griffin_offload.evaluation.scoring.variant import FULL, Variant
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'griffin-offload[eval]'")
 with warnings.catch_warnings():

@@ -8,8 +8,8 @@ from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
+from griffin_offload.memory.host_cache import spread
 from griffin_offload.units import MIB
-from griffin_offload.weights.host import spread
 
 SIZES = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
 LAYER = 3 * 4 * 256 * 2048  # bytes of one feed-forward block in float32

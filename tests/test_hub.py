@@ -16,7 +16,6 @@ import pytest
 from huggingface_hub import constants
 from tiny import tiny_checkpoint
 
-from griffin_offload import models
 from griffin_offload.errors import (
     BudgetError,
     CheckpointError,
@@ -26,6 +25,7 @@ from griffin_offload.errors import (
     UnsupportedArchitecture,
 )
 from griffin_offload.sources import hub
+from griffin_offload.sources import resolve as models
 
 SHA, PR_SHA = "a" * 40, "b" * 40
 

@@ -11,7 +11,7 @@ from tiny import tiny_checkpoint
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.ladder import LADDER, climb, describe
+from griffin_offload.planning.ladder import LADDER, climb, describe
 from griffin_offload.units import MIB, parse_bytes
 
 SIZES = {"hidden_size": 768, "intermediate_size": 6144, "num_hidden_layers": 16, "vocab_size": 300}

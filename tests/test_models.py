@@ -21,11 +21,11 @@ from test_gguf import write_gguf
 from tiny import tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from griffin_offload import models
-from griffin_offload.architecture import ARCHITECTURES
 from griffin_offload.errors import CheckpointError, FetchError, ModelNotFound
-from griffin_offload.models import CATALOGUE, CatalogueModel, Wheel
+from griffin_offload.model.architecture import ARCHITECTURES
+from griffin_offload.sources import resolve as models
 from griffin_offload.sources import wheels
+from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel, Wheel
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,12 @@ from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
-from griffin_offload.joined import Part, Split, take_joined
-from griffin_offload.materialize import rows_of
-from griffin_offload.packed import CHUNK, FORMATS, GROUP, LEAST, Scratch, dense_matrix, linear_module, take_weight
-from griffin_offload.skeleton import Rows
-from griffin_offload.weights.arena import Arena
+from griffin_offload.memory.arena import Arena
+from griffin_offload.model.layout import Rows
+from griffin_offload.offload.gather import rows_of
+from griffin_offload.quant.formats import FORMATS, take_weight
+from griffin_offload.quant.joined import Part, Split, take_joined
+from griffin_offload.quant.weight import CHUNK, GROUP, LEAST, Scratch, dense_matrix, linear_module
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
 
@@ -196,7 +197,7 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_joined_matrices_are_each_by_itself(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("griffin_offload.vnni.LARGEST", 2 * CHUNK * 96)
+    monkeypatch.setattr("griffin_offload.quant.onednn.LARGEST", 2 * CHUNK * 96)
     rows, matrices = [128, 704, 64], [torch.randn(count, 96).to(dtype) for count in (128, 704, 64)]
     arena = Arena(sum(FORMATS[name].bytes(count, 96, dtype.itemsize) for count in rows))
     parts = take_joined(name, arena, rows, 96, dtype)

@@ -14,8 +14,8 @@ from tiny import BOS_ID, text_paragraph, tiny_checkpoint
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError, PromptError
 from griffin_offload.evaluation.perplexity import Perplexity, encode_text, perplexity, windows
-from griffin_offload.evaluation.scored import Pair
-from griffin_offload.evaluation.variant import FULL, Variant
+from griffin_offload.evaluation.scoring.scored import Pair
+from griffin_offload.evaluation.scoring.variant import FULL, Variant
 
 KEYS = [
     "label",

@@ -18,10 +18,11 @@ from tiny import BOS_ID, SPECIALS, VOCAB, text_paragraph, tiny_checkpoint, tiny_
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from griffin_offload import Engine, hooks
+from griffin_offload import Engine
 from griffin_offload.errors import GriffinError, OptionError, PromptError, UnsupportedArchitecture
-from griffin_offload.evaluation import observe, plots
-from griffin_offload.statistic import neuron_statistic
+from griffin_offload.evaluation.figures import observe, plots
+from griffin_offload.model import modules
+from griffin_offload.pruning.statistic import neuron_statistic
 
 LAYERS, NEURONS = 24, 96
 
@@ -122,7 +123,7 @@ def test_a_model_that_does_not_fit_shows_the_same(folder: Path, engine: Engine) 
 
 def test_a_prompt_computed_in_pieces_shows_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, squares = observe.activations(engine, tiny_prompt(), [3]), observe.statistics(engine, [tiny_prompt()])
-    monkeypatch.setattr(hooks, "PIECE", 20)
+    monkeypatch.setattr(modules, "PIECE", 20)
     torch.testing.assert_close(observe.activations(engine, tiny_prompt(), [3]), whole)
     torch.testing.assert_close(observe.statistics(engine, [tiny_prompt()]), squares)
 

@@ -1,4 +1,4 @@
-"""A prior (griffin_offload.prior): its file, and how it joins a prompt's statistic."""
+"""A prior (griffin_offload.pruning.prior): its file, and how it joins a prompt's statistic."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from griffin_offload.errors import GriffinError, OptionError
-from griffin_offload.prior import Prior, check_prior, load_prior, save_prior
-from griffin_offload.selection import Selection
+from griffin_offload.pruning.prior import Prior, check_prior, load_prior, save_prior
+from griffin_offload.pruning.selection import Selection
 
 
 def some_prior(seed: int = 0) -> Prior:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from griffin_offload.errors import GriffinError, OptionError, PromptError
-from griffin_offload.samples import Samples, Source, draw_samples, read_source
+from griffin_offload.pruning.calibration_texts import Samples, Source, draw_samples, read_source
 
 BOS = 1
 PAIRS = [{"question": f"q{i}?", "rationale": f"since {i}", "answer": f"a{i}"} for i in range(40)]

@@ -11,19 +11,20 @@ from tiny import CONTEXT, text_paragraph, tiny_checkpoint, tiny_prompt
 from torch import Tensor
 
 from griffin_offload import Engine
-from griffin_offload.allocation import Curves, calibration_path, checkpoint_key, save_curves
+from griffin_offload.checkpoint.key import checkpoint_key
 from griffin_offload.errors import BudgetError, OptionError, PromptError
-from griffin_offload.evaluation import passage
-from griffin_offload.evaluation.branch import can_branch
-from griffin_offload.evaluation.passage import Row
 from griffin_offload.evaluation.perplexity import encode_text, windows
-from griffin_offload.evaluation.score import score, score_slowly
-from griffin_offload.evaluation.scored import Pair, Scored, mean_and_error
-from griffin_offload.evaluation.variant import FULL, Variant, all_variants
-from griffin_offload.memory import bytes_read
-from griffin_offload.models import cache_folder
-from griffin_offload.plan import make_plan
-from griffin_offload.selection import SELECTIONS
+from griffin_offload.evaluation.scoring import passage
+from griffin_offload.evaluation.scoring.passage import Row
+from griffin_offload.evaluation.scoring.prompt_cache import can_branch
+from griffin_offload.evaluation.scoring.score import score, score_slowly
+from griffin_offload.evaluation.scoring.scored import Pair, Scored, mean_and_error
+from griffin_offload.evaluation.scoring.variant import FULL, Variant, all_variants
+from griffin_offload.memory.measure import bytes_read
+from griffin_offload.paths import cache_folder
+from griffin_offload.planning.plan import make_plan
+from griffin_offload.pruning.layer_allocation import Curves, calibration_path, save_curves
+from griffin_offload.pruning.selection import SELECTIONS
 
 
 def pairs() -> list[Pair]:
@@ -273,7 +274,7 @@ def test_equals_the_slow_form(tmp_path: Path, kind: str, monkeypatch: pytest.Mon
 def test_a_long_prompt_and_many_rows_go_through_a_block_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("griffin_offload.hooks.PIECE", 16)
+    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 16)
     for kind in ("llama", "mixtral"):
         engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
         fast, slow = (form(engine, pairs(), EVERY_WAY[:3]) for form in (score, score_slowly))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
-from griffin_offload.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_experts
-from griffin_offload.statistic import CHUNK, neuron_statistic
+from griffin_offload.pruning.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_experts
+from griffin_offload.pruning.statistic import CHUNK, neuron_statistic
 
 PROMPT, NEW = tiny_prompt(), 12
 

@@ -1,4 +1,4 @@
-"""Which blocks are skipped (griffin_offload.skip): the rule on tables of similarities, against one token at a time."""
+"""The rule of skipped blocks (pruning/ffn_skip.py) on tables of similarities, against one token at a time."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from griffin_offload.errors import OptionError
-from griffin_offload.skip import Skip, Thresholds, most_saturated, skipped_share
+from griffin_offload.pruning.ffn_skip import Skip, Thresholds, most_saturated, skipped_share
 
 
 def skipped_slowly(similarities: list[float], skip: Skip, threshold: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""Blocks left out of a continuation (griffin_offload.evaluation.skipped), against one token after the other."""
+"""Blocks left out of a continuation (griffin_offload.evaluation.scoring.skipped), against one token after the other."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +14,13 @@ from transformers import DynamicCache
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
-from griffin_offload.evaluation.passage import Row
-from griffin_offload.evaluation.score import score, score_rows
-from griffin_offload.evaluation.skipped import Skipped, similarities
-from griffin_offload.evaluation.variant import Variant
-from griffin_offload.prior import Prior
-from griffin_offload.selection import Selection
-from griffin_offload.skip import Skip, Thresholds, most_saturated
+from griffin_offload.evaluation.scoring.passage import Row
+from griffin_offload.evaluation.scoring.score import score, score_rows
+from griffin_offload.evaluation.scoring.skipped import Skipped, similarities
+from griffin_offload.evaluation.scoring.variant import Variant
+from griffin_offload.pruning.ffn_skip import Skip, Thresholds, most_saturated
+from griffin_offload.pruning.prior import Prior
+from griffin_offload.pruning.selection import Selection
 
 ENTERED = {  # by the hidden state, before the block
     "llama": "post_attention_layernorm",

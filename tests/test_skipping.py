@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
+from griffin_offload.checkpoint.gguf.header import read_gguf
 from griffin_offload.engine import Generation
 from griffin_offload.errors import OptionError
-from griffin_offload.skip import WINDOW, Skip, Thresholds, most_saturated
-from griffin_offload.skipper import check_skip
-from griffin_offload.sources.gguf_file import read_gguf
+from griffin_offload.offload.skip_by_prompt import check_skip
+from griffin_offload.pruning.ffn_skip import WINDOW, Skip, Thresholds, most_saturated
 
 LAYERS = 6
 SIX = {"num_hidden_layers": LAYERS}
@@ -244,7 +244,7 @@ def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: 
 
 @torch.no_grad()
 def entering(model: Any, prompt: list[int], number: int) -> Tensor:
-    """(T, D), as griffin_offload.hooks.Residual takes it to be."""
+    """(T, D), as griffin_offload.model.hooks.Residual takes it to be."""
     added: list[Tensor] = []
     out: list[Tensor] = []
     layer = oracle.decoder_layers(model)[number]
@@ -261,7 +261,7 @@ def first(output: Any) -> Tensor:
 
 
 def test_every_type_of_the_list_is_tried() -> None:
-    from griffin_offload.architecture import NO_SIMILARITY
+    from griffin_offload.model.architecture import NO_SIMILARITY
 
     assert NO_SIMILARITY.keys() <= {config.get("model_type", name) for name, config in TINY.items()}
 

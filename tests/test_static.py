@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
+from griffin_offload.checkpoint.gguf.header import read_gguf
+from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import GriffinError, NumericError, OptionError, PromptError
-from griffin_offload.prior import Prior, load_prior
-from griffin_offload.samples import Source, draw_samples
-from griffin_offload.sources.gguf_file import read_gguf
-from griffin_offload.static import Static
+from griffin_offload.memory.spill import Waiting
+from griffin_offload.pruning.calibration import Static
+from griffin_offload.pruning.calibration_texts import Source, draw_samples
+from griffin_offload.pruning.prior import Prior, load_prior
 from griffin_offload.units import MIB
-from griffin_offload.waiting import Waiting
-from griffin_offload.weights.reader import Reader
 
 # Gate and up apart, sliding windows and tied, no gate and biases, (in, out) weights, gate and up in one, routed experts
 # with and without a shared block, interleaved halves, recurrent layers.

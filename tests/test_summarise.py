@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import GriffinError, OptionError, PromptError
+from griffin_offload.evaluation.scoring.variant import FULL, Variant
 from griffin_offload.evaluation.summarise import (
     ROUGE,
     encode_article,
@@ -24,7 +25,6 @@ from griffin_offload.evaluation.summarise import (
     summarise,
     until_stop,
 )
-from griffin_offload.evaluation.variant import FULL, Variant
 from griffin_offload.jsonl import Row, read_rows
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'griffin-offload[eval]'")

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from griffin_offload import packed, vnni
-from griffin_offload.packed import FORMATS, Int8, Int8Vnni, Scratch, take_weight
-from griffin_offload.weights.arena import Arena
+from griffin_offload.memory.arena import Arena
+from griffin_offload.quant import onednn as vnni
+from griffin_offload.quant import weight as packed
+from griffin_offload.quant.formats import FORMATS, take_weight
+from griffin_offload.quant.int8 import Int8, Int8Vnni
+from griffin_offload.quant.weight import Scratch
 
 needs_vnni = pytest.mark.skipif(not vnni.is_fast(), reason="this processor has no AVX512-VNNI")
 SHAPES = [(64, 64), (7, 40), (100, 50), (300, 129), (1000, 576)]

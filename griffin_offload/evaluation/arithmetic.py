@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..engine import Engine
-from .scored import Pair
+from .scoring.scored import Pair
 
 Problem = dict[str, str]  # question, rationale, answer
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Lena", "Omar")

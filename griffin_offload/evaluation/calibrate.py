@@ -10,16 +10,17 @@ import hashlib
 import math
 from pathlib import Path
 
-from ..allocation import Curves, calibration_path, checkpoint_key, load_curves, save_curves
+from ..checkpoint.key import checkpoint_key
 from ..engine import Engine
 from ..errors import NumericError, OptionError
-from ..models import cache_folder
-from ..stream import OnLayer
-from .branch import can_branch
-from .observe import cut_prompts
-from .passage import Row, fits
-from .score import check_pairs, score_rows
-from .scored import Pair
+from ..offload.layer_stream import OnLayer
+from ..paths import cache_folder
+from ..pruning.layer_allocation import Curves, calibration_path, load_curves, save_curves
+from .figures.observe import cut_prompts
+from .scoring.passage import Row, fits
+from .scoring.prompt_cache import can_branch
+from .scoring.score import check_pairs, score_rows
+from .scoring.scored import Pair
 
 TEXT = Path(__file__).with_name("calibration.txt")  # four subjects in plain prose, written for this and for no model
 SHARES = (0.25, 0.5, 0.75, 1.0)

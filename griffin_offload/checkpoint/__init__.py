@@ -1,0 +1,9 @@
+"""Bytes on disk <-> tensors.
+
+headers.py             the headers of safetensors files, checked
+key.py                 a fingerprint of a checkpoint
+conversion.py          transformers' tables of tensors that are cut differently on disk
+reader.py              reads tensors to where they stay
+safetensors_writer.py  writes a checkpoint, shard by shard
+gguf/                  GGUF files
+"""

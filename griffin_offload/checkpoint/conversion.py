@@ -1,0 +1,89 @@
+"""From the tensors of a checkpoint's files to a model's parameters, where the two are named or cut differently.
+
+transformers keeps tables of such differences (a mixture's experts, one tensor each on disk, are one 3-D parameter in
+memory). Here a table's entry becomes places inside the parameter, so that each tensor is read straight to its own.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from ..errors import UnsupportedArchitecture
+from .headers import Checkpoint, Piece, TensorInfo
+
+
+def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+    """What each parameter of `shapes` is read from, by name; parameters that no file holds are left out.
+
+    Raises UnsupportedArchitecture where a table asks for more than putting tensors side by side."""
+    transforms = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    found: dict[str, list[Piece]] = {}
+    groups: dict[str, dict[str, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, shapes)
+        if pattern is not None:
+            groups[target][pattern].append(checkpoint.tensors[name])
+        elif target in shapes and target not in found:
+            found[target] = [Piece(checkpoint.tensors[name])]
+    for target, sources in groups.items():
+        converter = by_pattern[next(iter(sources))]
+        ordered = [sources[pattern] for pattern in converter.source_patterns if pattern in sources]
+        converted = _convert(converter, target, ordered)
+        if converted is None:
+            steps = ", ".join(type(step).__name__ for step in converter.operations)
+            raise UnsupportedArchitecture(
+                f"{model.config.model_type}: {target} is made of the files' tensors by {steps}, "
+                "which cannot be read in place"
+            )
+        found |= {name: parts for name, parts in converted.items() if name in shapes}
+    return found
+
+
+def _convert(converter: WeightConverter, target: str, sources: list[list[TensorInfo]]) -> dict[str, list[Piece]] | None:
+    """The parameters that a converter makes of `sources` (a list for each of its patterns), or None if it cannot."""
+    steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+    if steps == [(Chunk, 0)] and len(sources) == 1:
+        return _cut(sources[0][0], [target.replace(converter.target_patterns[0], t) for t in converter.target_patterns])
+    if len(converter.target_patterns) > 1:
+        return None
+    if steps == [(Concatenate, 0)]:
+        return {target: _side_by_side([infos[0] for infos in sources], ())}
+    if steps == [(MergeModulelist, 0)] and len(sources) == 1:
+        return {target: [Piece(info, (i,)) for i, info in enumerate(sources[0])]}
+    if steps == [(MergeModulelist, 0), (Concatenate, 1)]:
+        experts = zip(*sources, strict=True)
+        return {target: [piece for i, parts in enumerate(experts) for piece in _side_by_side(parts, (i,))]}
+    return None
+
+
+def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
+    """Tensors one behind the other, along the first dimension after `place`."""
+    parts, begin = [], 0
+    for info in infos:
+        end = begin + info.shape[0]
+        parts.append(Piece(info, (*place, slice(begin, end))))
+        begin = end
+    return parts
+
+
+def _cut(info: TensorInfo, names: list[str]) -> dict[str, list[Piece]]:
+    """One tensor as several, of equal size along the first dimension."""
+    size, shape = info.bytes // len(names), (info.shape[0] // len(names), *info.shape[1:])
+    return {
+        name: [Piece(replace(info, shape=shape, begin=info.begin + i * size, end=info.begin + (i + 1) * size))]
+        for i, name in enumerate(names)
+    }

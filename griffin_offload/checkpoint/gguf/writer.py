@@ -1,0 +1,125 @@
+"""Writes a GGUF file whose tensors are known beforehand and come one by one, in any order.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian). Every offset follows from
+the shapes, so that a piece goes straight to its place and no tensor has to be kept (the gguf package's writer wants
+whole ones, in order).
+"""
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ExportError
+from ...memory.arena import ALIGN
+from ..reader import as_bytes
+from .decode import CHUNK
+from .header import field_bytes, string_bytes
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file's header, and where its tensors lie: by name the type, the first byte and the bytes; `bytes` of it all."""
+
+    header: bytes
+    places: Mapping[str, tuple[str, int, int]]
+    bytes: int
+
+
+def layout(fields: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> Layout:
+    """`fields` as sources/gguf_file.field_bytes takes them, or bytes as they stand in another file; `tensors`: shape
+    (as in torch) and gguf's type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    fields = {**fields, "general.alignment": ALIGN}  # from such places our reader reads straight to where they stay
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    header += b"".join(v if isinstance(v, bytes) else field_bytes(key, v) for key, v in fields.items())
+    table, offset, places = [], 0, {}
+    for name, (shape, kind) in tensors.items():
+        number = GGMLQuantizationType[kind]
+        block, block_bytes = GGML_QUANT_SIZES[number]
+        assert shape[-1] % block == 0
+        size = math.prod(shape) // block * block_bytes
+        dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        table.append(string_bytes(name) + dimensions + struct.pack("<IQ", number, offset))
+        places[name] = kind, offset, size
+        offset += size + -size % ALIGN
+    header += b"".join(table)
+    start = len(header) + -len(header) % ALIGN
+    return Layout(header, {n: (kind, start + at, size) for n, (kind, at, size) in places.items()}, start + offset)
+
+
+class GgufWriter:
+    """The file `path`, written anew. Raises OSError where the disk does, ExportError for numbers beyond a type's range.
+
+    Use as a context manager; leaving it without an error checks that every tensor was written."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._places, self._missing = layout.places, set(layout.places)
+        self._header = len(layout.header)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            self.write_header(layout)
+            os.ftruncate(self._fd, layout.bytes)  # so that the header can be read back before the tensors are there
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> "GgufWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+        if kind is None:
+            assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+
+    def write_header(self, layout: Layout) -> None:
+        """Put a header in the file's place for it; one with other values is as long."""
+        assert len(layout.header) == self._header
+        self._write(memoryview(layout.header), 0)
+
+    def write_pieces(self, name: str, pieces: Iterable[Tensor], offset: float = 0.0) -> Iterator[int]:
+        """Put contiguous pieces of whole blocks, one behind the other, in a tensor's place; yields each piece's bytes.
+
+        `offset` is added to every number."""
+        kind, at, size = self._places[name]
+        self._missing.discard(name)
+        end = at + size
+        for piece in pieces:
+            begin = at
+            for part in piece.view(-1).split(CHUNK):  # what encoding takes besides stays small
+                data = _encoded(part.float() + offset if offset else part, kind, name)
+                assert at + len(data) <= end
+                self._write(data, at)
+                at += len(data)
+            yield at - begin
+        assert at == end
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        while data:
+            count = os.pwrite(self._fd, data, offset)
+            data, offset = data[count:], offset + count
+
+
+def _encoded(part: Tensor, kind: str, name: str) -> memoryview:
+    """Numbers (n,), of a float dtype, in one of gguf's types."""
+    if kind in DTYPES:
+        dense = part.to(DTYPES[kind])
+        if kind == "F16" and not torch.isfinite(dense).all():
+            raise ExportError(f"{name} holds numbers beyond the range of f16: use the type bf16")
+        return as_bytes(dense).numpy().data
+    from gguf import GGMLQuantizationType, quantize
+
+    return memoryview(quantize(part.float().numpy(), GGMLQuantizationType[kind]).reshape(-1)).cast("B")

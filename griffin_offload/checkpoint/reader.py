@@ -1,0 +1,214 @@
+"""Bytes of a checkpoint -> tensors in memory that is there already.
+
+Tensors that lie side by side in a file are read by one sequential run of preadv calls, each scattering into the
+tensors' own memory: nothing is copied twice. Where the dtype differs, or the numbers are encoded (GGUF), they pass
+through a small bounce buffer.
+
+A direct reader bypasses the page cache, which a checkpoint larger than the memory would flood for nothing: the disk
+writes to the tensors, if they lie as in the file (see Arena.take), and no processor copies.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..memory.arena import LARGE, PAGE, Arena
+from ..units import MIB
+from .gguf.blocks import block_type
+from .gguf.decode import SCRATCH, Decoder, place, step
+from .headers import TensorInfo
+
+BOUNCE = 8 * MIB
+DECODING = BOUNCE + 2 * SCRATCH  # bytes held where tensors are encoded: one decoder for them, one for a table's rows
+WORD = 4  # bytes: what a block's numbers are viewed as at most
+MAX_PARTS = 512  # below every system's IOV_MAX
+READ = 64 * MIB  # bytes a call: large enough for the disk, small enough that an interrupt is soon seen
+
+
+class Reader:
+    """Reads tensors of a checkpoint; remembers the bytes and the seconds. Not for use by two threads at once."""
+
+    def __init__(self, direct: bool = False) -> None:
+        self.bytes = 0
+        self.seconds = 0.0
+        self._direct = direct and hasattr(os, "O_DIRECT")
+        self._floods = direct  # where a direct read is not possible, the page cache is emptied behind the reader
+        self._files: dict[tuple[Path, bool], int] = {}
+        self._bounce: Tensor | None = None
+        self._decoder: Decoder | None = None
+
+    def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
+        """Fill each tensor (contiguous, on the CPU, of the info's shape, any float dtype) with its bytes.
+
+        Raises CheckpointError when a file is shorter than its header said, or cannot be read."""
+        start = time.perf_counter()
+        for run in runs(wanted):
+            together: list[TensorInfo] = []
+            for info in run:
+                target = wanted[info]
+                same = target.dtype == info.dtype and not info.encoding
+                if same and not (self._direct and info.bytes >= LARGE):
+                    together.append(info)
+                elif same and target.data_ptr() % PAGE == info.begin % PAGE:
+                    self._read(info.file, info.begin, as_bytes(target))
+                else:
+                    self._convert(info, target)
+            for part in runs(together):
+                self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
+        self.seconds += time.perf_counter() - start
+
+    def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Some rows of a matrix (R, D), whose rows lie in its order: (len(rows), D). Raises CheckpointError."""
+        out = torch.empty(len(rows), info.shape[1], dtype=dtype)
+        size = info.bytes // info.shape[0]
+        stored = torch.empty(size, dtype=torch.uint8)
+        for row, target in zip(rows, out, strict=True):
+            self._scatter(info.file, info.begin + row * size, [stored])
+            for done, chunk in self._numbers(info, [stored]):
+                target[done : done + len(chunk)] = chunk
+        return out
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+        self._bounce = self._decoder = None
+
+    def pieces(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """A tensor's elements, in order: (n,) each, in `dtype` (default: its own), gone with the next.
+
+        Raises CheckpointError."""
+        assert not (info.encoding and info.encoding.heads)
+        for _, chunk in self._numbers(info, self._stored(info)):
+            yield chunk.to(dtype or info.dtype)
+
+    def _convert(self, info: TensorInfo, target: Tensor) -> None:
+        """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
+        for done, chunk in self._numbers(info, self._stored(info)):
+            place(info, target, done, chunk)
+
+    def _numbers(self, info: TensorInfo, stored: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Stored bytes -> how many numbers came before, and the next ones (n,), in the file's order."""
+        done = 0
+        for piece in stored:
+            if info.encoding:
+                self._decoder = self._decoder or Decoder()
+                chunks: Iterable[Tensor] = self._decoder.chunks(info, piece)
+            else:
+                chunks = [piece.view(info.dtype)]
+            for chunk in chunks:
+                yield done, chunk
+                done += len(chunk)
+
+    def _stored(self, info: TensorInfo) -> Iterator[Tensor]:
+        """A tensor's bytes through the bounce buffer: whole numbers, or as many blocks as are decoded together.
+
+        While one half of the buffer is used, a thread reads into the other."""
+        if self._bounce is None:
+            self._bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
+        halves, item = self._bounce, info.dtype.itemsize
+        unit = item
+        if info.encoding:
+            kind = block_type(info.encoding.kind)
+            item, unit = WORD, step(info) // kind.elements * kind.bytes
+        size = BOUNCE // 2 // unit * unit
+
+        def fetch(number: int) -> Tensor:
+            offset = info.begin + number * size
+            # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
+            begin = offset % PAGE // item * item
+            source = halves[number % 2, begin : begin + min(size, info.end - offset)]
+            self._read(info.file, offset, source)
+            return source
+
+        last = (info.bytes - 1) // size
+        if last < 1:
+            yield fetch(0)
+            return
+        with ThreadPoolExecutor(1, "griffin-bounce") as ahead:
+            coming = ahead.submit(fetch, 0)
+            for number in range(last + 1):
+                source = coming.result()
+                if number < last:
+                    coming = ahead.submit(fetch, number + 1)
+                yield source
+
+    def _read(self, file: Path, begin: int, target: Tensor) -> None:
+        """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""
+        end = begin + target.numel()
+        first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
+        if not self._direct or last <= first or (target.data_ptr() + first - begin) % PAGE:
+            self._scatter(file, begin, [target])
+            return
+        head, middle, tail = target.split([first - begin, last - first, end - last])
+        self._scatter(file, begin, [head])
+        self._scatter(file, last, [tail])
+        self._scatter(file, first, [middle], direct=True)
+
+    def _scatter(self, file: Path, offset: int, parts: list[Tensor], direct: bool = False) -> None:
+        """One contiguous range of a file into several uint8 tensors, whatever the system returns a call."""
+        fd, begin = self._open(file, direct), offset
+        views = [part.numpy().data for part in parts if part.numel()]
+        while views:
+            batch, room = [], READ
+            for view in views[:MAX_PARTS]:
+                batch.append(view[:room])
+                room -= len(batch[-1])
+                if not room:
+                    break
+            try:
+                count = os.preadv(fd, batch, offset)
+            except OSError as error:
+                if direct:  # the file system has no direct reads, or this range is not to its taste
+                    fd, direct, self._direct = self._open(file), False, False
+                    continue
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+            if count == 0:
+                raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
+            if direct and count % PAGE:
+                fd, direct = self._open(file), False
+            self.bytes += count
+            offset += count
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if count:
+                views[0] = views[0][count:]
+        if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
+
+    def _open(self, file: Path, direct: bool = False) -> int:
+        if (file, direct) not in self._files:
+            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | (os.O_DIRECT if direct else 0)
+            try:
+                fd = os.open(file, flags)
+            except OSError as error:
+                if direct:
+                    self._direct = False
+                    return self._open(file)
+                raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from None
+            self._files[file, direct] = fd
+            if self._direct and not direct:  # a few bytes here and there: what lies behind them is not wanted
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return self._files[file, direct]
+
+
+def runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
+    """Group tensors into runs that lie side by side in one file."""
+    run: list[TensorInfo] = []
+    for info in sorted(infos, key=lambda info: (str(info.file), info.begin, info.end)):
+        if run and (info.file != run[-1].file or info.begin != run[-1].end):
+            yield run
+            run = []
+        run.append(info)
+    if run:
+        yield run
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """A contiguous tensor's memory as (bytes,), uint8; no copy. A scalar counts as one element."""
+    return tensor.view(-1).view(torch.uint8)

@@ -1,0 +1,121 @@
+"""A checkpoint with a known model's shape and random weights: speed and memory do not depend on what weights say.
+
+It is what transformers' save_pretrained would leave: config, generation config, tokenizer and safetensors."""
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
+
+from ...checkpoint.safetensors_writer import CheckpointWriter
+from ...errors import BudgetError
+from ...model.skeleton import Skeleton
+from ...paths import cache_folder
+from ...sources.hub import Progress, is_complete, require_disk
+from ...sources.resolve import CatalogueModel
+from ...units import MIB
+
+BLOCK, PIECE = 2**24, 2**22  # normals drawn; elements written at a time, from a place of their own in the block
+STD = 0.02
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SPECIALS = [PAD, BOS, EOS]  # ids 0, 1, 2
+NORM_OF_ONE = {"gemma": 0.0, "gemma2": 0.0, "gemma3_text": 0.0}  # their norms multiply by 1 + weight
+
+
+def synthetic_folder(alias: str) -> Path:
+    return cache_folder() / "synthetic" / alias
+
+
+def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None = None) -> Path:
+    """`folder`, with the checkpoint in it: written if it is not there yet, and whole or not at all.
+
+    on_progress(what, done, total), in bytes. Raises BudgetError where the disk has no room, OSError."""
+    if is_complete(folder):
+        return folder
+    config = AutoConfig.for_model(**model.config)
+    skeleton = Skeleton(config, torch.bfloat16)
+    config.architectures = [type(skeleton.model).__name__]
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = (SPECIALS.index(t) for t in (PAD, BOS, EOS))
+    shapes = {name: shape for name, shape in skeleton.shapes.items() if name not in skeleton.tied}
+    need = 2 * sum(map(math.prod, shapes.values())) + 64 * MIB
+    require_disk(folder, need, f"a synthetic {model.alias}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        work.mkdir()
+        _write_weights(work, shapes, NORM_OF_ONE.get(config.model_type, 1.0), model.alias, on_progress)
+        _write_rest(work, config)
+        work.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
+        if not is_complete(folder):  # else another process was quicker
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _write_weights(
+    folder: Path, shapes: dict[str, tuple[int, ...]], norm: float, alias: str, on_progress: Progress | None
+) -> None:
+    """Matrices normal with STD, norms' weights `norm`, biases 0; the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.empty(BLOCK).normal_(std=STD, generator=generator).bfloat16()
+    total = 2 * sum(map(math.prod, shapes.values()))
+    with CheckpointWriter(folder, shapes, torch.bfloat16) as writer:
+        sizes = (
+            size
+            for name, shape in shapes.items()
+            for size in writer.write_pieces(name, _pieces(name, shape, block, norm, generator))
+        )
+        for done in accumulate(sizes):
+            if on_progress:
+                on_progress(f"synthetic {alias}", done, total)
+
+
+def _pieces(
+    name: str, shape: tuple[int, ...], block: Tensor, norm: float, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """The elements of a tensor, in order: bfloat16 (PIECE,), the last one shorter."""
+    count = math.prod(shape)
+    for begin in range(0, count, PIECE):
+        size = min(PIECE, count - begin)
+        if len(shape) == 1:
+            yield torch.full((size,), norm if name.endswith("weight") else 0.0, dtype=torch.bfloat16)
+        else:
+            offset = int(torch.randint(BLOCK - size + 1, (), generator=generator))
+            yield block[offset : offset + size]
+
+
+def _write_rest(folder: Path, config: Any) -> None:
+    config.save_pretrained(folder)
+    # No end: random weights would end some answers early.
+    GenerationConfig(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id).save_pretrained(folder)
+    words = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(special, normalized=False, special=True) for special in SPECIALS])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=PAD
+    ).save_pretrained(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What processes left that were killed while they wrote this folder."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""The model card and griffin.json of an exported checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..model.skeleton import Skeleton
+from ..planning.plan import Plan
+from ..pruning.selection import Selection
+from ..units import format_bytes
+from ..version import __version__
+from .pruned_model import METHODS, Source
+
+
+def write_card(
+    skeleton: Skeleton, plan: Plan, selection: Selection, source: Source, folder: Path, experts: list[Any]
+) -> None:
+    neurons = plan.layers[0].neurons
+    kept = [layer.kept for layer in plan.layers]
+    skipped = [i for i, layer in enumerate(plan.layers) if plan.skip and not layer.kept]
+    some = [k for i, k in enumerate(kept) if i not in skipped] or kept
+    facts = {
+        "griffin_offload": __version__,
+        "method": source.method(selection),
+        "seed": selection.seed,
+        "source_model": source.name,
+        "model_type": skeleton.config.model_type,
+        "sparsity": plan.sparsity,
+        "neurons": neurons,
+        "kept": kept[0] if len(set(kept)) == 1 else kept,
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        **source.facts(selection),
+        "experts": experts,
+    }
+    if plan.skip:
+        facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
+    (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
+    card = CARD.format(
+        model=source.name,
+        sparsity=plan.sparsity,
+        kept=some[0] if len(set(some)) == 1 else f"{min(some)} to {max(some)}",
+        skipped=SKIPPED.format(layers=", ".join(map(str, skipped))) if skipped else "",
+        neurons=neurons,
+        resident=format_bytes(plan.resident_bytes),
+        full=format_bytes(plan.full_bytes),
+        **_words(source, selection),
+    )
+    (folder / "README.md").write_text(card)
+
+
+def _words(source: Source, selection: Selection) -> dict[str, str]:
+    """What a card says of how the neurons were chosen."""
+    facts = source.facts(selection)
+    if source.static is None:
+        prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
+        return {
+            "to": "to one prompt",
+            "method": METHODS["griffin"],
+            "by": f"by one prompt of {facts['prompt_tokens']} tokens" + (prior if selection.prior else ""),
+            "texts": f"- prompt, SHA-256 of its text: `{facts['prompt_sha256']}`",
+            "use": PROMPT_USE,
+        }
+    told = facts["calibration"]
+    lines = [
+        f"- calibration text `{of['file']}`: {of['samples']} samples of the form {of['form']}, {of['tokens']} tokens, "
+        f"share {of['share']:g}; SHA-256 `{of['sha256']}`"
+        for of in told.get("texts", [])
+    ]
+    measured = f"measured on {told['samples']} samples of text, {told['tokens']} tokens"
+    return {
+        "to": "for any prompt",
+        "method": METHODS[told["score"]],
+        "by": f"by their score `{told['score']}`" + (f", {measured}" if told["samples"] else ""),
+        "texts": "\n".join([*lines, f"- seed: {told['seed']}"]),
+        "use": STATIC_USE,
+    }
+
+
+SKIPPED = """- whole blocks left out, where the prompt saturates (FFN-SkipLLM, arXiv:2404.03865): of layers {layers},
+  counted from 0. They are zeros here, since a config has one width for all layers
+"""
+CARD = """---
+library_name: transformers
+tags:
+- griffin-offload
+- pruned
+---
+# {model}, pruned {to}
+
+Made by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
+of every layer are kept (sparsity {sparsity:g}), chosen {by}. {resident} instead of {full}.
+
+- source model: `{model}`, whose licence applies to these weights too
+{texts}
+- which neurons: `experts` in `griffin.json`, one list a layer
+{skipped}
+## How to load
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## What it is good for, and what not
+
+{use}"""
+PROMPT_USE = """For answering that prompt, and prompts much like it (the same document, the same style of task). It is a
+special model: on other subjects, other languages and long reasoning it is worse than the source model, and small models
+lose more than large ones. In Griffin itself the prompt is read by the full model and only the answer by the pruned one;
+here the pruned model reads the prompt too.
+"""
+STATIC_USE = """For texts like those that it was calibrated with. One choice of neurons serves all prompts, so it loses
+more than a choice by the prompt itself, which Griffin makes; on other subjects, other languages and long reasoning it
+is worse than the source model, and small models lose more than large ones.
+"""

@@ -1,0 +1,254 @@
+"""The pruned model as a GGUF file, which llama.cpp runs, written layer by layer as the sweep passes.
+
+Its header is read back by our own reader before any weight is read: what the file cannot say about a model is refused.
+All goes to a temporary file beside the target, which is renamed at the end.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.gguf.config import ARCHITECTURES, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
+from ..checkpoint.gguf.decode import interleaved
+from ..checkpoint.gguf.header import read_gguf
+from ..checkpoint.gguf.link import gguf_link
+from ..checkpoint.gguf.tokenizer import vocabulary_fields
+from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
+from ..checkpoint.reader import Reader
+from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
+from ..model.skeleton import Skeleton
+from ..offload.layer_stream import OnLayer
+from ..planning.plan import Plan, with_kept
+from ..planning.request import emptied
+from ..planning.sizes import model_sizes
+from ..pruning.selection import Selection
+from ..sources.gguf_convert import check_written, tensor_names
+from ..units import format_bytes
+from ..version import __version__
+from .pruned_model import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
+
+GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
+BLOCK = 32
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers
+OURS = "griffin."
+
+
+@dataclass(frozen=True)
+class Writing:
+    """`kind`: a name of choices.GGUF_TYPES; `multiple`: of which the neurons are one; transformers' tokenizer."""
+
+    kind: str
+    multiple: int
+    tokenizer: Any
+
+
+def require_gguf(model_type: str) -> None:
+    """Raises UnsupportedArchitecture for a type whose GGUF form we do not know."""
+    if written_as(model_type) is None:
+        raise UnsupportedArchitecture(
+            f"model type {model_type!r} cannot be written as GGUF ({', '.join(written_types())} can): "
+            "use --format safetensors"
+        )
+
+
+def export_gguf(
+    skeleton: Skeleton,
+    reader: Reader,
+    plan: Plan,
+    selection: Selection,
+    source: Source,
+    out: Path,
+    force: bool,
+    on_layer: OnLayer | None,
+    how: Writing,
+) -> Export:
+    """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
+    out = _checked_file(out, force)
+    smaller = smaller_model(skeleton, plan, how.multiple)
+    architecture = written_as(skeleton.config.model_type)
+    assert architecture, "require_gguf comes first"
+    config = smaller.config
+    if "sliding_window" not in ARCHITECTURES[architecture].fields.values():  # up to a window's length it makes no odds
+        window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+        config.max_position_embeddings = min(window, config.max_position_embeddings)
+    names = _names(smaller, architecture)
+    factors = rope_factors(config) if config.rope_parameters.get("rope_type") == "llama3" else None
+    tensors = {names[name]: (shape, _kind(shape, how.kind)) for name, shape in smaller.shapes.items()}
+    if factors is not None:
+        tensors[ROPE_FACTORS] = tuple(factors.shape), "F32"
+
+    def lay_out(plan: Plan) -> Layout:
+        fields = _general(skeleton, plan, selection, source, architecture, how.kind)
+        fields |= config_fields(config, architecture)
+        return layout(fields | _vocabulary(skeleton, source, how.tokenizer), tensors)
+
+    laid_out = lay_out(plan)
+    total = laid_out.bytes
+    with _new_file(out, total) as path:
+        with GgufWriter(path, laid_out) as writer:
+            del laid_out  # a large vocabulary's header: it is in the file by now
+            if factors is not None:
+                _all(writer.write_pieces(ROPE_FACTORS, [factors]))
+            _check(path, config, source)
+            changed = _AsLlamaCpp(writer, names, architecture, config)
+            written = write_pruned(skeleton, reader, plan, selection, source, smaller, changed, on_layer)
+            if written.skipped:
+                writer.write_header(
+                    lay_out(with_kept(plan, model_sizes(skeleton), emptied(plan.kept, written.skipped)))
+                )
+        backup = _publish(path, out)
+    return Export(out, (out.name,), total, backup, written.scores, written.skipped)
+
+
+class _AsLlamaCpp:
+    """A writer that takes the model's tensors by its own names, and changes names and values as llama.cpp wants."""
+
+    def __init__(self, writer: GgufWriter, names: dict[str, str], architecture: str, config: Any) -> None:
+        self._writer, self._names = writer, names
+        self._architecture, self._config = ARCHITECTURES[architecture], config
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        _all(self.write_pieces(name, [tensor]))
+
+    def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> Iterator[int]:
+        title = self._names[name]
+        heads, offset = self._architecture.changes(self._config, title)
+        if heads:
+            pieces = (part for piece in pieces for part in interleaved(piece, heads))
+        return self._writer.write_pieces(title, pieces, offset)
+
+
+def _all(pieces: Iterator[int]) -> None:
+    for _ in pieces:
+        pass
+
+
+def _general(
+    skeleton: Skeleton, plan: Plan, selection: Selection, source: Source, architecture: str, kind: str
+) -> dict[str, Any]:
+    kept = [layer.kept for layer in plan.layers]
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.name": f"{source.name}, pruned {'for any prompt' if source.static else 'to one prompt'}",
+        "general.quantization_version": 2,
+        "general.file_type": FILE_TYPES[kind],
+        f"{OURS}version": __version__,
+        f"{OURS}method": source.method(selection),
+        f"{OURS}seed": selection.seed,
+        f"{OURS}source_model": source.name,
+        f"{OURS}sparsity": float(plan.sparsity),
+        f"{OURS}neurons": plan.layers[0].neurons,
+        f"{OURS}kept": kept,
+        **{OURS + name: json.dumps(v) if isinstance(v, dict) else v for name, v in source.facts(selection).items()},
+    }
+
+
+def _vocabulary(skeleton: Skeleton, source: Source, tokenizer: Any) -> dict[str, Any]:
+    """Of a model that came as a GGUF file, that file's own fields, as they are."""
+    if link := gguf_link(source.path):
+        file = read_gguf(link.file, link.file.name)
+        return {key: file.raw(key) for key in file.fields if key.startswith("tokenizer.")}
+    end = skeleton.model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    return vocabulary_fields(tokenizer, skeleton.config.vocab_size, ends, source.name)
+
+
+def _names(smaller: Smaller, architecture: str) -> dict[str, str]:
+    """The model's names -> the file's."""
+    found = tensor_names(architecture, smaller.shapes, smaller.config.num_hidden_layers)
+    if unknown := [name for name, title in found.items() if title is None]:
+        raise ExportError(f"a GGUF file of {architecture} has no place for {unknown[0]}: use --format safetensors")
+    return {name: title for name, title in found.items() if title}
+
+
+def _kind(shape: tuple[int, ...], kind: str) -> str:
+    """gguf's type of a tensor: vectors are float32, as llama.cpp wants them; rows of no whole blocks stay bfloat16."""
+    if len(shape) == 1:
+        return "F32"
+    return "BF16" if kind == "q8_0" and shape[-1] % BLOCK else kind.upper()
+
+
+def _check(path: Path, config: Any, source: Source) -> None:
+    try:
+        check_written(path, config)
+    except (CheckpointError, UnsupportedArchitecture) as error:
+        reason = str(error).replace(path.name, source.name)
+        raise ExportError(f"{reason} (as it would be in a GGUF file): use --format safetensors") from None
+
+
+def _checked_file(out: Path, force: bool) -> Path:
+    """Where links lead, if a file may be written there. Raises ExportError."""
+    try:
+        if "\0" in str(out):
+            raise ValueError
+        out = out.resolve()
+        exists, is_folder = out.exists(), out.is_dir()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a link to itself, before Python 3.13
+        raise ExportError(f"{str(out)!r} cannot be written: it is no name of a file") from None
+    if is_folder:
+        raise ExportError(f"{out} is a folder: give the name of a new .gguf file")
+    if out.suffix.lower() != ".gguf":
+        raise ExportError(f"{out} does not end in .gguf, by which a GGUF file is known")
+    if exists and not force:
+        raise ExportError(f"{out} exists: give another name, or --force to replace it")
+    return out
+
+
+@contextmanager
+def _new_file(out: Path, needed: int) -> Iterator[Path]:
+    """A temporary file beside `out`, gone afterwards unless it was renamed. Raises ExportError for a bad `out`."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed + RESERVE:
+            raise ExportError(
+                f"{out.parent} has {format_bytes(free)} free; the export needs {format_bytes(needed + RESERVE)}"
+            )
+        fd, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".gguf", dir=out.parent)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}") from None
+    path = Path(name)
+    try:
+        os.fchmod(fd, 0o644)
+        os.close(fd)
+        yield path
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}; nothing was left behind") from None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _publish(path: Path, out: Path) -> Path | None:
+    """Rename the finished file. An earlier export in its place is replaced; anything else is kept as a backup."""
+    backup = None
+    if out.exists() and not _is_export(out):
+        fd, name = tempfile.mkstemp(prefix=f"{out.name}.backup-", dir=out.parent)
+        os.close(fd)
+        backup = Path(name)
+    try:
+        if backup:
+            out.replace(backup)
+        path.replace(out)
+    except BaseException:
+        if backup and not out.exists():
+            backup.replace(out)
+        elif backup:
+            backup.unlink()
+        raise
+    return backup
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        return f"{OURS}version" in read_gguf(path, path.name).fields
+    except (CheckpointError, UnsupportedArchitecture, OSError):
+        return False

@@ -1,0 +1,84 @@
+"""What a run used: peak memory, bytes read; and how fast the disk is."""
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from ..units import MIB
+
+PROC = Path("/proc/self")
+
+
+def resident_set() -> int:
+    """Bytes of RAM that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakMeter:
+    """The peak of a device's memory since it was made: of this process's RAM, or of the GPU's allocator."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):  # Linux: forget the peak of what ran before
+            (PROC / "clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_reserved())
+        with suppress(OSError):
+            for line in (PROC / "status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bytes_read() -> int | None:
+    """Bytes that this process has asked the system to read so far (pages of the cache included); None if unknown."""
+    with suppress(OSError):
+        for line in (PROC / "io").read_text().splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    return None
+
+
+def disk_bandwidth(folder: Path, sample: Path | None = None, size: int = 256 * MIB) -> float:
+    """Bytes a second of sequential reading, not from the page cache: of `sample`, or of a file made in `folder`.
+
+    Raises OSError where neither can be read."""
+    if sample:
+        return _read_speed(sample, size)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="griffin-") as file:
+        block = os.urandom(MIB)
+        for _ in range(size // MIB):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return _read_speed(Path(file.name), size)
+
+
+def _read_speed(path: Path, size: int) -> float:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # clean pages leave the cache
+        buffer = bytearray(8 * MIB)
+        done, start = 0, time.perf_counter()
+        while done < size and (count := os.preadv(fd, [buffer], done)):
+            done += count
+        return done / (time.perf_counter() - start)
+    finally:
+        os.close(fd)

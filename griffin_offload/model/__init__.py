@@ -1,0 +1,16 @@
+"""transformers' model without weights, and what runs inside it.
+
+architecture.py    the table of supported model types
+refused.py         model types that are refused, with the reason
+detect.py          finds the blocks of a type that is in no table
+layout.py          a model's layers, blocks and shapes, as data
+skeleton.py        builds the model on meta and binds it to a checkpoint
+config_facts.py    sizes that a config tells
+pretrained.py      a folder's config, generation config and tokenizer, checked
+modules.py         forwards that replace a module's own
+hooks.py           observers of a layer
+attention.py       attention of long prompts in chunks, and of one token
+kv_cache.py        the KV cache, allocated once
+decode_kernels.py  torch's own kernels while one token is decoded
+bandwidth.py       how fast weights are read
+"""

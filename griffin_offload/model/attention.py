@@ -1,0 +1,150 @@
+"""Attention over a long prompt, a piece of its tokens at a time: no mask and no scores of tokens x tokens are held.
+And attention of one token while answering, faster than torch's own on a CPU.
+
+transformers asks a mask function for the mask of a forward and hands it to the attention function of every layer. Here
+the first gives a description in its place, and the second asks it for the rows of the piece at hand; the products are
+transformers' own. A prompt that is not long, and a full causal one that needs no mask at all, pass unchanged.
+T tokens of the prompt, C of a piece, K of its keys; B batch, H heads of keys, G queries for each of them, D head size.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from . import modules
+
+SDPA, EAGER = "griffin-sdpa", "griffin-eager"
+SCRATCH = 2**20  # float32 numbers: keys or values at a time, in memory that stays (fresh pages cost more than products)
+OWN_MASKS = {"axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4"}  # types whose code reads the mask it hands on
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask (B, 1, T, T) of a prompt, before any of it is written. `window`: how far back a token looks."""
+
+    write: Callable[..., Tensor]
+    arguments: dict[str, Any]
+    window: int | None
+
+    def rows(self, begin: int, end: int) -> tuple[Tensor, slice]:
+        """For the tokens [begin, end): their mask (B, 1, C, K), and which keys it is of."""
+        first = max(0, begin - self.window + 1) if self.window else 0
+        part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
+        return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), slice(first, end)
+
+
+def use_pieces(model: Any) -> None:
+    """Make a model's attention run in pieces, where its code leaves attention and masks to transformers."""
+    names = {"sdpa": SDPA, "eager": EAGER}
+    here = model.config._attn_implementation
+    if here in names and model._supports_attention_backend and model.config.model_type not in OWN_MASKS:
+        model.set_attn_implementation(names[here])
+
+
+def in_pieces(model: Any) -> bool:
+    return model.config._attn_implementation in (SDPA, EAGER)
+
+
+def writes_scores(model: Any) -> bool:
+    """Whether the products of every token with every other, for each head, are held (or a bias for each of them)."""
+    return model.config._attn_implementation in ("eager", EAGER) or bool(getattr(model.config, "alibi", False))
+
+
+def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
+    tokens, padding = arguments["q_length"], arguments.get("attention_mask")
+    window, from_start = arguments.get("local_size"), not (arguments.get("q_offset") or arguments.get("kv_offset"))
+    if tokens <= modules.PIECE or arguments["kv_length"] != tokens or not from_start:
+        return write(**arguments)
+    skips = arguments.get("allow_is_causal_skip", True) and write is sdpa_mask
+    if skips and (window is None or window >= tokens) and (padding is None or bool(padding.all())):
+        return None
+    return Mask(write, arguments, window)
+
+
+def _attend(
+    attend: Callable[..., Any],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **more: Any,
+) -> Any:
+    if not isinstance(attention_mask, Mask):
+        alone = query.shape[2] == 1 and query.device.type == "cpu" and attend is sdpa_attention_forward
+        if alone and not module.training and (attention_mask is None or attention_mask.shape[3] == key.shape[2]):
+            scale = query.shape[3] ** -0.5 if more.get("scaling") is None else more["scaling"]
+            return attend_one(query, key, value, attention_mask, scale), None
+        return attend(module, query, key, value, attention_mask, **more)
+    outputs = []
+    for begin in range(0, query.shape[2], modules.PIECE):
+        end = min(begin + modules.PIECE, query.shape[2])
+        rows, keys = attention_mask.rows(begin, end)
+        outputs.append(attend(module, query[:, :, begin:end], key[:, :, keys], value[:, :, keys], rows, **more)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
+
+    `mask` (B, 1, 1, K), or a row for each head: bool (True: seen), or what is added to the scores. Sums in float32.
+    torch's kernel for one query in half precision (2.13, CPU) takes 3 to 11 times as long after hundreds of tokens
+    (docs/benchmarks.md); the G queries of a group are several to it, which it does well."""
+    batch, heads, keys, size = key.shape
+    grouped = query.reshape(batch, heads, -1, size)
+    rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
+    if query.dtype != torch.float32 and grouped.shape[2] > 1 and value.shape[3] == size:
+        rows = rows if rows is None or rows.dtype == torch.bool else rows.to(query.dtype)
+        together = scaled_dot_product_attention(grouped, key, value, attn_mask=rows, scale=scale)
+        return together.reshape(batch, 1, query.shape[1], size)
+    grouped = grouped.float() * scale
+    scores = torch.cat([grouped @ part.transpose(2, 3) for part in _in_float(key)], dim=-1)
+    if rows is not None:
+        scores = scores.masked_fill_(~rows, -torch.inf) if rows.dtype == torch.bool else scores.add_(rows)
+    weights = scores.softmax(-1)
+    parts = zip(weights.split(_step(value), dim=-1), _in_float(value), strict=True)
+    out = torch.stack([of_part @ part for of_part, part in parts]).sum(0)
+    return out.view(batch, 1, query.shape[1], -1).to(query.dtype)
+
+
+def _step(states: Tensor) -> int:
+    """Tokens of keys or values that the scratch holds at a time; all, where nothing is converted."""
+    batch, heads, tokens, size = states.shape
+    return tokens if states.dtype == torch.float32 else max(1, SCRATCH // (batch * heads * size))
+
+
+def _in_float(states: Tensor) -> Iterator[Tensor]:
+    """Keys or values (B, H, K, D) in float32, `_step` tokens at a time; each is gone with the next."""
+    for part in states.split(_step(states), dim=2):
+        if states.dtype == torch.float32:
+            yield part
+            continue
+        if getattr(_memory, "scratch", part[..., :0]).numel() < part.numel():
+            _memory.scratch = torch.empty(max(SCRATCH, part.numel()), dtype=torch.float32)
+        yield _memory.scratch[: part.numel()].view(part.shape).copy_(part)
+
+
+_memory = threading.local()
+
+
+def _eager(module: Any, *args: Any, **more: Any) -> Any:
+    """The model's own, which is in the file of its attention module."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **more)  # type: ignore[attr-defined]
+
+
+def _register() -> None:
+    for name, attend, write in ((SDPA, sdpa_attention_forward, sdpa_mask), (EAGER, _eager, eager_mask)):
+        AttentionInterface.register(name, lambda *args, attend=attend, **more: _attend(attend, *args, **more))
+        AttentionMaskInterface.register(name, lambda write=write, **arguments: _mask(write, **arguments))
+
+
+_register()

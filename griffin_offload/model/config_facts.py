@@ -1,0 +1,40 @@
+"""Sizes that a transformers config tells, whatever its type calls them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model reads at most; where positions are not counted (ALiBi), what it was trained on, or 2048."""
+    names = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
+    return next((int(n) for name in names if (n := getattr(config, name, None)) is not None), 2048)
+
+
+def layer_configs(config: Any) -> Sequence[Any]:
+    """Some types have sizes that differ by layer, and then raise for them on the whole model's config."""
+    return getattr(config, "per_layer_config", None) or [config]
+
+
+def key_value_heads(config: Any) -> int:
+    heads = int(config.num_attention_heads)
+    if getattr(config, "kv_lora_rank", None):
+        return 1  # DeepSeek's latent keys and values
+    if getattr(config, "new_decoder_architecture", False):
+        return heads  # Falcon's, cached as spread over the heads
+    if getattr(config, "multi_query", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads")
+    shared = next((int(n) for name in names if (n := getattr(config, name, None))), heads)
+    return 2 * shared if config.model_type == "mimo_v2_flash" else shared  # in its sliding layers
+
+
+def key_size(config: Any) -> int:
+    """Elements of a key or value of one head: the widest of a model's."""
+    if latent := getattr(config, "kv_lora_rank", None):
+        return max(int(latent), int(config.qk_rope_head_dim))
+    names = ("v_head_dim", "global_head_dim", "swa_head_dim")
+    return max(head_size(config), *(int(getattr(config, name, None) or 0) for name in names))
+
+
+def head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -1,0 +1,130 @@
+"""The hooks of the sweep: stream a decoder layer (on accelerate's contract), observe z, cut a long prompt into pieces.
+
+B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from ..pruning.statistic import neuron_statistic
+from .modules import PIECE, Pieces, RoutedExperts, Watch
+
+Measure = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Tap:
+    """Shows `watch` what enters a block's down projection, while it is attached.
+
+    `watch(z, tokens, expert)`: z (..., F); of a routed expert also which tokens (N,), counted in the piece at hand,
+    and which expert. What it returns, unless None, goes on in the place of z."""
+
+    def __init__(self, layer: nn.Module, path: str, watch: Watch) -> None:
+        self._module: Any = layer.get_submodule(path)
+        self._handle: Any = None
+        if isinstance(self._module.forward, RoutedExperts):
+            self._module.forward.watch = watch
+        else:
+            self._handle = self._module.register_forward_pre_hook(lambda _, args: watch(args[0], None, None))
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        else:
+            self._module.forward.watch = None
+
+
+class ObserveNeurons:
+    """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
+
+    `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1.
+    `measure`: what is added of z, `neuron_statistic` or another sum over tokens."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        path: str,
+        total: Tensor,
+        weights: Tensor | None = None,
+        pieces: Pieces | None = None,
+        measure: Measure = neuron_statistic,
+    ) -> None:
+        self._total, self._weights, self._pieces, self._measure = total, weights, pieces, measure
+        self._tap = Tap(layer, path, self._observe)
+
+    def _observe(self, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
+        weights = self._weights
+        if weights is not None:
+            begin = self._pieces.begin if self._pieces else 0
+            rows = z.shape[:-1].numel()
+            weights = weights[begin : begin + rows] if tokens is None else weights[begin + tokens]
+        total = self._total if expert is None else self._total[expert]
+        total += self._measure(z, weights)
+
+    def remove(self) -> None:
+        self._tap.remove()
+
+
+class Residual:
+    """Tells how far a layer's feed-forward block turns the hidden state, while it is attached.
+
+    What the block adds is what the last of the layer's modules to run puts out: the block, or a norm behind it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._added: Tensor | None = None
+        self._last: nn.Module | None = None
+        self._handles = {child: child.register_forward_hook(self._ran) for child in layer.children()}
+
+    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._last = module
+        self._added = output[0] if isinstance(output, tuple) else output
+
+    def settle(self) -> None:
+        """After a forward: from here on, listen to none but the module that ran last."""
+        for module in self._handles.keys() - {self._last}:
+            self._handles.pop(module).remove()
+
+    def similarity(self, leaving: Tensor, last: int | None = None) -> Tensor:
+        """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32.
+
+        `last`: of so many tokens at the end alone."""
+        assert self._added is not None
+        begin = 0 if last is None else -last
+        states, added = leaving.flatten(0, -2)[begin:], self._added.reshape(-1, leaving.shape[-1])[begin:]
+        self._added = None
+        parts = zip(states.split(PIECE), added.split(PIECE), strict=True)
+        return torch.cat([cosine_similarity(s.float() - a.float(), s.float(), dim=-1) for s, a in parts])
+
+    def similarity_of_token(self, leaving: Tensor) -> float:
+        """The same of one token's states (1, 1, D), in a third of the time."""
+        assert self._added is not None
+        states = leaving.reshape(1, -1).float()
+        both = torch.cat([states - self._added.reshape(1, -1), states])  # the difference in float32, as above
+        (entering, inner), (_, left) = (both @ both.T).tolist()
+        self._added = None
+        return float(inner / max(math.sqrt(entering * left), 1e-12))
+
+    def remove(self) -> None:
+        while self._handles:
+            self._handles.popitem()[1].remove()
+        self._added = None
+
+
+class StreamLayer(ModelHook):  # type: ignore[misc]
+    """Tells the conductor when decoder layer `index` is about to run, and when it has, with the states (B, T, D)."""
+
+    def __init__(self, conductor: Any, index: int) -> None:
+        self._conductor, self._index = conductor, index
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self._conductor.enter(self._index, args[0] if args else kwargs.get("hidden_states"))
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self._conductor.leave(self._index, output[0] if isinstance(output, tuple) else output)
+        return output

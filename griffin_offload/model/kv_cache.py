@@ -1,0 +1,119 @@
+"""The KV cache of one run, in memory taken once: as many tokens as the plan foresees, filled as they come.
+
+transformers' own dynamic layers concatenate a token at a time: every step copies the whole cache, and what they free
+and take again leaves holes in the heap that no plan can foresee. These layers hold the same tokens and return the
+same tensors. B batch, H key and value heads, T tokens, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from ..memory.arena import Arena, padded
+
+
+def capacity(tokens: int, window: int | None) -> int:
+    """Tokens that a layer has room for. A sliding one moves its window back when it reaches the end: twice will do."""
+    return min(tokens, 2 * window) if window else tokens
+
+
+def windows(config: Any) -> tuple[int | None, ...]:
+    """Per layer, how many tokens it looks back at most (sliding attention), or None: as transformers has it."""
+    return tuple(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
+
+
+def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int = 1) -> Cache:
+    """A cache for `tokens` tokens of each sequence; `row`: the most bytes of keys (or values) of a token in a layer.
+
+    Layers of another kind than transformers' plain and sliding ones stay as they are."""
+    cache = DynamicCache(config=config)
+    rooms = [capacity(tokens, window) for window in windows(config)]
+    arena = Arena(sum(2 * padded(room * row * sequences) for room in rooms), device, huge=False)
+    for index, (layer, room) in enumerate(zip(cache.layers, rooms, strict=True)):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = SlidingLayer(layer.sliding_window, room, sequences, arena)
+        elif type(layer) is DynamicLayer:
+            cache.layers[index] = RoomyLayer(room, sequences, arena)
+    return cache
+
+
+class _Room:
+    """Keys and values (B, H, room, D), of which the first tokens are in use."""
+
+    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
+        self.room = room
+        self._sequences = sequences
+        self._arena: Arena | None = arena
+        self._keys = self._values = torch.empty(0)
+
+    def take(self, keys: Tensor, values: Tensor) -> None:
+        """Memory for states like these (B, H, T, D); a batch that no plan foresaw finds it elsewhere."""
+        for name, states in (("_keys", keys), ("_values", values)):
+            shape = (*states.shape[:2], self.room, states.shape[3])
+            if self._arena and len(states) == self._sequences:
+                memory = self._arena.take(shape, states.dtype)
+            else:
+                memory = torch.empty(shape, dtype=states.dtype, device=states.device)
+            setattr(self, name, memory)
+        self._arena = None
+
+    def put(self, keys: Tensor, values: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        """Write states at token `at`; returns all tokens up to their end."""
+        end = at + keys.shape[2]
+        self._keys[:, :, at:end] = keys
+        self._values[:, :, at:end] = values
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that keeps every token. Beyond its room it goes on as transformers' own does."""
+
+    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
+        super().__init__()
+        self._room = _Room(room, sequences, arena)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room.take(key_states, value_states)
+        used = self.get_seq_length()
+        if used + key_states.shape[2] > self._room.room:
+            self._room.room = 0
+            full: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return full
+        self.keys, self.values = self._room.put(key_states, value_states, used)
+        return self.keys, self.values
+
+
+class SlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """A layer that keeps the last window - 1 tokens."""
+
+    def __init__(self, window: int, room: int, sequences: int, arena: Arena) -> None:
+        super().__init__(sliding_window=window)
+        self._room = _Room(room, sequences, arena)
+        self._end = 0  # of the tokens in the room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room.take(key_states, value_states)
+        kept, new = self.sliding_window - 1, key_states.shape[2]
+        self.cumulative_length += new
+        if self._end + new > self._room.room:
+            return self._start_again(key_states, value_states, kept)
+        keys, values = self._room.put(key_states, value_states, self._end)
+        begin = max(0, self._end - kept)
+        self._end += new
+        self.keys, self.values = keys[:, :, -kept:], values[:, :, -kept:]
+        return keys[:, :, begin:], values[:, :, begin:]
+
+    def _start_again(self, key_states: Tensor, value_states: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        """The room is full (or a prompt is longer than it): its last tokens go to the front."""
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        last_keys, last_values = keys[:, :, -kept:], values[:, :, -kept:]
+        self.keys, self.values = self._room.put(last_keys, last_values, 0)
+        self._end = last_keys.shape[2]
+        return keys, values

@@ -1,0 +1,116 @@
+"""Forwards that take the place of a module's own: experts one by one, quantized products, embeddings read from disk,
+long prompts in chunks.
+
+T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..quant.weight import Weight
+
+PIECE = 1024  # tokens of a long prompt that are computed at a time: enough for the products' full speed
+Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
+
+
+class RoutedExperts:
+    """The forward of a module of routed experts: one expert after the other, so that each one's z can be seen.
+
+    The same sums as transformers' own loop; the weights' layout and the gate are the module's."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.watch: Watch | None = None
+        self.packed: dict[str, Sequence[Weight]] = {}  # of each expert, in the place of the module's parameter
+
+    def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Tokens (N, D), their experts (N, K), int64, and the experts' weights (N, K) -> (N, D)."""
+        module = self._module
+        up = "gate_up_proj" if module.has_gate else "up_proj"
+        out = torch.zeros_like(hidden)
+        for expert in range(len(self.packed.get("down_proj", module.down_proj))):
+            tokens, place = torch.where(index == expert)
+            if not len(tokens):
+                continue
+            z = self._project(hidden[tokens], up, expert)
+            z = module._apply_gate(z) if module.has_gate else module.act_fn(z)
+            if self.watch and (other := self.watch(z, tokens, expert)) is not None:
+                z = other
+            result = self._project(z, "down_proj", expert) * weights[tokens, place, None]
+            out.index_add_(0, tokens, result.to(out.dtype))
+        return out
+
+    def _project(self, states: Tensor, name: str, expert: int) -> Tensor:
+        bias = getattr(self._module, f"{name}_bias")[expert] if self._module.has_bias else None
+        if name in self.packed:
+            out = self.packed[name][expert].linear(states)
+            return out if bias is None else out + bias
+        weight = getattr(self._module, name)[expert]
+        return linear(states, weight.T if self._module.is_transposed else weight, bias)
+
+
+class Projection:
+    """The forward of a linear module: its own, or with a packed weight in the place of its parameter."""
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._dense = module, module.forward
+        self.packed: Weight | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.packed is None:
+            out: Tensor = self._dense(states)
+            return out
+        out = self.packed.linear(states)
+        bias = self._module.bias
+        return out if bias is None else out + bias
+
+
+class LookedUp:
+    """The forward of an embedding whose table stays in its file: only the rows that are asked for are read."""
+
+    def __init__(self, module: Any, read: Callable[[list[int]], Tensor]) -> None:
+        """`read(rows)`: those rows of the table, (len(rows), D), on the CPU."""
+        self._module, self._read, self._forward = module, read, module.forward
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        rows, places = ids.unique(return_inverse=True)
+        table = self._read(rows.tolist()).to(ids.device)
+        self._module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
+        out: Tensor = self._forward(places)
+        return out
+
+
+class Pieces:
+    """The forward of a feed-forward module that computes a long prompt PIECE tokens at a time: every token for itself.
+
+    `begin`: how many tokens came before the piece at hand."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self.begin = 0
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Any states (..., D), and others of the same shape."""
+        tokens = hidden.shape[:-1].numel()
+        if tokens <= PIECE:
+            return self._forward(hidden, *args, **kwargs)
+        flat = [a.reshape(1, tokens, -1) if isinstance(a, Tensor) else a for a in (hidden, *args)]
+        out, others = torch.empty_like(flat[0]), []
+        try:
+            for self.begin in range(0, tokens, PIECE):
+                end = min(self.begin + PIECE, tokens)
+                result = self._forward(
+                    *(a[:, self.begin : end] if isinstance(a, Tensor) else a for a in flat), **kwargs
+                )
+                if isinstance(result, tuple):  # a mixture's router logits (N, E) beside
+                    result, *rest = result
+                    others.append(rest)
+                out[:, self.begin : end] = result
+        finally:
+            self.begin = 0
+        out = out.view(hidden.shape)
+        return (out, *(torch.cat(parts) for parts in zip(*others, strict=True))) if others else out

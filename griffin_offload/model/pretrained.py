@@ -1,0 +1,104 @@
+"""What a checkpoint's folder says besides the weights: its config, generation config and tokenizer.
+
+All of it is somebody else's text: whatever a library makes of it ends as one line that names the file."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from ..checkpoint.gguf.link import gguf_link
+from ..checkpoint.gguf.linked import open_linked
+from ..checkpoint.headers import Checkpoint
+from ..errors import CheckpointError, UnsupportedArchitecture
+from .architecture import architecture
+
+
+def load_config(folder: Path) -> Any:
+    """transformers' config. Raises UnsupportedArchitecture for a type it does not know, or quantised weights, or
+    CheckpointError."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except KeyError as error:
+        raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
+    except Exception as error:  # transformers checks fields with exceptions of its own
+        text = " ".join(str(error).split())
+        if "model type" in text or "model_type" in text or "trust_remote_code" in text:
+            raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
+        raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
+    if method := _quantised_by(config):
+        raise UnsupportedArchitecture(
+            f"{folder}: its weights are quantised by {method} (quantization_config in config.json), which Griffin does "
+            "not read; use the original weights in bfloat16, float16 or float32, or a GGUF file of the model"
+        )
+    return config
+
+
+def _quantised_by(config: Any) -> str:
+    """The method (gptq, awq, bitsandbytes, fp8, compressed-tensors ...) that a config names, or ''."""
+    said = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not said:
+        return ""
+    said = said if isinstance(said, dict) else {}
+    old = "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else "a method that has no name there"
+    return ascii(said["quant_method"])[:60] if said.get("quant_method") else old
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The headers of its safetensors, or, of a folder of our cache, the GGUF file that holds its weights.
+
+    Raises CheckpointError."""
+    link = gguf_link(folder)
+    return open_linked(folder, link) if link else Checkpoint.open(folder)
+
+
+def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
+    """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
+    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
+    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
+    if type(wanted) is not int or wanted < 1 or wanted != there:
+        raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
+
+
+def one_line(error: object) -> str:
+    """What another library says of a fault, short and on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _model_type(folder: Path) -> str:
+    """What is wrong with it. Raises UnsupportedArchitecture for one that is refused, with the reason."""
+    kind = None
+    with suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if not isinstance(kind, str):
+        return "its model_type is missing"
+    architecture(kind)
+    return f"model type {kind!r} is not supported: this version of transformers does not know it"
+
+
+def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """How the model wants to be sampled, and where it ends. Raises CheckpointError."""
+    try:
+        if (folder / "generation_config.json").exists():
+            settings = GenerationConfig.from_pretrained(folder)
+        else:
+            settings = GenerationConfig.from_model_config(config)
+    except Exception as error:
+        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {one_line(error)}") from None
+    end = settings.eos_token_id
+    if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
+        raise CheckpointError(f"{folder}/generation_config.json cannot be used: eos_token_id is {one_line(end)}")
+    if settings.pad_token_id is None:
+        settings.pad_token_id = end[0] if isinstance(end, list) else end
+    return settings
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer, without code of the checkpoint's own. Raises CheckpointError."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # many libraries, many exceptions; all mean the same here
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None

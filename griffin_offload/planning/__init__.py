@@ -1,0 +1,9 @@
+"""What a run will hold, before it reads.
+
+sizes.py          bytes of weights in any format, of the KV cache and of activations
+request.py        what a plan is made for
+rows.py           the rows of a plan
+plan.py           a request -> a plan, or what would fit
+ladder.py         the best plan that fits, where nobody says
+catalogue_fit.py  which models of the catalogue fit
+"""

@@ -1,0 +1,104 @@
+"""What to keep of a model, and in which precision, where nobody says: the first rung that fits, from the best down."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import BudgetError
+from ..options import AUTO, RESIDENT_DTYPES
+from ..pruning.selection import Sparsity
+from ..quant.precision import precision
+from ..units import format_bytes
+from .plan import Plan, check_request, choose_plan, enough, make_plan
+from .request import Request
+from .sizes import ModelSizes
+
+
+@dataclass(frozen=True)
+class Rung:
+    """`divergence`: KL of the next token's chances from the whole model's, nats, the larger of those that two small
+    models have on WikiText-2 (docs/results.md): larger models lose less."""
+
+    resident_dtype: str
+    sparsity: float
+    rest: str
+    divergence: float
+
+    def __str__(self) -> str:
+        """'int8', 'int4, 50 % dropped', 'int8, 75 % in int4'."""
+        if not self.sparsity:
+            return self.resident_dtype
+        rest = "dropped" if self.rest == "drop" else f"in {self.rest}"
+        return f"{self.resident_dtype}, {self.sparsity:.0%} {rest}"
+
+
+LADDER = (
+    Rung("bfloat16", 0.0, "drop", 0.0),
+    Rung("bfloat16", 0.5, "int8", 0.0014),
+    Rung("int8", 0.0, "drop", 0.0059),
+    Rung("int8", 0.5, "int4", 0.0192),
+    Rung("int8", 0.75, "int4", 0.0297),
+    Rung("int8", 0.9, "int4", 0.0411),
+    Rung("int4", 0.0, "drop", 0.154),
+    Rung("int4", 0.1, "drop", 0.213),
+    Rung("int4", 0.25, "drop", 0.367),
+    Rung("int4", 0.5, "drop", 0.852),
+    Rung("int4", 0.75, "drop", 2.92),
+)
+
+
+def describe(plan: Plan) -> str:
+    """What a plan keeps, as a rung says it."""
+    how = plan.precision
+    return str(Rung(how.experts or RESIDENT_DTYPES[0], plan.sparsity, how.rest or "drop", 0.0))
+
+
+def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -> list[tuple[Rung, Plan]]:
+    """The plan of every rung, whether or not it fits."""
+    plans = []
+    for rung in rungs:
+        how = precision(rung.resident_dtype, rung.rest)
+        plans.append((rung, make_plan(sizes, replace(request, sparsity=rung.sparsity, precision=how))))
+    return plans
+
+
+def best_plan(
+    sizes: ModelSizes,
+    request: Request,
+    sparsity: Sparsity | None,
+    resident_dtype: str | None,
+    rest: str | None,
+    name: str,
+) -> Plan:
+    """The plan to run: as asked, and what is not asked for (None) from the ladder: the first rung that fits.
+
+    A sparsity alone asks for the paper: bfloat16 experts, the rest dropped; with resident dtype 'auto', for the first
+    dtype that fits. Raises PromptError, OptionError, and BudgetError for what does not fit."""
+    request = check_request(sizes, request, name)
+    if sparsity is not None:
+        dtypes = RESIDENT_DTYPES if resident_dtype == AUTO else (resident_dtype or RESIDENT_DTYPES[0],)
+        *others, last = (replace(request, precision=precision(dtype, rest or "drop")) for dtype in dtypes)
+        for other in others:
+            plan = make_plan(sizes, replace(other, sparsity=sparsity))
+            if plan.fits:
+                return plan
+        return choose_plan(sizes, last, sparsity, name)
+    asked = None if resident_dtype == AUTO else resident_dtype
+    rungs = [
+        rung
+        for rung in LADDER
+        if asked in (None, rung.resident_dtype)
+        and (rest in (None, rung.rest) or not rung.sparsity)
+        and not (request.empties and rung.rest != "drop")
+    ]
+    if asked == RESIDENT_DTYPES[0] and rest in (None, "drop"):  # the ladder has no such rung: it would rather pack
+        rungs = [rungs[0], Rung(asked, 0.5, "drop", 0.852)]
+    plans = [plan for _, plan in climb(sizes, request, rungs)]
+    for plan in plans:
+        if plan.fits:
+            return plan
+    least = min(plans, key=lambda plan: plan.peak)
+    raise BudgetError(
+        f"{name} needs at least {format_bytes(least.peak)} ({rungs[plans.index(least)]}; {least.prompt_tokens} + "
+        f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
+        f"Give --device-memory {enough(least)}, or fewer tokens"
+    )

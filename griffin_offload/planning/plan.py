@@ -1,0 +1,183 @@
+"""What a run will hold in memory, row by row, before any weight is read: sizes + budget -> Plan.
+
+Two moments can be the peak: the end of the sweep (staging and the prompt's activations, all experts in place) and the
+end of the answer (the whole KV cache, no staging). Rows say at which moment they count; the peak is the larger sum.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import BudgetError, PromptError
+from ..pruning.ffn_skip import Skip
+from ..pruning.selection import Sparsity, check_sparsities
+from ..quant.precision import NATIVE, Precision
+from ..units import MIB, format_bytes
+from .request import Request
+from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
+from .sizes import Kept, ModelSizes
+
+DEFAULT_SPARSITY = 0.5
+DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """`kept` of the layer's `neurons` (of all its blocks and routed experts) stay."""
+
+    kept: int
+    neurons: int
+    resident_bytes: int
+    full_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: tuple[Row, ...]
+    layers: tuple[LayerPlan, ...]
+    kept: Kept
+    precision: Precision
+    budget: int
+    sparsity: float
+    prompt_tokens: int
+    max_new_tokens: int
+    full_bytes: int
+    resident_bytes: int
+    bytes_per_token: int
+    fits_whole: bool
+    steady_heap: bool
+    held_layers: int
+    host_bytes: int
+    skip: Skip | None = None
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak, bytes."""
+        return peak_bytes(self.rows)
+
+    @property
+    def prunes(self) -> bool:
+        return any(layer.kept < layer.neurons for layer in self.layers)
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether what stays is less than what a prompt passes through."""
+        return self.prunes or self.precision.packs
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.budget
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peak_bytes": self.peak, "fits": self.fits}
+
+
+def make_plan(sizes: ModelSizes, request: Request) -> Plan:
+    """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
+    kept, how = request.kept(sizes), request.precision
+    layers = _layer_plans(sizes, kept, how)
+    whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
+    rows = plan_rows(sizes, request, kept)
+    staged = sizes.staged(kept, how)
+    held = held_layers(request, rows, staged, len(layers))
+    if held and not request.copies:
+        note = f"{held} of {len(layers)} layers"
+        rows = (*rows, Row("layers in RAM for the next prompt", held * staged, note=note))
+    return Plan(
+        rows=rows,
+        layers=layers,
+        kept=kept,
+        precision=how,
+        budget=request.budget,
+        sparsity=_overall(request.sparsity, layers),
+        prompt_tokens=request.prompt_tokens,
+        max_new_tokens=request.max_new_tokens,
+        full_bytes=sizes.full,
+        resident_bytes=sizes.resident(kept, how),
+        bytes_per_token=_read_by_a_token(sizes, kept, how),
+        fits_whole=whole <= request.budget,
+        steady_heap=needs_steady_heap(sizes, request),
+        held_layers=held,
+        host_bytes=held * staged,
+        skip=request.skip,
+    )
+
+
+def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:
+    """The plan, of a run that left these neurons: it may be other blocks that are empty, or now that they are known."""
+    how = plan.precision
+    return replace(
+        plan,
+        kept=kept,
+        layers=_layer_plans(sizes, kept, how),
+        resident_bytes=sizes.resident(kept, how),
+        bytes_per_token=_read_by_a_token(sizes, kept, how),
+    )
+
+
+def _layer_plans(sizes: ModelSizes, kept: Kept, how: Precision) -> tuple[LayerPlan, ...]:
+    return tuple(
+        LayerPlan(
+            s.count(k), s.count(s.whole), s.fixed_in(how) + s.feed_forward(k, how), s.fixed + s.feed_forward(s.whole)
+        )
+        for s, k in zip(sizes.layers, kept, strict=True)
+    )
+
+
+def _read_by_a_token(sizes: ModelSizes, kept: Kept, how: Precision) -> int:
+    return sizes.resident(kept, how) - (0 if how.head else sizes.lookup)
+
+
+def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:
+    """The request, its answer no longer than the context has room for.
+
+    Raises PromptError for an empty prompt or one beyond the context."""
+    if request.prompt_tokens < 1:
+        raise PromptError("the prompt is empty: give at least one token of text")
+    if request.prompt_tokens >= sizes.context:
+        raise PromptError(
+            f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {sizes.context}, answer included"
+        )
+    return replace(request, max_new_tokens=min(request.max_new_tokens, sizes.context - request.prompt_tokens))
+
+
+def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity, name: str) -> Plan:
+    """The plan to run, as asked. Raises PromptError, OptionError, and BudgetError if it does not fit."""
+    request = check_request(sizes, request, name)
+    plan = make_plan(sizes, replace(request, sparsity=check_sparsities(sparsity)))
+    if not plan.fits:
+        raise BudgetError(_does_not_fit(sizes, request, plan, name))
+    return plan
+
+
+def smallest_sparsity(sizes: ModelSizes, request: Request) -> float | None:
+    """The smallest sparsity, in hundredths, at which a request fits its budget; None if there is none."""
+    hundredths = bisect_left(range(100), True, key=lambda h: make_plan(sizes, replace(request, sparsity=h / 100)).fits)
+    return hundredths / 100 if hundredths < 100 else None
+
+
+def enough(plan: Plan) -> str:
+    """The --device-memory to suggest for a plan, with room for what the next process may hold more."""
+    return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
+
+
+def _overall(sparsity: Sparsity, layers: Sequence[LayerPlan]) -> float:
+    """The one that was asked for, or what a list of them comes to."""
+    if isinstance(sparsity, int | float):
+        return float(sparsity)
+    return round(1 - sum(layer.kept for layer in layers) / max(1, sum(layer.neurons for layer in layers)), 4)
+
+
+def _does_not_fit(sizes: ModelSizes, request: Request, plan: Plan, name: str) -> str:
+    error = (
+        f"{name} at sparsity {plan.sparsity:g} needs {format_bytes(plan.peak)} "
+        f"({plan.prompt_tokens} + {plan.max_new_tokens} tokens); the budget is {format_bytes(plan.budget)}. "
+    )
+    fitting = smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT))
+    if fitting is not None:
+        return error + f"It fits with --sparsity {fitting:g}, or with --device-memory {enough(plan)}"
+    least = make_plan(sizes, replace(request, sparsity=0.99)).peak
+    return (
+        error + f"No sparsity fits: the least, at 0.99, is {format_bytes(least)}; give --device-memory {enough(plan)}"
+    )

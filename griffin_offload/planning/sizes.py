@@ -1,0 +1,257 @@
+"""Bytes of a model's parts, in whatever precision, and of what works on them: sizes that a plan is made of."""
+
+from dataclasses import dataclass
+
+from ..errors import OptionError
+from ..memory.arena import padded
+from ..model.attention import in_pieces, writes_scores
+from ..model.config_facts import context_length, head_size, key_size, key_value_heads, layer_configs
+from ..model.kv_cache import capacity, windows
+from ..model.layout import Block, Layer
+from ..model.modules import PIECE
+from ..model.skeleton import Skeleton, count
+from ..pruning.selection import Sparsity, kept_neurons
+from ..pruning.statistic import CHUNK
+from ..quant.formats import FORMATS
+from ..quant.precision import NATIVE, Precision
+
+Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
+
+
+@dataclass(frozen=True)
+class NeuronTensor:
+    """A parameter of a block, in each of its routed experts: `rows` rows of `width` elements for a neuron, or columns
+    (`down`). `width` 0: a bias."""
+
+    rows: int
+    width: int
+    down: bool
+
+    def bytes(self, kept: int, routed: int, item: int, format: str = "") -> int:
+        elements = kept * self.rows * max(1, self.width)
+        if not self.width or not format:
+            return padded(routed * elements * item)
+        return self.packed(kept, routed, item, format)
+
+    def packed(self, kept: int, routed: int, item: int, format: str) -> int:
+        shape = (self.width, kept) if self.down else (kept * self.rows, self.width)
+        return routed * int(FORMATS[format].bytes(*shape, item)) if kept else 0
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block); `item` bytes each."""
+
+    neurons: int
+    routed: int
+    tensors: tuple[NeuronTensor, ...]
+    item: int
+
+    @property
+    def per_neuron(self) -> int:
+        """Bytes of one neuron's largest row, in all experts."""
+        return max(t.rows * max(1, t.width) for t in self.tensors) * self.item * self.routed
+
+    def bytes(self, kept: int, precision: Precision = NATIVE) -> int:
+        """Of the experts, and of the rest where it is kept too."""
+        rest = self.neurons - kept
+        if precision.rest is None or not rest:
+            return sum(t.bytes(kept, self.routed, self.item, precision.experts) for t in self.tensors)
+        two = ((kept, precision.experts), (rest, precision.rest))
+        return sum(
+            sum(t.packed(count, self.routed, self.item, format) for count, format in two)
+            if t.width
+            else t.bytes(self.neurons, self.routed, self.item)
+            for t in self.tensors
+        )
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and its feed-forward blocks.
+
+    `matrices`: (rows, columns) of those fixed ones that can be packed."""
+
+    fixed: int
+    blocks: tuple[BlockSizes, ...]
+    matrices: tuple[tuple[int, int], ...] = ()
+    item: int = 2
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        return tuple(block.neurons for block in self.blocks)
+
+    def count(self, kept: tuple[int, ...]) -> int:
+        """Neurons, those of all routed experts counted."""
+        return sum(k * block.routed for k, block in zip(kept, self.blocks, strict=True))
+
+    def fixed_in(self, precision: Precision) -> int:
+        if not precision.others:
+            return self.fixed
+        packed = sum(int(FORMATS[precision.others].bytes(n, k, self.item)) for n, k in self.matrices)
+        return self.fixed - self._matrices + packed
+
+    def feed_forward(self, kept: tuple[int, ...], precision: Precision = NATIVE) -> int:
+        return sum(block.bytes(k, precision) for k, block in zip(kept, self.blocks, strict=True))
+
+    def staged(self, kept: tuple[int, ...], precision: Precision) -> int:
+        """Of what every prompt reads again: it does not stay as it is read."""
+        blocks = zip(kept, self.blocks, strict=True)
+        changed = sum(block.bytes(block.neurons) for k, block in blocks if k < block.neurons or precision.experts)
+        return changed + (self._matrices if precision.others else 0)
+
+    @property
+    def _matrices(self) -> int:
+        return sum(padded(n * k * self.item) for n, k in self.matrices)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Bytes of a model in the dtype it runs in (`item` bytes an element), and what its working memory depends on.
+
+    `outside`: embeddings, final norm, head. `lookup`: the part of it that one token does not read (an untied
+    embedding table); `in_file`: bytes of such a table that is read row by row, and held nowhere. `head`: (rows,
+    columns) of a head that can be packed, if the table is left in its file, and the bytes that both take otherwise.
+    `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
+    `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
+    attention takes a long prompt a piece at a time.
+    """
+
+    outside: int
+    lookup: int
+    in_file: int
+    head: tuple[int, int, int] | None
+    layers: tuple[LayerSizes, ...]
+    item: int
+    hidden: int
+    vocabulary: int
+    heads: int
+    cache_per_token: tuple[int, ...]
+    windows: tuple[int | None, ...]
+    score_heads: int
+    in_pieces: bool
+    context: int
+
+    def kept(self, sparsity: Sparsity) -> Kept:
+        """k of every block at one sparsity, or at one for each layer. Raises OptionError for another number of them."""
+        each = [sparsity] * len(self.layers) if isinstance(sparsity, int | float) else list(sparsity)
+        if len(each) != len(self.layers):
+            raise OptionError(f"{len(each)} sparsities are given; the model has {len(self.layers)} layers")
+        layers = zip(self.layers, each, strict=True)
+        return tuple(tuple(kept_neurons(block.neurons, s) for block in layer.blocks) for layer, s in layers)
+
+    def resident(self, kept: Kept, precision: Precision = NATIVE) -> int:
+        layers = zip(self.layers, kept, strict=True)
+        inside = sum(layer.fixed_in(precision) + layer.feed_forward(k, precision) for layer, k in layers)
+        return self.outside_in(precision) + inside
+
+    def outside_in(self, precision: Precision) -> int:
+        if not precision.head or not self.head:
+            return self.outside
+        rows, columns, dense = self.head
+        return self.outside - dense + int(FORMATS[precision.head].bytes(rows, columns, self.item))
+
+    def staged(self, kept: Kept, precision: Precision) -> int:
+        """Of the layer of which most is read again for every prompt."""
+        return max(layer.staged(k, precision) for layer, k in zip(self.layers, kept, strict=True))
+
+    @property
+    def full(self) -> int:
+        return self.resident(self.kept(0)) + self.in_file
+
+    @property
+    def widest(self) -> int:
+        """Columns of the widest matrix that can be packed."""
+        tensors = [(t, block) for layer in self.layers for block in layer.blocks for t in block.tensors]
+        neurons = [block.neurons if t.down else t.width for t, block in tensors]
+        return max([self.hidden, *neurons, *(columns for layer in self.layers for _, columns in layer.matrices)])
+
+    def cache(self, tokens: int) -> int:
+        """Bytes of the KV cache that holds `tokens` tokens."""
+        rows = zip(self.cache_per_token, self.windows, strict=True)
+        return sum(row * capacity(tokens, window) for row, window in rows)
+
+    def activations(self, tokens: int, sequences: int = 1) -> int:
+        """An upper bound of what one layer's forward, the statistic and the head hold for `sequences` of `tokens`."""
+        rows = tokens * sequences
+        neurons = max((block.neurons for layer in self.layers for block in layer.blocks), default=0)
+        cache_row = max(self.cache_per_token)
+        norm = 2 * self.hidden * self.item + 2 * self.hidden * 4  # input, output; two in float32
+        attention = 2 * self.hidden * self.item + 4 * self.heads * self.item + 3 * cache_row  # q and k while they turn
+        feed_forward = 4 * neurons * self.item  # gate, up, act(gate), z
+        layer = max(rows * max(norm, attention), 3 * rows * self.hidden * self.item + min(rows, PIECE) * feed_forward)
+        statistic = 3 * min(rows, CHUNK) * neurons * 4
+        return layer + statistic + sequences * (self._masks(tokens, sequences > 1) + 6 * self.vocabulary * 4)
+
+    def _masks(self, tokens: int, padded: bool) -> int:
+        """What attention writes out of tokens x tokens, of the kind of layer that writes most of it."""
+        rows = min(tokens, PIECE) if self.in_pieces else tokens
+        most = 0
+        for window in set(self.windows):
+            slides = window is not None and tokens > window
+            keys = min(tokens, PIECE + window) if window and self.in_pieces else tokens
+            a_pair = 1 + self.item if slides or padded or self.score_heads else 0
+            most = max(most, rows * keys * (a_pair + self.score_heads * (2 * self.item + 4)))
+        return most
+
+
+def model_sizes(skeleton: Skeleton) -> ModelSizes:
+    """Bytes of everything, for the plan: from shapes alone."""
+    item = skeleton.dtype.itemsize
+    table, head = skeleton.table_name, skeleton.head_name
+    looks_back = windows(skeleton.config)
+    tied = skeleton.aliases.get(head) == table or skeleton.aliases.get(table) == head
+    return ModelSizes(
+        outside=sum(padded(count(skeleton.shapes[name]) * item) for name in skeleton.outside if name != skeleton.table),
+        lookup=0 if tied or skeleton.table else count(skeleton.shapes[table]) * item,
+        in_file=count(skeleton.shapes[table]) * item if skeleton.table else 0,
+        head=_head_sizes(skeleton, item),
+        layers=tuple(_layer_sizes(skeleton, layer) for layer in skeleton.layers),
+        item=item,
+        hidden=skeleton.config.hidden_size,
+        vocabulary=skeleton.config.vocab_size,
+        heads=max(config.num_attention_heads * head_size(config) for config in layer_configs(skeleton.config)),
+        cache_per_token=(_cache_row(skeleton),) * len(looks_back),
+        windows=looks_back,
+        score_heads=skeleton.config.num_attention_heads if writes_scores(skeleton.model) else 0,
+        in_pieces=in_pieces(skeleton.model),
+        context=context_length(skeleton.config),
+    )
+
+
+def _head_sizes(skeleton: Skeleton, item: int) -> tuple[int, int, int] | None:
+    if (head := skeleton.head) is None:
+        return None
+    there = {skeleton.aliases.get(name, name) for name in (head, skeleton.table_name)} - {skeleton.table}
+    rows, columns = skeleton.shapes[head]
+    return rows, columns, sum(padded(count(skeleton.shapes[name]) * item) for name in there)
+
+
+def _layer_sizes(skeleton: Skeleton, layer: Layer) -> LayerSizes:
+    item = skeleton.dtype.itemsize
+    return LayerSizes(
+        fixed=sum(padded(count(skeleton.shapes[layer.prefix + name]) * item) for name in layer.fixed),
+        blocks=tuple(
+            BlockSizes(
+                block.neurons,
+                max(1, block.routed),
+                tuple(_neuron_tensor(skeleton, layer, block, name) for name in block.rows),
+                item,
+            )
+            for block in layer.blocks
+        ),
+        matrices=tuple(layer.matrices.values()),
+        item=item,
+    )
+
+
+def _neuron_tensor(skeleton: Skeleton, layer: Layer, block: Block, name: str) -> NeuronTensor:
+    shape, rows = skeleton.shapes[layer.prefix + name][bool(block.routed) :], block.rows[name]
+    width = 0 if len(shape) == 1 else shape[1 - rows.axis]
+    return NeuronTensor(2 if rows.halves else 1, width, name == block.down)
+
+
+def _cache_row(skeleton: Skeleton) -> int:
+    """Bytes of keys and values that one token leaves in one layer, at most: as wide as the wider of the two."""
+    row = max(key_value_heads(config) * key_size(config) for config in layer_configs(skeleton.config))
+    return 2 * row * skeleton.dtype.itemsize

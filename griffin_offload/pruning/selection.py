@@ -1,0 +1,103 @@
+"""From a statistic to experts (arXiv:2404.01365, section 4.1 and appendix): pure functions of tensors and numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..options import SELECTIONS, check
+from .prior import WEIGHT, Prior
+
+Sparsity = float | Sequence[float]  # of every layer, or of each
+
+
+def check_sparsity(sparsity: float) -> float:
+    """The share of neurons to drop, in [0, 1]. Raises OptionError."""
+    if not 0 <= sparsity <= 1:
+        raise OptionError(
+            f"sparsity {sparsity} is outside [0, 1]: 0 keeps all neurons, 0.5 half of them, 1 removes the blocks"
+        )
+    return float(sparsity)
+
+
+def check_sparsities(sparsity: Sparsity) -> Sparsity:
+    """`check_sparsity` of one number, or of one for each layer: a tuple then."""
+    if isinstance(sparsity, int | float):
+        return check_sparsity(sparsity)
+    return tuple(check_sparsity(share) for share in sparsity)
+
+
+def kept_neurons(neurons: int, sparsity: float) -> int:
+    """k = int(F (1 - sparsity)); at least 1, but for a sparsity of 1."""
+    return 0 if check_sparsity(sparsity) == 1 else max(1, int(neurons * (1 - sparsity)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How experts are chosen. 'topk': the largest of the statistic, the paper's choice. 'sampling': drawn without
+    replacement, with weights s; 'topk-sampling': half and half; 'magnitude': the largest product of the up rows'
+    norms, whatever the prompt; 'random'. The last three of the paper's comparison, drawn by `seed` and layer.
+
+    `prior`: scores of other texts, which join the statistic with `prior_weight`: 0 is the prompt's alone, 1 the
+    prior's, for a static choice."""
+
+    name: str = "topk"
+    seed: int = 0
+    prior: Prior | None = None
+    prior_weight: float = WEIGHT
+
+    def __post_init__(self) -> None:
+        check(self.name, SELECTIONS, "selection")
+        if not 0 <= self.prior_weight <= 1:
+            raise OptionError(f"prior weight {self.prior_weight} is outside [0, 1]: 0 is the prompt's own choice")
+
+    @property
+    def prior_facts(self) -> dict[str, Any] | None:
+        """What the prior was made of, and its weight: for cards and reports."""
+        return None if self.prior is None else {**self.prior.facts, "weight": self.prior_weight}
+
+    def choose(
+        self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor], block: int = 0
+    ) -> Tensor:
+        """Indices of the experts: statistic (..., F), the sums s² -> (..., kept), int64, ascending.
+
+        `magnitude()` gives (..., F) where it is asked for. The leading dimension is a mixture's routed experts."""
+        if self.prior is not None:
+            statistic = self.prior.join(statistic, layer, block, self.prior_weight)
+        scores = magnitude() if self.name == "magnitude" else statistic
+        if self.name in ("topk", "magnitude"):
+            return select_experts(scores, kept)
+        generator = torch.Generator().manual_seed(self.seed * 10007 + layer)
+        flat = scores.reshape(-1, scores.shape[-1]).cpu()
+        rows = [self._draw(row, kept, generator) for row in flat]
+        return torch.stack(rows).view(*scores.shape[:-1], kept).to(statistic.device)
+
+    def _draw(self, statistic: Tensor, kept: int, generator: torch.Generator) -> Tensor:
+        """(F,) -> (kept,), on the CPU."""
+        if self.name == "random":
+            return torch.randperm(len(statistic), generator=generator)[:kept].sort().values
+        first = select_experts(statistic, kept // 2 if self.name == "topk-sampling" else 0)
+        weights = statistic.sqrt()
+        weights = weights.clamp_min(max(1e-6 * weights.max().item(), 1e-30))  # neurons at 0 come last, but may come
+        weights[first] = 0
+        drawn = kept - len(first)
+        rest = torch.multinomial(weights, drawn, generator=generator) if drawn else first[:0]
+        return torch.cat([first, rest]).sort().values
+
+
+def select_experts(statistic: Tensor, kept: int) -> Tensor:
+    """Indices of the `kept` largest: statistic (..., F) -> (..., k), int64, ascending (gathers walk memory forwards).
+
+    Of equals (neurons that ReLU left at 0) the first ones, so that the choice is the same everywhere."""
+    return statistic.argsort(descending=True, stable=True)[..., :kept].sort().values
+
+
+def magnitude(rows: Sequence[Tensor]) -> Tensor:
+    """Product of the norms of a neuron's rows in gate and up: each (..., F, D) -> (..., F), float32."""
+    product = torch.ones((), dtype=torch.float32)
+    for weight in rows:
+        product = product.to(weight.device) * weight.norm(dim=-1, dtype=torch.float32)
+    return product

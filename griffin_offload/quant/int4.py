@@ -1,0 +1,110 @@
+"""Weights in 4 bits: asymmetric, a scale and a zero for each GROUP of a row, w = (q - 8) s + z, round to nearest.
+
+N rows (outputs), K columns (inputs).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from ..memory.arena import Arena, padded
+from .weight import CHUNK, GROUP, RowsOf, Scratch, chunks, groups
+
+BLOCK = 16  # int4: the kernel wants so many rows, or a multiple
+_int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+
+class Int4:
+    """(N, K) in int4, a scale and a zero for each GROUP columns of a row; filled up with zeros to whole groups.
+
+    Where there is no kernel, two codes a byte: a column of the first half of a row and one of the second."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self._rows, self._columns = rows, columns
+        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16
+        n, k = _whole(rows), groups(columns) * GROUP
+        self._codes = arena.take((n, k // 2), torch.uint8)
+        self._scales = arena.take((k // GROUP, n, 2), dtype)  # scale, zero
+
+    @staticmethod
+    def bytes(rows: int, columns: int, item: int) -> int:
+        k = groups(columns)
+        return padded(_whole(rows) * k * GROUP // 2) + padded(k * _whole(rows) * 2 * item)
+
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        k = 2 * self._codes.shape[1]
+        for begin, end in chunks(last or len(self._codes), begin=first):
+            scratch.rewind()
+            values = scratch.take((end - begin, k), torch.float32)
+            there = min(end, self._rows) - begin
+            values[there:], values[:, self._columns :] = 0, 0
+            values[:there, : self._columns] = rows(begin - first, begin - first + there, scratch)
+            grouped = values.view(end - begin, -1, GROUP)
+            least, most = grouped.amin(2), grouped.amax(2)
+            dtype = self._scales.dtype
+            scales = (most - least).div_(15).clamp_min_(1e-10).to(dtype)
+            zeros = (least + 8 * scales.float()).to(dtype)
+            self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
+            per = scales.float().reciprocal_()
+            offset = zeros.float().mul_(per).neg_().add_(8)
+            # Not one addcmul, nor a subtraction first: slower with rows that are spread over a group.
+            grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
+            codes = scratch.take(values.shape, torch.uint8).copy_(values)
+            if self._kernel:
+                _pack(codes, self._codes[begin:end])
+            else:
+                low, high = codes.chunk(2, 1)
+                self._codes[begin:end] = low.bitwise_or_(high.bitwise_left_shift_(4))
+
+    def linear(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
+            flat = pad(flat, (0, missing))
+        if self._kernel:
+            out = _int4(flat.contiguous(), self._codes, GROUP, self._scales)
+        else:
+            out = flat.new_empty(len(flat), len(self._codes))
+            for begin, end in chunks(len(self._codes), 4 * CHUNK):
+                out[:, begin:end] = linear(flat, self._dense(begin, end))
+        return out[:, : self._rows].view(*x.shape[:-1], -1)
+
+    def _dense(self, begin: int, end: int) -> Tensor:
+        codes = self._codes[begin:end]
+        values = torch.cat([codes & 15, codes >> 4], 1).to(self._scales.dtype).sub_(8)
+        scales, zeros = self._scales[:, begin:end].permute(2, 1, 0)[..., None]
+        return values.view(end - begin, -1, GROUP).mul_(scales).add_(zeros).view(end - begin, -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return (self._codes, self._scales)
+
+
+def _pack(codes: Tensor, out: Tensor) -> None:
+    """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
+    if len(codes) % 64 == 0 and _blocks_of_64():
+        _pack_blocks_of_64(codes, out)
+    else:
+        out.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+
+
+def _pack_blocks_of_64(codes: Tensor, out: Tensor) -> None:
+    low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
+    low.bitwise_or_(high.bitwise_left_shift_(4))
+    out.view(-1, codes.shape[1], 32).copy_(low.transpose(1, 2))
+
+
+@cache
+def _blocks_of_64() -> bool:
+    """Whether this processor's kernel wants rows 32 apart side by side: packing so takes a seventh of torch's time."""
+    codes = torch.randint(16, (128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    ours = torch.empty_like(theirs)
+    _pack_blocks_of_64(codes, ours)
+    return torch.equal(ours, theirs)
+
+
+def _whole(rows: int) -> int:
+    return -(-rows // BLOCK) * BLOCK

@@ -1,0 +1,137 @@
+"""Weights in 8 bits: a scale for each row (output), w = q s. Products by torch's kernel, or by oneDNN's (onednn.py).
+
+N rows (outputs), K columns (inputs), M tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..memory.arena import Arena, padded
+from . import onednn as vnni
+from .weight import CHUNK, Made, RowsOf, Scratch, chunks
+
+FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
+KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
+_int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
+
+
+class Int8:
+    """(N, K) in int8, a scale a row."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self._codes = arena.take((rows, columns), torch.int8)
+        self._scales = arena.take((rows,), dtype)
+        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+
+    @staticmethod
+    def bytes(rows: int, columns: int, item: int) -> int:
+        if item == 2 and vnni.is_fast():
+            return Int8Vnni.bytes(rows, columns)
+        return padded(rows * columns) + padded(rows * item)
+
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        to_codes, to_scales = self._codes[first:last], self._scales[first:last]
+        for begin, end in chunks(len(to_codes)):
+            to_codes[begin:end], to_scales[begin:end], _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if self._kernel and len(flat) <= FEW:
+            if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
+                flat = flat.clone(memory_format=torch.contiguous_format)
+            out = _int8(flat, self._codes, self._scales)
+        else:
+            out = flat.new_empty(len(flat), len(self._codes))
+            for begin, end in chunks(len(self._codes), 4 * CHUNK):
+                # Scaled before the product: the codes' own would be beyond float16.
+                rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
+                out[:, begin:end] = linear(flat, rows)
+        return out.view(*x.shape[:-1], -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return (self._codes, self._scales)
+
+
+class Int8Vnni:
+    """As Int8, its products by oneDNN: see vnni.py. In pieces of some rows."""
+
+    def __init__(self, arena: Arena, rows: int, columns: int) -> None:
+        self._scales = arena.take((rows,), torch.float32)
+        self._pieces = _pieces(rows, columns)
+        self._codes = [
+            vnni.Codes(arena.take((vnni.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
+            for begin, end in self._pieces
+        ]
+        scales = [self._scales[begin:end] for begin, end in self._pieces]
+        self._weights = list(zip(self._codes, scales, strict=True))
+
+    @staticmethod
+    def fits(rows: int, columns: int) -> bool:
+        pieces = {end - begin for begin, end in _pieces(rows, columns)}
+        return columns <= vnni.COLUMNS and all(vnni.is_known(count, columns) for count in pieces)
+
+    @staticmethod
+    def bytes(rows: int, columns: int) -> int:
+        pieces = _pieces(rows, columns)
+        return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
+
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        for piece, (start, stop) in zip(self._codes, self._pieces, strict=True):
+            here = max(first, start)
+            for begin, end in chunks(min(last or stop, stop), begin=here):
+                codes, scales, values = _in_int8(rows, begin - first, end - first, scratch)
+                self._scales[begin:end] = scales
+                # In float32 the sums are exact, and nothing is copied.
+                piece.write(begin - start, codes, values.sum(1).to(torch.int32))
+
+    def linear(self, x: Tensor) -> Tensor:
+        before = x.shape[:-1]
+        if before.numel() == 1:  # every microsecond counts
+            outs = [vnni.product(*weights, _bytes_of(x)) for weights in self._weights]
+            return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(x.dtype).view(*before, -1)
+        flat = x.reshape(-1, x.shape[-1])
+        out = x.new_empty(len(flat), len(self._scales))
+        for begin, end in chunks(len(flat), vnni.TOKENS):
+            tokens = vnni.in_bytes(flat[begin:end])
+            for weights, (first, last) in zip(self._weights, self._pieces, strict=True):
+                out[begin:end, first:last] = vnni.product(*weights, tokens)
+        return out.view(*before, -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [*(piece.matrix for piece in self._codes), self._scales]
+
+
+def _in_int8(
+    rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (n, K), int8, scales (n,), and the codes in float32, of some rows."""
+    scratch.rewind()
+    part = rows(begin, end, scratch)
+    values = scratch.take(part.shape, torch.float32).copy_(part)
+    # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
+    largest = torch.maximum(values.amax(1), values.amin(1).neg_())
+    scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
+    values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
+    return scratch.take(part.shape, torch.int8).copy_(values), scales, values
+
+
+def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Begin and end of the rows of each piece that oneDNN holds."""
+    return list(chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
+
+
+_in_bytes = Made()
+
+
+def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """vnni.in_bytes of one token; of one that several matrices multiply in turn, once."""
+    both: tuple[Tensor, Tensor | float] | None = _in_bytes.get(x)
+    if both is None:
+        both = vnni.in_bytes(x.reshape(1, -1))
+        _in_bytes.put(x, both)
+    return both

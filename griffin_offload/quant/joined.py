@@ -1,0 +1,86 @@
+"""Several packed matrices as one: those that the same tokens are multiplied by; and the two parts of a matrix, each in
+a format of its own."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..memory.arena import Arena
+from . import onednn as vnni
+from .formats import take_weight
+from .weight import Made, RowsOf, Scratch, Stored, Weight
+
+
+class _Joined:
+    """Matrices that the same tokens are multiplied by, one below the other, in one product: whoever asks first has it
+    computed for all."""
+
+    def __init__(self, weight: Stored, rows: Sequence[int]) -> None:
+        self.weight, self._rows = weight, list(rows)
+        self._outs, self._asked = Made(), 0
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        outs = self._outs.get(x)
+        if outs is None:
+            outs = self.weight.linear(x).split(self._rows, -1)
+            self._outs.put(x, outs)
+            self._asked = 0
+        self._asked += 1
+        if self._asked == len(self._rows):  # all have theirs: nothing stays
+            self._outs.forget()
+        return cast(Tensor, outs[number])
+
+
+class Part:
+    """A matrix that is some rows of several that were joined."""
+
+    def __init__(self, joined: _Joined, number: int, first: int, last: int) -> None:
+        self._joined, self._number, self._first, self._last = joined, number, first, last
+
+    def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        begin, end = self._first + first, self._last if last is None else self._first + last
+        self._joined.weight.fill(rows, scratch, begin, end)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self._joined.part(self._number, x)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Those of all, as the first one's: a token reads them once."""
+        return [tensor[: None if self._number == 0 else 0] for tensor in self._joined.weight.tensors]
+
+
+def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
+    """`take_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product, where
+    none begins within a kernel's block. They take no more memory than each by itself."""
+    if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
+        return [take_weight(format, arena, count, columns, dtype) for count in rows]
+    ends = list(accumulate(rows))
+    joined = _Joined(take_weight(format, arena, ends[-1], columns, dtype), rows)
+    return [Part(joined, i, end - count, end) for i, (count, end) in enumerate(zip(rows, ends, strict=True))]
+
+
+class Split:
+    """A neurons' matrix in two weights: the experts' and the rest's. `down`: neurons are its columns, else its rows.
+
+    `halves`: the rows of gate come before those of up, in each of the two and in the product."""
+
+    def __init__(self, parts: Sequence[Weight], sizes: Sequence[int], down: bool, halves: bool = False) -> None:
+        """`sizes`: neurons of each part."""
+        self.parts = parts
+        self._sizes, self._down, self._halves = list(sizes), down, halves
+
+    def linear(self, x: Tensor) -> Tensor:
+        if self._down:
+            return sum(part.linear(z) for part, z in zip(self.parts, x.split(self._sizes, -1), strict=True))  # type: ignore[return-value]
+        outs = [part.linear(x) for part in self.parts]
+        if self._halves:
+            outs = [half for halves in zip(*(out.chunk(2, -1) for out in outs), strict=True) for half in halves]
+        return torch.cat(outs, -1)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors]
