@@ -314,7 +314,7 @@ def choice_note(settings: Settings, plan: "Plan", dtype: str) -> str | None:
         return None
     if not plan.reads_again:
         return "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
-    if settings.ffn_skip and plan.sparsity == 0 and not plan.precision.packs:
+    if settings.ffn_skip and plan.sparsity == 0 and not plan.precision.quantized:
         return None  # all that was asked for, and no more
     kept = describe(plan).replace("bfloat16", dtype)
     return f"to fit {format_bytes(plan.budget)}: {kept} (griffin mem-report --model shows the choices)"

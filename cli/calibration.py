@@ -8,20 +8,20 @@ import click
 
 from ..errors import GriffinError, OptionError
 from ..options import FORMS, SCORES
-from ..pruning.calibration_texts import SAMPLES, TOKENS, Source, draw_samples, read_source
+from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from . import _console as console
 from ._options import F, decorate
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..pruning.calibration import Static
+    from ..pruning.calibration import Calibration
     from ..pruning.prior import Prior
 
 WITHOUT_TEXTS = ("magnitude", "random")
 
 
 def calibration_options(command: F) -> F:
-    """--calibration and what belongs to it: the arguments of `Calibration`."""
+    """--calibration and what belongs to it: the arguments of `CalibrationOptions`."""
     return decorate(
         command,
         click.option(
@@ -65,7 +65,7 @@ def calibration_options(command: F) -> F:
     )
 
 
-class Calibration:
+class CalibrationOptions:
     """The options of a static choice; `asked` where there is one. Raises click.UsageError for those that clash."""
 
     def __init__(
@@ -108,16 +108,16 @@ class Calibration:
         if self.asked and given:
             raise click.UsageError(f"{given[0]} is of a prompt, and --calibration or --score chooses without one")
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[CalibrationText]:
         """The files read, before a model is looked for. Raises GriffinError."""
         return [read_source(*with_share(name)) for name in self._files]
 
-    def draw(self, engine: "Engine", sources: list[Source]) -> "Static":
+    def draw(self, engine: "Engine", sources: list[CalibrationText]) -> "Calibration":
         """What the experts are chosen by; says where there is less text than asked for."""
-        from ..pruning.calibration import Static
+        from ..pruning.calibration import Calibration
 
         if not sources:
-            return Static(score=self._score, seed=self._seed)
+            return Calibration(score=self._score, seed=self._seed)
         room = engine.context_length - 1
         if self._tokens is not None and self._tokens > room:
             raise OptionError(f"--tokens {self._tokens}: {engine.name} reads at most {room}")
@@ -133,7 +133,7 @@ class Calibration:
         )
         for note in drawn.notes:
             console.note(note)
-        return Static(drawn.ids, self._score, self._seed, drawn.facts)
+        return Calibration(drawn.ids, self._score, self._seed, drawn.facts)
 
     def check_prior_out(self, force: bool) -> None:
         """Before a sweep whose result it takes. Raises GriffinError."""

@@ -18,7 +18,7 @@ from ._text import check_text
 from .generate import stream
 
 if TYPE_CHECKING:
-    from ..engine import Generation
+    from ..engine import Answer
 
 LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
 BLOCK = '"""'
@@ -101,7 +101,7 @@ class Repl:
 
     def __init__(self, chat: Chat, reader: Reader) -> None:
         self.chat, self.reader = chat, reader
-        self.last: Generation | None = None
+        self.last: Answer | None = None
         self.leaving = False
         # name -> (argument, what it does, how)
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
@@ -152,7 +152,7 @@ class Repl:
         elif text.strip():
             self._answer(lambda **how: self.chat.ask(text.strip(), **how))
 
-    def _answer(self, ask: Callable[..., "Generation"]) -> None:
+    def _answer(self, ask: Callable[..., "Answer"]) -> None:
         shown = False
 
         def on_text(text: str) -> None:
@@ -237,7 +237,7 @@ def path_of(argument: str, name: str) -> Path:
         raise OptionError(f"{argument}: {error}") from error
 
 
-def footer(generation: "Generation") -> str:
+def footer(generation: "Answer") -> str:
     """Speed and memory of one answer, in a line."""
     facts = generation.to_json()
     speed, first = facts["timings"]["decode_tokens_per_s"], facts["timings"]["time_to_first_token_s"]

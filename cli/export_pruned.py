@@ -28,7 +28,7 @@ from ._options import (
     skip_options,
 )
 from ._text import check_text, read_file, read_prompt
-from .calibration import Calibration, calibration_options
+from .calibration import CalibrationOptions, calibration_options
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -128,7 +128,7 @@ def command(
     --calibration texts: the neurons are chosen by all of them, which one reading of the model measures.
     """
     skip = {name: more.pop(name) for name in list(more) if name.startswith("ffn_skip")}
-    calibration = Calibration(seed=seed, host_memory=host_memory, **more)
+    calibration = CalibrationOptions(seed=seed, host_memory=host_memory, **more)
     if out is None and calibration.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
     _check_form(form, out, gguf_type, packed)

@@ -16,8 +16,8 @@ from . import _console as console
 from ._options import open_engine
 
 if TYPE_CHECKING:
-    from ..engine import Engine, Generation
-    from ..offload.layer_stream import OnLayer
+    from ..engine import Answer, Engine
+    from ..options import OnLayer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'
@@ -199,7 +199,7 @@ def answer_batch(
     return {i: to_row(generation) for i, generation in zip(prompts, found, strict=True)}
 
 
-def to_row(generation: "Generation") -> Row:
+def to_row(generation: "Answer") -> Row:
     """The timings are the batch's."""
     values = generation.to_json()
     return {

@@ -6,13 +6,13 @@ from .errors import GriffinError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .engine import Engine, Generation
+    from .engine import Answer, Engine
 
-__all__ = ["Engine", "Generation", "GriffinError", "__version__"]
+__all__ = ["Answer", "Engine", "GriffinError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Engine", "Generation"):  # lazily: they import torch, and `griffin --help` must not
+    if name in ("Engine", "Answer"):  # lazily: they import torch, and `griffin --help` must not
         from . import engine
 
         return getattr(engine, name)

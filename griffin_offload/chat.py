@@ -14,11 +14,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
-from .options import ALLOCATIONS, AUTO, DRAWN, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES, check
+from .options import (
+    ALLOCATIONS,
+    AUTO,
+    DRAWN,
+    RESIDENT_DTYPES,
+    RESTS,
+    SELECTIONS,
+    SKIP_MODES,
+    FfnSkip,
+    OnLayer,
+    OnText,
+    check,
+)
 
 if TYPE_CHECKING:
-    from .engine import Engine, Generation
-    from .pruning.ffn_skip import Skip
+    from .engine import Answer, Engine
+    from .options import (
+        ALLOCATIONS,
+        AUTO,
+        DRAWN,
+        RESIDENT_DTYPES,
+        RESTS,
+        SELECTIONS,
+        SKIP_MODES,
+        OnLayer,
+        OnText,
+        check,
+    )
 
 FORMAT = "griffin-conversation"
 NAMED = {
@@ -29,8 +52,6 @@ NAMED = {
 }
 WHOLE = {"max_new_tokens": int, "top_k": int, "seed": int, "ffn_skip_warmup": int, "ffn_skip_run": int}
 STOP = "\nUser:"
-OnText = Callable[[str], None]
-OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,15 +113,14 @@ class Settings:
         names = ("temperature", "top_p", "top_k", "seed")[: 3 if self.selection in DRAWN else 4]
         return [name for name in names if getattr(self, name) is not None]
 
-    def skip(self) -> "Skip | None":
+    def skip(self) -> FfnSkip | None:
         """Which blocks are skipped; None: none of them."""
         if not self.ffn_skip:
             return None
-        from .pruning.ffn_skip import Skip
 
         names = ("cold", "warmup", "run")
         given = {name: value for name in names if (value := getattr(self, f"ffn_skip_{name}")) is not None}
-        return Skip(self.ffn_skip, self.ffn_skip_mode, **given)
+        return FfnSkip(self.ffn_skip, self.ffn_skip_mode, **given)
 
     def with_text(self, name: str, text: str) -> "Settings":
         """The same, with one value read from text; 'none' takes it back to its default. Raises OptionError."""
@@ -326,7 +346,7 @@ class Chat:
             return self.engine.encode_chat(self.conversation.messages)
         return self.engine.encode(transcript(self.conversation.messages), raw=True)
 
-    def ask(self, text: str, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Generation":
+    def ask(self, text: str, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Answer":
         """Answer one more user message. If that fails, or is interrupted before the first token, it is taken back.
 
         An answer interrupted later is kept as far as it came (finish_reason "interrupted")."""
@@ -337,7 +357,7 @@ class Chat:
             self.conversation.undo()
             raise
 
-    def regenerate(self, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Generation":
+    def regenerate(self, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Answer":
         """Answer the last user message again. If that fails, the old answer stays. Raises GriffinError."""
         old = self.conversation.drop_answer()
         if old is None:
@@ -348,7 +368,7 @@ class Chat:
             self.conversation.add_assistant(old)
             raise
 
-    def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Generation":
+    def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
         arguments = self.settings.arguments()
         ids = self.prompt_ids()
         if self.engine.has_chat_template:

@@ -18,32 +18,30 @@ from transformers import set_seed
 
 from .checkpoint.reader import Reader
 from .errors import BudgetError, OptionError
-from .export.pruned_model import Export, Source
+from .export.pruned_model import Export, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, Writing, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
 from .memory.measure import PeakMeter, bytes_read
-from .offload.layer_stream import OnLayer
 from .offload.lockstep import Lockstep
 from .offload.neuron_scores import find_room, sum_scores
-from .offload.outer_weights import load_outside
+from .offload.outer_weights import load_outer_weights
 from .offload.resident_layer import another_set, passing_layers, resident_layers
 from .offload.skip_by_prompt import check_skip, left_out
 from .offload.skip_by_token import TokenSkipper
 from .offload.sweep import Pruner, Sweep
 from .open_model import Opened
-from .options import EXPORT_FORMATS, GGUF_TYPES, check
+from .options import EXPORT_FORMATS, GGUF_TYPES, FfnSkip, OnLayer, OnText, Sparsity, check
 from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan, with_kept
-from .pruning.calibration import Static
-from .pruning.ffn_skip import Skip
+from .pruning.calibration import Calibration
 from .pruning.prior import WEIGHT, Prior
-from .pruning.selection import Selection, Sparsity
+from .pruning.selection import Selection
 from .report import Report
-from .text_stream import OnText, Rows, Streamer
+from .text_stream import BatchStreamer, Streamer
 from .units import parse_bytes
 
 
 @dataclass(frozen=True)
-class Generation:
+class Answer:
     """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C)."""
 
     text: str
@@ -80,7 +78,7 @@ class _Run:
 class Engine(Opened):
     """One model on one device. Making it reads headers only; the first prompt reads the weights."""
 
-    def generate(self, prompt_ids: list[int], *, on_text: OnText | None = None, **options: Any) -> Generation:
+    def generate(self, prompt_ids: list[int], *, on_text: OnText | None = None, **options: Any) -> Answer:
         """Answer a prompt: the first forward is the sweep, the rest run the resident model.
 
         `on_text` gets the answer as it is made. All else: see `generate_batch`.
@@ -100,13 +98,13 @@ class Engine(Opened):
         rest: str | None = None,
         prior: Prior | None = None,
         prior_weight: float = WEIGHT,
-        skip: Skip | None = None,
+        skip: FfnSkip | None = None,
         max_new_tokens: int = 256,
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
         seed: int | None = None,
         **options: Any,
-    ) -> list[Generation]:
+    ) -> list[Answer]:
         """Answer several prompts after one sweep: by one expert set, for which every prompt counts the same, or
         (`per_prompt`) each by its own, as if it were alone.
 
@@ -189,7 +187,7 @@ class Engine(Opened):
             skipped=skipped,
         )
         return [
-            Generation(
+            Answer(
                 streamer.text,
                 list(ids),
                 streamer.token_ids,
@@ -208,7 +206,7 @@ class Engine(Opened):
         sparsity: Sparsity | None = DEFAULT_SPARSITY,
         selection: str = "topk",
         allocation: str = "uniform",
-        skip: Skip | None = None,
+        skip: FfnSkip | None = None,
         seed: int = 0,
         force: bool = False,
         format: str = "safetensors",
@@ -229,7 +227,7 @@ class Engine(Opened):
         skip = skip if skip and skip.share else None
         if skip:
             check_skip(self.skeleton, skip, export=True)
-        source = Source(self.name, self.path, list(prompt_ids), prompt_text)
+        source = ExportSource(self.name, self.path, list(prompt_ids), prompt_text)
         return self._export(
             source,
             chosen,
@@ -246,7 +244,7 @@ class Engine(Opened):
 
     def export_static(
         self,
-        static: Static,
+        static: Calibration,
         out: Path,
         *,
         sparsity: Sparsity | None = DEFAULT_SPARSITY,
@@ -263,7 +261,7 @@ class Engine(Opened):
 
         `host_memory`: of RAM, for the states of samples that wait for a layer (None: what there is, on the CPU what the
         budget leaves); the others wait in a file without a name beside `out`."""
-        source = Source(self.name, self.path, [], "", static)
+        source = ExportSource(self.name, self.path, [], "", static)
         export = self._export(
             source,
             Selection(seed=static.seed),
@@ -281,7 +279,7 @@ class Engine(Opened):
 
     def _export(
         self,
-        source: Source,
+        source: ExportSource,
         chosen: Selection,
         out: Path,
         *,
@@ -293,7 +291,7 @@ class Engine(Opened):
         multiple_of: int | None,
         on_layer: OnLayer | None,
         host_memory: int | None = None,
-        skip: Skip | None = None,
+        skip: FfnSkip | None = None,
     ) -> Export:
         check(format, EXPORT_FORMATS, "format")
         check(gguf_type, GGUF_TYPES, "GGUF type")
@@ -323,7 +321,7 @@ class Engine(Opened):
             reader.close()
 
     def score_samples(
-        self, static: Static, on_layer: OnLayer | None = None, *, host_memory: int | str | None = None
+        self, static: Calibration, on_layer: OnLayer | None = None, *, host_memory: int | str | None = None
     ) -> Prior:
         """What every neuron is worth to many samples, from one reading of the weights. The engine is empty after it.
 
@@ -391,7 +389,7 @@ class Engine(Opened):
         self.unload()
         reader = self._reader()
         try:
-            load_outside(self.skeleton, reader, self.device)
+            load_outer_weights(self.skeleton, reader, self.device)
             layers = passing_layers(self.skeleton, plan.kept, self.device)
             with Lockstep(self.skeleton, self._stream(layers, plan, reader, on_layer)) as lockstep:
                 yield lockstep
@@ -415,7 +413,7 @@ class Engine(Opened):
     def _answer_each(self, run: _Run) -> None:
         """A call of generate for each prompt: their first forwards share one sweep, the answers come one by one."""
         self._unload_model()
-        load_outside(self.skeleton, run.reader, self.device, run.plan.precision)
+        load_outer_weights(self.skeleton, run.reader, self.device, run.plan.precision)
         layers = resident_layers(self.skeleton, run.plan.kept, self.device, run.plan.precision)
         sets = [layers, *(another_set(self.skeleton, layers, self.device) for _ in run.prompts[1:])]
         stream = self._stream(layers, run.plan, run.reader, run.on_layer)
@@ -446,7 +444,7 @@ class Engine(Opened):
             ids,
             attention_mask=mask,
             past_key_values=cache,
-            streamer=Rows(streamers),
+            streamer=BatchStreamer(streamers),
             max_new_tokens=run.plan.max_new_tokens,
             tokenizer=self.tokenizer,
             **run.options,

@@ -30,26 +30,23 @@ from .model.pretrained import (
     open_checkpoint,
 )
 from .model.skeleton import Skeleton, compute_dtype
-from .offload.layer_stream import OnLayer, Stream
-from .offload.outer_weights import load_outside
+from .offload.layer_stream import LayerStream
+from .offload.outer_weights import load_outer_weights
 from .offload.probe import probe
 from .offload.resident_layer import ResidentLayer, resident_layers
 from .offload.skip_by_prompt import Slots, put_back
 from .offload.sweep import Pruner, Sweep
-from .options import ALLOCATIONS, check
+from .options import ALLOCATIONS, DTYPES, FfnSkip, OnLayer, Sparsity, check
 from .paths import cache_folder, source_name
 from .planning.ladder import best_plan
 from .planning.plan import Plan
 from .planning.request import Request
 from .planning.sizes import model_sizes
-from .pruning.ffn_skip import Skip
 from .pruning.layer_allocation import Curves, calibration_path, load_curves, share_neurons
 from .pruning.prior import Prior, check_prior
-from .pruning.selection import Selection, Sparsity
+from .pruning.selection import Selection
 from .sources.resolve import DEFAULT_MODEL, resolve
 from .units import format_bytes, parse_bytes
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Opened:
@@ -71,7 +68,7 @@ class Opened:
         leaves of it. `on_progress(what, done, total)` hears of a fetch. Raises ModelNotFound, CheckpointError,
         UnsupportedArchitecture or OptionError."""
         if dtype is not None:
-            check(dtype, tuple(DTYPES), "dtype")
+            check(dtype, DTYPES, "dtype")
         return_freed_memory()  # before anything large is taken: what the heap has grown to stays in use
         self.name = str(model)
         self.device = check_device(device) if device else best_device()
@@ -81,7 +78,7 @@ class Opened:
         native = compute_dtype(self.checkpoint)
         check_layers(self.path, self.config, self.checkpoint)
         try:
-            self.skeleton = Skeleton(self.config, DTYPES[dtype] if dtype else native)
+            self.skeleton = Skeleton(self.config, getattr(torch, dtype) if dtype else native)
             self.skeleton.bind(self.checkpoint)  # first: a head that the files hold beside its table counts too
             self._rows = Reader()
             weakref.finalize(self, self._rows.close)
@@ -150,7 +147,7 @@ class Opened:
         allocation: str = "uniform",
         resident_dtype: str | None = None,
         rest: str | None = None,
-        skip: Skip | None = None,
+        skip: FfnSkip | None = None,
         sequences: int = 1,
         per_prompt: bool = False,
     ) -> Plan:
@@ -237,7 +234,7 @@ class Opened:
         self._let_go(plan)
         how = plan.precision
         if self._head_format is None:
-            load_outside(self.skeleton, reader, self.device, how)
+            load_outer_weights(self.skeleton, reader, self.device, how)
             self._head_format = how.head
         if self._layers is None:
             self._layers = resident_layers(self.skeleton, plan.kept, self.device, how)
@@ -259,10 +256,10 @@ class Opened:
             self.skeleton.unload(self.skeleton.inside)
         if self._head_format not in (None, how.head):
             self._head_format = None
-            self.skeleton.unload(self.skeleton.outside)
+            self.skeleton.unload(self.skeleton.outer)
 
-    def _stream(self, layers: list[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None) -> Stream:
-        return Stream(
+    def _stream(self, layers: list[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None) -> LayerStream:
+        return LayerStream(
             self.skeleton,
             reader,
             layers,

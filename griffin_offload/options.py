@@ -1,25 +1,385 @@
-"""Names that a user may choose from, apart from the code that they choose, so that --help imports no torch."""
+"""Every option once: its default, its range, its help. Flags, checks, chat's /set and docs/commands.md come from here.
 
-from collections.abc import Sequence
+Four frozen groups say how a model is run; the callbacks' types and the names that a user may choose from stand here
+too. No torch: `griffin --help` reads this file."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from .errors import OptionError
 
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
-DRAWN = ("sampling", "topk-sampling", "random")  # which a seed repeats
-AUTO = "auto"
-RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # of what stays; bfloat16: as the model runs
-RESTS = ("drop", "int8", "int4")  # what becomes of the neurons that are no experts
-EXPORT_FORMATS = ("safetensors", "gguf")  # of an export
-GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")  # of its matrices, in GGUF
-SCORES = ("griffin", "wanda", "magnitude", "random")  # of calibration texts: what a neuron is worth
-FORMS = ("text", "qa", "concat", "question")  # of calibration samples
-SKIP_MODES = ("token", "prompt")  # of whole feed-forward blocks
+DRAWN = ("sampling", "topk-sampling", "random")  # the selections that a seed repeats
 ALLOCATIONS = ("uniform", "sensitivity")
-MODES = ("gen", "class")  # of multiple choice: what is the prompt
-ORDERS = ("original", "permuted", "random")  # of a prompt's tokens, to draw
+AUTO = "auto"
+RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
+RESTS = ("drop", "int8", "int4")
+SKIP_MODES = ("token", "prompt")
+DTYPES = ("float32", "bfloat16", "float16")
+EXPORT_FORMATS = ("safetensors", "gguf")
+GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")
+SCORES = ("griffin", "wanda", "magnitude", "random")  # of neurons, over calibration texts
+FORMS = ("text", "qa", "concat", "question")  # of calibration samples
+MODES = ("gen", "class")  # of multiple choice: what counts as the prompt
+ORDERS = ("original", "permuted", "random")  # of a prompt's tokens, in a figure
+
+Sparsity = float | Sequence[float]  # of every layer, or one for each
+OnLayer = Callable[[int, int], None]  # layers done, layers in all
+OnText = Callable[[str], None]
+Group = TypeVar("Group")
 
 
 def check(name: str, known: Sequence[str], what: str) -> None:
     """Raises OptionError for a name that is not among `known`."""
     if name not in known:
         raise OptionError(f"{what} {name!r} is not known; known: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option. `parse` reads it from text; `wanted` says in words what that text should be.
+
+    `low` to `high`, or more than `above`: the range, which `allowed` gives in words. `default`: what --help says of a
+    default that the field itself cannot show. `prefix`: a group within a group, whose names begin with it."""
+
+    help: str
+    parse: Callable[[str], Any] = str
+    wanted: str = "a text"
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    allowed: str = ""
+    default: str = ""
+    prefix: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises OptionError for a value (or one of several) that is outside the range or no choice."""
+        if value is None:
+            return
+        if self.choices:
+            check(value, self.choices, name)
+        if self.allowed:
+            for each in value if isinstance(value, tuple | list) else (value,):
+                if not (math.isfinite(each) and self.low <= each <= self.high and each > self.above):
+                    raise OptionError(f"{name} {each} is outside its range: {self.allowed}")
+
+
+def option(default: Any, help: str, /, **facts: Any) -> Any:
+    """A field of an option group: its default, its help, and what else an Option knows."""
+    return field(default=default, metadata={"option": Option(help, **facts)})
+
+
+def number(default: Any, help: str, /, **facts: Any) -> Any:
+    return option(default, help, parse=float, wanted="a number", **facts)
+
+
+def whole(default: Any, help: str, /, **facts: Any) -> Any:
+    return option(default, help, parse=int, wanted="a whole number", **{"metavar": "N", **facts})
+
+
+def switch(help: str, /, **facts: Any) -> Any:
+    return option(False, help, parse=parse_switch, wanted="on or off", **facts)
+
+
+def parse_switch(text: str) -> bool:
+    words = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def parse_shares(text: str) -> float | tuple[float, ...]:
+    """'0.5', or one number for each layer: '0.2,0.5,0.9' (commas, spaces or lines)."""
+    shares = tuple(float(part) for part in text.replace(",", " ").split())
+    if not shares:
+        raise ValueError(text)
+    return shares if len(shares) > 1 else shares[0]
+
+
+def parse_pair(text: str) -> tuple[int, int]:
+    """'2,2'."""
+    first, last = text.split(",")
+    return int(first), int(last)
+
+
+def declared(group: Any, values: Any = None) -> Iterator[tuple[str, Option, Any]]:
+    """Name, Option and default (or the value that `values`, one of this group, has) of each option of a group.
+
+    Those of a group within it come by its prefix: `ffn_skip` (its first field), `ffn_skip_mode` ..."""
+    for each in fields(group):
+        told: Option | None = each.metadata.get("option")
+        if told is None:
+            continue
+        value = _default(each) if values is None else getattr(values, each.name)
+        if not told.prefix:
+            yield each.name, told, value
+            continue
+        for number, (name, inner, within) in enumerate(declared(type(_default(each)), value)):
+            yield (f"{told.prefix}_{name}" if number else told.prefix), inner, within
+
+
+def _default(each: "Field[Any]") -> Any:
+    if each.default is not MISSING:
+        return each.default
+    assert each.default_factory is not MISSING
+    return each.default_factory()
+
+
+class _Checked:
+    """Checks every field when a group is made."""
+
+    def __post_init__(self) -> None:
+        for name, each, value in declared(type(self), self):
+            each.check(name, value)
+
+
+@dataclass(frozen=True)
+class Placement(_Checked):
+    """Where a model runs, and in how much memory. Sizes are bytes, or text such as '4GiB'."""
+
+    device: str | None = option(None, "cuda, mps or cpu.", metavar="NAME", default="the best there is")
+    device_memory: int | str | None = option(
+        None,
+        "The most memory to use: 4GiB, 4900MB or bytes.",
+        metavar="SIZE",
+        default="what is free, less a margin",
+    )
+    dtype: str | None = option(None, "Precision of the weights.", choices=DTYPES, default="the checkpoint's")
+    host_memory: int | str = option(
+        0,
+        "RAM that keeps layers between prompts, so that the next prompt need not read them from disk. "
+        "On the CPU it is part of --device-memory.",
+        metavar="SIZE",
+        default="none",
+    )
+
+
+@dataclass(frozen=True)
+class FfnSkip(_Checked):
+    """FFN-SkipLLM (arXiv:2404.03865): whole feed-forward blocks are skipped where they change the hidden state least.
+
+    `cold` (first, last): blocks at each end that are never skipped. Caps the reachable share at
+    (L - first - last) / L of L blocks."""
+
+    share: float = number(
+        0.0,
+        "Share of the feed-forward blocks to skip, those that change the hidden state least (FFN-SkipLLM).",
+        metavar="SHARE",
+        low=0,
+        high=1,
+        allowed="0 (no block is skipped) to 1 (all but the cold ones)",
+        default="0",
+    )
+    mode: str = option(
+        "token",
+        "token: each token of the answer skips for itself, which saves time but no memory; prompt: the blocks that the "
+        "prompt needs least keep no neurons, which saves both.",
+        choices=SKIP_MODES,
+    )
+    cold: tuple[int, int] = option(
+        (2, 2),
+        "Blocks at each end that are never skipped.",
+        parse=parse_pair,
+        wanted="FIRST,LAST",
+        metavar="FIRST,LAST",
+        low=0,
+        allowed="two numbers, 0 or more",
+        default="2,2",
+    )
+    warmup: int = whole(
+        4,
+        "In token mode: the first N tokens of the answer skip nothing.",
+        low=0,
+        allowed="0 or more",
+        default="4",
+    )
+    run: int = whole(
+        0,
+        "Skip at most N consecutive blocks.",
+        low=0,
+        allowed="0 (as few as reach the share) or more",
+        default="0, as few as reach the share",
+    )
+
+    @property
+    def by_prompt(self) -> bool:
+        return self.mode == "prompt"
+
+    def skippable(self, blocks: int) -> range:
+        """Those of L blocks that may be skipped: all but the cold ends. In token mode never the first, since nothing
+        before it tells how much it would change."""
+        first = max(self.cold[0], 1 if self.mode == "token" else 0)
+        return range(first, max(first, blocks - self.cold[1]))
+
+    def count(self, blocks: int) -> int:
+        """Blocks that a prompt's answer leaves out: the share, as far as the cold ends allow."""
+        return min(round(self.share * blocks), len(self.skippable(blocks)))
+
+    def length(self, blocks: int) -> int:
+        """Longest run of consecutive skips. One of every run + 1 skippable blocks still runs; 0 picks the shortest run
+        that reaches the share."""
+        skippable, wanted = len(self.skippable(blocks)), self.count(blocks)
+        runs = range(1, skippable + 2)
+        return self.run or next(run for run in runs if skippable - skippable // (run + 1) >= wanted)
+
+
+@dataclass(frozen=True)
+class Pruning(_Checked):
+    """What is kept of the model for one answer. Where sparsity, resident_dtype and rest are None, the best that fits is
+    taken (planning/ladder.py)."""
+
+    sparsity: Sparsity | None = option(
+        None,
+        "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them; or "
+        "auto.",
+        parse=parse_shares,
+        wanted="a number",
+        metavar="SHARE",
+        low=0,
+        high=1,
+        allowed="0 (nothing is pruned) to 1 (no neuron is kept)",
+        default="auto, as little as fits",
+    )
+    resident_dtype: str | None = option(
+        None,
+        "Format of the weights kept in memory. bfloat16: as the model runs; int8, int4: quantized after the prompt has "
+        "passed, lm_head in int8 in both. auto: the first that fits.",
+        choices=(AUTO, *RESIDENT_DTYPES),
+        default="auto, but bfloat16 where --sparsity is given",
+    )
+    rest: str | None = option(
+        None,
+        "What happens to the other neurons: dropped, or kept in fewer bits.",
+        choices=RESTS,
+        default="drop",
+    )
+    selection: str = option(
+        "topk", "How the kept neurons are chosen. All but topk are for comparison.", choices=SELECTIONS
+    )
+    allocation: str = option(
+        "uniform",
+        "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it; uniform where it "
+        "has not.",
+        choices=ALLOCATIONS,
+    )
+    prior: Any = option(
+        None,
+        "Scores of the neurons over other texts, mixed with the prompt's: a file that "
+        "`griffin export-pruned --calibration ... --prior-out FILE` wrote.",
+        metavar="FILE",
+    )
+    prior_weight: float | None = number(
+        None,
+        "How much the prior counts, 0 (the prompt alone) to 1 (the prior alone).",
+        metavar="W",
+        low=0,
+        high=1,
+        allowed="0 (the prompt's own choice) to 1 (the prior's)",
+        default="0.4",
+    )
+    skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
+
+
+@dataclass(frozen=True)
+class Decoding(_Checked):
+    """How an answer is made of the model's predictions. What is None is left to the model's own generation config.
+
+    `more`: other options of transformers' `generate`, as they are."""
+
+    max_new_tokens: int = whole(256, "Longest answer, in tokens.", low=1, allowed="1 or more")
+    temperature: float | None = number(
+        None,
+        "Sample; below 1 safer, above 1 more varied.",
+        metavar="T",
+        above=0,
+        allowed="above 0; for the likeliest token every time ask for greedy",
+    )
+    top_p: float | None = number(
+        None,
+        "Sample among the likeliest tokens of total probability P.",
+        metavar="P",
+        above=0,
+        high=1,
+        allowed="above 0, up to 1",
+    )
+    top_k: int | None = whole(
+        None, "Sample among the K likeliest tokens.", metavar="K", low=0, allowed="0 (off) or more"
+    )
+    seed: int | None = whole(None, "Sample the same way every time.", low=0, high=2**32 - 1, allowed="0 to 4294967295")
+    greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def sampling(self, selection: str = "topk") -> list[str]:
+        """Names of the options that ask for sampling. A seed does not where the selection of neurons draws by it."""
+        names = ("temperature", "top_p", "top_k", *(() if selection in DRAWN else ("seed",)))
+        return [name for name in names if getattr(self, name) is not None]
+
+    def generate_options(self, selection: str = "topk") -> dict[str, Any]:
+        """Keywords of transformers' `generate`. Raises OptionError where greedy and sampling are both asked for."""
+        sampling = self.sampling(selection)
+        if self.greedy and sampling:
+            raise OptionError(f"greedy takes the likeliest token every time: leave out {', '.join(sampling)}")
+        chosen: dict[str, Any] = {"do_sample": not self.greedy} if self.greedy or sampling else {}
+        values = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        return {**chosen, **{name: value for name, value in values.items() if value is not None}, **self.more}
+
+
+@dataclass(frozen=True)
+class ExportFormat(_Checked):
+    """What an export is written as."""
+
+    format: str = option(
+        "safetensors", "A folder that transformers loads, or a file that llama.cpp runs.", choices=EXPORT_FORMATS
+    )
+    gguf_type: str | None = option(
+        None, "Type of the matrices in a GGUF file; vectors are f32.", choices=GGUF_TYPES, default="bf16"
+    )
+    multiple_of: int | None = whole(
+        None,
+        "Round the kept neurons of every layer up to a multiple of N. llama.cpp's K-quants need 256.",
+        low=1,
+        allowed="1 or more",
+        default="1; for GGUF 32",
+    )
+
+
+def build(group: type[Group], values: Mapping[str, Any]) -> Group:
+    """A group from its options by their declared names; what is not given, or None, has its default.
+
+    Raises OptionError for a value outside its range."""
+    given = {name: value for name, value in values.items() if value is not None}
+    found: dict[str, Any] = {}
+    for each in fields(group):  # type: ignore[arg-type]
+        told: Option | None = each.metadata.get("option")
+        if told is not None and told.prefix:
+            inner = type(_default(each))
+            names = zip((name for name, *_ in declared(group) if name.startswith(told.prefix)), fields(inner))  # noqa: B905
+            found[each.name] = inner(**{to.name: given[name] for name, to in names if name in given})
+        elif each.name in given:
+            found[each.name] = given[each.name]
+    return group(**found)
+
+
+def as_dict(group: Any) -> dict[str, Any]:
+    """The values of a group by their declared names."""
+    return {name: value for name, _, value in declared(type(group), group)}
+
+
+def with_text(group: Group, name: str, text: str) -> Group:
+    """The same group, one option read from text; 'none' or 'default' gives its default. Raises OptionError."""
+    told, default = {known: (each, value) for known, each, value in declared(type(group))}[name]
+    try:
+        value = default if text.lower() in ("none", "default") else told.parse(text)
+    except ValueError:
+        raise OptionError(f"{name} cannot be {text!r}: give {told.wanted}, or none") from None
+    return build(type(group), {**as_dict(group), name: value})
+
+
+def from_keywords(keywords: dict[str, Any], group: type[Group], given: Group | None = None) -> Group:
+    """A group from those of the keywords that are its fields, which are taken out; or `given`, changed by them."""
+    own = {each.name: keywords.pop(each.name) for each in fields(group) if each.name in keywords}  # type: ignore[arg-type]
+    return replace(given, **own) if given is not None else group(**own)  # type: ignore[type-var]

@@ -1,13 +1,13 @@
 """What a run did, the plan beside the measurement: as rows for people, as JSON for programs."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import GriffinError
 from .planning.plan import Plan
-from .pruning.ffn_skip import Skipped
+from .pruning.ffn_skip import SkippedBlocks
 from .units import format_bytes, format_rate
 
 
@@ -35,7 +35,7 @@ class Report:
     tokens: int
     memory_bandwidth: float
     prior: dict[str, Any] | None = None
-    skipped: Skipped | None = None
+    skipped: SkippedBlocks | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -64,8 +64,8 @@ class Report:
     def formats(self) -> str:
         """What stays in which precision."""
         how = self.plan.precision
-        named = {"experts": how.experts, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
-        if not how.packs:
+        named = {"experts": how.kept, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
+        if not how.quantized:
             return self.dtype
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
 
@@ -78,7 +78,7 @@ class Report:
             "sparsity": self.plan.sparsity,
             "dtype": self.dtype,
             "device": self.device,
-            "precision": asdict(self.plan.precision),
+            "precision": self.plan.precision.to_json(),
             "timings": {
                 "plan_s": self.plan_s,
                 "prompt_s": self.prompt_s,

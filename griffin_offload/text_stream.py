@@ -1,13 +1,12 @@
 """From the tokens that transformers' generate hands out to answers: token ids, the times they came at, and text."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-OnText = Callable[[str], None]
+from .options import OnText
 
 
 class Streamer:
@@ -50,7 +49,7 @@ class Streamer:
             self._on_text(text)
 
 
-class Rows(BaseStreamer):  # type: ignore[misc]
+class BatchStreamer(BaseStreamer):  # type: ignore[misc]
     """Hands every new token to the streamer of its row in the batch."""
 
     def __init__(self, streamers: list[Streamer]) -> None:

@@ -44,7 +44,7 @@ def chosen(engine: Engine) -> dict[tuple[int, str], list[Any]]:
     return {
         (index, block.path): experts.tolist()
         for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine._layers or [], strict=True))
-        for block, experts in zip(layer.blocks, resident.experts, strict=True)
+        for block, experts in zip(layer.blocks, resident.kept_neurons, strict=True)
     }
 
 
@@ -232,7 +232,7 @@ def test_a_multimodal_wrapper_says_what_is_inside(kind: str) -> None:
 
 @pytest.mark.parametrize("alias", ["llama-3-8b", "mistral-7b-v0.3", "qwen2.5-7b"])
 def test_a_prompt_of_32k_tokens_holds_less_than_2_gib_of_activations(alias: str) -> None:
-    sizes = catalogue_sizes(CATALOGUE[alias])
+    sizes = catalogue_sizes(CATALOGUE[alias].config)
     assert sizes.activations(32 * 1024) < 2 * GIB
 
 

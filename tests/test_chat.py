@@ -209,14 +209,14 @@ def test_a_seed_of_a_selection_asks_for_no_sampling() -> None:
 
 
 def test_skipping_from_text() -> None:
-    from griffin_offload.pruning.ffn_skip import Skip
+    from griffin_offload.options import FfnSkip
 
     settings = Settings().with_text("ffn_skip", "0.25")
-    assert settings.arguments()["skip"] == Skip(0.25)
+    assert settings.arguments()["skip"] == FfnSkip(0.25)
     settings = settings.with_text("ffn_skip_mode", "prompt").with_text("ffn_skip_cold", "1,3")
-    assert settings.arguments()["skip"] == Skip(0.25, "prompt", (1, 3))
+    assert settings.arguments()["skip"] == FfnSkip(0.25, "prompt", (1, 3))
     settings = settings.with_text("ffn_skip_mode", "none").with_text("ffn_skip_warmup", "0")
-    assert settings.with_text("ffn_skip_run", "2").arguments()["skip"] == Skip(0.25, "token", (1, 3), 0, 2)
+    assert settings.with_text("ffn_skip_run", "2").arguments()["skip"] == FfnSkip(0.25, "token", (1, 3), 0, 2)
     assert "skip" not in settings.with_text("ffn_skip", "0").arguments()
 
 

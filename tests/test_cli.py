@@ -345,9 +345,9 @@ def test_an_export_says_which_blocks_are_zeros(run: Run, deep: Path, tmp_path: P
 
 
 def test_the_defaults_in_the_help_are_those_of_the_rule(run: Run) -> None:
-    from griffin_offload.pruning.ffn_skip import Skip
+    from griffin_offload.options import FfnSkip
 
-    defaults, screen = Skip(0.5), " ".join(run("generate", "--help").stdout.split())
+    defaults, screen = FfnSkip(0.5), " ".join(run("generate", "--help").stdout.split())
     first, last = defaults.cold
     for name, default in (
         ("cold FIRST,LAST", f"{first},{last}"),

@@ -18,8 +18,8 @@ from griffin_offload.evaluation.arithmetic import KINDS, few_shot, problems
 from griffin_offload.evaluation.compare import Data, calibration, compare, results, ways
 from griffin_offload.evaluation.scoring.score import score
 from griffin_offload.memory.measure import bytes_read
-from griffin_offload.pruning.calibration_texts import Source
-from griffin_offload.pruning.ffn_skip import Skip
+from griffin_offload.options import FfnSkip
+from griffin_offload.pruning.calibration_texts import CalibrationText
 
 SHARE = 0.5
 
@@ -53,7 +53,7 @@ def test_every_sum_is_right_and_no_two_are_alike() -> None:
         assert problem["answer"] == problem["rationale"].removesuffix(".").split()[-1]
         assert set(re.findall(r"\d+", problem["rationale"])) & set(re.findall(r"\d+", problem["question"]))
     assert found == problems(300, seed=3) != problems(300, seed=4)
-    Source("sums", found)  # what calibrates takes them
+    CalibrationText("sums", found)  # what calibrates takes them
 
 
 def test_two_steps_use_what_the_first_one_gave() -> None:
@@ -120,7 +120,7 @@ def test_what_stays_resident_is_told(folder: Path, rows: list[dict[str, Any]]) -
     resident = {result.way: result.resident_bytes for result in results(rows)}
     assert resident["dense"] == resident["blocks skipped by token"] == sizes.resident(sizes.kept(0))
     assert resident["GRIFFIN"] == resident["static: code"] == sizes.resident(sizes.kept(SHARE))
-    skipped = Skip(SHARE, "prompt").count(10)
+    skipped = FfnSkip(SHARE, "prompt").count(10)
     kept = tuple((0,) if i < skipped else k for i, k in enumerate(sizes.kept(0)))
     assert resident["blocks skipped by prompt"] == sizes.resident(kept)
 

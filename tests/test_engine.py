@@ -14,7 +14,7 @@ from tiny import text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import LogitsProcessor
 
 from griffin_offload import Engine
-from griffin_offload.engine import Generation
+from griffin_offload.engine import Answer
 from griffin_offload.errors import BudgetError, NumericError, OptionError, PromptError
 from griffin_offload.memory.measure import bytes_read
 from griffin_offload.units import MIB
@@ -37,7 +37,7 @@ class Copying(Engine):
     _copies = True  # type: ignore[assignment]
 
 
-def greedy(engine: Engine, prompt: list[int], sparsity: float, tokens: int = 24) -> tuple[Generation, torch.Tensor]:
+def greedy(engine: Engine, prompt: list[int], sparsity: float, tokens: int = 24) -> tuple[Answer, torch.Tensor]:
     logits = Logits()
     generation = engine.generate(
         prompt, sparsity=sparsity, max_new_tokens=tokens, do_sample=False, logits_processor=[logits]
@@ -51,7 +51,7 @@ def assert_equals_oracle(folder: Path, prompt: list[int], sparsity: float, engin
     expected, expected_logits = oracle.masked_generate(model, prompt, experts, tokens)
     generation, logits = greedy(engine, prompt, sparsity, tokens)
     if sparsity:
-        assert [layer.experts[0].tolist() for layer in engine._layers] == [e.tolist() for e in experts]
+        assert [layer.kept_neurons[0].tolist() for layer in engine._layers] == [e.tolist() for e in experts]
     assert generation.token_ids == expected
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
 

@@ -49,7 +49,7 @@ def swept(folder: Path, prompt: list[int], sparsity: float = 0.5, dtype: str | N
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.table:  # it stays in its file
         weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.dtype)
-    experts = [layer.experts[0].tolist() for layer in engine._layers or []]
+    experts = [layer.kept_neurons[0].tolist() for layer in engine._layers or []]
     return Swept(weights, deepcopy(output.past_key_values), int(output.logits[0, -1].argmax()), experts)
 
 

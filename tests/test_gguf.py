@@ -514,12 +514,12 @@ def test_a_disk_that_fills_up_leaves_nothing(llama: Path, tmp_path: Path) -> Non
     file = write_gguf(llama, tmp_path / "model.gguf")
     script = """
 import resource, signal, sys
-from griffin_offload import models
+from griffin_offload.sources import resolve
 from griffin_offload.errors import BudgetError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
 try:
-    models.resolve(sys.argv[1])
+    resolve.resolve(sys.argv[1])
 except BudgetError as error:
     print(error)
 """

@@ -52,7 +52,7 @@ def test_over_all_budgets_the_choice_fits_and_is_never_worse_with_more(folder: P
 IN_A_PROCESS = """
 import sys
 from griffin_offload import Engine
-from griffin_offload.ladder import climb, describe
+from griffin_offload.planning.ladder import climb, describe
 engine, rung = Engine(sys.argv[1]), int(sys.argv[2])
 prompt = list(range(4, 44))
 engine.budget = climb(engine.sizes, engine.request(40, 4))[rung][1].peak
@@ -110,7 +110,7 @@ def test_where_nothing_fits_the_least_is_named_and_works(folder: Path) -> None:
     with pytest.raises(BudgetError, match=r"needs at least .* \(int4, 75% dropped; 40 \+ 4 tokens\)") as caught:
         engine.plan(40, 4)
     engine.budget = parse_bytes(str(caught.value).split("--device-memory ")[1].split(",")[0])
-    assert engine.plan(40, 4).precision.experts == "int4"
+    assert engine.plan(40, 4).precision.kept == "int4"
 
 
 def test_commands_say_what_they_took(folder: Path) -> None:

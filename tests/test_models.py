@@ -85,7 +85,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_the_module_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from griffin_offload import models; assert models.find('smollm2-135m') is None;"
+        "import sys; from griffin_offload.sources import resolve; assert resolve.find('smollm2-135m') is None;"
         "heavy = {'torch', 'transformers', 'numpy', 'httpx2', 'gguf'} & sys.modules.keys(); sys.exit(str(heavy or ''))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

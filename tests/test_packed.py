@@ -15,7 +15,7 @@ from griffin_offload import Engine
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import Rows
 from griffin_offload.offload.gather import rows_of
-from griffin_offload.quant.formats import FORMATS, take_weight
+from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.joined import Part, Split, take_joined
 from griffin_offload.quant.weight import CHUNK, GROUP, LEAST, Scratch, dense_matrix, linear_module
 
@@ -50,7 +50,7 @@ def take(name: str, matrix: Tensor) -> Any:
     """A matrix in a format."""
     rows, columns = matrix.shape
     arena = Arena(FORMATS[name].bytes(rows, columns, matrix.dtype.itemsize))
-    weight = take_weight(name, arena, rows, columns, matrix.dtype)
+    weight = allocate_weight(name, arena, rows, columns, matrix.dtype)
     assert arena.used <= arena.size
     weight.fill(lambda begin, end, _: matrix[begin:end], Scratch(columns, matrix.dtype.itemsize, "cpu"))
     return weight
@@ -326,7 +326,7 @@ def round_some(matrix: Tensor, index: Tensor, how: str, down: bool) -> None:
 def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     """Large blocks that come and go would leave holes in the heap, so that no plan knew the peak."""
     matrix, scratch = torch.randn(512, 2048).bfloat16(), Scratch(2048, 2, "cpu")
-    weight = take_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
+    weight = allocate_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
     index = torch.arange(512).flip(0)
     rows = rows_of(matrix, Rows(0, 512), index, down=False)
     weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from griffin_offload.errors import GriffinError, OptionError, PromptError
-from griffin_offload.pruning.calibration_texts import Samples, Source, draw_samples, read_source
+from griffin_offload.pruning.calibration_texts import CalibrationText, Samples, draw_samples, read_source
 
 BOS = 1
 PAIRS = [{"question": f"q{i}?", "rationale": f"since {i}", "answer": f"a{i}"} for i in range(40)]
@@ -26,26 +26,26 @@ def decode(ids: list[int]) -> str:
     return "".join(map(chr, ids[1:]))
 
 
-def draw(*sources: Source, **options: Any) -> Samples:
+def draw(*sources: CalibrationText, **options: Any) -> Samples:
     return draw_samples(encode, sources, bos=BOS, **{"samples": 4, "tokens": 100, **options})
 
 
-def texts(*sources: Source, **options: Any) -> list[str]:
+def texts(*sources: CalibrationText, **options: Any) -> list[str]:
     return [decode(ids) for ids in draw(*sources, **options).ids]
 
 
 def test_qa_is_one_pair_with_its_reasoning_before_the_answer() -> None:
-    found = texts(Source("p", PAIRS), form="qa")
+    found = texts(CalibrationText("p", PAIRS), form="qa")
     assert len(set(found)) == 4
     for text in found:
         assert re.fullmatch(r"Question: q(\d+)\?\nAnswer: since \1 a\1\n\n", text)
     assert re.fullmatch(
-        r"Question: q(\d+)\?\nAnswer: a\1\n\n", texts(Source("p", PAIRS), form="qa", rationale=False)[0]
+        r"Question: q(\d+)\?\nAnswer: a\1\n\n", texts(CalibrationText("p", PAIRS), form="qa", rationale=False)[0]
     )
 
 
 def test_pairs_are_joined_to_just_the_length_and_none_comes_twice() -> None:
-    samples = draw(Source("p", PAIRS), samples=8)  # concat is the default of questions
+    samples = draw(CalibrationText("p", PAIRS), samples=8)  # concat is the default of questions
     assert [len(ids) for ids in samples.ids] == [100] * 8
     questions = re.findall(r"q\d+\?", " ".join(map(decode, samples.ids)))
     assert len(questions) == len(set(questions)) > 20
@@ -54,12 +54,14 @@ def test_pairs_are_joined_to_just_the_length_and_none_comes_twice() -> None:
 
 
 def test_questions_alone() -> None:
-    assert all(re.fullmatch(r"Question: q\d+\?\n", text) for text in texts(Source("p", PAIRS), form="question"))
+    assert all(
+        re.fullmatch(r"Question: q\d+\?\n", text) for text in texts(CalibrationText("p", PAIRS), form="question")
+    )
 
 
 def test_a_short_text_is_whole_and_a_long_one_is_cut_somewhere() -> None:
     rows = {f"text {i}": row["text"] for i, row in enumerate(TEXTS, 1)}
-    found = texts(Source("t", TEXTS), samples=29, tokens=50)
+    found = texts(CalibrationText("t", TEXTS), samples=29, tokens=50)
     assert sum(text in rows.values() for text in found) == 8
     inside = [text for text in found if text not in rows.values()]
     assert all(len(text) == 49 and any(text in whole for whole in rows.values()) for text in inside)
@@ -68,17 +70,17 @@ def test_a_short_text_is_whole_and_a_long_one_is_cut_somewhere() -> None:
 
 def test_a_long_text_gives_pieces_that_do_not_overlap() -> None:
     text = "".join(chr(200 + i) for i in range(1000))
-    found = texts(Source("t", text), samples=10)
+    found = texts(CalibrationText("t", text), samples=10)
     assert len(found) == 10
     assert all(len(piece) == 99 and piece in text for piece in found)
     assert len(set("".join(found))) == 990
     assert found != sorted(found)
-    assert texts(Source("t", text[:30])) == [text[:30]]
+    assert texts(CalibrationText("t", text[:30])) == [text[:30]]
 
 
 def test_shares_and_what_is_told_of_them() -> None:
-    text = Source("a.txt", "".join(chr(200 + i) for i in range(2000)), 3)
-    samples = draw(text, Source("b.jsonl", PAIRS, 1), form="qa", samples=8)
+    text = CalibrationText("a.txt", "".join(chr(200 + i) for i in range(2000)), 3)
+    samples = draw(text, CalibrationText("b.jsonl", PAIRS, 1), form="qa", samples=8)
     assert [decode(ids).startswith("Question") for ids in samples.ids] == [False] * 6 + [True] * 2
     assert samples.notes == ()
     told = samples.facts["texts"]
@@ -88,17 +90,17 @@ def test_shares_and_what_is_told_of_them() -> None:
     ]
     assert told[0]["sha256"] == hashlib.sha256(text.content.encode()).hexdigest()
     assert told[0]["tokens"] == 600
-    assert draw(text, Source("b", PAIRS, 1e-6), samples=8).facts["texts"][1]["samples"] == 1
+    assert draw(text, CalibrationText("b", PAIRS, 1e-6), samples=8).facts["texts"][1]["samples"] == 1
 
 
 def test_a_seed_repeats_the_draw_and_another_changes_it() -> None:
-    sources = Source("t", TEXTS), Source("p", PAIRS)
+    sources = CalibrationText("t", TEXTS), CalibrationText("p", PAIRS)
     assert draw(*sources, seed=1) == draw(*sources, seed=1)
     assert draw(*sources, seed=1).facts["samples_sha256"] != draw(*sources, seed=2).facts["samples_sha256"]
 
 
 def test_where_there_is_too_little_nothing_is_repeated() -> None:
-    samples = draw(Source("t", [{"text": "one"}, {"text": "two"}, {"text": "one"}]), samples=5)
+    samples = draw(CalibrationText("t", [{"text": "one"}, {"text": "two"}, {"text": "one"}]), samples=5)
     assert sorted(map(decode, samples.ids)) == ["one", "two"]
     assert samples.notes == ("t makes 2 samples of up to 100 tokens, not 5",)
 
@@ -107,7 +109,7 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     (tmp_path / "t.txt").write_text("Some text.")
     pairs, text = read_source(tmp_path / "p.jsonl", 0.5), read_source(tmp_path / "t.txt")
-    assert draw(pairs).ids == draw(Source("x", PAIRS)).ids
+    assert draw(pairs).ids == draw(CalibrationText("x", PAIRS)).ids
     assert (text.name, text.content, pairs.share, pairs.asks) == ("t.txt", "Some text.", 0.5, True)
     assert pairs.sha256 == hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
 
@@ -141,12 +143,12 @@ def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_be() -> None:
-    text, pairs = Source("t", TEXTS), Source("p", PAIRS)
+    text, pairs = CalibrationText("t", TEXTS), CalibrationText("p", PAIRS)
     for share in (0, -1, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="share"):
-            Source("t", TEXTS, share)
+            CalibrationText("t", TEXTS, share)
     with pytest.raises(PromptError, match="row 2"):
-        Source("t", [{"text": "a"}, {}])
+        CalibrationText("t", [{"text": "a"}, {}])
     with pytest.raises(PromptError, match="at least one text"):
         draw()
     with pytest.raises(OptionError, match="1 samples cannot"):

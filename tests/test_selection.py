@@ -10,7 +10,7 @@ from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
-from griffin_offload.pruning.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_experts
+from griffin_offload.pruning.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_neurons
 from griffin_offload.pruning.statistic import CHUNK, neuron_statistic
 
 PROMPT, NEW = tiny_prompt(), 12
@@ -98,12 +98,12 @@ def test_magnitude_of_each_form_of_weights(tmp_path: Path, kind: str) -> None:
     """gate and up apart, in one matrix, transposed, of routed experts, and of those side by side."""
     engine = Engine(tiny_checkpoint(tmp_path / "m", kind), dtype="float32")
     engine.sweep(PROMPT, 0.5, selection="magnitude")
-    chosen = [layer.experts[0].clone() for layer in engine._layers or []]
+    chosen = [layer.kept_neurons[0].clone() for layer in engine._layers or []]
     engine.unload()
     engine.sweep(PROMPT, 0.0)
     for layer, experts in zip(engine.skeleton.layers, chosen, strict=True):
         by_hand = magnitude_by_hand(kind, layer.module)
-        assert torch.equal(experts, select_experts(by_hand, experts.shape[-1]))
+        assert torch.equal(experts, select_neurons(by_hand, experts.shape[-1]))
 
 
 def magnitude_by_hand(kind: str, layer: torch.nn.Module) -> Tensor:
@@ -129,7 +129,7 @@ def test_a_selection_is_what_is_kept(llama: Path, selection: str) -> None:
     answer = engine.generate(
         PROMPT, sparsity=0.5, selection=selection, seed=1, max_new_tokens=NEW, do_sample=False
     ).token_ids
-    experts = [layer.experts[0] for layer in engine._layers or []]
+    experts = [layer.kept_neurons[0] for layer in engine._layers or []]
     assert answer == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
 
 
@@ -182,7 +182,7 @@ def test_in_a_batch_every_prompt_counts_the_same(llama: Path) -> None:
     for index, layer in enumerate(engine._layers or []):
         pooled = sum(s[index].square() / len(p) for s, p in zip(each, prompts, strict=True))
         torch.testing.assert_close(layer.statistics[0].double(), pooled, rtol=1e-4, atol=1e-6)
-        assert torch.equal(layer.experts[0], select_experts(pooled, 48))
+        assert torch.equal(layer.kept_neurons[0], select_neurons(pooled, 48))
 
 
 def test_the_padding_changes_nothing(llama: Path) -> None:

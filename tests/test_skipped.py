@@ -18,7 +18,8 @@ from griffin_offload.evaluation.scoring.passage import Row
 from griffin_offload.evaluation.scoring.score import score, score_rows
 from griffin_offload.evaluation.scoring.skipped import Skipped, similarities
 from griffin_offload.evaluation.scoring.variant import Variant
-from griffin_offload.pruning.ffn_skip import Skip, Thresholds, most_saturated
+from griffin_offload.options import FfnSkip
+from griffin_offload.pruning.ffn_skip import Thresholds, most_saturated
 from griffin_offload.pruning.prior import Prior
 from griffin_offload.pruning.selection import Selection
 
@@ -37,7 +38,7 @@ class Slow:
         self.model = oracle.load(folder)
         self.similarity: list[float] = []
         self.skipped: list[int] = []
-        self._skip: Skip | None = None
+        self._skip: FfnSkip | None = None
         self._table: list[int] = []
         for number, (layer, down) in enumerate(
             zip(oracle.decoder_layers(self.model), oracle.down_projections(self.model), strict=True)
@@ -60,7 +61,7 @@ class Slow:
         logits: Tensor = self.model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits
         return logits[0, -1].log_softmax(-1)
 
-    def follow(self, ids: Sequence[int], cache: DynamicCache, skip: Skip, similarity: Tensor) -> list[Tensor]:
+    def follow(self, ids: Sequence[int], cache: DynamicCache, skip: FfnSkip, similarity: Tensor) -> list[Tensor]:
         found = []
         threshold = Thresholds(similarity, skip).of(skip.share)
         for place, token in enumerate(ids):
@@ -112,10 +113,14 @@ def test_similarities_are_those_of_each_token_alone(folder: Path, kind: str) -> 
 
 @pytest.mark.parametrize(
     "skip",
-    [Skip(0.5, cold=(1, 1), warmup=0), Skip(0.4, cold=(1, 1), warmup=3, run=1), Skip(0.5, "prompt", cold=(1, 1))],
+    [
+        FfnSkip(0.5, cold=(1, 1), warmup=0),
+        FfnSkip(0.4, cold=(1, 1), warmup=3, run=1),
+        FfnSkip(0.5, "prompt", cold=(1, 1)),
+    ],
     ids=["to the cold end", "warm-up, one block a time", "prompt"],
 )
-def test_scores_are_those_of_tokens_one_by_one(folder: Path, kind: str, skip: Skip) -> None:
+def test_scores_are_those_of_tokens_one_by_one(folder: Path, kind: str, skip: FfnSkip) -> None:
     context, continuation = tiny_prompt(24), tiny_prompt(12, seed=5)
     engine = Engine(folder, dtype="float32")
     ((full, found),) = score_rows(engine, [(context, continuation)], [Row(), Row(skip=skip)])
@@ -129,7 +134,7 @@ def test_scores_are_those_of_tokens_one_by_one(folder: Path, kind: str, skip: Sk
 
 def test_a_share_of_0_is_the_full_model_and_cold_ends_leave_nothing_to_skip(folder: Path) -> None:
     pair = tiny_prompt(20), tiny_prompt(9, seed=3)
-    skips = [Skip(0.0), Skip(0.0, "prompt"), Skip(1.0, cold=(3, 3)), Skip(1.0, cold=(1, 1), warmup=8)]
+    skips = [FfnSkip(0.0), FfnSkip(0.0, "prompt"), FfnSkip(1.0, cold=(3, 3)), FfnSkip(1.0, cold=(1, 1), warmup=8)]
     ((full, *others),) = score_rows(Engine(folder, dtype="float32"), [pair], [Row(), *(Row(skip=s) for s in skips)])
     for found in others:
         torch.testing.assert_close(found.log_probability, full.log_probability, rtol=0, atol=1e-5)
@@ -140,7 +145,7 @@ def test_all_between_the_cold_ends_is_the_model_without_these_blocks(folder: Pat
     engine = Engine(folder, dtype="float32")
     whole = engine.sizes.kept(0)
     kept = tuple((0,) if 0 < layer < LAYERS - 1 else k for layer, k in enumerate(whole))
-    skips = [Skip(1.0, cold=(1, 1), warmup=0), Skip(1.0, "prompt", cold=(1, 1))]
+    skips = [FfnSkip(1.0, cold=(1, 1), warmup=0), FfnSkip(1.0, "prompt", cold=(1, 1))]
     rows = [Row(), Row(kept=kept), *(Row(skip=s) for s in skips)]
     ((_, without, *others),) = score_rows(engine, [pair], rows)
     for found in others:
@@ -149,7 +154,7 @@ def test_all_between_the_cold_ends_is_the_model_without_these_blocks(folder: Pat
 
 def test_what_is_skipped_instead() -> None:
     similarity = torch.rand(30, 8)
-    skip = Skip(0.25, cold=(1, 2), warmup=3)
+    skip = FfnSkip(0.25, cold=(1, 2), warmup=3)
     drawn = Skipped([(skip, "random"), (None, "")], 9, similarity, seed=1)
     table = torch.stack([drawn.at(block) for block in range(8)], dim=2)
     assert table[0].sum(1).tolist() == [0] * 3 + [2] * 6
@@ -164,7 +169,7 @@ def test_what_is_skipped_instead() -> None:
 def test_a_whole_layer_left_out_is_a_model_without_it(folder: Path) -> None:
     pair = tiny_prompt(20), tiny_prompt(9, seed=3)
     engine = Engine(folder, dtype="float32")
-    skip = Skip(1.0, "prompt", cold=(2, 2))
+    skip = FfnSkip(1.0, "prompt", cold=(2, 2))
     ((_, found),) = score_rows(engine, [pair], [Row(), Row(skip=skip, instead="layers")])
     model = oracle.load(folder)
     cache = DynamicCache(config=model.config)
@@ -202,7 +207,7 @@ def test_a_static_row_reads_its_context_pruned_too(tmp_path: Path, name: str) ->
             torch.testing.assert_close(one.log_probability, other_row.log_probability, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [Variant(0.0, skip=Skip(0.5)), Variant(0.5, "random", static=True)])
+@pytest.mark.parametrize("variant", [Variant(0.0, skip=FfnSkip(0.5)), Variant(0.5, "random", static=True)])
 def test_a_model_with_other_memory_is_refused(tmp_path: Path, variant: Variant) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "lfm2", "lfm2"), dtype="float32")
     with pytest.raises(OptionError, match="more than keys and values"):

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.gguf.header import read_gguf
-from griffin_offload.engine import Generation
+from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError
 from griffin_offload.offload.skip_by_prompt import check_skip
-from griffin_offload.pruning.ffn_skip import WINDOW, Skip, Thresholds, most_saturated
+from griffin_offload.options import FfnSkip
+from griffin_offload.pruning.ffn_skip import WINDOW, Thresholds, most_saturated
 
 LAYERS = 6
 SIX = {"num_hidden_layers": LAYERS}
@@ -86,7 +87,7 @@ def prompt_similarity(model: Any, prompt: list[int]) -> Tensor:
     return torch.stack([similarity(model, prompt, None, set(), layer) for layer in range(LAYERS)], 1)
 
 
-def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tuple[list[int], list[list[int]]]:
+def skipped_slowly(model: Any, prompt: list[int], skip: FfnSkip, tokens: int) -> tuple[list[int], list[list[int]]]:
     """The answer's greedy tokens, and the blocks that each of its tokens left out."""
     table = prompt_similarity(model, prompt)
     thresholds, target, in_window = Thresholds(table, skip), skip.share, 0
@@ -118,7 +119,7 @@ def skipped_slowly(model: Any, prompt: list[int], skip: Skip, tokens: int) -> tu
     return answer, left_out
 
 
-def greedy(engine: Engine, prompt: list[int], skip: Skip | None, sparsity: float = 0.0, **how: Any) -> Generation:
+def greedy(engine: Engine, prompt: list[int], skip: FfnSkip | None, sparsity: float = 0.0, **how: Any) -> Answer:
     return engine.generate(prompt, sparsity=sparsity, skip=skip, max_new_tokens=TOKENS, do_sample=False, **how)
 
 
@@ -126,8 +127,8 @@ def shares(left_out: list[list[int]]) -> list[float]:
     return [sum(block in off for off in left_out) / len(left_out) for block in range(LAYERS)]
 
 
-@pytest.mark.parametrize("skip", [Skip(0.25, cold=(1, 1)), Skip(0.5, cold=(0, 0), warmup=0, run=2)])
-def test_each_token_skips_what_the_slow_rule_does(deep: Path, skip: Skip) -> None:
+@pytest.mark.parametrize("skip", [FfnSkip(0.25, cold=(1, 1)), FfnSkip(0.5, cold=(0, 0), warmup=0, run=2)])
+def test_each_token_skips_what_the_slow_rule_does(deep: Path, skip: FfnSkip) -> None:
     prompt = tiny_prompt()
     expected, left_out = skipped_slowly(oracle.load(deep), prompt, skip, TOKENS)
     found = greedy(Engine(deep), prompt, skip)
@@ -139,11 +140,11 @@ def test_each_token_skips_what_the_slow_rule_does(deep: Path, skip: Skip) -> Non
 
 def test_share_0_is_no_skipping(deep: Path) -> None:
     engine = Engine(deep)
-    assert greedy(engine, tiny_prompt(), Skip(0.0)).token_ids == greedy(engine, tiny_prompt(), None).token_ids
+    assert greedy(engine, tiny_prompt(), FfnSkip(0.0)).token_ids == greedy(engine, tiny_prompt(), None).token_ids
 
 
 def test_share_1_is_the_model_without_the_blocks_between_the_cold_ends(deep: Path) -> None:
-    skip = Skip(1.0, cold=(1, 2), warmup=0)
+    skip = FfnSkip(1.0, cold=(1, 2), warmup=0)
     model = oracle.load(deep)
     kept = [torch.arange(0 if 1 <= b.layer < LAYERS - 2 else width(b)) for b in oracle.blocks(model)]
     expected, _ = oracle.masked_generate(model, tiny_prompt(), kept, TOKENS)
@@ -155,17 +156,17 @@ def test_share_1_is_the_model_without_the_blocks_between_the_cold_ends(deep: Pat
 
 def test_the_first_tokens_and_the_cold_ends_skip_nothing(llama: Path) -> None:
     full = greedy(Engine(llama), tiny_prompt(), None)
-    late = greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(2, 1), warmup=10))
+    late = greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(2, 1), warmup=10))
     made = len(late.token_ids) - 1
     assert late.token_ids[:11] == full.token_ids[:11]  # the prompt gives the first, ten passes the others
     assert late.report.skipped
     assert late.report.skipped.by_layer == pytest.approx([0, 0] + [(made - 10) / made] * 3 + [0])
-    assert greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(3, 3))).token_ids == full.token_ids
+    assert greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(3, 3))).token_ids == full.token_ids
 
 
 @pytest.mark.parametrize("how", [{}, {"sparsity": 0.5}, {"resident_dtype": "int8"}, {"sparsity": 0.5, "rest": "int8"}])
 def test_a_resident_model_skips_as_a_swept_one(llama: Path, how: dict[str, Any]) -> None:
-    engine, skip = Engine(llama), Skip(0.5, cold=(1, 1), warmup=2)
+    engine, skip = Engine(llama), FfnSkip(0.5, cold=(1, 1), warmup=2)
     plain = greedy(engine, tiny_prompt(), None, **how)
     first, again = greedy(engine, tiny_prompt(), skip, **how), greedy(engine, tiny_prompt(), skip, **how)
     assert first.token_ids == again.token_ids != plain.token_ids
@@ -174,7 +175,7 @@ def test_a_resident_model_skips_as_a_swept_one(llama: Path, how: dict[str, Any])
 
 
 def test_the_bytes_of_skipped_blocks_are_not_counted(llama: Path) -> None:
-    report = greedy(Engine(llama), tiny_prompt(), Skip(1.0, cold=(1, 1), warmup=0), 0.5).report
+    report = greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(1, 1), warmup=0), 0.5).report
     blocks = [3 * 32 * 48 * 4] * 4
     assert report.bytes_per_token == report.plan.bytes_per_token - sum(blocks)
     assert report.to_json()["ffn_skip"] == {
@@ -187,19 +188,19 @@ def test_the_bytes_of_skipped_blocks_are_not_counted(llama: Path) -> None:
 
 
 def test_an_answer_of_one_token_skips_nothing(llama: Path) -> None:
-    found = Engine(llama).generate(tiny_prompt(), sparsity=0.0, skip=Skip(0.5), max_new_tokens=1)
+    found = Engine(llama).generate(tiny_prompt(), sparsity=0.0, skip=FfnSkip(0.5), max_new_tokens=1)
     assert found.report.skipped
     assert found.report.skipped.share == 0
 
 
 def test_several_prompts_are_refused(llama: Path) -> None:
     with pytest.raises(OptionError, match="one prompt at a time, not for 2"):
-        Engine(llama).generate_batch([tiny_prompt(), tiny_prompt()], skip=Skip(0.25))
+        Engine(llama).generate_batch([tiny_prompt(), tiny_prompt()], skip=FfnSkip(0.25))
 
 
 def test_speculative_decoding_is_refused(llama: Path) -> None:
     with pytest.raises(OptionError, match="a token at a time"):
-        greedy(Engine(llama), tiny_prompt(), Skip(0.5, warmup=0), prompt_lookup_num_tokens=3)
+        greedy(Engine(llama), tiny_prompt(), FfnSkip(0.5, warmup=0), prompt_lookup_num_tokens=3)
 
 
 def test_an_interrupt_leaves_nothing_behind(llama: Path) -> None:
@@ -212,7 +213,7 @@ def test_an_interrupt_leaves_nothing_behind(llama: Path) -> None:
         if len(said) == 12:
             raise KeyboardInterrupt
 
-    found = greedy(engine, tiny_prompt(), Skip(1.0, warmup=0), on_text=interrupt)
+    found = greedy(engine, tiny_prompt(), FfnSkip(1.0, warmup=0), on_text=interrupt)
     assert found.finish_reason == "interrupted"
     assert greedy(engine, tiny_prompt(), None).token_ids == full.token_ids
 
@@ -227,7 +228,7 @@ def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: 
     engine = Engine(every)
     if mixes(engine):
         with pytest.raises(OptionError, match="one plain feed-forward block"):
-            check_skip(engine.skeleton, Skip(0.25))
+            check_skip(engine.skeleton, FfnSkip(0.25))
         return
     model, prompt = oracle.load(every), tiny_prompt(20)
     told = True
@@ -236,10 +237,10 @@ def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: 
         bare = leaving(model, prompt, None, set(), block.layer, bare=True)
         told = told and bool((seen - bare).abs().max() < 1e-4 * bare.abs().max())
     if told:
-        check_skip(engine.skeleton, Skip(0.25))
+        check_skip(engine.skeleton, FfnSkip(0.25))
     else:
         with pytest.raises(OptionError, match="leave it out"):
-            check_skip(engine.skeleton, Skip(0.25))
+            check_skip(engine.skeleton, FfnSkip(0.25))
 
 
 @torch.no_grad()
@@ -266,18 +267,18 @@ def test_every_type_of_the_list_is_tried() -> None:
     assert NO_SIMILARITY.keys() <= {config.get("model_type", name) for name, config in TINY.items()}
 
 
-def by_prompt(share: float, cold: tuple[int, int] = (1, 1)) -> Skip:
-    return Skip(share, "prompt", cold)
+def by_prompt(share: float, cold: tuple[int, int] = (1, 1)) -> FfnSkip:
+    return FfnSkip(share, "prompt", cold)
 
 
-def experts_left(model: Any, prompt: list[int], skip: Skip, sparsity: float) -> tuple[list[int], list[Tensor]]:
+def experts_left(model: Any, prompt: list[int], skip: FfnSkip, sparsity: float) -> tuple[list[int], list[Tensor]]:
     """The blocks that the prompt leaves out, and the experts of all."""
     skipped = most_saturated(prompt_similarity(model, prompt).mean(0), skip)
     experts = oracle.experts(model, prompt, sparsity)
     return skipped, [e[:0] if block in skipped else e for block, e in enumerate(experts)]
 
 
-def assert_equals_oracle(engine: Engine, folder: Path, prompt: list[int], skip: Skip, sparsity: float) -> list[int]:
+def assert_equals_oracle(engine: Engine, folder: Path, prompt: list[int], skip: FfnSkip, sparsity: float) -> list[int]:
     model = oracle.load(folder)
     skipped, experts = experts_left(model, prompt, skip, sparsity)
     expected, _ = oracle.masked_generate(model, prompt, experts, TOKENS)
@@ -291,14 +292,14 @@ def assert_equals_oracle(engine: Engine, folder: Path, prompt: list[int], skip: 
     return skipped
 
 
-def assert_resident_as_planned(engine: Engine, found: Generation) -> None:
+def assert_resident_as_planned(engine: Engine, found: Answer) -> None:
     """The blocks' tensors that are resident, and the plan's bytes: exact where no tensor is padded."""
     plan = found.report.plan
     for layer, sizes, planned in zip(engine.skeleton.layers, engine.sizes.layers, plan.layers, strict=True):
         there = [engine.skeleton.model.get_parameter(layer.prefix + name) for name in layer.neuron_tensors]
         assert sum(p.nbytes for p in there) == sizes.blocks[0].bytes(planned.kept)
         assert (planned.kept == 0) == (sum(p.numel() for p in there) == 0)
-    assert plan.resident_bytes == engine.sizes.outside + sum(layer.resident_bytes for layer in plan.layers)
+    assert plan.resident_bytes == engine.sizes.outer + sum(layer.resident_bytes for layer in plan.layers)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
@@ -443,5 +444,5 @@ def test_an_export_without_a_whole_block_less_is_the_plain_one(llama: Path, tmp_
 
 def test_an_export_cannot_skip_by_token(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--ffn-skip-mode prompt"):
-        Engine(llama).export(tiny_prompt(), tmp_path / "out", prompt_text="Alice", skip=Skip(0.5))
+        Engine(llama).export(tiny_prompt(), tmp_path / "out", prompt_text="Alice", skip=FfnSkip(0.5))
     assert not list(tmp_path.iterdir())

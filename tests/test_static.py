@@ -22,9 +22,9 @@ from griffin_offload import Engine
 from griffin_offload.checkpoint.gguf.header import read_gguf
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import GriffinError, NumericError, OptionError, PromptError
-from griffin_offload.memory.spill import Waiting
-from griffin_offload.pruning.calibration import Static
-from griffin_offload.pruning.calibration_texts import Source, draw_samples
+from griffin_offload.memory.spill import Spill
+from griffin_offload.pruning.calibration import Calibration
+from griffin_offload.pruning.calibration_texts import CalibrationText, draw_samples
 from griffin_offload.pruning.prior import Prior, load_prior
 from griffin_offload.units import MIB
 
@@ -63,8 +63,8 @@ def flat(prior: Prior) -> list[Tensor]:
 
 def test_one_sweep_over_many_is_the_sum_of_a_sweep_for_each(model: Path) -> None:
     engine = Engine(model)
-    together = flat(engine.score_samples(Static(SAMPLES)))
-    each = [flat(engine.score_samples(Static([ids]))) for ids in SAMPLES]
+    together = flat(engine.score_samples(Calibration(SAMPLES)))
+    each = [flat(engine.score_samples(Calibration([ids]))) for ids in SAMPLES]
     assert len(together) == len(oracle.blocks(oracle.load(model)))
     for total, *parts in zip(together, *each, strict=True):
         torch.testing.assert_close(total, sum(parts), rtol=1e-6, atol=1e-7)
@@ -80,14 +80,14 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for room in (None, 0):
         layers.clear()
         read.clear()
-        engine.score_samples(Static(SAMPLES), lambda done, total: layers.append((done, total)), host_memory=room)
+        engine.score_samples(Calibration(SAMPLES), lambda done, total: layers.append((done, total)), host_memory=room)
         assert layers == [(0, 3), (1, 3), (2, 3), (3, 3)]
         assert sum(read) == sum(info.bytes for info in engine.checkpoint.tensors.values())
 
 
 def test_the_griffin_score_is_the_papers(model: Path) -> None:
     whole = oracle.load(model)
-    ours = flat(Engine(model).score_samples(Static(SAMPLES)))
+    ours = flat(Engine(model).score_samples(Calibration(SAMPLES)))
     theirs = [oracle.statistic(whole, ids) for ids in SAMPLES]
     for place, score in enumerate(ours):
         torch.testing.assert_close(score, sum(s[place].square() for s in theirs), rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_the_griffin_score_is_the_papers(model: Path) -> None:
 def test_every_type_in_one_sweep_its_states_on_disk(every: Path) -> None:
     whole = oracle.load(every)
     engine = Engine(every)
-    prior = engine.score_samples(Static(SAMPLES), host_memory=0)
+    prior = engine.score_samples(Calibration(SAMPLES), host_memory=0)
     ours = {
         (layer, block.path): score
         for layer, scores in enumerate(prior.scores)
@@ -112,7 +112,7 @@ def test_every_type_in_one_sweep_its_states_on_disk(every: Path) -> None:
 def test_the_wanda_score_is_norm_of_activations_times_norm_of_column(model: Path) -> None:
     """Of the weights as they lie in the modules, one neuron after the other."""
     whole = oracle.load(model)
-    ours = flat(Engine(model).score_samples(Static(SAMPLES, "wanda")))
+    ours = flat(Engine(model).score_samples(Calibration(SAMPLES, "wanda")))
     seen = [oracle.activations(whole, ids) for ids in SAMPLES]
     for place, block in enumerate(oracle.blocks(whole)):
         of_samples = [z[place] for z in seen]
@@ -137,7 +137,7 @@ def wanda(z: Tensor, down: Tensor) -> Tensor:
 
 def test_the_magnitude_score_needs_no_samples(llama: Path) -> None:
     whole = oracle.load(llama)
-    ours = flat(Engine(llama).score_samples(Static(score="magnitude")))
+    ours = flat(Engine(llama).score_samples(Calibration(score="magnitude")))
     for layer, score in zip(oracle.decoder_layers(whole), ours, strict=True):
         expected = (layer.mlp.gate_proj.weight.norm(dim=1) * layer.mlp.up_proj.weight.norm(dim=1)) ** 2
         torch.testing.assert_close(score, expected.detach())
@@ -145,7 +145,7 @@ def test_the_magnitude_score_needs_no_samples(llama: Path) -> None:
 
 def test_the_random_score_is_its_seeds(llama: Path) -> None:
     engine = Engine(llama)
-    one, again, other = (flat(engine.score_samples(Static(score="random", seed=seed))) for seed in (1, 1, 2))
+    one, again, other = (flat(engine.score_samples(Calibration(score="random", seed=seed))) for seed in (1, 1, 2))
     assert all(map(torch.equal, one, again))
     assert not any(map(torch.equal, one, other))
     assert not torch.equal(one[0], one[1])
@@ -154,11 +154,11 @@ def test_the_random_score_is_its_seeds(llama: Path) -> None:
 def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
     """Weight 1 is the prior's choice, weight 0 the prompt's own."""
     engine, prompt, other = Engine(model), tiny_prompt(48, 1), tiny_prompt(48, 7)
-    prior = engine.score_samples(Static([other]))
+    prior = engine.score_samples(Calibration([other]))
 
     def answer(**options: object) -> list[list[int]]:
         engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False, **options)
-        return [experts.tolist() for layer in engine._layers or [] for experts in layer.experts]
+        return [experts.tolist() for layer in engine._layers or [] for experts in layer.kept_neurons]
 
     own = answer()
     assert answer(prior=prior, prior_weight=0.0) == own
@@ -166,12 +166,12 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
     assert theirs == [experts.tolist() for experts in oracle.experts(oracle.load(model), other, 0.5)]
     assert theirs != own
     assert answer(prior=prior, prior_weight=0.5) not in (own, theirs)
-    assert answer(prior=engine.score_samples(Static([prompt])), prior_weight=1.0) == own
+    assert answer(prior=engine.score_samples(Calibration([prompt])), prior_weight=1.0) == own
 
 
 def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
     engine = Engine(llama)
-    prior = engine.score_samples(Static(SAMPLES))
+    prior = engine.score_samples(Calibration(SAMPLES))
     report = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2, prior=prior).report
     facts = report.to_json()["prior"]
     assert facts["key"]
@@ -183,7 +183,7 @@ def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
 
 def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    prior = engine.score_samples(Static(SAMPLES))
+    prior = engine.score_samples(Calibration(SAMPLES))
     with pytest.raises(OptionError, match="all of them stay"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
     with pytest.raises(OptionError, match="'random' looks at no statistic"):
@@ -197,15 +197,15 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
 
 def test_samples_that_make_no_scores(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="score 'best' is not known; known: griffin"):
-        Static(SAMPLES, "best")
+        Calibration(SAMPLES, "best")
     with pytest.raises(PromptError, match="give at least one"):
-        Static([], "wanda")
+        Calibration([], "wanda")
     with pytest.raises(OptionError, match="leave them out"):
-        Static(SAMPLES, "random")
+        Calibration(SAMPLES, "random")
     with pytest.raises(PromptError, match="is empty"):
-        Static([[3], []])
+        Calibration([[3], []])
     with pytest.raises(PromptError, match=r"has 300 tokens; .* reads at most"):
-        Engine(llama).score_samples(Static([[3] * 300]))
+        Engine(llama).score_samples(Calibration([[3] * 300]))
 
 
 def test_weights_that_are_no_numbers(llama: Path, tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_weights_that_are_no_numbers(llama: Path, tmp_path: Path) -> None:
     whole.save_pretrained(shutil.copytree(llama, tmp_path / "broken"))
     engine = Engine(tmp_path / "broken")
     with pytest.raises(NumericError, match=r"the scores of model.layers.1.mlp.down_proj are NaN or infinite"):
-        engine.score_samples(Static(score="magnitude"))
+        engine.score_samples(Calibration(score="magnitude"))
     with pytest.raises(NumericError, match="gate_proj"):
-        engine.score_samples(Static(SAMPLES, "wanda"))
+        engine.score_samples(Calibration(SAMPLES, "wanda"))
 
 
 # A static model
@@ -228,16 +228,16 @@ def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: 
         pytest.skip("no export has a config for it")
     engine, prompt = Engine(model), tiny_prompt(48, 1)
     engine.export(prompt, tmp_path / "prompt", prompt_text="x", sparsity=0.5)
-    _, prior = engine.export_static(Static([prompt]), tmp_path / "static", sparsity=0.5)
+    _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5)
     for one in (tmp_path / "prompt").glob("*.safetensors"):
         assert (tmp_path / "static" / one.name).read_bytes() == one.read_bytes()
-    assert all(map(torch.equal, flat(prior), flat(engine.score_samples(Static([prompt])))))
+    assert all(map(torch.equal, flat(prior), flat(engine.score_samples(Calibration([prompt])))))
 
 
 @pytest.mark.parametrize("score", ["griffin", "wanda"])
 def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    exported, prior = engine.export_static(Static(SAMPLES, score), tmp_path / "out", sparsity=0.75)
+    exported, prior = engine.export_static(Calibration(SAMPLES, score), tmp_path / "out", sparsity=0.75)
     assert exported.path == tmp_path / "out"
     loaded, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(facts.values()), facts
@@ -251,11 +251,11 @@ def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_
 
 def test_magnitude_and_random_models_need_no_text(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    engine.export_static(Static(score="magnitude"), tmp_path / "static")
+    engine.export_static(Calibration(score="magnitude"), tmp_path / "static")
     engine.export(tiny_prompt(), tmp_path / "prompt", prompt_text="x", selection="magnitude")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("static", "prompt")]
     assert weights[0] == weights[1]
-    engine.export_static(Static(score="random", seed=3), tmp_path / "random")
+    engine.export_static(Calibration(score="random", seed=3), tmp_path / "random")
     facts = json.loads((tmp_path / "random" / "griffin.json").read_text())
     assert facts["method"] == "random neurons, static"
     assert facts["calibration"] == {"score": "random", "seed": 3, "samples": 0, "tokens": 0}
@@ -265,12 +265,12 @@ def test_magnitude_and_random_models_need_no_text(llama: Path, tmp_path: Path) -
 def test_what_chose_the_neurons_is_on_the_card(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     rows = [{"question": f"How many is {i} and 1?", "answer": str(i + 1)} for i in range(9)]
-    sources = [Source("a.txt", text_paragraph(), 0.75), Source("b.jsonl", rows, 0.25)]
+    sources = [CalibrationText("a.txt", text_paragraph(), 0.75), CalibrationText("b.jsonl", rows, 0.25)]
     drawn = draw_samples(
         lambda text: engine.encode(text, raw=True), sources, samples=4, tokens=64, seed=5, bos=BOS_ID, form="qa"
     )
     assert all(ids[0] == BOS_ID and len(ids) <= 64 for ids in drawn.ids)
-    engine.export_static(Static(drawn.ids, "wanda", 5, drawn.facts), tmp_path / "out")
+    engine.export_static(Calibration(drawn.ids, "wanda", 5, drawn.facts), tmp_path / "out")
     told = json.loads((tmp_path / "out" / "griffin.json").read_text())
     assert told["method"] == "Wanda of whole neurons (after arXiv:2306.11695), static"
     assert "prompt_sha256" not in told
@@ -296,9 +296,9 @@ def test_what_chose_the_neurons_is_on_the_card(llama: Path, tmp_path: Path) -> N
 
 def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> None:
     engine, prompt = Engine(llama), tiny_prompt()
-    prior = engine.score_samples(Static(SAMPLES))
+    prior = engine.score_samples(Calibration(SAMPLES))
     engine.export(prompt, tmp_path / "prior", prompt_text="x", prior=prior, prior_weight=1.0)
-    engine.export_static(Static(SAMPLES), tmp_path / "static")
+    engine.export_static(Calibration(SAMPLES), tmp_path / "static")
     engine.export(prompt, tmp_path / "alone", prompt_text="x")
     facts = [json.loads((tmp_path / name / "griffin.json").read_text()) for name in ("prior", "static", "alone")]
     assert facts[0]["experts"] == facts[1]["experts"] != facts[2]["experts"]
@@ -309,7 +309,7 @@ def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> 
 
 def test_as_gguf(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    for name, static in (("one", Static([tiny_prompt()])), ("wanda", Static(SAMPLES, "wanda"))):
+    for name, static in (("one", Calibration([tiny_prompt()])), ("wanda", Calibration(SAMPLES, "wanda"))):
         engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5)
     engine.export(tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", format="gguf", sparsity=0.5)
     fields = {name: read_gguf(tmp_path / f"{name}.gguf", name).fields for name in ("one", "wanda", "prompt")}
@@ -325,9 +325,9 @@ def test_as_gguf(llama: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_left_where_nothing_is_chosen(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="sparsity 0 keeps every neuron"):
-        Engine(llama).export_static(Static(SAMPLES), tmp_path / "out", sparsity=0.0)
+        Engine(llama).export_static(Calibration(SAMPLES), tmp_path / "out", sparsity=0.0)
     with pytest.raises(PromptError, match="300 tokens"):
-        Engine(llama).export_static(Static([[3] * 300]), tmp_path / "out")
+        Engine(llama).export_static(Calibration([[3] * 300]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -336,21 +336,21 @@ def test_nothing_is_left_where_nothing_is_chosen(llama: Path, tmp_path: Path) ->
 
 def test_states_that_wait_on_disk_come_back_as_they_were(model: Path, tmp_path: Path) -> None:
     engine = Engine(model)
-    inside = engine.score_samples(Static(SAMPLES), host_memory="1GiB")
+    inside = engine.score_samples(Calibration(SAMPLES), host_memory="1GiB")
     for room in (0, 2 * 4 * 32 * 60):  # none, and the first sample or more of them
-        outside = engine.score_samples(Static(SAMPLES), host_memory=room)
+        outside = engine.score_samples(Calibration(SAMPLES), host_memory=room)
         assert all(map(torch.equal, flat(inside), flat(outside)))
 
 
 def test_on_disk_is_what_has_no_room(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state and the embedding of each: tokens x 32 float32."""
     seen: list[int] = []
-    close = Waiting.close
-    monkeypatch.setattr(Waiting, "close", lambda self: (seen.append(self.on_disk), close(self)))
+    close = Spill.close
+    monkeypatch.setattr(Spill, "close", lambda self: (seen.append(self.on_disk), close(self)))
     engine = Engine(llama)
     of_a_token = 2 * 32 * 4
     for room in (0, 48 * of_a_token - 1, 48 * of_a_token, 68 * of_a_token, 200 * of_a_token):
-        engine.export_static(Static(SAMPLES), tmp_path / "out", host_memory=room, force=True)
+        engine.export_static(Calibration(SAMPLES), tmp_path / "out", host_memory=room, force=True)
     assert seen == [tokens * of_a_token for tokens in (101, 101 - 20, 101 - 48, 33, 0)]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -361,22 +361,23 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_read(
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(1000))
     with pytest.raises(GriffinError, match=r"the hidden states need 64 MiB in .*, which has 1000 B free"):
-        Engine(llama).export_static(Static(SAMPLES), tmp_path / "out", host_memory=0)
+        Engine(llama).export_static(Calibration(SAMPLES), tmp_path / "out", host_memory=0)
 
 
 MEASURE = """
 import json, sys, torch
 from griffin_offload import Engine
-from griffin_offload.memory import PeakMeter
-from griffin_offload.static import Static, find_room
-from griffin_offload.plan import choose_plan
+from griffin_offload.memory.measure import PeakMeter
+from griffin_offload.offload.neuron_scores import find_room
+from griffin_offload.pruning.calibration import Calibration
+from griffin_offload.planning.plan import choose_plan
 from dataclasses import replace
 from pathlib import Path
 
 torch.set_num_threads(1)
 folder, room, count, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 engine = Engine(folder, device_memory="4GiB")
-static = Static([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
+static = Calibration([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
 request = replace(engine.request(tokens, 1), export=True)
 request, _ = find_room(engine.skeleton, request, static, int(room), Path("."))
 plan = choose_plan(engine.sizes, request, 0.0, "m").peak

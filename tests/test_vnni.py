@@ -11,8 +11,7 @@ from torch import Tensor
 
 from griffin_offload.memory.arena import Arena
 from griffin_offload.quant import onednn as vnni
-from griffin_offload.quant import weight as packed
-from griffin_offload.quant.formats import FORMATS, take_weight
+from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.int8 import Int8, Int8Vnni
 from griffin_offload.quant.weight import Scratch
 
@@ -23,7 +22,7 @@ SHAPES = [(64, 64), (7, 40), (100, 50), (300, 129), (1000, 576)]
 def filled(matrix: Tensor) -> Any:
     rows, columns = matrix.shape
     arena = Arena(FORMATS["int8"].bytes(rows, columns, 2))
-    weight = take_weight("int8", arena, rows, columns, torch.bfloat16)
+    weight = allocate_weight("int8", arena, rows, columns, torch.bfloat16)
     weight.fill(lambda begin, end, _: matrix[begin:end], Scratch(columns, 2, "cpu"))
     return weight
 
@@ -144,8 +143,9 @@ def test_a_trial_leaves_no_memory_behind() -> None:
     """In a heap with holes, as reading a model leaves it."""
     code = """
 import torch
-from griffin_offload import vnni
-from griffin_offload.memory import resident_set, return_freed_memory
+from griffin_offload.quant import onednn as vnni
+from griffin_offload.memory.heap import return_freed_memory
+from griffin_offload.memory.measure import resident_set
 from griffin_offload.units import MIB
 
 vnni.is_known(64, 64)  # oneDNN's code
@@ -170,5 +170,5 @@ def test_elsewhere_torchs_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(weight, Int8)
     torch.testing.assert_close(weight.linear(x), usual, rtol=0.02, atol=0.1)
     monkeypatch.undo()
-    monkeypatch.setattr(packed.vnni, "is_known", lambda rows, columns: False)
+    monkeypatch.setattr(vnni, "is_known", lambda rows, columns: False)
     assert isinstance(filled(matrix), Int8)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..checkpoint.key import checkpoint_key
 from ..engine import Engine
 from ..errors import NumericError, OptionError
-from ..offload.layer_stream import OnLayer
+from ..options import OnLayer
 from ..paths import cache_folder
 from ..pruning.layer_allocation import Curves, calibration_path, load_curves, save_curves
 from .figures.observe import cut_prompts

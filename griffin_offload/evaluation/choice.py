@@ -14,8 +14,7 @@ from typing import Any
 from ..engine import Engine
 from ..errors import PromptError
 from ..jsonl import Row, read_rows
-from ..offload.layer_stream import OnLayer
-from ..options import MODES, check
+from ..options import MODES, OnLayer, check
 from .scoring.score import OnPair, check_pairs, score
 from .scoring.scored import Pair, Scored, mean_and_error
 from .scoring.variant import FULL, Variant

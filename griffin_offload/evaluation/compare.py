@@ -14,11 +14,10 @@ from typing import Any
 
 from ..engine import Engine
 from ..jsonl import Row
-from ..offload.layer_stream import OnLayer
 from ..offload.skip_by_prompt import can_skip
-from ..pruning.calibration import Static
-from ..pruning.calibration_texts import Source, draw_samples
-from ..pruning.ffn_skip import Skip
+from ..options import FfnSkip, OnLayer
+from ..pruning.calibration import Calibration
+from ..pruning.calibration_texts import CalibrationText, draw_samples
 from ..pruning.prior import Prior
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
@@ -70,15 +69,15 @@ class Data:
     def _problems(self) -> list[dict[str, str]]:
         return problems(self.shots + self.test_problems + 40 * self.samples, self.seed)
 
-    def sources(self) -> dict[str, tuple[list[Source], dict[str, Any]]]:
+    def sources(self) -> dict[str, tuple[list[CalibrationText], dict[str, Any]]]:
         """What each static model is calibrated by: sources, and options for draw_samples."""
-        text = Source("text", self.text[self._half :])
-        code = Source("code", "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py"))))
-        sums = Source("arithmetic", self._problems()[self.shots + self.test_problems :])
-        found: dict[str, tuple[list[Source], dict[str, Any]]] = {"text": ([text], {})}
+        text = CalibrationText("text", self.text[self._half :])
+        code = CalibrationText("code", "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py"))))
+        sums = CalibrationText("arithmetic", self._problems()[self.shots + self.test_problems :])
+        found: dict[str, tuple[list[CalibrationText], dict[str, Any]]] = {"text": ([text], {})}
         if articles := self.articles[self.test_articles :]:
             rows = [{"text": f"{row['article']}{row['summary_gt']}"} for row in articles]
-            found["summaries"] = [Source("summaries", rows)], {}
+            found["summaries"] = [CalibrationText("summaries", rows)], {}
         found["arithmetic"] = [sums], {}
         found["arithmetic, no reasoning"] = [sums], {"rationale": False}
         found["arithmetic, one pair each"] = [sums], {"form": "qa"}
@@ -86,21 +85,21 @@ class Data:
         found["code"] = [code], {}
         summaries = found["summaries"][0] if "summaries" in found else []
         found["all of these"] = [text, *summaries, sums, code], {}
-        found["ellipses"] = [Source("ellipses", "... " * (self.samples * self.tokens))], {}
+        found["ellipses"] = [CalibrationText("ellipses", "... " * (self.samples * self.tokens))], {}
         return found
 
 
-def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> dict[str, Static]:
+def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> dict[str, Calibration]:
     """The samples that each static model is made by, by its name: `data.samples` of at most `data.tokens` tokens."""
     bos = engine.tokenizer.bos_token_id
     found = {}
     for name, (sources, options) in data.sources().items():
         how = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": bos}
         drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **how, **options)
-        found[name] = Static(drawn.ids, facts=drawn.facts)
+        found[name] = Calibration(drawn.ids, facts=drawn.facts)
     draw = Random(f"tokens {data.seed}")
     words = text_tokens(engine)
-    found["random tokens"] = Static([draw.choices(words, k=data.tokens) for _ in range(data.samples)])
+    found["random tokens"] = Calibration([draw.choices(words, k=data.tokens) for _ in range(data.samples)])
     found["text, Wanda's score"] = replace(found["text"], score="wanda")
     return found
 
@@ -113,7 +112,7 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, sk
     if "text" in priors:
         found["GRIFFIN with a prior of text"] = Variant(share, prior=priors["text"])
         found["prompt whole, then static: text"] = Variant(share, prior=priors["text"], prior_weight=1.0)
-    skip = Skip(share)
+    skip = FfnSkip(share)
     if skips:
         found |= {
             "blocks skipped by token": Variant(0.0, skip=skip),
@@ -196,7 +195,12 @@ def _of_answer(scored: Scored) -> Row:
 
 
 def _summaries(
-    engine: Engine, data: Data, compared: Compared, static: Mapping[str, Static], skip: Any, on_layer: OnLayer | None
+    engine: Engine,
+    data: Data,
+    compared: Compared,
+    static: Mapping[str, Calibration],
+    skip: Any,
+    on_layer: OnLayer | None,
 ) -> Iterator[Row]:
     """Each article by each way: a static model as the export that plain transformers would load."""
     articles, scorer = data.articles[: data.test_articles], rouge_scorer()

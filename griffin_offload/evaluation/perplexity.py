@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError, PromptError
-from ..offload.layer_stream import OnLayer
+from ..options import OnLayer
 from .scoring.score import OnPair, score
 from .scoring.scored import Pair, Scored, mean_and_error
 from .scoring.variant import Variant

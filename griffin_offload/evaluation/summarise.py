@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
-from ..offload.layer_stream import OnLayer
+from ..options import OnLayer
 from .scoring.scored import mean_and_error
 from .scoring.variant import Variant
 

@@ -9,11 +9,11 @@ from ..planning.plan import Plan
 from ..pruning.selection import Selection
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import METHODS, Source
+from .pruned_model import METHODS, ExportSource
 
 
 def write_card(
-    skeleton: Skeleton, plan: Plan, selection: Selection, source: Source, folder: Path, experts: list[Any]
+    skeleton: Skeleton, plan: Plan, selection: Selection, source: ExportSource, folder: Path, kept_neurons: list[Any]
 ) -> None:
     neurons = plan.layers[0].neurons
     kept = [layer.kept for layer in plan.layers]
@@ -30,7 +30,7 @@ def write_card(
         "kept": kept[0] if len(set(kept)) == 1 else kept,
         "dtype": str(skeleton.dtype).removeprefix("torch."),
         **source.facts(selection),
-        "experts": experts,
+        "experts": kept_neurons,
     }
     if plan.skip:
         facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
@@ -48,7 +48,7 @@ def write_card(
     (folder / "README.md").write_text(card)
 
 
-def _words(source: Source, selection: Selection) -> dict[str, str]:
+def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
     """What a card says of how the neurons were chosen."""
     facts = source.facts(selection)
     if source.static is None:
@@ -87,7 +87,7 @@ tags:
 ---
 # {model}, pruned {to}
 
-Made by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
+Derived by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
 of every layer are kept (sparsity {sparsity:g}), chosen {by}. {resident} instead of {full}.
 
 - source model: `{model}`, whose licence applies to these weights too

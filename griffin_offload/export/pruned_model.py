@@ -1,6 +1,6 @@
 """What every export holds, whatever its format: the sizes of the pruned model, and the sweep that writes it.
 
-The prompt, or all samples of a static choice, pass a layer before its experts are chosen. Nothing but one layer at a
+The prompt, or all samples of a static choice, pass a layer before its neurons are chosen. Nothing but one layer at a
 time is held.
 """
 
@@ -16,21 +16,22 @@ from torch import Tensor
 
 from ..checkpoint.reader import Reader
 from ..errors import ExportError
-from ..memory.spill import Waiting
-from ..model.layout import Block, Rows
+from ..memory.spill import Spill
+from ..model.layout import Block, NeuronRows
 from ..model.pretrained import one_line
 from ..model.skeleton import Skeleton
-from ..offload.layer_stream import OnLayer, Stream
+from ..offload.layer_stream import LayerStream
 from ..offload.lockstep import Lockstep
 from ..offload.neuron_scores import Scorer, forwards, scores_of
-from ..offload.outer_weights import load_outside
+from ..offload.outer_weights import load_outer_weights
 from ..offload.resident_layer import passing_layers
 from ..offload.skip_by_prompt import Saturation
 from ..offload.sweep import Pruner
+from ..options import OnLayer
 from ..paths import source_name
 from ..planning.plan import Plan
 from ..planning.sizes import Kept
-from ..pruning.calibration import Static
+from ..pruning.calibration import Calibration
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
 from ..units import MIB
@@ -45,7 +46,7 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What an export is made of: the model, and what chooses its neurons, a prompt or many samples, whose states wait
     for each other."""
 
@@ -53,8 +54,8 @@ class Source:
     path: Path
     prompt_ids: list[int]
     prompt_text: str
-    static: Static | None = None
-    waiting: Waiting | None = None
+    static: Calibration | None = None
+    waiting: Spill | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class Source:
 @dataclass(frozen=True)
 class Export:
     """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, which
-    the experts were chosen by; `skipped`: layers whose blocks are zeros."""
+    the kept_neurons were chosen by; `skipped`: layers whose blocks are zeros."""
 
     path: Path
     files: tuple[str, ...]
@@ -119,7 +120,7 @@ class Written(NamedTuple):
     """By layer: `experts`, as lists of numbers, and the `scores` that they were chosen by. `skipped`: layers whose
     blocks were left out."""
 
-    experts: list[Any]
+    kept_neurons: list[Any]
     scores: Scores
     skipped: tuple[int, ...]
 
@@ -137,7 +138,7 @@ def write_pruned(
     reader: Reader,
     plan: Plan,
     selection: Selection,
-    source: Source,
+    source: ExportSource,
     smaller: Smaller,
     writer: Writer,
     on_layer: OnLayer | None,
@@ -147,7 +148,7 @@ def write_pruned(
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept)
-    experts: list[Any] = []
+    kept_neurons: list[Any] = []
 
     def write_layer(index: int) -> None:
         layer, passed = skeleton.layers[index], layers[index]
@@ -158,10 +159,10 @@ def write_pruned(
             for name, rows in block.rows.items():
                 padded = _pad(tensors[name], smaller.shapes[layer.prefix + name], block, rows, width)
                 writer.write(layer.prefix + name, padded)
-        found = {block.path: e.tolist() for block, e in zip(layer.blocks, passed.experts, strict=True)}
-        experts.append(found if len(found) > 1 else next(iter(found.values()), []))
+        found = {block.path: e.tolist() for block, e in zip(layer.blocks, passed.kept_neurons, strict=True)}
+        kept_neurons.append(found if len(found) > 1 else next(iter(found.values()), []))
 
-    stream = Stream(
+    stream = LayerStream(
         skeleton,
         reader,
         layers,
@@ -174,8 +175,8 @@ def write_pruned(
     together = Scorer(skeleton, layers, source.static, pruner) if source.static else pruner
     saturation = Saturation(skeleton, plan.skip) if plan.skip else None
     try:
-        load_outside(skeleton, reader, "cpu")
-        for name in skeleton.outside:
+        load_outer_weights(skeleton, reader, "cpu")
+        for name in skeleton.outer:
             parts: Iterable[Tensor] = [skeleton.model.get_parameter(name).data]
             if name == skeleton.table:
                 parts = reader.pieces(skeleton.pieces[name][0].info, skeleton.dtype)
@@ -189,11 +190,11 @@ def write_pruned(
         skeleton.unload()
     skipped = saturation.skipped() if saturation else []
     for index in skipped:  # which they are, the last layer alone could tell
-        experts[index] = []
+        kept_neurons[index] = []
         for name in skeleton.layers[index].neuron_tensors:
             full = skeleton.layers[index].prefix + name
             writer.write(full, torch.zeros(smaller.shapes[full], dtype=skeleton.dtype))
-    return Written(experts, scores_of(layers), tuple(skipped))
+    return Written(kept_neurons, scores_of(layers), tuple(skipped))
 
 
 def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:
@@ -211,13 +212,13 @@ def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:
 
 
 def _ratio(skeleton: Skeleton, block: Block) -> int:
-    """Neurons of a block over what the config's field says (several shared experts are one block)."""
+    """Neurons of a block over what the config's field says (several shared kept_neurons are one block)."""
     return max(1, block.neurons // (getattr(skeleton.config, block.size, None) or block.neurons))
 
 
 def _shapes(skeleton: Skeleton, widths: Kept) -> dict[str, tuple[int, ...]]:
     """Every tensor of the exported checkpoint, by name."""
-    shapes = {name: skeleton.shapes[name] for name in skeleton.outside}
+    shapes = {name: skeleton.shapes[name] for name in skeleton.outer}
     for layer, width in zip(skeleton.layers, widths, strict=True):
         shapes |= {layer.prefix + name: shape for name, shape in skeleton.kept_shapes(layer, width).items()}
     return shapes | {name: tuple(buffer.shape) for name, buffer in skeleton.buffers.items()}
@@ -242,7 +243,7 @@ def _checked_config(skeleton: Skeleton, sizes: dict[str, int], shapes: dict[str,
     return smaller
 
 
-def _pad(tensor: Tensor, shape: tuple[int, ...], block: Block, rows: Rows, width: int) -> Tensor:
+def _pad(tensor: Tensor, shape: tuple[int, ...], block: Block, rows: NeuronRows, width: int) -> Tensor:
     """A compact tensor with neurons of zeros behind its own, which add nothing to any sum."""
     if tuple(tensor.shape) == shape:
         return tensor

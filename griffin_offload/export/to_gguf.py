@@ -25,7 +25,7 @@ from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
 from ..checkpoint.reader import Reader
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
 from ..model.skeleton import Skeleton
-from ..offload.layer_stream import OnLayer
+from ..options import OnLayer
 from ..planning.plan import Plan, with_kept
 from ..planning.request import emptied
 from ..planning.sizes import model_sizes
@@ -33,7 +33,7 @@ from ..pruning.selection import Selection
 from ..sources.gguf_convert import check_written, tensor_names
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
+from .pruned_model import RESERVE, Export, ExportSource, Smaller, smaller_model, write_pruned
 
 GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
 BLOCK = 32
@@ -64,7 +64,7 @@ def export_gguf(
     reader: Reader,
     plan: Plan,
     selection: Selection,
-    source: Source,
+    source: ExportSource,
     out: Path,
     force: bool,
     on_layer: OnLayer | None,
@@ -132,7 +132,7 @@ def _all(pieces: Iterator[int]) -> None:
 
 
 def _general(
-    skeleton: Skeleton, plan: Plan, selection: Selection, source: Source, architecture: str, kind: str
+    skeleton: Skeleton, plan: Plan, selection: Selection, source: ExportSource, architecture: str, kind: str
 ) -> dict[str, Any]:
     kept = [layer.kept for layer in plan.layers]
     return {
@@ -152,7 +152,7 @@ def _general(
     }
 
 
-def _vocabulary(skeleton: Skeleton, source: Source, tokenizer: Any) -> dict[str, Any]:
+def _vocabulary(skeleton: Skeleton, source: ExportSource, tokenizer: Any) -> dict[str, Any]:
     """Of a model that came as a GGUF file, that file's own fields, as they are."""
     if link := gguf_link(source.path):
         file = read_gguf(link.file, link.file.name)
@@ -177,7 +177,7 @@ def _kind(shape: tuple[int, ...], kind: str) -> str:
     return "BF16" if kind == "q8_0" and shape[-1] % BLOCK else kind.upper()
 
 
-def _check(path: Path, config: Any, source: Source) -> None:
+def _check(path: Path, config: Any, source: ExportSource) -> None:
     try:
         check_written(path, config)
     except (CheckpointError, UnsupportedArchitecture) as error:

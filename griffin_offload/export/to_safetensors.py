@@ -18,14 +18,14 @@ from ..checkpoint.reader import Reader
 from ..checkpoint.safetensors_writer import CheckpointWriter
 from ..errors import ExportError
 from ..model.skeleton import Skeleton
-from ..offload.layer_stream import OnLayer
+from ..options import OnLayer
 from ..planning.plan import Plan, with_kept
 from ..planning.request import emptied
 from ..planning.sizes import model_sizes
 from ..pruning.selection import Selection
 from ..units import format_bytes
 from .card import write_card
-from .pruned_model import RESERVE, Export, Smaller, Source, smaller_model, write_pruned
+from .pruned_model import RESERVE, Export, ExportSource, Smaller, smaller_model, write_pruned
 
 COPIED = (
     "tokenizer*",
@@ -47,7 +47,7 @@ def export_checkpoint(
     reader: Reader,
     plan: Plan,
     selection: Selection,
-    source: Source,
+    source: ExportSource,
     out: Path,
     force: bool,
     on_layer: OnLayer | None,
@@ -62,14 +62,14 @@ def export_checkpoint(
             written = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
         plan = with_kept(plan, model_sizes(skeleton), emptied(plan.kept, written.skipped))
         _write_config(_config(skeleton, smaller, source), source, folder)
-        write_card(skeleton, plan, selection, source, folder, written.experts)
+        write_card(skeleton, plan, selection, source, folder, written.kept_neurons)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
     return Export(out, files, total, backup, written.scores, written.skipped)
 
 
-def _config(skeleton: Skeleton, smaller: Smaller, source: Source) -> dict[str, Any]:
+def _config(skeleton: Skeleton, smaller: Smaller, source: ExportSource) -> dict[str, Any]:
     """The exported config.json: the source's, with the sizes of what is kept."""
     config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
@@ -134,7 +134,7 @@ def _publish(folder: Path, out: Path) -> Path | None:
     return backup
 
 
-def _write_config(config: dict[str, Any], source: Source, folder: Path) -> None:
+def _write_config(config: dict[str, Any], source: ExportSource, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for pattern in COPIED:
         for path in source.path.glob(pattern):

@@ -22,7 +22,7 @@ from ..units import MIB, format_bytes
 RESERVE = 64 * MIB  # of disk, left free
 
 
-class Waiting:
+class Spill:
     """The states of jobs, by number: `put` before a job waits, `take` before it goes on.
 
     `room`: bytes of RAM for those of the first jobs; on a GPU they are copied there. The file, in `folder`, has no

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Rows:
+class NeuronRows:
     """How a block's neurons lie in one of its parameters: along `axis`, counted within one routed expert.
 
     `halves`: gate and up in one, the neurons of gate before those of up, or the two of a neuron side by side."""
@@ -18,13 +18,13 @@ class Rows:
     halves: bool = False
     interleaved: bool = False
 
-    def index(self, experts: Tensor) -> Tensor:
-        """Indices along the axis: experts (..., k) -> (..., k) or (..., 2 k)."""
+    def index(self, kept_neurons: Tensor) -> Tensor:
+        """Indices along the axis: kept_neurons (..., k) -> (..., k) or (..., 2 k)."""
         if not self.halves:
-            return experts
+            return kept_neurons
         if self.interleaved:
-            return torch.stack([2 * experts, 2 * experts + 1], dim=-1).flatten(-2)
-        return torch.cat([experts, experts + self.neurons], dim=-1)
+            return torch.stack([2 * kept_neurons, 2 * kept_neurons + 1], dim=-1).flatten(-2)
+        return torch.cat([kept_neurons, kept_neurons + self.neurons], dim=-1)
 
     def split(self, weight: Tensor) -> list[Tensor]:
         """A weight with the neurons as rows: (..., F, D), or gate's and up's."""
@@ -46,7 +46,7 @@ class Block:
     path: str
     neurons: int
     routed: int
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, NeuronRows]
     down: str
     size: str = ""
 

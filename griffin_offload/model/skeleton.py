@@ -23,7 +23,7 @@ from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import use_pieces
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
-from .layout import Block, Layer, Rows
+from .layout import Block, Layer, NeuronRows
 from .modules import LookedUp, Pieces, Projection, RoutedExperts
 
 
@@ -155,7 +155,7 @@ class Skeleton:
         self._pack(self.head, weight)
 
     @property
-    def outside(self) -> list[str]:
+    def outer(self) -> list[str]:
         """Parameters outside the decoder layers that have memory of their own."""
         inside = set(self.inside)
         return [name for name in self.shapes if name not in self.aliases and name not in inside]
@@ -229,7 +229,7 @@ class Skeleton:
 
 
 def _matrix(layer: nn.Module, name: str) -> tuple[int, int] | None:
-    """Rows and columns of a parameter that can be packed, and is large enough to be worth it."""
+    """NeuronRows and columns of a parameter that can be packed, and is large enough to be worth it."""
     module = linear_module(layer, name)
     if module is None or min(module.weight.shape) < LEAST:
         return None
@@ -255,9 +255,9 @@ def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
     for path, module in ups.items():
         for name, parameter in module.named_parameters():
             axis = 1 if flipped and parameter.ndim == 2 else 0
-            rows[f"{path}.{name}"] = Rows(axis, neurons, block.halves)
+            rows[f"{path}.{name}"] = NeuronRows(axis, neurons, block.halves)
     name = f"{block.down}.weight"
-    rows[name] = Rows(0 if flipped else 1, neurons)
+    rows[name] = NeuronRows(0 if flipped else 1, neurons)
     return Block(block.down, neurons, 0, rows, name)
 
 
@@ -281,7 +281,7 @@ def _routed(module: Any, path: str) -> Block:
             across = name != "down_proj" and module.is_transposed and names[name].ndim == 3
             axis = int(not module.is_transposed) if name == "down_proj" else int(across)
             halves = name != "down_proj" and module.has_gate
-            rows[f"{path}.{name}"] = Rows(axis, neurons, halves, halves and not module.is_concatenated)
+            rows[f"{path}.{name}"] = NeuronRows(axis, neurons, halves, halves and not module.is_concatenated)
     return Block(path, neurons, int(routed), rows, f"{path}.down_proj")
 
 

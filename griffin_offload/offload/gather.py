@@ -1,5 +1,4 @@
-"""A dense feed-forward block + experts -> the compact one: kept rows of up (and gate), kept columns of down; packed, or
-as they are."""
+"""A dense feed-forward block + the kept neurons -> the compact one: rows of up (and gate), columns of down."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import Arena
-from ..model.layout import Block, Rows
-from ..quant.formats import take_weight
+from ..model.layout import Block, NeuronRows
+from ..quant.formats import allocate_weight
 from ..quant.joined import Split, take_joined
 from ..quant.precision import Precision
 from ..quant.weight import RowsOf, Scratch, Stored, Weight
@@ -36,10 +35,10 @@ def take_block(
     """Memory for the parameters of a block, by name: `shapes` are whole, as the model has them. Of the neurons `kept`,
     in each expert; gate and up in one, where that makes their products quicker."""
     taken = {}
-    if how.experts and kept and not block.routed and (how.rest is None or kept == block.neurons):
+    if how.kept and kept and not block.routed and (how.rest is None or kept == block.neurons):
         ups = [name for name in block.rows if name != block.down and len(shapes[name]) == 2]
         sizes = {name: (_count(block.rows[name], kept), shapes[name][1 - block.rows[name].axis]) for name in ups}
-        taken = take_side_by_side(how.experts, arena, sizes, dtype)
+        taken = take_side_by_side(how.kept, arena, sizes, dtype)
     for name, shape in shapes.items():
         if name not in taken:
             taken[name] = _take_neurons(arena, block, name, shape, kept, how, dtype)
@@ -61,19 +60,19 @@ def _take_neurons(
     rows, down = block.rows[name], name == block.down
     each = list(shape[bool(block.routed) :])
     keeps_rest = how.rest is not None and kept < block.neurons
-    if len(each) == 1 or not (keeps_rest or (how.experts and kept)):
+    if len(each) == 1 or not (keeps_rest or (how.kept and kept)):
         each[rows.axis] = _count(rows, block.neurons if keeps_rest else kept)
         return arena.take((*shape[: bool(block.routed)], *each), dtype)
     width = each[1 - rows.axis]
 
     def take(count: int, format: str) -> Stored:
         matrix = (width, count) if down else (_count(rows, count), width)
-        return take_weight(format, arena, *matrix, dtype)
+        return allocate_weight(format, arena, *matrix, dtype)
 
     def one() -> Weight:
         if not keeps_rest or how.rest is None:
-            return take(kept, how.experts)
-        counts = [(kept, how.experts), (block.neurons - kept, how.rest)][0 if kept else 1 :]
+            return take(kept, how.kept)
+        counts = [(kept, how.kept), (block.neurons - kept, how.rest)][0 if kept else 1 :]
         parts = [take(count, format) for count, format in counts]
         return Split(parts, [count for count, _ in counts], down, rows.halves and not rows.interleaved)
 
@@ -81,7 +80,7 @@ def _take_neurons(
 
 
 def materialize(
-    block: Block, name: str, dense: Tensor, experts: Tensor, how: Precision, out: Resident, scratch: Scratch
+    block: Block, name: str, dense: Tensor, kept_neurons: Tensor, how: Precision, out: Resident, scratch: Scratch
 ) -> None:
     """Fill what `take_block` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
 
@@ -89,11 +88,11 @@ def materialize(
     rows, down = block.rows[name], name == block.down
     if isinstance(out, Tensor):
         if how.rest is not None:  # a bias
-            experts = torch.cat([experts, _rest(experts, block.neurons)], -1)
-        gather(dense, rows.index(experts), rows.axis, out)
+            kept_neurons = torch.cat([kept_neurons, _rest(kept_neurons, block.neurons)], -1)
+        gather(dense, rows.index(kept_neurons), rows.axis, out)
         return
     flipped = rows.axis == (0 if down else 1)
-    each = zip(dense, experts, out, strict=True) if isinstance(out, list) else [(dense, experts, out)]
+    each = zip(dense, kept_neurons, out, strict=True) if isinstance(out, list) else [(dense, kept_neurons, out)]
     for matrix, chosen, weight in each:
         lying = matrix.t() if flipped else matrix
         parts: Any = [(weight, chosen)]
@@ -103,7 +102,7 @@ def materialize(
             part.fill(rows_of(lying, rows, neurons, down), scratch)
 
 
-def rows_of(matrix: Tensor, rows: Rows, neurons: Tensor, down: bool) -> RowsOf:
+def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool) -> RowsOf:
     """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
     index = rows.index(neurons)
 
@@ -117,18 +116,18 @@ def rows_of(matrix: Tensor, rows: Rows, neurons: Tensor, down: bool) -> RowsOf:
     return gathered
 
 
-def _count(rows: Rows, neurons: int) -> int:
-    """Rows of a matrix that so many neurons have."""
+def _count(rows: NeuronRows, neurons: int) -> int:
+    """NeuronRows of a matrix that so many neurons have."""
     return 2 * neurons if rows.halves else neurons
 
 
-def _both(experts: Tensor, neurons: int) -> list[Tensor]:
+def _both(kept_neurons: Tensor, neurons: int) -> list[Tensor]:
     """Experts (k,) and the rest, those of the two that there are."""
-    return [part for part in (experts, _rest(experts, neurons)) if len(part)]
+    return [part for part in (kept_neurons, _rest(kept_neurons, neurons)) if len(part)]
 
 
-def _rest(experts: Tensor, neurons: int) -> Tensor:
+def _rest(kept_neurons: Tensor, neurons: int) -> Tensor:
     """The neurons that are not among `experts`, in order: (k,) -> (F - k,), and (E, k) -> (E, F - k)."""
-    is_rest = torch.ones(*experts.shape[:-1], neurons, dtype=torch.bool, device=experts.device)
-    is_rest.scatter_(-1, experts, False)
-    return is_rest.nonzero()[:, -1].view(*experts.shape[:-1], -1)
+    is_rest = torch.ones(*kept_neurons.shape[:-1], neurons, dtype=torch.bool, device=kept_neurons.device)
+    is_rest.scatter_(-1, kept_neurons, False)
+    return is_rest.nonzero()[:, -1].view(*kept_neurons.shape[:-1], -1)

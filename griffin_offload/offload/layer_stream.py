@@ -18,14 +18,13 @@ from ..memory.upload import Upload
 from ..model.hooks import StreamLayer
 from ..model.layout import Layer
 from ..model.skeleton import Skeleton
+from ..options import OnLayer
 from ..planning.rows import STAGING_LAYERS
 from ..planning.sizes import model_sizes
 from ..quant.weight import Stored, dense_matrix, linear_module
 from .gather import Resident
 from .prefetch import Load, Prefetch
 from .resident_layer import ResidentLayer, aligned_phase
-
-OnLayer = Callable[[int, int], None]
 
 
 @dataclass
@@ -38,7 +37,7 @@ class _Staged:
     sent: dict[str, Tensor]
 
 
-class Stream:
+class LayerStream:
     """The layers of a skeleton, one at a time and in order: `onload(i)`, then `release(i)`. A context manager.
 
     Raises what the reader raises. `tier`: layers that stay in RAM for the next stream. `open`'s conductor is told of
@@ -207,7 +206,7 @@ def _read_again(layer: Layer, resident: ResidentLayer) -> list[str]:
     """What every prompt reads, since it does not stay as it is read."""
     how = resident.precision
     blocks = zip(layer.blocks, resident.kept, strict=True)
-    cut = [name for block, k in blocks if k < block.neurons or how.experts or resident.moves for name in block.rows]
+    cut = [name for block, k in blocks if k < block.neurons or how.kept or resident.moves for name in block.rows]
     return cut + (list(layer.matrices) if how.others else [])
 
 

@@ -12,10 +12,10 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
-from ..memory.spill import Waiting
+from ..memory.spill import Spill
 from ..model.skeleton import Skeleton
 from ..units import KIB
-from .layer_stream import Stream
+from .layer_stream import LayerStream
 from .resident_layer import ResidentLayer
 from .sweep import Pruner, Slots
 
@@ -47,11 +47,11 @@ class Lockstep:
     def __init__(
         self,
         skeleton: Skeleton,
-        stream: Stream,
+        stream: LayerStream,
         sets: Sequence[tuple[Pruner, Sequence[ResidentLayer]]] = (),
         seed: int | None = None,
         together: Together | None = None,
-        waiting: Waiting | None = None,
+        waiting: Spill | None = None,
         slots: Slots | None = None,
     ) -> None:
         self.job = self.layer = -1

@@ -19,19 +19,20 @@ from torch import Tensor
 from ..checkpoint.reader import Reader
 from ..errors import NumericError
 from ..memory.machine import MARGIN, available_memory
-from ..memory.spill import Waiting
+from ..memory.spill import Spill
 from ..model.hooks import ObserveNeurons
 from ..model.layout import Block
 from ..model.modules import PIECE
 from ..model.skeleton import Skeleton
+from ..options import OnLayer
 from ..planning.plan import Plan, make_plan
 from ..planning.request import Request
 from ..planning.sizes import ModelSizes, model_sizes
-from ..pruning.calibration import MEASURES, Static
+from ..pruning.calibration import MEASURES, Calibration
 from ..pruning.prior import Prior, Scores
-from .layer_stream import OnLayer, Stream
+from .layer_stream import LayerStream
 from .lockstep import STACK, Lockstep
-from .outer_weights import load_outside
+from .outer_weights import load_outer_weights
 from .resident_layer import ResidentLayer, passing_layers
 from .sweep import Pruner, block_magnitude
 
@@ -43,7 +44,7 @@ class Scorer:
     `pruner` then chooses and gathers by them."""
 
     def __init__(
-        self, skeleton: Skeleton, layers: Sequence[ResidentLayer], static: Static, pruner: Pruner | None = None
+        self, skeleton: Skeleton, layers: Sequence[ResidentLayer], static: Calibration, pruner: Pruner | None = None
     ) -> None:
         self._skeleton, self._layers, self._pruner = skeleton, layers, pruner
         self._score, self._seed = static.score, static.seed
@@ -106,8 +107,8 @@ def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> l
 
 
 def find_room(
-    skeleton: Skeleton, request: Request, static: Static, host_memory: int | None, folder: Path
-) -> tuple[Request, Waiting]:
+    skeleton: Skeleton, request: Request, static: Calibration, host_memory: int | None, folder: Path
+) -> tuple[Request, Spill]:
     """Where the states of all samples wait, and the request that counts what of them is on the device.
 
     In RAM: `host_memory` bytes of them (None: as much as there is), on the CPU no more than the budget leaves.
@@ -120,12 +121,12 @@ def find_room(
     free = int(available_memory() * (1 - MARGIN)) if request.copies else request.budget - make_plan(sizes, request).peak
     room = max(0, free if host_memory is None else min(free, host_memory))
     inside = on_disk = 0
-    for ids in static.samples:  # as Waiting counts them
+    for ids in static.samples:  # as Spill counts them
         if inside + len(ids) * state <= room:
             inside += len(ids) * state
         else:
             on_disk += len(ids) * state
-    waiting = Waiting(room, folder, on_disk)
+    waiting = Spill(room, folder, on_disk)
     return (request if request.copies else replace(request, waiting=beside + scores + inside)), waiting
 
 
@@ -144,8 +145,8 @@ def sum_scores(
     skeleton: Skeleton,
     reader: Reader,
     plan: Plan,
-    static: Static,
-    waiting: Waiting,
+    static: Calibration,
+    waiting: Spill,
     device: str,
     on_layer: OnLayer | None,
 ) -> Prior:
@@ -153,9 +154,9 @@ def sum_scores(
 
     Raises CheckpointError, NumericError."""
     layers = passing_layers(skeleton, plan.kept, device)
-    stream = Stream(skeleton, reader, layers, copies=device != "cpu", steady=plan.steady_heap, on_layer=on_layer)
+    stream = LayerStream(skeleton, reader, layers, copies=device != "cpu", steady=plan.steady_heap, on_layer=on_layer)
     try:
-        load_outside(skeleton, reader, device)
+        load_outer_weights(skeleton, reader, device)
         with Lockstep(skeleton, stream, together=Scorer(skeleton, layers, static), waiting=waiting) as lockstep:
             lockstep.run(forwards(skeleton, static.samples, device))
     finally:

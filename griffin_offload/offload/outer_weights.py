@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checkpoint.reader import Reader
 from ..memory.arena import Arena, padded
 from ..model.skeleton import Skeleton
-from ..quant.formats import FORMATS, take_weight
+from ..quant.formats import FORMATS, allocate_weight
 from ..quant.precision import NATIVE, Precision
 from ..quant.weight import CHUNK, Scratch, Weight
 from .layer_stream import check_finite
@@ -16,7 +16,7 @@ from .layer_stream import check_finite
 READ_ROWS = 8 * CHUNK  # of a head that is packed as it is read
 
 
-def load_outside(skeleton: Skeleton, reader: Reader, device: str, precision: Precision = NATIVE) -> None:
+def load_outer_weights(skeleton: Skeleton, reader: Reader, device: str, precision: Precision = NATIVE) -> None:
     """Read embeddings, final norm and head to the device, and buffers that a checkpoint holds. A head that is packed
     is packed as it is read, and the table stays in its file.
 
@@ -26,7 +26,7 @@ def load_outside(skeleton: Skeleton, reader: Reader, device: str, precision: Pre
     left = {skeleton.table}
     if head:
         left |= {skeleton.aliases.get(name, name) for name in (head, skeleton.table_name)}
-    names = [name for name in skeleton.outside if name not in left]
+    names = [name for name in skeleton.outer if name not in left]
     arena = Arena(sum(padded(torch.Size(skeleton.shapes[name]).numel() * skeleton.dtype.itemsize) for name in names))
     tensors = {name: arena.take(skeleton.shapes[name], skeleton.dtype, skeleton.phase(name)) for name in names}
     buffers = {name: torch.empty_like(buffer, device="cpu") for name, buffer in skeleton.buffers.items()}
@@ -48,7 +48,7 @@ def _packed_head(skeleton: Skeleton, reader: Reader, name: str, device: str, for
     """The head, read and packed a few rows at a time: it is never whole in memory."""
     rows, columns = skeleton.shapes[name]
     arena = Arena(FORMATS[format].bytes(rows, columns, skeleton.dtype.itemsize), device)
-    weight = take_weight(format, arena, rows, columns, skeleton.dtype)
+    weight = allocate_weight(format, arena, rows, columns, skeleton.dtype)
     info = skeleton.pieces[skeleton.aliases.get(name, name)][0].info
     size = info.bytes // rows
     buffer = torch.empty(READ_ROWS, columns, dtype=skeleton.dtype)

@@ -22,8 +22,8 @@ from ..model.hooks import Tap
 from ..model.skeleton import Skeleton
 from ..planning.sizes import model_sizes
 from ..pruning.selection import Selection
-from .layer_stream import Stream
-from .outer_weights import load_outside
+from .layer_stream import LayerStream
+from .outer_weights import load_outer_weights
 from .resident_layer import ResidentLayer, resident_layers
 from .sweep import Pruner, Sweep
 
@@ -105,8 +105,8 @@ def _streamed(
     """Logits of the sweep over the prompt, and of the tokens after it."""
     reader, cache = Reader(), DynamicCache(config=skeleton.config)
     try:
-        load_outside(skeleton, reader, "cpu")
-        stream = Stream(skeleton, reader, layers, copies=False, steady=False)
+        load_outer_weights(skeleton, reader, "cpu")
+        stream = LayerStream(skeleton, reader, layers, copies=False, steady=False)
         with Sweep(stream, Pruner(skeleton, layers, Selection())):
             first = skeleton.model(prompt, past_key_values=cache).logits
         return first, skeleton.model(following, past_key_values=cache).logits
@@ -118,11 +118,11 @@ def _mask(skeleton: Skeleton, model: Any, layers: list[ResidentLayer]) -> list[T
     """Zeroes what the skeleton does not keep in the whole model."""
     taps = []
     for layer, resident in zip(skeleton.layers, layers, strict=True):
-        for block, experts in zip(layer.blocks, resident.experts, strict=True):
+        for block, kept_neurons in zip(layer.blocks, resident.kept_neurons, strict=True):
 
-            def watch(z: Tensor, tokens: Any, expert: Any, experts: Tensor = experts) -> Tensor:
+            def watch(z: Tensor, tokens: Any, expert: Any, kept_neurons: Tensor = kept_neurons) -> Tensor:
                 masked = torch.zeros_like(z)
-                masked[..., experts] = z[..., experts]
+                masked[..., kept_neurons] = z[..., kept_neurons]
                 return masked
 
             taps.append(Tap(model.get_submodule(layer.prefix.rstrip(".")), block.path, watch))

@@ -34,7 +34,7 @@ class ResidentLayer:
     precision: Precision
     device: str
     statistics: tuple[Tensor, ...]
-    experts: tuple[Tensor, ...]
+    kept_neurons: tuple[Tensor, ...]
     scratch: Scratch
     complete: bool = False
     moves: bool = False
@@ -43,14 +43,14 @@ class ResidentLayer:
 def resident_layers(skeleton: Skeleton, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
     """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
     sizes = model_sizes(skeleton)
-    arena = Arena(sizes.resident(kept, precision) - sizes.outside_in(precision), device)
+    arena = Arena(sizes.resident(kept, precision) - sizes.outer_in(precision), device)
     scratch = Scratch(sizes.widest, skeleton.dtype.itemsize, device)
     layers = zip(skeleton.layers, kept, strict=True)
     return [_take_layer(skeleton, layer, k, arena, arena, scratch, precision) for layer, k in layers]
 
 
 def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
-    """Memory for another prompt's experts beside `layers`; all else is shared with them."""
+    """Memory for another prompt's kept_neurons beside `layers`; all else is shared with them."""
     sizes, how = model_sizes(skeleton).layers, layers[0].precision
     arena = Arena(sum(size.feed_forward(layer.kept, how) for size, layer in zip(sizes, layers, strict=True)), device)
     other = []
@@ -60,9 +60,11 @@ def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str
             if k < block.neurons:
                 tensors |= take_block(arena, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
         statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
-        experts = tuple(chosen.clone() for chosen in resident.experts)
+        kept_neurons = tuple(chosen.clone() for chosen in resident.kept_neurons)
         # `complete`: what is shared, `layers` fill.
-        other.append(replace(resident, tensors=tensors, statistics=statistics, experts=experts, complete=True))
+        other.append(
+            replace(resident, tensors=tensors, statistics=statistics, kept_neurons=kept_neurons, complete=True)
+        )
     return other
 
 
@@ -101,17 +103,17 @@ def _take_layer(
     for names in _side_by_side(matrices):
         tensors |= take_side_by_side(how.others, fixed, {name: matrices[name] for name in names}, skeleton.dtype)
     for block, k in zip(layer.blocks, kept, strict=True):
-        if k == block.neurons and not how.experts:
+        if k == block.neurons and not how.kept:
             tensors |= {name: _take_whole(skeleton, layer, name, neurons) for name in block.rows}
         else:
             tensors |= take_block(neurons, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
     device = neurons.memory.device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
-    experts = tuple(
+    kept_neurons = tuple(
         torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
         for b, k in zip(layer.blocks, kept, strict=True)
     )
-    return ResidentLayer(tensors, kept, how, device.type, statistics, experts, scratch)
+    return ResidentLayer(tensors, kept, how, device.type, statistics, kept_neurons, scratch)
 
 
 def _side_by_side(matrices: Mapping[str, tuple[int, int]]) -> list[list[str]]:

@@ -13,12 +13,13 @@ from ..errors import OptionError
 from ..model.architecture import ARCHITECTURES, NO_SIMILARITY
 from ..model.hooks import Residual
 from ..model.skeleton import Skeleton
+from ..options import FfnSkip
 from ..planning.sizes import Kept
-from ..pruning.ffn_skip import Skip, Skipped, most_saturated, next_to_leave
+from ..pruning.ffn_skip import SkippedBlocks, most_saturated, next_to_leave
 from .resident_layer import ResidentLayer
 
 
-def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = False) -> None:
+def check_skip(skeleton: Skeleton, skip: FfnSkip, prompts: int = 1, export: bool = False) -> None:
     """Raises OptionError for a model whose blocks cannot be skipped, for several prompts together, and by token for an
     export."""
     if export and not skip.by_prompt:
@@ -36,7 +37,7 @@ def check_skip(skeleton: Skeleton, skip: Skip, prompts: int = 1, export: bool = 
 def can_skip(skeleton: Skeleton) -> bool:
     """Whether `check_skip` has nothing against the model."""
     try:
-        check_skip(skeleton, Skip(0.5))
+        check_skip(skeleton, FfnSkip(0.5))
     except OptionError:
         return False
     return True
@@ -45,10 +46,10 @@ def can_skip(skeleton: Skeleton) -> bool:
 class Saturation:
     """How far a prompt turns the state in each block that may be skipped, the mean of its tokens, as layers pass."""
 
-    def __init__(self, skeleton: Skeleton, skip: Skip) -> None:
+    def __init__(self, skeleton: Skeleton, skip: FfnSkip) -> None:
         self._skeleton, self._skip = skeleton, skip
         self._numbers = skeleton.block_layers
-        self.may = [self._numbers[block] for block in skip.may(len(self._numbers))]
+        self.may = [self._numbers[block] for block in skip.skippable(len(self._numbers))]
         self._residuals: dict[int, Residual] = {}
         self._similarity: dict[int, float] = {}  # by layer
 
@@ -79,7 +80,7 @@ class Slots(Saturation):
     There is memory for the blocks that stay, and all are of one size. The last layers have none: as such a layer
     passes, the most saturated of those that have passed gives up its own, or else the layer itself stays empty."""
 
-    def __init__(self, skeleton: Skeleton, skip: Skip, layers: Sequence[ResidentLayer]) -> None:
+    def __init__(self, skeleton: Skeleton, skip: FfnSkip, layers: Sequence[ResidentLayer]) -> None:
         """`layers`: as a plan has them (see put_back)."""
         super().__init__(skeleton, skip)
         self._layers = layers
@@ -114,10 +115,10 @@ def _swap(skeleton: Skeleton, layers: Sequence[ResidentLayer], one: int, other: 
         for name in block.rows:
             a.tensors[name], b.tensors[name] = b.tensors[name], a.tensors[name]
     a.kept, b.kept = b.kept, a.kept
-    a.experts, b.experts = b.experts, a.experts
+    a.kept_neurons, b.kept_neurons = b.kept_neurons, a.kept_neurons
 
 
-def left_out(skip: Skip, kept: Kept) -> Skipped:
+def left_out(skip: FfnSkip, kept: Kept) -> SkippedBlocks:
     """What a prompt's answer left out, by the neurons of its blocks."""
     by_layer = tuple(float(bool(k) and not any(k)) for k in kept)
-    return Skipped(skip, by_layer, sum(map(bool, kept)))
+    return SkippedBlocks(skip, by_layer, sum(map(bool, kept)))

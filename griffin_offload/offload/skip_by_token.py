@@ -11,9 +11,10 @@ from ..errors import OptionError
 from ..model.hooks import Residual
 from ..model.layout import Layer
 from ..model.skeleton import Skeleton
+from ..options import FfnSkip
 from ..planning.plan import Plan
 from ..planning.sizes import model_sizes
-from ..pruning.ffn_skip import WINDOW, Skip, Skipped, Thresholds
+from ..pruning.ffn_skip import WINDOW, SkippedBlocks, Thresholds
 
 TABLE = 256  # of the prompt's tokens, the last ones: on them the threshold is found
 
@@ -25,11 +26,11 @@ class TokenSkipper:
     The threshold is found on the prompt; where the answer skips more or less than asked, the share that it is found for
     is corrected by the difference, every WINDOW tokens."""
 
-    def __init__(self, skeleton: Skeleton, skip: Skip, plan: Plan) -> None:
+    def __init__(self, skeleton: Skeleton, skip: FfnSkip, plan: Plan) -> None:
         self._skeleton, self._skip, self._plan = skeleton, skip, plan
         self._numbers = skeleton.block_layers
         self._layers = [skeleton.layers[i] for i in self._numbers]
-        self._may = skip.may(len(self._layers))
+        self._may = skip.skippable(len(self._layers))
         self._residuals: dict[int, Residual] = {}
         self._handles: list[Any] = []
         self._switches: list[_Switch] = []
@@ -54,13 +55,13 @@ class TokenSkipper:
             removable.remove()
         self._handles, self._residuals, self._switches = [], {}, []
 
-    def result(self) -> Skipped:
+    def result(self) -> SkippedBlocks:
         sizes = model_sizes(self._skeleton).layers
         by_layer, saved = [0.0] * len(self._skeleton.layers), 0.0
         for number, count in zip(self._numbers, self._skipped, strict=True):
             by_layer[number] = count / max(1, self._tokens)
             saved += by_layer[number] * sizes[number].feed_forward(self._plan.kept[number], self._plan.precision)
-        return Skipped(self._skip, tuple(by_layer), len(self._layers), round(saved))
+        return SkippedBlocks(self._skip, tuple(by_layer), len(self._layers), round(saved))
 
     def _ran(self, block: int, module: nn.Module, args: Any, output: Any) -> None:
         """After a layer: look how far its block turned the state, and decide on the next one."""

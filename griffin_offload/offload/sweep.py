@@ -1,4 +1,4 @@
-"""The sweep: one pass over the layers, which reads each once and leaves its experts behind.
+"""The sweep: one pass over the layers, which reads each once and leaves its kept_neurons behind.
 
 For every decoder layer, in order: wait until it is read ► forward ► statistic ► select ► materialise ► release.
 This is the only place that knows the order.
@@ -15,12 +15,12 @@ from ..model.layout import Block
 from ..model.skeleton import Skeleton
 from ..pruning.selection import Selection, magnitude
 from .gather import materialize
-from .layer_stream import Stream
+from .layer_stream import LayerStream
 from .resident_layer import ResidentLayer
 
 
 class Pruner:
-    """Chooses and gathers the experts of one prompt (or of one batch, together), layer by layer.
+    """Chooses and gathers the kept_neurons of one prompt (or of one batch, together), layer by layer.
 
     `weights` (B T,), float32: what each token counts (see neuron_statistic)."""
 
@@ -44,24 +44,24 @@ class Pruner:
                 self._observers.append(ObserveNeurons(layer.module, block.path, total.zero_(), self._weights, pieces))
 
     def end(self, index: int, dense: Mapping[str, Tensor]) -> None:
-        """After it: choose, and bring the experts from the dense weights to where they stay."""
+        """After it: choose, and bring the kept_neurons from the dense weights to where they stay."""
         self.stop()
         self.keep(index, dense)
 
     def keep(self, index: int, dense: Mapping[str, Tensor]) -> None:
         """Choose by the statistics as they are, and gather."""
         layer, resident = self._skeleton.layers[index], self._layers[index]
-        for place, (block, kept, total, experts) in enumerate(
-            zip(layer.blocks, resident.kept, resident.statistics, resident.experts, strict=True)
+        for place, (block, kept, total, kept_neurons) in enumerate(
+            zip(layer.blocks, resident.kept, resident.statistics, resident.kept_neurons, strict=True)
         ):
             if kept < block.neurons:
                 weights = partial(block_magnitude, block, dense)
-                experts.copy_(self._selection.choose(total, kept, index, weights, place))
-            elif not resident.moves and (not resident.precision.experts or resident.complete):
+                kept_neurons.copy_(self._selection.choose(total, kept, index, weights, place))
+            elif not resident.moves and (not resident.precision.kept or resident.complete):
                 continue
             for name in block.rows:
                 how, out = resident.precision, resident.tensors[name]
-                materialize(block, name, dense[name], experts, how, out, resident.scratch)
+                materialize(block, name, dense[name], kept_neurons, how, out, resident.scratch)
 
     def stop(self) -> None:
         while self._observers:
@@ -86,7 +86,7 @@ class Sweep:
     When the last layer has passed, hooks and staging are gone and the model is resident.
     """
 
-    def __init__(self, stream: Stream, pruner: Pruner, slots: Slots | None = None) -> None:
+    def __init__(self, stream: LayerStream, pruner: Pruner, slots: Slots | None = None) -> None:
         self.started = False
         self._stream, self._pruner, self._slots = stream, pruner, slots
         self._dense: Mapping[str, Tensor] = {}

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import BudgetError
-from ..options import AUTO, RESIDENT_DTYPES
-from ..pruning.selection import Sparsity
+from ..options import AUTO, RESIDENT_DTYPES, Sparsity
 from ..quant.precision import precision
 from ..units import format_bytes
 from .plan import Plan, check_request, choose_plan, enough, make_plan
@@ -49,7 +48,7 @@ LADDER = (
 def describe(plan: Plan) -> str:
     """What a plan keeps, as a rung says it."""
     how = plan.precision
-    return str(Rung(how.experts or RESIDENT_DTYPES[0], plan.sparsity, how.rest or "drop", 0.0))
+    return str(Rung(how.kept or RESIDENT_DTYPES[0], plan.sparsity, how.rest or "drop", 0.0))
 
 
 def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -> list[tuple[Rung, Plan]]:

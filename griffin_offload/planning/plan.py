@@ -1,7 +1,7 @@
 """What a run will hold in memory, row by row, before any weight is read: sizes + budget -> Plan.
 
-Two moments can be the peak: the end of the sweep (staging and the prompt's activations, all experts in place) and the
-end of the answer (the whole KV cache, no staging). Rows say at which moment they count; the peak is the larger sum.
+Either of two moments can be the peak: the end of the sweep (staging and the prompt's activations beside all kept
+neurons), or the end of the answer (the whole KV cache, no staging). Each row says at which moment it counts.
 """
 
 from bisect import bisect_left
@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import BudgetError, PromptError
-from ..pruning.ffn_skip import Skip
-from ..pruning.selection import Sparsity, check_sparsities
+from ..options import FfnSkip, Sparsity
+from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
 from .request import Request
@@ -49,7 +49,7 @@ class Plan:
     steady_heap: bool
     held_layers: int
     host_bytes: int
-    skip: Skip | None = None
+    skip: FfnSkip | None = None
 
     @property
     def peak(self) -> int:
@@ -63,14 +63,14 @@ class Plan:
     @property
     def reads_again(self) -> bool:
         """Whether what stays is less than what a prompt passes through."""
-        return self.prunes or self.precision.packs
+        return self.prunes or self.precision.quantized
 
     @property
     def fits(self) -> bool:
         return self.peak <= self.budget
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "peak_bytes": self.peak, "fits": self.fits}
+        return {**asdict(self), "precision": self.precision.to_json(), "peak_bytes": self.peak, "fits": self.fits}
 
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:

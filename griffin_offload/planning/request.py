@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
-from ..pruning.ffn_skip import Skip
-from ..pruning.selection import Sparsity
+from ..options import FfnSkip, Sparsity
 from ..quant.precision import NATIVE, Precision
 from .sizes import Kept, ModelSizes
 
@@ -41,7 +40,7 @@ class Request:
     host_memory: int = 0
     precision: Precision = NATIVE
     multiple: int = 1
-    skip: Skip | None = None
+    skip: FfnSkip | None = None
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Neurons that stay. Of the blocks that a prompt will leave out, which nobody knows yet, the last ones that may
@@ -68,7 +67,7 @@ class Request:
                 f"ffn-skip by prompt leaves blocks without neurons, rest {self.precision.rest} keeps all: leave one out"
             )
         numbers = [i for i, layer in enumerate(sizes.layers) if layer.blocks]
-        may = [numbers[block] for block in self.skip.may(len(numbers))]
+        may = [numbers[block] for block in self.skip.skippable(len(numbers))]
         if len({(sizes.layers[i].blocks, kept[i]) for i in may}) > 1:
             raise OptionError(
                 "ffn-skip by prompt needs as many neurons in every layer that may be skipped: "

@@ -31,7 +31,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
     staged = sizes.staged(kept, how)
     whole = max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
     rows = [Row("Python and libraries", request.runtime, note="measured")]
-    rows.append(Row("embeddings, final norm, head", sizes.outside_in(how), note=how.head))
+    rows.append(Row("embeddings, final norm, head", sizes.outer_in(how), note=how.head))
     if request.export:
         rows.append(Row("one compact layer", max(layer.feed_forward(k) for layer, k in layers)))
         rows.append(Row("staging, two layers", STAGING_LAYERS * whole, "prompt"))
@@ -44,7 +44,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
             rows.append(Row("staging, two layers", STAGING_LAYERS * staged, "prompt"))
     if request.converts:
         rows.append(Row("conversion buffer", request.converts, "prompt"))
-    if how.packs:
+    if how.quantized:
         rows.append(Row("rows on their way into packed weights", Scratch.bytes(sizes.widest, sizes.item), "prompt"))
     together = sequences if sets == 1 else 1
     activations = sizes.activations(request.prompt_tokens, together)
@@ -67,7 +67,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
 
 
 def _experts_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:
-    how, rest = request.precision.experts, request.precision.rest
+    how, rest = request.precision.kept, request.precision.rest
     parts = [f"{_share(sizes, kept):.0%} of the neurons" + (f" in {how}" if how else "")]
     parts += [f"the rest in {rest}"] if rest else []
     parts += [f"{request.sets} sets"] if request.sets > 1 else []

@@ -10,7 +10,8 @@ from ..model.kv_cache import capacity, windows
 from ..model.layout import Block, Layer
 from ..model.modules import PIECE
 from ..model.skeleton import Skeleton, count
-from ..pruning.selection import Sparsity, kept_neurons
+from ..options import Sparsity
+from ..pruning.selection import kept_neurons
 from ..pruning.statistic import CHUNK
 from ..quant.formats import FORMATS
 from ..quant.precision import NATIVE, Precision
@@ -56,8 +57,8 @@ class BlockSizes:
         """Of the experts, and of the rest where it is kept too."""
         rest = self.neurons - kept
         if precision.rest is None or not rest:
-            return sum(t.bytes(kept, self.routed, self.item, precision.experts) for t in self.tensors)
-        two = ((kept, precision.experts), (rest, precision.rest))
+            return sum(t.bytes(kept, self.routed, self.item, precision.kept) for t in self.tensors)
+        two = ((kept, precision.kept), (rest, precision.rest))
         return sum(
             sum(t.packed(count, self.routed, self.item, format) for count, format in two)
             if t.width
@@ -97,7 +98,7 @@ class LayerSizes:
     def staged(self, kept: tuple[int, ...], precision: Precision) -> int:
         """Of what every prompt reads again: it does not stay as it is read."""
         blocks = zip(kept, self.blocks, strict=True)
-        changed = sum(block.bytes(block.neurons) for k, block in blocks if k < block.neurons or precision.experts)
+        changed = sum(block.bytes(block.neurons) for k, block in blocks if k < block.neurons or precision.kept)
         return changed + (self._matrices if precision.others else 0)
 
     @property
@@ -117,7 +118,7 @@ class ModelSizes:
     attention takes a long prompt a piece at a time.
     """
 
-    outside: int
+    outer: int
     lookup: int
     in_file: int
     head: tuple[int, int, int] | None
@@ -143,13 +144,13 @@ class ModelSizes:
     def resident(self, kept: Kept, precision: Precision = NATIVE) -> int:
         layers = zip(self.layers, kept, strict=True)
         inside = sum(layer.fixed_in(precision) + layer.feed_forward(k, precision) for layer, k in layers)
-        return self.outside_in(precision) + inside
+        return self.outer_in(precision) + inside
 
-    def outside_in(self, precision: Precision) -> int:
+    def outer_in(self, precision: Precision) -> int:
         if not precision.head or not self.head:
-            return self.outside
+            return self.outer
         rows, columns, dense = self.head
-        return self.outside - dense + int(FORMATS[precision.head].bytes(rows, columns, self.item))
+        return self.outer - dense + int(FORMATS[precision.head].bytes(rows, columns, self.item))
 
     def staged(self, kept: Kept, precision: Precision) -> int:
         """Of the layer of which most is read again for every prompt."""
@@ -202,7 +203,7 @@ def model_sizes(skeleton: Skeleton) -> ModelSizes:
     looks_back = windows(skeleton.config)
     tied = skeleton.aliases.get(head) == table or skeleton.aliases.get(table) == head
     return ModelSizes(
-        outside=sum(padded(count(skeleton.shapes[name]) * item) for name in skeleton.outside if name != skeleton.table),
+        outer=sum(padded(count(skeleton.shapes[name]) * item) for name in skeleton.outer if name != skeleton.table),
         lookup=0 if tied or skeleton.table else count(skeleton.shapes[table]) * item,
         in_file=count(skeleton.shapes[table]) * item if skeleton.table else 0,
         head=_head_sizes(skeleton, item),

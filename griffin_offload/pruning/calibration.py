@@ -12,7 +12,7 @@ MEASURES = {"griffin": neuron_statistic, "wanda": activation_squares}  # the sco
 
 
 @dataclass(frozen=True)
-class Static:
+class Calibration:
     """What static experts are chosen by: token ids of each sample, a name of choices.SCORES, and the seed of 'random'.
 
     `facts`: what the samples are (see samples.Samples), for cards and reports. Raises OptionError, PromptError."""

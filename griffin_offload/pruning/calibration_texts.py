@@ -25,7 +25,7 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
-class Source:
+class CalibrationText:
     """Where samples are drawn from. `content`: one long text, or rows of {"text"} or of {"question", "answer"} with
     their "rationale" where there is one. `share`: of the mix, beside the other sources' shares.
 
@@ -67,18 +67,18 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
-def read_source(path: Path, share: float = 1.0) -> Source:
+def read_source(path: Path, share: float = 1.0) -> CalibrationText:
     """A file of rows (.jsonl, .json), or a text. Raises GriffinError that names the file, and of rows the line."""
     if path.suffix.lower() in (".jsonl", ".json"):
         rows = read_rows(path, _fault)
-        return Source(path.name, rows, share, hashlib.sha256(path.read_bytes()).hexdigest())
+        return CalibrationText(path.name, rows, share, hashlib.sha256(path.read_bytes()).hexdigest())
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or no UTF-8
         reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not UTF-8 text"
         raise GriffinError(f"cannot read {path}: {reason}") from None
-    return Source(path.name, text, share, hashlib.sha256(content).hexdigest())
+    return CalibrationText(path.name, text, share, hashlib.sha256(content).hexdigest())
 
 
 def _fault(row: Row) -> str | None:
@@ -95,7 +95,7 @@ def _fault(row: Row) -> str | None:
 
 def draw_samples(
     encode: Encode,
-    sources: Sequence[Source],
+    sources: Sequence[CalibrationText],
     *,
     samples: int = SAMPLES,
     tokens: int = TOKENS,
@@ -131,7 +131,7 @@ def draw_samples(
     return Samples(tuple(found), about, tuple(notes))
 
 
-def _check(sources: Sequence[Source], samples: int, tokens: int, form: str | None) -> None:
+def _check(sources: Sequence[CalibrationText], samples: int, tokens: int, form: str | None) -> None:
     if not sources:
         raise PromptError("no samples: give at least one text to calibrate with")
     if samples < len(sources):
@@ -149,7 +149,7 @@ def _check(sources: Sequence[Source], samples: int, tokens: int, form: str | Non
         raise OptionError(f'format {form!r} needs rows with a "question" and an "answer"; {texts[0].name} has texts')
 
 
-def _counts(sources: Sequence[Source], samples: int) -> list[int]:
+def _counts(sources: Sequence[CalibrationText], samples: int) -> list[int]:
     """How many samples each source gives, by its share: one at least, their sum `samples`."""
     total = sum(source.share for source in sources)
     exact = [samples * source.share / total for source in sources]
@@ -162,7 +162,7 @@ def _counts(sources: Sequence[Source], samples: int) -> list[int]:
 
 
 def _draw(
-    encode: Encode, source: Source, form: str, tokens: int, rationale: bool, random: Random, bos: int | None
+    encode: Encode, source: CalibrationText, form: str, tokens: int, rationale: bool, random: Random, bos: int | None
 ) -> Iterator[list[int]]:
     """The samples of a source, one after the other, in random order."""
     if isinstance(source.content, str):

@@ -11,63 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
-from ..options import SKIP_MODES, check
+from ..options import FfnSkip
 
-COLD = (2, 2)
-WARMUP = 4
 WINDOW = 4  # tokens after which the threshold is corrected
 LEVELS = 128  # of similarity, that a threshold is chosen from
 
 
 @dataclass(frozen=True)
-class Skip:
-    """How blocks are skipped. `share`: of all blocks. `mode` 'token': each generated token skips for itself, after the
-    first `warmup` of them; 'prompt': the blocks that the prompt saturates most keep no neurons for the whole answer.
-
-    `cold`: how many blocks at both ends always run, so that a larger share than the others' cannot be reached.
-    `run`: how many blocks in a row are skipped behind one that saturates; 0: as few as reach the share (on two models
-    single blocks did best: docs/results.md). Raises OptionError."""
-
-    share: float
-    mode: str = "token"
-    cold: tuple[int, int] = COLD
-    warmup: int = WARMUP
-    run: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.mode, SKIP_MODES, "skip mode")
-        if not 0 <= self.share <= 1:
-            raise OptionError(f"ffn-skip {self.share} is outside [0, 1]: 0.25 skips a quarter of the blocks")
-        if min(*self.cold, self.warmup, self.run) < 0:
-            raise OptionError("cold blocks, warm-up tokens and the length of a run are 0 or more")
-
-    @property
-    def by_prompt(self) -> bool:
-        return self.mode == "prompt"
-
-    def may(self, blocks: int) -> range:
-        """Those of L blocks that may be skipped: between the cold ends; by token never the first, which nothing tells
-        of."""
-        first = max(self.cold[0], 1 if self.mode == "token" else 0)
-        return range(first, max(first, blocks - self.cold[1]))
-
-    def count(self, blocks: int) -> int:
-        """Blocks that a prompt's answer leaves out: the share, as far as the cold ends allow."""
-        return min(round(self.share * blocks), len(self.may(blocks)))
-
-    def length(self, blocks: int) -> int:
-        """The run, as a number: with one block of each run + 1 at work, M - M // (run + 1) of M are skipped at most."""
-        may, wanted = len(self.may(blocks)), self.count(blocks)
-        return self.run or next(run for run in range(1, may + 2) if may - may // (run + 1) >= wanted)
-
-
-@dataclass(frozen=True)
-class Skipped:
+class SkippedBlocks:
     """What an answer left out. `by_layer`: by decoder layer, the share of the answer's tokens that skipped its block;
     `blocks`: how many layers have one; `bytes`: of resident weights, that a token on average did not read for it."""
 
-    skip: Skip
+    skip: FfnSkip
     by_layer: tuple[float, ...]
     blocks: int
     bytes: int = 0
@@ -91,8 +46,8 @@ class Skipped:
 class Skipping:
     """Which tokens are at which block of their way through the blocks, one block after the other."""
 
-    def __init__(self, skip: Skip, blocks: int, tokens: int, device: str | torch.device = "cpu") -> None:
-        self._skip, self._may = skip, skip.may(blocks)
+    def __init__(self, skip: FfnSkip, blocks: int, tokens: int, device: str | torch.device = "cpu") -> None:
+        self._skip, self._may = skip, skip.skippable(blocks)
         self._left = torch.zeros(tokens, dtype=torch.int64, device=device)  # blocks that a token is yet to skip
         self._most = skip.length(blocks)
 
@@ -102,13 +57,13 @@ class Skipping:
             return torch.zeros_like(self._left, dtype=torch.bool)
         return self._left > 0
 
-    def saw(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float | Tensor) -> None:
+    def update(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float | Tensor) -> None:
         """After a block: similarity (T,), which of a token that skipped it says nothing; one threshold, or (T,)."""
         more = torch.where(similarity >= threshold, self._most, 0)
         self._left = torch.where(skipped, self._left - 1, more)
 
 
-def skipped_share(similarity: Tensor, skip: Skip, thresholds: Tensor) -> Tensor:
+def skipped_share(similarity: Tensor, skip: FfnSkip, thresholds: Tensor) -> Tensor:
     """The share of all blocks that each threshold (K,) would have skipped, (K,): similarity (T, L), of tokens that
     skipped none."""
     tokens, blocks = similarity.shape
@@ -118,7 +73,7 @@ def skipped_share(similarity: Tensor, skip: Skip, thresholds: Tensor) -> Tensor:
     total = torch.zeros(count, dtype=torch.int64, device=similarity.device)
     for block in range(blocks):
         skipped = state.skips(block)
-        state.saw(block, skipped, similarity[:, block].repeat(count), thresholds)
+        state.update(block, skipped, similarity[:, block].repeat(count), thresholds)
         total += skipped.view(count, tokens).sum(1)
     return total / (tokens * blocks)
 
@@ -126,7 +81,7 @@ def skipped_share(similarity: Tensor, skip: Skip, thresholds: Tensor) -> Tensor:
 class Thresholds:
     """What similarity skips which share, on a prompt: similarity (T, L), float32, of tokens that skipped none."""
 
-    def __init__(self, similarity: Tensor, skip: Skip) -> None:
+    def __init__(self, similarity: Tensor, skip: FfnSkip) -> None:
         levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
         self._levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), LEVELS)).long()]
         self._shares = skipped_share(similarity, skip, self._levels)
@@ -143,7 +98,7 @@ class Thresholds:
         return float(self._levels[first]) if first else float("-inf")
 
 
-def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: Skip) -> int:
+def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: FfnSkip) -> int:
     """Of the blocks held, which may be skipped, the one that a prompt can best do without: similarity (L,), its tokens'
     mean as far as it is known.
 
@@ -152,12 +107,12 @@ def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, 
     return max(held, key=lambda block: (_neighbours(block, gone) <= run, float(similarity[block]), -block))
 
 
-def most_saturated(similarity: Tensor, skip: Skip) -> list[int]:
+def most_saturated(similarity: Tensor, skip: FfnSkip) -> list[int]:
     """The blocks that a prompt leaves out, ascending: similarity (L,), its tokens' mean.
 
     Chosen as the layers pass: there is room for those that stay, and from when it is full, each further block makes one
     leave (see `next_to_leave`), itself or one before it."""
-    may = skip.may(len(similarity))
+    may = skip.skippable(len(similarity))
     room = len(may) - skip.count(len(similarity))
     held: list[int] = []
     gone: list[int] = []

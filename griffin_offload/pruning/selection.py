@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..options import SELECTIONS, check
+from ..options import SELECTIONS, Sparsity, check
 from .prior import WEIGHT, Prior
-
-Sparsity = float | Sequence[float]  # of every layer, or of each
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -69,7 +67,7 @@ class Selection:
             statistic = self.prior.join(statistic, layer, block, self.prior_weight)
         scores = magnitude() if self.name == "magnitude" else statistic
         if self.name in ("topk", "magnitude"):
-            return select_experts(scores, kept)
+            return select_neurons(scores, kept)
         generator = torch.Generator().manual_seed(self.seed * 10007 + layer)
         flat = scores.reshape(-1, scores.shape[-1]).cpu()
         rows = [self._draw(row, kept, generator) for row in flat]
@@ -79,7 +77,7 @@ class Selection:
         """(F,) -> (kept,), on the CPU."""
         if self.name == "random":
             return torch.randperm(len(statistic), generator=generator)[:kept].sort().values
-        first = select_experts(statistic, kept // 2 if self.name == "topk-sampling" else 0)
+        first = select_neurons(statistic, kept // 2 if self.name == "topk-sampling" else 0)
         weights = statistic.sqrt()
         weights = weights.clamp_min(max(1e-6 * weights.max().item(), 1e-30))  # neurons at 0 come last, but may come
         weights[first] = 0
@@ -88,7 +86,7 @@ class Selection:
         return torch.cat([first, rest]).sort().values
 
 
-def select_experts(statistic: Tensor, kept: int) -> Tensor:
+def select_neurons(statistic: Tensor, kept: int) -> Tensor:
     """Indices of the `kept` largest: statistic (..., F) -> (..., k), int64, ascending (gathers walk memory forwards).
 
     Of equals (neurons that ReLU left at 0) the first ones, so that the choice is the same everywhere."""

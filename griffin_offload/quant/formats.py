@@ -13,7 +13,7 @@ from .weight import Dense, Stored
 FORMATS: dict[str, Any] = {"": Dense, "int8": Int8, "int4": Int4}
 
 
-def take_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> Stored:
+def allocate_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> Stored:
     """Memory for a matrix (rows, columns) of a model in `dtype`, in one of FORMATS."""
     here = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and vnni.is_fast()
     if format == "int8" and here and Int8Vnni.fits(rows, columns):

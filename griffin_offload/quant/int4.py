@@ -84,26 +84,32 @@ class Int4:
 
 def _pack(codes: Tensor, out: Tensor) -> None:
     """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
-    if len(codes) % 64 == 0 and _blocks_of_64():
-        _pack_blocks_of_64(codes, out)
+    block = _kernel_block()
+    if block and len(codes) % block == 0:
+        _pack_blocks(codes, out, block)
     else:
         out.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
 
 
-def _pack_blocks_of_64(codes: Tensor, out: Tensor) -> None:
-    low, high = codes.view(-1, 2, 32, codes.shape[1]).unbind(1)
+def _pack_blocks(codes: Tensor, out: Tensor, block: int) -> None:
+    half = block // 2
+    low, high = codes.view(-1, 2, half, codes.shape[1]).unbind(1)
     low.bitwise_or_(high.bitwise_left_shift_(4))
-    out.view(-1, codes.shape[1], 32).copy_(low.transpose(1, 2))
+    out.view(-1, codes.shape[1], half).copy_(low.transpose(1, 2))
 
 
 @cache
-def _blocks_of_64() -> bool:
-    """Whether this processor's kernel wants rows 32 apart side by side: packing so takes a seventh of torch's time."""
+def _kernel_block() -> int:
+    """Rows of the blocks in which this processor's kernel puts a row beside the one half a block on: 64 with AVX512, 32
+    with AVX2, 0 if it does otherwise. Packing so takes a seventh of torch's time, and no memory."""
     codes = torch.randint(16, (128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     theirs: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    ours = torch.empty_like(theirs)
-    _pack_blocks_of_64(codes, ours)
-    return torch.equal(ours, theirs)
+    for block in (64, 32):
+        ours = torch.empty_like(theirs)
+        _pack_blocks(codes.clone(), ours, block)
+        if torch.equal(ours, theirs):
+            return block
+    return 0
 
 
 def _whole(rows: int) -> int:

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
 from . import onednn as vnni
-from .weight import CHUNK, Made, RowsOf, Scratch, chunks
+from .weight import CHUNK, Derived, RowsOf, Scratch, chunks
 
 FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
 KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
@@ -125,7 +125,7 @@ def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     return list(chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
 
 
-_in_bytes = Made()
+_in_bytes = Derived()
 
 
 def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..memory.arena import Arena
 from . import onednn as vnni
-from .formats import take_weight
-from .weight import Made, RowsOf, Scratch, Stored, Weight
+from .formats import allocate_weight
+from .weight import Derived, RowsOf, Scratch, Stored, Weight
 
 
 class _Joined:
@@ -20,7 +20,7 @@ class _Joined:
 
     def __init__(self, weight: Stored, rows: Sequence[int]) -> None:
         self.weight, self._rows = weight, list(rows)
-        self._outs, self._asked = Made(), 0
+        self._outs, self._asked = Derived(), 0
 
     def part(self, number: int, x: Tensor) -> Tensor:
         outs = self._outs.get(x)
@@ -54,12 +54,12 @@ class Part:
 
 
 def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
-    """`take_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product, where
-    none begins within a kernel's block. They take no more memory than each by itself."""
+    """`allocate_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product
+    where none begins within a kernel's block. They take no more memory than each by itself."""
     if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
-        return [take_weight(format, arena, count, columns, dtype) for count in rows]
+        return [allocate_weight(format, arena, count, columns, dtype) for count in rows]
     ends = list(accumulate(rows))
-    joined = _Joined(take_weight(format, arena, ends[-1], columns, dtype), rows)
+    joined = _Joined(allocate_weight(format, arena, ends[-1], columns, dtype), rows)
     return [Part(joined, i, end - count, end) for i, (count, end) in enumerate(zip(rows, ends, strict=True))]
 
 

@@ -1,26 +1,31 @@
 """Which of the weights that stay are kept in which format."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..options import RESIDENT_DTYPES, RESTS, check
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What stays resident in which format of packed.FORMATS: `experts`, `others` (the layers' other matrices:
+    """What stays resident in which format of packed.FORMATS: `kept`, `others` (the layers' other matrices:
     attention) and `head`; `rest`: the neurons that are no experts, None if they are dropped."""
 
-    experts: str = ""
+    kept: str = ""
     others: str = ""
     head: str = ""
     rest: str | None = None
 
     @property
-    def packs(self) -> bool:
+    def quantized(self) -> bool:
         return self != NATIVE
 
+    def to_json(self) -> dict[str, Any]:
+        """The names that `--json` has: the kept neurons are "experts"."""
+        return {"experts": self.kept, "others": self.others, "head": self.head, "rest": self.rest}
+
     def __str__(self) -> str:
-        return self.experts or "unpacked"
+        return self.kept or "unpacked"
 
 
 NATIVE = Precision()

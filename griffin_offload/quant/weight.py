@@ -97,7 +97,7 @@ def groups(columns: int) -> int:
     return -(-columns // GROUP)
 
 
-class Made:
+class Derived:
     """What was made of a tensor, as long as it lives unchanged."""
 
     def __init__(self) -> None:

@@ -283,13 +283,14 @@ def with_name(asked: Asked, result: Result) -> Result:
 
 def look(asked: Asked) -> Model:
     """The checkpoint's headers and config. Raises CheckpointError, and OptionError for lengths beyond its context."""
+    import torch
+
     from ...model.config_facts import context_length
     from ...model.pretrained import load_config, open_checkpoint
-    from ...open_model import DTYPES
 
     checkpoint, config = open_checkpoint(asked.folder), load_config(asked.folder)
     infos = checkpoint.tensors.values()
-    item = DTYPES[asked.dtype].itemsize if asked.dtype else 0
+    item = getattr(torch, asked.dtype).itemsize if asked.dtype else 0
     weights = sum(math.prod(info.shape) * (item or info.dtype.itemsize) for info in infos)
     context = context_length(config)
     for lengths in asked.lengths:
@@ -371,7 +372,7 @@ class _Runner:
             ffn_skip=row.ffn_skip if row else 0.0,
             ffn_skip_mode=row.ffn_skip_mode if row else "token",
         )
-        command = [sys.executable, "-m", "griffin_offload.evaluation.competitors", job.to_json()]
+        command = [sys.executable, "-m", "griffin_offload.evaluation.bench.competitors", job.to_json()]
         if cold:
             drop_caches()
         patience = 600 + 10 * asked.max_seconds  # for loading and the prompt too, under a cap that makes both crawl

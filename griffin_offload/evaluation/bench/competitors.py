@@ -1,4 +1,4 @@
-"""One run of one method, in a process of its own: `python -m griffin_offload.evaluation.competitors JOB`.
+"""One run of one method, in a process of its own: `python -m griffin_offload.evaluation.bench.competitors JOB`.
 
 JOB is a `Job` as JSON. One line of JSON goes to stdout: what was measured, or {"error": why not}. All else goes to
 stderr. Libraries are imported by the method that needs them, so that each holds only its own."""
@@ -147,14 +147,14 @@ def griffin(job: Job) -> dict[str, Any]:
 
 def _griffin(job: Job, selection: str) -> dict[str, Any]:
     from ...engine import Engine
-    from ...pruning.ffn_skip import Skip
+    from ...options import FfnSkip
 
     _import_modules(job)
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
     how: dict[str, Any] = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
-    how["skip"] = Skip(job.ffn_skip, job.ffn_skip_mode) if job.ffn_skip else None
+    how["skip"] = FfnSkip(job.ffn_skip, job.ffn_skip_mode) if job.ffn_skip else None
     answer = engine.generate(job.prompt(), **how, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s

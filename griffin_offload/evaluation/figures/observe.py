@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ...engine import Engine
 from ...errors import OptionError, PromptError, UnsupportedArchitecture
-from ...offload.layer_stream import OnLayer
-from ...options import ORDERS, check
-from ...pruning.selection import select_experts
+from ...options import ORDERS, OnLayer, check
+from ...pruning.selection import select_neurons
 from ...pruning.statistic import neuron_statistic
 
 
@@ -160,7 +159,7 @@ def overlaps(statistic: Tensor, kept: int) -> Tensor:
     """Jaccard overlap (common over all) of the k experts of each pair of prompts: s² (P, F) -> (P(P-1)/2,)."""
     chosen = torch.zeros_like(statistic)
     for row, of_prompt in zip(chosen, statistic, strict=True):
-        row[select_experts(of_prompt, kept)] = 1
+        row[select_neurons(of_prompt, kept)] = 1
     first, second = torch.triu_indices(len(chosen), len(chosen), offset=1)
     common = (chosen @ chosen.T)[first, second]
     return common / (2 * kept - common)

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...model.hooks import Residual, Tap
-from ...offload.layer_stream import OnLayer
 from ...offload.lockstep import STACK
 from ...offload.sweep import block_magnitude
+from ...options import FfnSkip, OnLayer
 from ...planning.plan import make_plan
 from ...planning.sizes import Kept
-from ...pruning.ffn_skip import Skip
 from ...pruning.selection import Selection
 from ...pruning.statistic import neuron_statistic
 from ...units import MIB
@@ -41,7 +40,7 @@ class Row:
 
     selection: Selection = field(default_factory=Selection)
     kept: Kept | None = None
-    skip: Skip | None = None
+    skip: FfnSkip | None = None
     instead: str = ""
     static: bool = False
 
@@ -290,7 +289,7 @@ class _Following:
             return None
         leaving = output[0] if isinstance(output, tuple) else output
         whole = self._skipped.whole_layers
-        self._skipped.saw(self._passage.block_of[layer], residual.similarity(leaving))
+        self._skipped.update(self._passage.block_of[layer], residual.similarity(leaving))
         if not whole.any():
             return None
         leaving = torch.where(whole[..., None], entering, leaving)

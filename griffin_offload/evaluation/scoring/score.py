@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import OptionError, PromptError
-from ...offload.layer_stream import OnLayer
 from ...offload.skip_by_prompt import check_skip
+from ...options import OnLayer
 from .passage import Passage, Row, passages
 from .prompt_cache import can_branch
 from .scored import Pair, Scored, reduce
@@ -49,9 +49,9 @@ def score(
     for variant in variants:
         if variant.skip:
             check_skip(engine.skeleton, variant.skip)
-    packed = [variant for variant in variants if variant.packs]
+    packed = [variant for variant in variants if variant.quantized]
     if packed:
-        plain = [variant for variant in variants if not variant.packs]
+        plain = [variant for variant in variants if not variant.quantized]
         first = score(engine, pairs, plain, None, on_layer) if plain else [[] for _ in pairs]
         second = score_slowly(engine, pairs, packed, on_pair, on_layer)
         return [

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...engine import Engine
 from ...errors import OptionError
 from ...model.hooks import Residual
-from ...offload.layer_stream import OnLayer
 from ...offload.lockstep import Lockstep
 from ...offload.neuron_scores import forwards
-from ...pruning.ffn_skip import Skip, Skipping, Thresholds, most_saturated
+from ...options import FfnSkip, OnLayer
+from ...pruning.ffn_skip import Skipping, Thresholds, most_saturated
 
 INSTEAD = ("", "random", "layers")  # of the rule's blocks: as many drawn by lot; the whole layers, attention too
 
@@ -50,7 +50,7 @@ class Skipped:
     `skips`: of each row, and what instead of its rule (see INSTEAD); `similarity`: the prompt's (P, L)."""
 
     def __init__(
-        self, skips: Sequence[tuple[Skip | None, str]], tokens: int, similarity: Tensor, seed: int = 0
+        self, skips: Sequence[tuple[FfnSkip | None, str]], tokens: int, similarity: Tensor, seed: int = 0
     ) -> None:
         self._rows = [_Row(skip, instead, tokens, similarity, seed) if skip else None for skip, instead in skips]
         self._tokens, self._device = tokens, similarity.device
@@ -62,11 +62,11 @@ class Skipped:
         self._now = torch.stack([row.at(block) if row else none for row in self._rows])
         return self._now
 
-    def saw(self, block: int, similarity: Tensor) -> None:
+    def update(self, block: int, similarity: Tensor) -> None:
         """After a block: similarity (R T,)."""
         for row, skipped, seen in zip(self._rows, self._now, similarity.view(len(self._rows), -1), strict=True):
             if row:
-                row.saw(block, skipped, seen)
+                row.update(block, skipped, seen)
 
     @property
     def whole_layers(self) -> Tensor:
@@ -76,7 +76,7 @@ class Skipped:
 
 
 class _Row:
-    def __init__(self, skip: Skip, instead: str, tokens: int, similarity: Tensor, seed: int) -> None:
+    def __init__(self, skip: FfnSkip, instead: str, tokens: int, similarity: Tensor, seed: int) -> None:
         if instead not in INSTEAD:
             raise OptionError(f"what is skipped instead is one of {INSTEAD}, not {instead!r}")
         blocks = similarity.shape[1]
@@ -86,7 +86,7 @@ class _Row:
         self._table: Tensor | None = None  # (T, L), bool, where it is known from the start
         if instead == "random":
             generator = torch.Generator().manual_seed(seed)
-            may = torch.tensor(list(skip.may(blocks)), dtype=torch.int64)
+            may = torch.tensor(list(skip.skippable(blocks)), dtype=torch.int64)
             drawn = torch.rand(tokens, len(may), generator=generator).argsort(1)[:, : skip.count(blocks)]
             self._table = torch.zeros(tokens, blocks, dtype=torch.bool).scatter_(1, may[drawn], True)
         elif skip.mode == "prompt":
@@ -99,6 +99,6 @@ class _Row:
         skips = self._state.skips(block) if self._table is None else self._table[:, block].to(self._may_skip.device)
         return skips & self._may_skip
 
-    def saw(self, block: int, skipped: Tensor, similarity: Tensor) -> None:
+    def update(self, block: int, skipped: Tensor, similarity: Tensor) -> None:
         if self._table is None:
-            self._state.saw(block, skipped, similarity, self._threshold)
+            self._state.update(block, skipped, similarity, self._threshold)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...engine import Engine
 from ...errors import OptionError
+from ...options import FfnSkip
 from ...planning.plan import Plan, make_plan
-from ...pruning.ffn_skip import Skip
 from ...pruning.prior import WEIGHT, Prior, load_prior
 from ...pruning.selection import Selection, check_sparsity
 from ...quant.precision import precision
@@ -32,7 +32,7 @@ class Variant:
     rest: str = "drop"
     prior: Prior | None = None
     prior_weight: float = WEIGHT
-    skip: Skip | None = None
+    skip: FfnSkip | None = None
     instead: str = ""
     static: bool = False
 
@@ -47,8 +47,8 @@ class Variant:
         return not any(self._layers) and self.resident_dtype == "bfloat16" and self.skip is None
 
     @property
-    def packs(self) -> bool:
-        return precision(self.resident_dtype, self.rest).packs and not self.full
+    def quantized(self) -> bool:
+        return precision(self.resident_dtype, self.rest).quantized and not self.full
 
     @property
     def chosen(self) -> Selection:
