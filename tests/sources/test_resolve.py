@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint.gguf.test_gguf import write_gguf
 from click.testing import CliRunner, Result
 from griffin_offload.cli.main import griffin
 from huggingface_hub import constants
-from test_gguf import write_gguf
 from tiny import tiny_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint.gguf.test_gguf import in_place
+from export.test_to_safetensors import TEXT, files, largest_file, left_nothing, load
 from safetensors.torch import load_file, save_file
-from test_export import TEXT, files, largest_file, left_nothing, load
-from test_gguf import in_place
 from tiny import BOS, EOS, PAD, text_paragraph, tiny_checkpoint, tiny_prompt
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models

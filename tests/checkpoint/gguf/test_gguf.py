@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from checkpoint.gguf.test_blocks import random_blocks
 from safetensors.torch import load_file
-from test_blocks import random_blocks
 from tiny import BOS_ID, EOS_ID, START_ID, text_paragraph, tiny_checkpoint, tiny_prompt
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
