@@ -7,7 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from test_engine import Copying, Logits
+from engines import Copying, Logits
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.gguf.test_gguf import write_gguf
 from click.testing import CliRunner, Result
 from griffin_offload.cli.main import griffin
 from huggingface_hub import constants
 from tiny import tiny_checkpoint
+from tiny_gguf import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from griffin_offload.errors import CheckpointError, FetchError, ModelNotFound
