@@ -45,9 +45,9 @@ def swept(folder: Path, prompt: list[int], sparsity: float = 0.5, dtype: str | N
     engine = Engine(folder, dtype=dtype)
     output = engine.sweep(prompt, sparsity=sparsity)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
-    if table := engine.skeleton.table:  # it stays in its file
-        weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.dtype)
-    experts = [layer.kept_neurons[0].tolist() for layer in engine._layers or []]
+    if table := engine.skeleton.layout.table:  # it stays in its file
+        weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.layout.dtype)
+    experts = [layer[0].tolist() for layer in engine.kept_neurons()]
     return Swept(weights, deepcopy(output.past_key_values), int(output.logits[0, -1].argmax()), experts)
 
 

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from cases import Case
-from engines import Copying, Logits
+from engines import Logits, copying
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
@@ -132,7 +132,7 @@ def test_every_layout_in_every_format(
 
 
 def test_a_layer_packed_on_its_device_is_the_same(case: Callable[[str], Case]) -> None:
-    assert_answers_as_rounded(Copying(case("llama").folder), case("llama"), "int4", "int8", 0.5)
+    assert_answers_as_rounded(copying(case("llama").folder), case("llama"), "int4", "int8", 0.5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mixtral"])
@@ -187,7 +187,7 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
     engine, whole = Engine(folder), Case("llama", folder)
     for sparsity in (0.5, 0):
         assert_answers_as_rounded(engine, whole, resident_dtype, rest, sparsity)
-    layer: Any = engine.skeleton.layers[0].module
+    layer: Any = engine.skeleton.modules[0]
     modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
     joined = [module.forward.packed._joined for module in modules]
@@ -276,7 +276,7 @@ def rounded_logits(
     """Logits (N, V) of the tokens `ids` after a prompt: the prompt by the whole model, the others by one whose weights
     were rounded in place; of the head always, if it packs."""
     head: Any = model.get_output_embeddings()
-    if resident_dtype != "bfloat16" and engine.skeleton.head:
+    if resident_dtype != "bfloat16" and engine.skeleton.layout.quantizable_head:
         head.weight = nn.Parameter(rounded8(head.weight))  # a table that it was tied to stays as it is
     output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
     found = [output.logits[0, -1]]
