@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import GriffinError
+from .files import reason, write_text
 
 Row = dict[str, Any]
 Fault = Callable[[Row], str | None]  # what is wrong with a row, in words
@@ -27,8 +28,7 @@ def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise GriffinError(f"cannot read {path}: {reason.lower()}") from error
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -118,8 +118,9 @@ class Results:
                 raise OSError("no space left")
             os.fsync(self._file.fileno())
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise GriffinError(f"cannot write to {self.path}: {reason}; the same command goes on later") from error
+            raise GriffinError(
+                f"cannot write to {self.path}: {reason(error)}; the same command goes on later"
+            ) from error
         self.rows.append(row)
         self._done.add(_key(row, self._keys))
 
@@ -148,7 +149,8 @@ class Results:
         if size and not force:
             self._check_settings(settings)
             return self._read()
-        self._write_state(settings)  # first: rows without a state belong to no run
+        # The state comes first, and to the disk: rows without one belong to no run.
+        write_text(self._state, json.dumps(settings), sync=True)
         self._file.truncate(0)
         return []
 
@@ -166,15 +168,6 @@ class Results:
                     f"{self.path} was begun with {name} {json.dumps(before.get(name))}, and this run has "
                     f"{json.dumps(value)}: choose another name, or --force to start again"
                 )
-
-    def _write_state(self, settings: dict[str, Any]) -> None:
-        """Whole or not at all, and on the disk before any row is."""
-        temporary = self._state.with_name(self._state.name + ".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(settings, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._state)
 
     def _read(self) -> list[Row]:
         """The rows that are whole; what follows the last newline was being written when the run stopped."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GriffinError
+from .files import reason, write_text
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
 from .units import format_bytes, format_rate
@@ -139,19 +140,18 @@ class Report:
 
 
 def save_last(report: Report, folder: Path) -> None:
-    """Remember a run for `mem-report --last`: plan and measurement, not the text."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Saves a run for `mem-report --last`: plan and measurement, not the text. Raises OSError."""
     content = {**report.to_json(), "plan": report.plan.to_json()}
-    temporary = folder / "last.json.new"
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(folder / "last.json")
+    write_text(folder / "last.json", json.dumps(content, indent=1))
 
 
 def load_last(folder: Path) -> dict[str, Any]:
-    """The run that was remembered. Raises GriffinError where there is none."""
+    """The run that `save_last` saved. Raises GriffinError if there is none."""
     try:
         return dict(json.loads((folder / "last.json").read_text()))
     except FileNotFoundError:
         raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
     except (OSError, ValueError) as error:
-        raise GriffinError(f"{folder / 'last.json'} cannot be read ({error}); the next run writes a new one") from None
+        raise GriffinError(
+            f"{folder / 'last.json'} cannot be read ({reason(error)}); the next run writes a new one"
+        ) from None

@@ -25,7 +25,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.gguf.link import NOTE, read_link
-from griffin_offload.checkpoint.gguf.linked import open_linked
 from griffin_offload.checkpoint.key import checkpoint_key
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
@@ -129,7 +128,7 @@ def in_place(file: Path, out: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     gguf.link(file, out)
     link = read_link(out)
     assert link
-    infos = open_linked(out, link).tensors
+    infos = link.open(out).tensors
     tensors, reader = {name: torch.empty(info.shape, dtype=dtype) for name, info in infos.items()}, Reader()
     reader.read({info: tensors[name] for name, info in infos.items()})
     reader.close()

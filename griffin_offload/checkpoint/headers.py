@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..files import reason
 from ..units import MIB, format_bytes
 
 DTYPES = {
@@ -39,7 +40,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a tensor is stored that is not plain numbers in the model's order: see sources/gguf_link.StoredTensor."""
+    """How a tensor of a GGUF file is stored (see gguf/link.StoredTensor): gguf's type, and llama.cpp's changes."""
 
     kind: str
     heads: int = 0
@@ -50,7 +51,7 @@ class Encoding:
 class TensorInfo:
     """One tensor of a checkpoint: its bytes are [begin, end) of `file`.
 
-    With an encoding, `dtype` is the one that it is best held in."""
+    If it is encoded, `dtype` is the best one for its numbers in memory."""
 
     name: str
     dtype: torch.dtype
@@ -168,7 +169,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: fetch the model again, or complete the folder") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is damaged: its header is not JSON") from None
     entries.pop("__metadata__", None)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
 from ..units import MIB
 from .gguf.blocks import block_type
@@ -167,7 +168,7 @@ class Reader:
                 if direct:  # the file system has no direct reads, or this range is not to its taste
                     fd, direct, self._direct = self._open(file), False, False
                     continue
-                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+                raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
             if count == 0:
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
@@ -190,7 +191,7 @@ class Reader:
                 if direct:
                     self._direct = False
                     return self._open(file)
-                raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from None
+                raise CheckpointError(f"{file} cannot be opened: {reason(error)}") from None
             self._files[file, direct] = fd
             if self._direct and not direct:  # a few bytes here and there: what lies behind them is not wanted
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)

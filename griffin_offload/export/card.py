@@ -7,9 +7,10 @@ from typing import Any
 from ..model.skeleton import Skeleton
 from ..planning.plan import Plan
 from ..pruning.selection import Selection
+from ..pruning.statistic import STATISTICS
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import METHODS, ExportSource
+from .pruned_model import ExportSource
 
 
 def write_card(
@@ -55,23 +56,23 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
         prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
         return {
             "to": "to one prompt",
-            "method": METHODS["griffin"],
+            "method": STATISTICS["griffin"].title,
             "by": f"by one prompt of {facts['prompt_tokens']} tokens" + (prior if selection.prior else ""),
             "texts": f"- prompt, SHA-256 of its text: `{facts['prompt_sha256']}`",
             "use": PROMPT_USE,
         }
-    told = facts["calibration"]
+    facts = facts["calibration"]
     lines = [
         f"- calibration text `{of['file']}`: {of['samples']} samples of the form {of['form']}, {of['tokens']} tokens, "
         f"share {of['share']:g}; SHA-256 `{of['sha256']}`"
-        for of in told.get("texts", [])
+        for of in facts.get("texts", [])
     ]
-    measured = f"measured on {told['samples']} samples of text, {told['tokens']} tokens"
+    measured = f"measured on {facts['samples']} samples of text, {facts['tokens']} tokens"
     return {
         "to": "for any prompt",
-        "method": METHODS[told["score"]],
-        "by": f"by their score `{told['score']}`" + (f", {measured}" if told["samples"] else ""),
-        "texts": "\n".join([*lines, f"- seed: {told['seed']}"]),
+        "method": source.static.statistic.title,
+        "by": f"by their score `{facts['score']}`" + (f", {measured}" if facts["samples"] else ""),
+        "texts": "\n".join([*lines, f"- seed: {facts['seed']}"]),
         "use": STATIC_USE,
     }
 

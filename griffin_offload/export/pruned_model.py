@@ -34,15 +34,7 @@ from ..planning.sizes import Kept
 from ..pruning.calibration import Calibration
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
-from ..units import MIB
-
-RESERVE = 64 * MIB  # of disk, left free
-METHODS = {
-    "griffin": "GRIFFIN (arXiv:2404.01365)",
-    "wanda": "Wanda of whole neurons (after arXiv:2306.11695)",
-    "magnitude": "magnitude of gate and up",
-    "random": "random neurons",
-}
+from ..pruning.statistic import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,9 @@ class ExportSource:
         return self.static.samples if self.static else [self.prompt_ids]
 
     def method(self, selection: Selection) -> str:
-        return f"{METHODS[self.static.score]}, static" if self.static else f"{METHODS['griffin']}, {selection.name}"
+        if self.static:
+            return f"{self.static.statistic.title}, static"
+        return f"{STATISTICS['griffin'].title}, {selection.name}"
 
     def facts(self, selection: Selection) -> dict[str, Any]:
         """What chose the neurons, for griffin.json and its like."""

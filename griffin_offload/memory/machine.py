@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from ..errors import OptionError
+from ..files import free_disk
 from .measure import PROC, disk_bandwidth, resident_set
 
 MARGIN = 0.05  # of what is free: left to the rest of the machine
@@ -120,14 +121,13 @@ def machine(folder: Path, sample: Path | None = None) -> Machine:
     with suppress(OSError):  # a full or read-only disk has no speed to tell
         folder.mkdir(parents=True, exist_ok=True)
         speed = disk_bandwidth(folder, sample)
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     device = best_device()
     return Machine(
         ram_total=int(psutil.virtual_memory().total),
         ram_available=available_memory(),
         container_limit=container_limit(),
         gpus=tuple(gpus),
-        disk_free=int(psutil.disk_usage(str(place)).free),
+        disk_free=free_disk(folder),
         disk_read_bandwidth=speed,
         device=device,
         budget=device_budget(device),

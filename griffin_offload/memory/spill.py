@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GriffinError
-from ..units import MIB, format_bytes
-
-RESERVE = 64 * MIB  # of disk, left free
+from ..files import DISK_RESERVE, reason
+from ..units import format_bytes
 
 
 class Spill:
@@ -40,10 +39,10 @@ class Spill:
         try:
             free = shutil.disk_usage(folder).free
         except OSError as error:
-            raise GriffinError(f"{folder} cannot hold the states that wait: {error.strerror}") from None
-        if on_disk and free < on_disk + RESERVE:
+            raise GriffinError(f"{folder} cannot hold the waiting hidden states: {reason(error)}") from None
+        if on_disk and free < (need := on_disk + DISK_RESERVE):
             raise GriffinError(
-                f"the hidden states need {format_bytes(on_disk + RESERVE)} in {folder}, which has {format_bytes(free)} "
+                f"the hidden states need {format_bytes(need)} in {folder}, which has {format_bytes(free)} "
                 "free: ask for fewer samples or tokens, or give more memory"
             )
 
@@ -119,7 +118,7 @@ class Spill:
             while done < len(view):
                 done += os.pwrite(self._file.fileno(), view[done:], begin + done)
         except OSError as error:
-            raise GriffinError(f"{self._folder} cannot hold the states that wait: {error.strerror}") from None
+            raise GriffinError(f"{self._folder} cannot hold the waiting hidden states: {reason(error)}") from None
 
     def _read(self, storage: Any, begin: int) -> None:
         assert self._file

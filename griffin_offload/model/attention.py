@@ -21,10 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from . import modules
+from .architecture import ARCHITECTURES
 
 SDPA, EAGER = "griffin-sdpa", "griffin-eager"
 SCRATCH = 2**20  # float32 numbers: keys or values at a time, in memory that stays (fresh pages cost more than products)
-OWN_MASKS = {"axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4"}  # types whose code reads the mask it hands on
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Mask:
 def use_pieces(model: Any) -> None:
     """Make a model's attention run in pieces, where its code leaves attention and masks to transformers."""
     names = {"sdpa": SDPA, "eager": EAGER}
-    here = model.config._attn_implementation
-    if here in names and model._supports_attention_backend and model.config.model_type not in OWN_MASKS:
+    here, known = model.config._attn_implementation, ARCHITECTURES.get(model.config.model_type)
+    if here in names and model._supports_attention_backend and not (known and known.own_mask):
         model.set_attn_implementation(names[here])
 
 

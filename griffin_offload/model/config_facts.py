@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .architecture import ARCHITECTURES
+
 
 def context_length(config: Any) -> int:
     """Tokens that a model reads at most; where positions are not counted (ALiBi), what it was trained on, or 2048."""
@@ -25,7 +27,8 @@ def key_value_heads(config: Any) -> int:
         return 1
     names = ("num_key_value_heads", "num_kv_heads")
     shared = next((int(n) for name in names if (n := getattr(config, name, None))), heads)
-    return 2 * shared if config.model_type == "mimo_v2_flash" else shared  # in its sliding layers
+    known = ARCHITECTURES.get(config.model_type)
+    return shared * known.sliding_heads if known else shared
 
 
 def key_size(config: Any) -> int:

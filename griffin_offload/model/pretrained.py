@@ -11,7 +11,6 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ..checkpoint.gguf.link import gguf_link
-from ..checkpoint.gguf.linked import open_linked
 from ..checkpoint.headers import Checkpoint
 from ..errors import CheckpointError, UnsupportedArchitecture
 from .architecture import architecture
@@ -52,7 +51,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError."""
     link = gguf_link(folder)
-    return open_linked(folder, link) if link else Checkpoint.open(folder)
+    return link.open(folder) if link else Checkpoint.open(folder)
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:

@@ -28,7 +28,7 @@ from ..options import OnLayer
 from ..planning.plan import Plan, make_plan
 from ..planning.request import Request
 from ..planning.sizes import ModelSizes, model_sizes
-from ..pruning.calibration import MEASURES, Calibration
+from ..pruning.calibration import Calibration
 from ..pruning.prior import Prior, Scores
 from .layer_stream import LayerStream
 from .lockstep import STACK, Lockstep
@@ -47,14 +47,14 @@ class Scorer:
         self, skeleton: Skeleton, layers: Sequence[ResidentLayer], static: Calibration, pruner: Pruner | None = None
     ) -> None:
         self._skeleton, self._layers, self._pruner = skeleton, layers, pruner
-        self._score, self._seed = static.score, static.seed
+        self._statistic, self._seed = static.statistic, static.seed
         self._observers: list[ObserveNeurons] = []
 
     def begin(self, index: int) -> None:
         layer = self._skeleton.layers[index]
         for block, total in zip(layer.blocks, self._layers[index].statistics, strict=True):
-            if self._score in MEASURES:
-                pieces, measure = self._skeleton.pieces_of(layer, block), MEASURES[self._score]
+            if measure := self._statistic.sums:
+                pieces = self._skeleton.pieces_of(layer, block)
                 observer = ObserveNeurons(layer.module, block.path, total, pieces=pieces, measure=measure)
                 self._observers.append(observer)
 
@@ -62,13 +62,9 @@ class Scorer:
         self.stop()
         layer = self._skeleton.layers[index]
         for place, (block, total) in enumerate(zip(layer.blocks, self._layers[index].statistics, strict=True)):
-            if self._score == "wanda":
-                total.mul_(down_squares(block, dense))
-            elif self._score == "magnitude":
-                total.copy_(block_magnitude(block, dense).square_())
-            elif self._score == "random":
-                generator = torch.Generator().manual_seed((self._seed * 10007 + index) * 101 + place)
-                total.copy_(torch.rand(total.shape, generator=generator))
+            if finish := self._statistic.finish:
+                seed = (self._seed * 10007 + index) * 101 + place
+                total.copy_(finish(total, _BlockWeights(block, dense), seed))
             if not total.isfinite().all():
                 raise NumericError(
                     f"the scores of {layer.prefix}{block.path} are NaN or infinite in {self._skeleton.dtype}; "
@@ -87,11 +83,19 @@ def scores_of(layers: Sequence[ResidentLayer]) -> Scores:
     return tuple(tuple(total.cpu() for total in layer.statistics) for layer in layers)
 
 
-def down_squares(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
-    """|W_j|² of a block's down projection: (F,) or (E, F), float32."""
-    (rows,) = block.rows[block.down].split(dense[block.down])
-    norms: Tensor = rows.norm(dim=-1, dtype=torch.float32)
-    return norms.square_()
+class _BlockWeights:
+    """A block's dense weights, as `statistic.NeuronWeights` asks for them."""
+
+    def __init__(self, block: Block, dense: Mapping[str, Tensor]) -> None:
+        self._block, self._dense = block, dense
+
+    def up_norms(self) -> Tensor:
+        return block_magnitude(self._block, self._dense)
+
+    def down_squares(self) -> Tensor:
+        (rows,) = self._block.rows[self._block.down].split(self._dense[self._block.down])
+        norms: Tensor = rows.norm(dim=-1, dtype=torch.float32)
+        return norms.square_()
 
 
 def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> list[Callable[[], None]]:

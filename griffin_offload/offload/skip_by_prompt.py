@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..model.architecture import ARCHITECTURES, NO_SIMILARITY
+from ..model.architecture import ARCHITECTURES
 from ..model.hooks import Residual
 from ..model.skeleton import Skeleton
 from ..options import FfnSkip
@@ -29,8 +29,8 @@ def check_skip(skeleton: Skeleton, skip: FfnSkip, prompts: int = 1, export: bool
     kind = skeleton.config.model_type
     if any(len(layer.blocks) > 1 or block.routed for layer in skeleton.layers for block in layer.blocks):
         raise OptionError(f"ffn-skip needs layers of one plain feed-forward block; {kind!r} has others: leave it out")
-    field = NO_SIMILARITY.get(kind, ("", None))
-    if kind not in ARCHITECTURES or field is None or (field[0] and getattr(skeleton.config, *field) != field[1]):
+    known = ARCHITECTURES.get(kind)
+    if known is None or not known.tells_similarity(skeleton.config):
         raise OptionError(f"ffn-skip cannot tell how far a block of {kind!r} turns the hidden state: leave it out")
 
 

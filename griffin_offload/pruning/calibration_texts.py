@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from ..errors import GriffinError, OptionError, PromptError
+from ..files import reason
 from ..jsonl import Row, read_rows
 from ..options import FORMS, check
 
@@ -76,8 +77,7 @@ def read_source(path: Path, share: float = 1.0) -> CalibrationText:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or no UTF-8
-        reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise GriffinError(f"cannot read {path}: {reason}") from None
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from None
     return CalibrationText(path.name, text, share, hashlib.sha256(content).hexdigest())
 
 

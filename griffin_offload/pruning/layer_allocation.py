@@ -7,7 +7,6 @@ away, shows how much the output (its KL divergence from the full model's) depend
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GriffinError
+from ..files import write_text
 from .selection import kept_neurons
 
 RATE = 5.0  # a layer's loss falls as exp(-RATE share): 3 to 8 do about as well on two models (docs/results.md)
@@ -90,11 +90,8 @@ def calibration_path(cache_folder: Path, key: str) -> Path:
 
 
 def save_curves(path: Path, curves: Curves) -> None:
-    """Write the curves, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.new")
-    temporary.write_text(json.dumps(asdict(curves), indent=1))
-    temporary.replace(path)
+    """Writes curves, whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(asdict(curves), indent=1))
 
 
 def load_curves(path: Path) -> Curves | None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GriffinError, OptionError
+from ..files import reason, write_whole
 from ..units import MIB
 
 FORMAT = "griffin-prior"
@@ -62,15 +63,12 @@ def save_prior(path: Path, prior: Prior) -> None:
         for number, layer in enumerate(prior.scores)
         for place, score in enumerate(layer)
     }
-    temporary = path.with_name(f".{path.name}.new")
     facts = {"layers": len(prior.scores), **prior.facts}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
-        temporary.replace(path)
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise GriffinError(f"the prior cannot be written to {path}: {error}") from None
+        raise GriffinError(f"the prior cannot be written to {path}: {reason(error)}") from None
 
 
 def load_prior(path: Path) -> Prior:

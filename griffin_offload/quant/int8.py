@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
-from . import onednn as vnni
+from . import onednn
 from .weight import CHUNK, Derived, RowsOf, Scratch, chunks
 
 FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
@@ -28,8 +28,8 @@ class Int8:
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
-        if item == 2 and vnni.is_fast():
-            return Int8Vnni.bytes(rows, columns)
+        if item == 2 and onednn.is_fast():
+            return Int8OneDnn.bytes(rows, columns)
         return padded(rows * columns) + padded(rows * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
@@ -56,14 +56,14 @@ class Int8:
         return (self._codes, self._scales)
 
 
-class Int8Vnni:
-    """As Int8, its products by oneDNN: see vnni.py. In pieces of some rows."""
+class Int8OneDnn:
+    """As Int8, its products by oneDNN: see onednn.py. In pieces of some rows."""
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
         self._pieces = _pieces(rows, columns)
         self._codes = [
-            vnni.Codes(arena.take((vnni.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
+            onednn.Codes(arena.take((onednn.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
             for begin, end in self._pieces
         ]
         scales = [self._scales[begin:end] for begin, end in self._pieces]
@@ -72,12 +72,12 @@ class Int8Vnni:
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
         pieces = {end - begin for begin, end in _pieces(rows, columns)}
-        return columns <= vnni.COLUMNS and all(vnni.is_known(count, columns) for count in pieces)
+        return columns <= onednn.COLUMNS and all(onednn.is_known(count, columns) for count in pieces)
 
     @staticmethod
     def bytes(rows: int, columns: int) -> int:
         pieces = _pieces(rows, columns)
-        return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
+        return sum(padded(onednn.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         for piece, (start, stop) in zip(self._codes, self._pieces, strict=True):
@@ -91,14 +91,14 @@ class Int8Vnni:
     def linear(self, x: Tensor) -> Tensor:
         before = x.shape[:-1]
         if before.numel() == 1:  # every microsecond counts
-            outs = [vnni.product(*weights, _bytes_of(x)) for weights in self._weights]
+            outs = [onednn.product(*weights, _bytes_of(x)) for weights in self._weights]
             return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(x.dtype).view(*before, -1)
         flat = x.reshape(-1, x.shape[-1])
         out = x.new_empty(len(flat), len(self._scales))
-        for begin, end in chunks(len(flat), vnni.TOKENS):
-            tokens = vnni.in_bytes(flat[begin:end])
+        for begin, end in chunks(len(flat), onednn.TOKENS):
+            tokens = onednn.in_bytes(flat[begin:end])
             for weights, (first, last) in zip(self._weights, self._pieces, strict=True):
-                out[begin:end, first:last] = vnni.product(*weights, tokens)
+                out[begin:end, first:last] = onednn.product(*weights, tokens)
         return out.view(*before, -1)
 
     @property
@@ -122,16 +122,16 @@ def _in_int8(
 
 def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     """Begin and end of the rows of each piece that oneDNN holds."""
-    return list(chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
+    return list(chunks(rows, max(CHUNK, onednn.LARGEST // columns // CHUNK * CHUNK)))
 
 
 _in_bytes = Derived()
 
 
 def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """vnni.in_bytes of one token; of one that several matrices multiply in turn, once."""
+    """onednn.in_bytes of one token; of one that several matrices multiply in turn, once."""
     both: tuple[Tensor, Tensor | float] | None = _in_bytes.get(x)
     if both is None:
-        both = vnni.in_bytes(x.reshape(1, -1))
+        both = onednn.in_bytes(x.reshape(1, -1))
         _in_bytes.put(x, both)
     return both

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import Arena
-from . import onednn as vnni
+from . import onednn
 from .formats import allocate_weight
 from .weight import Derived, RowsOf, Scratch, Stored, Weight
 
@@ -56,7 +56,7 @@ class Part:
 def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
     """`allocate_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product
     where none begins within a kernel's block. They take no more memory than each by itself."""
-    if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
+    if len(rows) == 1 or any(count % onednn.BLOCK for count in rows):
         return [allocate_weight(format, arena, count, columns, dtype) for count in rows]
     ends = list(accumulate(rows))
     joined = _Joined(allocate_weight(format, arena, ends[-1], columns, dtype), rows)

