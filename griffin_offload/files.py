@@ -38,6 +38,13 @@ def write_text(path: Path, text: str, sync: bool = False) -> None:
         temporary.write_text(text, "utf-8")
 
 
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Writes all bytes at an offset of an open file. Raises OSError."""
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
 def free_disk(folder: Path) -> int:
     """Free bytes of the disk that a folder, which need not exist yet, is on. Raises OSError."""
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free

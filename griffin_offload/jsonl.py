@@ -1,7 +1,6 @@
-"""Files of one JSON object a line: rows read with checks, and results that a stopped run goes on with.
+"""Files with one JSON object a line: reads rows with checks, and writes results that a stopped run continues.
 
-Results are plain rows, nothing else. What they were made with stands in a small file beside them, `NAME.state`, for
-as long as rows are missing.
+A results file has only rows. Their settings are in a small file beside it, `NAME.state`, until the run is finished.
 """
 
 import fcntl
@@ -17,14 +16,14 @@ from .errors import GriffinError
 from .files import reason, write_text
 
 Row = dict[str, Any]
-Fault = Callable[[Row], str | None]  # what is wrong with a row, in words
+Fault = Callable[[Row], str | None]  # row -> what is wrong with it
 
 
 def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",)) -> list[Row]:
-    """The rows of a file, in their order; blank lines are skipped. Raises GriffinError that names file and line.
+    """The rows of a file, without blank lines. Raises GriffinError that names file and line.
 
-    Every row has an "id" that no other has: its own, a text or a whole number, or else the number of its line.
-    `fault` says what is wrong with a row, or None; `keys`: what together no two rows have alike."""
+    A row without an "id" (a text or a whole number) gets the number of its line. `keys`: fields whose values together
+    must differ in all rows."""
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -53,7 +52,7 @@ def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id
 def _parse(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is JSON, but no text that a tokenizer takes
+        json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is JSON, but no tokenizer takes it
     except UnicodeDecodeError as error:
         raise GriffinError(f"{where}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except UnicodeEncodeError:
@@ -72,13 +71,12 @@ def _key(row: Row, keys: Sequence[str]) -> str:
 
 
 class Results:
-    """A file that rows are added to, each on the disk before `add` returns, so that a stop loses none of them.
+    """A file that rows are added to. Each is on the disk before `add` returns, so that a stop loses none.
 
-    `settings` are what the rows depend on, JSON's types only; the content of the file `source` is one of them.
-    Opened again with the same settings, it goes on: `rows` has what is there, `has` asks by `keys`, and
-    half a line at the end is cut off. Other settings, or a file that no stopped run left, are refused unless `force`,
-    which starts again. As a context manager: a block that ends without an exception is a finished run.
-    """
+    `settings` (JSON types), and the content of the file `source`, are what the rows depend on. Opened again with the
+    same, a file continues: `rows` has its rows, `has` finds one by `keys`, and half a line at the end is cut off. A
+    file with other settings, or of a finished run, is refused, or with `force` begun again. A context manager: a block
+    without an exception finishes the run."""
 
     def __init__(
         self,
@@ -89,7 +87,7 @@ class Results:
         keys: Sequence[str] = ("id",),
         force: bool = False,
     ) -> None:
-        """Raises GriffinError for a file that is not to be written to."""
+        """Raises GriffinError for a file that must not be written."""
         self.path, self._keys = path, keys
         self._state = path.with_name(path.name + ".state")
         if path.exists() and not path.is_file():
@@ -107,11 +105,11 @@ class Results:
         self._done = {_key(row, keys) for row in self.rows}
 
     def has(self, row: Row) -> bool:
-        """Whether a row with the same keys is there."""
+        """Whether there is a row with the same keys."""
         return _key(row, self._keys) in self._done
 
     def add(self, row: Row) -> None:
-        """Write a row. Raises GriffinError where the disk does not take it."""
+        """Writes a row. Raises GriffinError."""
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
         try:
             if self._file.write(line) < len(line):
@@ -135,7 +133,7 @@ class Results:
         self._file.close()
 
     def _lock(self) -> None:
-        """Two runs would write every row twice. The lock ends with the process, however it ends."""
+        """Locks the file until the process ends. Raises GriffinError if another run has it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,7 +142,7 @@ class Results:
             pass
 
     def _begin(self, settings: dict[str, Any], force: bool) -> list[Row]:
-        """Find the rows of an earlier run, or start an empty file."""
+        """The rows of an earlier run, or none in an emptied file."""
         size = self._file.seek(0, os.SEEK_END)
         if size and not force:
             self._check_settings(settings)
@@ -170,7 +168,7 @@ class Results:
                 )
 
     def _read(self) -> list[Row]:
-        """The rows that are whole; what follows the last newline was being written when the run stopped."""
+        """The whole rows; cuts off half a row after the last newline, which a stopped run left."""
         self._file.seek(0)
         whole, newline, _ = self._file.readall().rpartition(b"\n")
         self._file.truncate(len(whole) + len(newline))

@@ -13,7 +13,7 @@ import torch
 
 from .checkpoint.key import checkpoint_key
 from .checkpoint.reader import BOUNCE, DECODING, Reader
-from .errors import CheckpointError, GriffinError, OptionError, PromptError
+from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
 from .memory.host_cache import HostTier
 from .memory.machine import available_memory, best_device, check_device, device_budget
@@ -26,7 +26,6 @@ from .model.pretrained import (
     load_config,
     load_generation_config,
     load_tokenizer,
-    one_line,
     open_checkpoint,
 )
 from .model.skeleton import Skeleton, compute_dtype

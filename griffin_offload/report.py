@@ -1,4 +1,4 @@
-"""What a run did, the plan beside the measurement: as rows for people, as JSON for programs."""
+"""A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from .units import format_bytes, format_rate
 
 @dataclass(frozen=True)
 class Report:
-    """One run. Bytes, seconds, bytes a second. A run without a sweep (all resident already) has read nothing.
+    """One run, in bytes, seconds and bytes per second. A run whose weights were all resident has read nothing.
 
-    `read_s`: how long the reader was busy, beside the computing. `memory_bandwidth`: of one token's products over
-    the resident weights, measured after the answer; 0 where too few tokens were made to say. `prior`: what it was made
-    of, and its weight, where one helped to choose the experts."""
+    `read_s`: seconds that the reader was busy while the model computed. `memory_bandwidth`: of one token's products
+    over the resident weights, measured after the answer; 0 for too few tokens. `prior`: facts and weight of the prior
+    that the choice of neurons used."""
 
     model: str
     model_path: Path
@@ -40,12 +40,12 @@ class Report:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of weights, read for a token of the answer: on average, where blocks are skipped by token."""
+        """Bytes of weights that a token of the answer reads, on average."""
         return self.plan.bytes_per_token - (self.skipped.bytes if self.skipped else 0)
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after the first, over the time that they took."""
+        """Tokens after the first, per second."""
         return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else 0.0
 
     @property
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def limit_tokens_per_s(self) -> float:
-        """Decoding reads every resident byte once a token, but skipped blocks: the memory bandwidth sets the pace."""
+        """Tokens per second if memory bandwidth were the only limit: a token reads every resident byte once."""
         return self.memory_bandwidth / self.bytes_per_token
 
     @property
@@ -63,7 +63,7 @@ class Report:
 
     @property
     def formats(self) -> str:
-        """What stays in which precision."""
+        """The format of each group of resident weights."""
         how = self.plan.precision
         named = {"experts": how.kept, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
         if not how.quantized:
@@ -71,7 +71,7 @@ class Report:
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """The parts of `--json` that are not the text."""
+        """`--json` without the text."""
         prior = {} if self.prior is None else {"prior": self.prior}
         return {
             "model": self.model,
@@ -105,7 +105,7 @@ class Report:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and value, for people."""
+        """(label, value) rows for people."""
         plan = self.plan
         saved = plan.full_bytes - plan.resident_bytes
         rows = [

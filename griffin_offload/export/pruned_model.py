@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
-from ..errors import ExportError
+from ..errors import ExportError, one_line
 from ..memory.spill import Spill
 from ..model.layout import Block, NeuronRows
-from ..model.pretrained import one_line
 from ..model.skeleton import Skeleton
 from ..offload.layer_stream import LayerStream
 from ..offload.lockstep import Lockstep

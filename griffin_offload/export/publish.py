@@ -1,12 +1,12 @@
-"""An export's file or folder, written beside its place and put there whole, or not at all."""
+"""Writes an export's file or folder beside its place, and puts it there whole, or not at all."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 from ..errors import ExportError
 from ..files import DISK_RESERVE, free_disk, reason
@@ -15,7 +15,7 @@ from ..units import format_bytes
 
 @dataclass
 class Output:
-    """`path`: where to write. `backup`: where what was in its place went, once the export is in it."""
+    """`path`: where to write. `backup`: where the export's place had something else, its new path."""
 
     path: Path
     backup: Path | None = None
@@ -32,68 +32,44 @@ def real_path(out: Path, kind: str) -> Path:
 
 
 @contextmanager
-def new_output(out: Path, needed: int, is_export: Callable[[Path], bool], *, folder: bool) -> Iterator[Output]:
-    """A temporary folder (or file) beside `out`, which takes its place at the end and is removed on failure.
+def new_output(out: Path, needed: int, is_export: Callable[[Path], bool]) -> Iterator[Output]:
+    """A path in a temporary folder beside `out`. What the block writes there becomes `out`, or is removed if it fails.
 
-    An earlier export there, as `is_export` tells, is replaced; anything else is kept as a backup. Raises ExportError if
-    `out` cannot be written, or its disk has less than `needed` bytes free."""
-    make = _make_folder if folder else _make_file
+    Something in that place is replaced if `is_export` says so, else kept as a backup. Raises ExportError if `out`
+    cannot be written or the disk has less than `needed` bytes free."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if (free := free_disk(out.parent)) < needed + DISK_RESERVE:
-            raise ExportError(
-                f"{out.parent} has {format_bytes(free)} free; the export needs {format_bytes(needed + DISK_RESERVE)}"
-            )
-        output = Output(make(out.parent, f".{out.name}."))
+        if (free := free_disk(out.parent)) < (needed := needed + DISK_RESERVE):
+            raise ExportError(f"{out.parent} has {format_bytes(free)} free; the export needs {format_bytes(needed)}")
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise ExportError(f"{out} cannot be written: {reason(error)}") from None
+    output = Output(work / out.name)
     try:
-        output.path.chmod(0o755 if folder else 0o644)
         yield output
-        output.backup = _publish(output.path, out, is_export, make)
+        output.path.chmod(0o755 if output.path.is_dir() else 0o644)
+        output.backup = _publish(output.path, out, is_export)
     except OSError as error:
         raise ExportError(f"{out} cannot be written: {reason(error)}; nothing was left behind") from None
     finally:
-        _remove(output.path)
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _publish(
-    path: Path, out: Path, is_export: Callable[[Path], bool], make: Callable[[Path, str], Path]
-) -> Path | None:
-    """Renames the finished export; returns the backup of what was there, if it was no export."""
-    nothing_there = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if nothing_there or (out.is_file() and is_export(out)):
+def _publish(path: Path, out: Path, is_export: Callable[[Path], bool]) -> Path | None:
+    """Renames the finished export to `out`; returns the backup of what was there, or None."""
+    there = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    ours = there and is_export(out)
+    if not there or (ours and out.is_file()):
         path.replace(out)
         return None
-    backup, moved = make(out.parent, f"{out.name}.backup-"), False
+    backup = out.rename(out.with_name(f"{out.name}.backup-{token_hex(4)}"))
     try:
-        out.replace(backup)
-        moved = True
         path.replace(out)
     except BaseException:
-        if not moved:
-            _remove(backup)
-        elif not out.exists():
-            backup.replace(out)
+        if not out.exists():
+            backup.rename(out)
         raise
-    if not is_export(backup):
+    if not ours:
         return backup
-    _remove(backup)
+    shutil.rmtree(backup)
     return None
-
-
-def _make_folder(parent: Path, prefix: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-
-
-def _make_file(parent: Path, prefix: str) -> Path:
-    number, name = tempfile.mkstemp(prefix=prefix, dir=parent)
-    os.close(number)
-    return Path(name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

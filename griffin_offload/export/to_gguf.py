@@ -88,7 +88,7 @@ def export_gguf(
 
     laid_out = lay_out(plan)
     total = laid_out.bytes
-    with new_output(out, total, _is_export, folder=False) as output, GgufWriter(output.path, laid_out) as writer:
+    with new_output(out, total, _is_export) as output, GgufWriter(output.path, laid_out) as writer:
         del laid_out  # a large vocabulary's header: it is in the file by now
         if factors is not None:
             _all(writer.write_pieces(ROPE_FACTORS, [factors]))

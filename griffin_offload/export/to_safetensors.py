@@ -55,8 +55,9 @@ def export_checkpoint(
     smaller = smaller_model(skeleton, plan)
     needed = sum(torch.Size(shape).numel() for shape in smaller.shapes.values()) * skeleton.dtype.itemsize
     buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
-    with new_output(out, needed, _is_export, folder=True) as output:
+    with new_output(out, needed, _is_export) as output:
         folder = output.path
+        folder.mkdir()
         with CheckpointWriter(folder, smaller.shapes, skeleton.dtype, others=buffers) as writer:
             written = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
         plan = with_kept(plan, model_sizes(skeleton), emptied(plan.kept, written.skipped))

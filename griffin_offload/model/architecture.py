@@ -1,7 +1,7 @@
-"""Where the feed-forward neurons live, per `model_type`: data, not subclasses.
+"""What Griffin knows of each model type, as data.
 
-A neuron j is row j of every *up* module (gate and up, or fc1; weight and bias) and column j of the *down* module.
-The input of the down module is GRIFFIN's z in every architecture.
+Neuron j is row j of every *up* module (gate and up, or fc1; weight and bias) and column j of the *down* module. The
+input of the down module is GRIFFIN's z in every architecture.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from .refused import REFUSED
 
 @dataclass(frozen=True)
 class FeedForward:
-    """One block of a decoder layer: module paths relative to the layer.
+    """A feed-forward block of a decoder layer: module paths in the layer.
 
-    `halves`: gate and up are one module, the one's rows before the other's, so that a neuron is rows j and F + j."""
+    `halves`: gate and up are one module, so that neuron j is rows j and F + j."""
 
     up: tuple[str, ...]
     down: str
@@ -25,7 +25,7 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed experts as transformers holds them: one module with 3-D parameters, an expert being an index of dim 0."""
+    """Routed experts in transformers: the path of a module with 3-D parameters, whose dim 0 is the expert."""
 
     path: str
 

@@ -11,6 +11,7 @@ random      drawn, by seed and layer
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from ..planning.request import Request
 from ..planning.sizes import ModelSizes, model_sizes
 from ..pruning.calibration import Calibration
 from ..pruning.prior import Prior, Scores
+from ..pruning.statistic import NeuronWeights
 from .layer_stream import LayerStream
 from .lockstep import STACK, Lockstep
 from .outer_weights import load_outer_weights
@@ -64,7 +66,8 @@ class Scorer:
         for place, (block, total) in enumerate(zip(layer.blocks, self._layers[index].statistics, strict=True)):
             if finish := self._statistic.finish:
                 seed = (self._seed * 10007 + index) * 101 + place
-                total.copy_(finish(total, _BlockWeights(block, dense), seed))
+                weights = NeuronWeights(partial(block_magnitude, block, dense), partial(down_squares, block, dense))
+                total.copy_(finish(total, weights, seed))
             if not total.isfinite().all():
                 raise NumericError(
                     f"the scores of {layer.prefix}{block.path} are NaN or infinite in {self._skeleton.dtype}; "
@@ -83,19 +86,11 @@ def scores_of(layers: Sequence[ResidentLayer]) -> Scores:
     return tuple(tuple(total.cpu() for total in layer.statistics) for layer in layers)
 
 
-class _BlockWeights:
-    """A block's dense weights, as `statistic.NeuronWeights` asks for them."""
-
-    def __init__(self, block: Block, dense: Mapping[str, Tensor]) -> None:
-        self._block, self._dense = block, dense
-
-    def up_norms(self) -> Tensor:
-        return block_magnitude(self._block, self._dense)
-
-    def down_squares(self) -> Tensor:
-        (rows,) = self._block.rows[self._block.down].split(self._dense[self._block.down])
-        norms: Tensor = rows.norm(dim=-1, dtype=torch.float32)
-        return norms.square_()
+def down_squares(block: Block, dense: Mapping[str, Tensor]) -> Tensor:
+    """|W_j|² of a block's down projection: (F,) or (E, F), float32."""
+    (rows,) = block.rows[block.down].split(dense[block.down])
+    norms: Tensor = rows.norm(dim=-1, dtype=torch.float32)
+    return norms.square_()
 
 
 def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> list[Callable[[], None]]:

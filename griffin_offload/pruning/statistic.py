@@ -5,7 +5,7 @@ z (T, F) is the input of the down projection, whose matrix is W (D, F): the same
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,14 +43,11 @@ def _sum_of_squares(z: Tensor, weights: Tensor | None, unit: bool) -> Tensor:
     return total
 
 
-class NeuronWeights(Protocol):
-    """What a score may need of a block's weights, each (F,) or (E, F), float32."""
+class NeuronWeights(NamedTuple):
+    """What a score may need of a block's weights: functions that return (F,) or (E, F), float32."""
 
-    def up_norms(self) -> Tensor:
-        """Product of the norms of a neuron's rows in gate and up."""
-
-    def down_squares(self) -> Tensor:
-        """Squared norm of a neuron's column in the down projection."""
+    up_norms: Callable[[], Tensor]  # product of the norms of a neuron's rows in gate and up
+    down_squares: Callable[[], Tensor]  # squared norm of a neuron's column in the down projection
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Weights in 8 bits: a scale for each row (output), w = q s. Products by torch's kernel, or by oneDNN's (onednn.py).
-
-N rows (outputs), K columns (inputs), M tokens.
-"""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel or by oneDNN's (onednn.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +8,15 @@ from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
 from . import onednn
-from .weight import CHUNK, Derived, RowsOf, Scratch, chunks
+from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
-FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
-KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
+FEW = 8  # tokens up to which torch's kernel is faster than dense rows (measured; 12 is even)
+KERNEL_COLUMNS = 16  # torch's kernel needs a multiple of it and does not check
 _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 
 
 class Int8:
-    """(N, K) in int8, a scale a row."""
+    """(N, K) in int8, multiplied by torch's kernel."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self._codes = arena.take((rows, columns), torch.int8)
@@ -46,7 +43,7 @@ class Int8:
         else:
             out = flat.new_empty(len(flat), len(self._codes))
             for begin, end in chunks(len(self._codes), 4 * CHUNK):
-                # Scaled before the product: the codes' own would be beyond float16.
+                # Scaled before the product, which would overflow float16 otherwise.
                 rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
                 out[:, begin:end] = linear(flat, rows)
         return out.view(*x.shape[:-1], -1)
@@ -57,7 +54,7 @@ class Int8:
 
 
 class Int8OneDnn:
-    """As Int8, its products by oneDNN: see onednn.py. In pieces of some rows."""
+    """(N, K) in int8, multiplied by oneDNN, in pieces of some rows."""
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
@@ -85,7 +82,7 @@ class Int8OneDnn:
             for begin, end in chunks(min(last or stop, stop), begin=here):
                 codes, scales, values = _in_int8(rows, begin - first, end - first, scratch)
                 self._scales[begin:end] = scales
-                # In float32 the sums are exact, and nothing is copied.
+                # The sums are exact in float32.
                 piece.write(begin - start, codes, values.sum(1).to(torch.int32))
 
     def linear(self, x: Tensor) -> Tensor:
@@ -109,11 +106,11 @@ class Int8OneDnn:
 def _in_int8(
     rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (n, K), int8, scales (n,), and the codes in float32, of some rows."""
+    """Rows [begin, end) -> codes (n, K), int8; scales (n,); the codes again in float32."""
     scratch.rewind()
     part = rows(begin, end, scratch)
     values = scratch.take(part.shape, torch.float32).copy_(part)
-    # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
+    # amax and amin are several times as fast as aminmax, or as abs, which also takes memory.
     largest = torch.maximum(values.amax(1), values.amin(1).neg_())
     scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
     values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
@@ -121,15 +118,15 @@ def _in_int8(
 
 
 def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Begin and end of the rows of each piece that oneDNN holds."""
+    """(begin, end) rows of each piece for oneDNN."""
     return list(chunks(rows, max(CHUNK, onednn.LARGEST // columns // CHUNK * CHUNK)))
 
 
-_in_bytes = Derived()
+_in_bytes = DerivedCache()
 
 
 def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """onednn.in_bytes of one token; of one that several matrices multiply in turn, once."""
+    """`onednn.in_bytes` of one token, computed once for all matrices that multiply it in turn."""
     both: tuple[Tensor, Tensor | float] | None = _in_bytes.get(x)
     if both is None:
         both = onednn.in_bytes(x.reshape(1, -1))

@@ -1,22 +1,21 @@
-"""What a GGUF file says about its model besides the weights: transformers' config, tokenizer and generation config.
-
-The same tables give the fields of a file that is written."""
+"""A GGUF file's header <-> transformers' config, tokenizer and generation config."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture
+from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line
 from .header import GgufFile
 from .tokenizer import split_as
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp writes a model type: q and k rows interleaved for its rotary code, or norms plus one.
+    """How llama.cpp writes a model type.
 
-    `fields`: of this type alone, as in _FIELDS. `written_as_it`: other types whose models are the same but in name."""
+    `interleaved`: the rows of q and k alternate, for its rotary code. `norm_offset`: is added to norms. `fields`: more
+    of _FIELDS. `written_as_it`: types that differ in name only."""
 
     model_type: str
     interleaved: bool = False
@@ -25,7 +24,7 @@ class Architecture:
     written_as_it: tuple[str, ...] = ()
 
     def changes(self, config: Any, name: str) -> tuple[int, float]:
-        """What is changed in a tensor, by its name in the file: heads whose rows are interleaved (0: none), offset."""
+        """A tensor's name in the file -> (heads with interleaved rows or 0, offset that is added)."""
         heads = 0
         if self.interleaved and (".attn_q." in name or ".attn_k." in name):
             heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
@@ -53,9 +52,9 @@ _FIELDS = {
 }
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 ROPE_FACTORS = "rope_freqs.weight"
-# Not in the file. Every other size of these two divides by the square root of head_dim.
+# (type, layers) -> a value that the file does not have; other sizes of these types divide by the root of head_dim.
 QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
-# Byte-level vocabularies to which llama.cpp adds a BOS, as their own tokenizers do, when the file does not say.
+# Byte-level vocabularies that get a BOS if the file does not say, in llama.cpp and in their own tokenizers.
 BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
@@ -65,7 +64,7 @@ def described(file: GgufFile) -> Architecture:
 
 
 def require_supported(file: GgufFile, name: str) -> None:
-    """Raise UnsupportedArchitecture for what would come out wrong."""
+    """Raises UnsupportedArchitecture or CheckpointError for a file that would be read wrongly."""
     architecture = file.fields.get("general.architecture", "?")
     if architecture not in ARCHITECTURES:
         raise UnsupportedArchitecture(
@@ -85,7 +84,7 @@ def require_supported(file: GgufFile, name: str) -> None:
 
 
 def read_config(file: GgufFile, name: str) -> Any:
-    """transformers' config, from the header. Raises CheckpointError where it says too little or contradicts itself."""
+    """A header -> transformers' config. Raises CheckpointError if it says too little or contradicts itself."""
     from transformers import AutoConfig
 
     architecture, prefix = described(file), file.fields["general.architecture"]
@@ -111,9 +110,10 @@ def read_config(file: GgufFile, name: str) -> Any:
         values["query_pre_attn_scalar"] = QUERY_SCALARS.get(size, values["head_dim"])
     try:
         config = AutoConfig.for_model(architecture.model_type, dtype="bfloat16", **values)
-    except Exception as error:  # whichever check of transformers the values fail
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name}: its header describes no {architecture.model_type} model ({reason})") from error
+    except Exception as error:  # transformers checks fields with exceptions of its own
+        raise CheckpointError(
+            f"{name}: its header describes no {architecture.model_type} model ({one_line(error)})"
+        ) from error
     factors = next((tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS), None)
     if factors is not None:
         config.rope_parameters = _llama3_rope(config, file.dense(factors), name)
@@ -121,9 +121,9 @@ def read_config(file: GgufFile, name: str) -> Any:
 
 
 def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
-    """Llama 3.1's position scaling: a GGUF holds only the divisors of its frequencies, (head_dim / 2,) float32.
+    """Llama 3.1's position scaling, of which a GGUF has only the divisors of the frequencies: (head_dim / 2,), float32.
 
-    Rebuilt from the published constants and the largest divisor, and compared with what the file says."""
+    Rebuilt from the published constants and the largest divisor, and compared with the file's."""
     import torch
 
     plain = dict(config.rope_parameters)
@@ -143,7 +143,7 @@ def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
 
 
 def rope_factors(config: Any) -> Any:
-    """The divisors of its frequencies that a GGUF holds for Llama 3.1's position scaling: (head_dim / 2,) float32."""
+    """A config with Llama 3.1's position scaling -> the divisors of its frequencies: (head_dim / 2,), float32."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -155,10 +155,7 @@ def rope_factors(config: Any) -> Any:
 
 def written_as(model_type: str) -> str | None:
     """The architecture's name in a GGUF file; None for a type that we cannot write."""
-    for name, architecture in ARCHITECTURES.items():
-        if model_type in (architecture.model_type, *architecture.written_as_it):
-            return name
-    return None
+    return next((name for name, a in ARCHITECTURES.items() if model_type in (a.model_type, *a.written_as_it)), None)
 
 
 def written_types() -> tuple[str, ...]:
@@ -166,7 +163,7 @@ def written_types() -> tuple[str, ...]:
 
 
 def config_fields(config: Any, name: str) -> dict[str, Any]:
-    """A config as the header of an architecture's files says it: what `read_config` reads, and what llama.cpp wants."""
+    """transformers' config -> the header's fields, for `read_config` and for llama.cpp."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     table = _FIELDS | ARCHITECTURES[name].fields
@@ -177,7 +174,7 @@ def config_fields(config: Any, name: str) -> dict[str, Any]:
 
 
 def lost(config: Any, read: Any) -> list[str]:
-    """Fields of a config that the one read back from a file has otherwise, and that change what the model computes."""
+    """Names of the config's fields that differ in the one read back from a file, and change the model's results."""
     ours, theirs = config.to_dict(), read.to_dict()
     return sorted(
         key for key, value in ours.items() if key in theirs and key not in _NO_MATTER and not _same(value, theirs[key])
@@ -186,13 +183,13 @@ def lost(config: Any, read: Any) -> list[str]:
 
 _NO_MATTER = {
     *("model_type", "architectures", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),  # said elsewhere in the file
+    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),  # elsewhere in the file
     *("attention_dropout", "initializer_range", "pretraining_tp", "max_window_layers", "_sliding_window_pattern"),
 }
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Numbers to the precision of the file's float32."""
+    """Whether two values are equal, numbers to float32's precision."""
     if isinstance(one, dict) and isinstance(two, dict):
         return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
     if isinstance(one, float | int) and isinstance(two, float | int):
@@ -201,16 +198,17 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
-    """Tokenizer and generation config, with BOS and end-of-turn tokens as the file wants them."""
+    """Writes tokenizer and generation config, with the file's BOS and end-of-turn tokens.
+
+    Raises CheckpointError, BudgetError."""
     from tokenizers.processors import TemplateProcessing
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     try:
-        # Not AutoTokenizer: it gives the same tokenizer.json, after reading the whole header again, slowly.
+        # Not AutoTokenizer, which gives the same but first reads the whole header again, slowly.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    except Exception as error:  # transformers promises no particular one
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"the tokenizer in {name} cannot be used: {reason}") from error
+    except Exception as error:  # many libraries, many exceptions
+        raise CheckpointError(f"the tokenizer in {name} cannot be used: {one_line(error)}") from error
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}

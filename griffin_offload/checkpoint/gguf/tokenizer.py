@@ -1,8 +1,8 @@
-"""A tokenizer as the fields of a GGUF file's header, and how a file's texts are split before merges.
+"""A tokenizer <-> the fields of a GGUF file's header, with the way texts are split before merges.
 
-llama.cpp knows that by a name, `pre`, which its converter finds by hashing the tokens of one text. Here the tokenizer's
-own steps are compared with what each name stands for (src/llama-vocab.cpp of https://github.com/ggml-org/llama.cpp), so
-that a name is written only where llama.cpp splits as the tokenizer does."""
+llama.cpp has a name, `pre`, for each way of splitting; its converter finds it by hashing the tokens of one text. We
+compare the tokenizer's own steps with what each name means in src/llama-vocab.cpp of
+https://github.com/ggml-org/llama.cpp, and write a name only if llama.cpp splits as the tokenizer does."""
 
 import json
 from typing import Any
@@ -15,8 +15,8 @@ _SIGNS, _SPACES = r" ?[^\s\p{L}\p{N}]+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _REST = rf"{_SIGNS}[\r\n]*|{_SPACES}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BYTES, _DIGITS = ("ByteLevel", False), ("Digits", True)
-_GPT2 = ("ByteLevel", True)  # which splits as GPT-2 does
-# Name -> the steps of a tokenizer.json's pre_tokenizer. All texts become bytes in the last one.
+_GPT2 = ("ByteLevel", True)  # splits as GPT-2 does
+# Name -> the steps of a tokenizer.json's pre_tokenizer. The last one makes bytes.
 PRE: dict[str, tuple[tuple[str, Any], ...]] = {
     "gpt-2": (_GPT2,),
     "smollm": (_DIGITS, _GPT2),
@@ -28,14 +28,13 @@ PRE: dict[str, tuple[tuple[str, Any], ...]] = {
     ),
 }
 ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word of the vocabulary is one token, whatever the merges
+WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word of the vocabulary becomes one token without merges
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's token types
 _UNDERLINE = "\u2581"  # a space, in SentencePiece's vocabularies
 
 
 def split_as(backend: Any, fields: dict[str, Any]) -> None:
-    """Make a tokenizer, read from a file of these fields, split texts as the file says; a `pre` that we do not know is
-    left to transformers."""
+    """Makes a tokenizer split texts as a file with these fields says. An unknown `pre` is left to transformers."""
     from tokenizers import Tokenizer, decoders, normalizers
 
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
@@ -52,9 +51,9 @@ def split_as(backend: Any, fields: dict[str, Any]) -> None:
 
 
 def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> dict[str, Any]:
-    """The fields of a tokenizer for an embedding table of `rows` rows; `ends`: tokens that end an answer.
+    """A tokenizer -> a header's fields, for an embedding of `rows` rows. `ends`: tokens that end an answer.
 
-    Raises ExportError for one that llama.cpp would not run as it is."""
+    Raises ExportError if llama.cpp would tokenize otherwise."""
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     model = said["model"]
     vocabulary = model.get("vocab")
@@ -111,7 +110,7 @@ def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """SentencePiece joins the two pieces that make the best token: the earlier a token's first merge, the better."""
+    """SentencePiece's score of each token: the earlier its first merge, the higher."""
     first: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         first.setdefault("".join(merge.split(" ")), rank)
@@ -119,11 +118,11 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _pre(said: dict[str, Any], name: str) -> str:
-    """The name of a byte-level tokenizer's splitting."""
+    """The `pre` of a byte-level tokenizer. Raises ExportError."""
     steps = _steps(said.get("pre_tokenizer"))
     found = next((pre for pre, known in PRE.items() if known == steps), None)
     normalizer = (said.get("normalizer") or {}).get("type")
-    if found is None or normalizer not in (None, "NFC"):  # llama.cpp leaves NFC out: most texts are in it
+    if found is None or normalizer not in (None, "NFC"):  # llama.cpp does not normalize; most texts are in NFC
         raise ExportError(
             f"{name}: its tokenizer splits texts in a way that has no known name in llama.cpp "
             f"(known: {', '.join(PRE)}): {_WAY_OUT}, or give a GGUF file of the model"
@@ -132,7 +131,7 @@ def _pre(said: dict[str, Any], name: str) -> str:
 
 
 def _steps(pre: Any) -> tuple[tuple[str, Any], ...]:
-    """A pre_tokenizer of tokenizer.json as in PRE; () for one that holds something else."""
+    """A pre_tokenizer of tokenizer.json -> steps as in PRE; () if it has others."""
     if not pre:
         return ()
     if pre["type"] == "Sequence":
@@ -161,7 +160,7 @@ def as_json(steps: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
 
 
 def _adds_space(said: dict[str, Any], name: str) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before a text."""
+    """Whether a SentencePiece tokenizer puts a space before a text. Raises ExportError."""
     steps = said.get("normalizer") or {}
     steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps] if steps else []
     pre = said.get("pre_tokenizer") or {}
