@@ -64,10 +64,11 @@ class Report:
     @property
     def formats(self) -> str:
         """The format of each group of resident weights."""
-        how = self.plan.precision
-        named = {"experts": how.kept, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
-        if not how.quantized:
+        formats = self.plan.precision
+        if not formats.quantized:
             return self.dtype
+        named = {"kept neurons": formats.kept, "the other neurons": formats.rest}
+        named |= {"attention": formats.others, "lm_head": formats.head}
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
 
     def to_json(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Checkpoint:
             path = _inside(folder, name)
             for info in read_header(path):
                 if info.name in tensors:
-                    raise CheckpointError(f"{info.name} stands in both {tensors[info.name].file.name} and {name}")
+                    raise CheckpointError(f"{info.name} is in both {tensors[info.name].file.name} and {name}")
                 tensors[info.name] = info
             total += path.stat().st_size
         for tensor, name in weight_map.items():

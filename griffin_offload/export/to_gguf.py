@@ -1,7 +1,6 @@
-"""The pruned model as a GGUF file, which llama.cpp runs, written layer by layer as the sweep passes.
+"""Writes the pruned model as a GGUF file for llama.cpp, layer by layer as the sweep passes.
 
-Its header is read back by our own reader before any weight is read: what the file cannot say about a model is refused.
-All goes to a temporary file beside the target, which is renamed at the end.
+Our own reader reads the header back before any weight is read, and refuses models that a header cannot describe.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.gguf.config import ARCHITECTURES, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
+from ..checkpoint.gguf.config import GGUF_ARCHS, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
 from ..checkpoint.gguf.decode import interleaved
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.link import gguf_link
@@ -72,7 +71,7 @@ def export_gguf(
     architecture = written_as(skeleton.config.model_type)
     assert architecture, "require_gguf comes first"
     config = smaller.config
-    if "sliding_window" not in ARCHITECTURES[architecture].fields.values():  # up to a window's length it makes no odds
+    if "sliding_window" not in GGUF_ARCHS[architecture].fields.values():  # up to a window's length it is the same
         window = getattr(config, "sliding_window", None) or config.max_position_embeddings
         config.max_position_embeddings = min(window, config.max_position_embeddings)
     names = _names(smaller, architecture)
@@ -105,7 +104,7 @@ class _AsLlamaCpp:
 
     def __init__(self, writer: GgufWriter, names: dict[str, str], architecture: str, config: Any) -> None:
         self._writer, self._names = writer, names
-        self._architecture, self._config = ARCHITECTURES[architecture], config
+        self._architecture, self._config = GGUF_ARCHS[architecture], config
 
     def write(self, name: str, tensor: Tensor) -> None:
         _all(self.write_pieces(name, [tensor]))

@@ -1,8 +1,4 @@
-"""A pruned checkpoint that plain transformers loads, written layer by layer as the sweep passes.
-
-All is written to a temporary folder beside the target, which is renamed at the end: an export is there whole, or not
-at all.
-"""
+"""Writes a pruned checkpoint that plain transformers loads, layer by layer as the sweep passes."""
 
 import json
 import shutil
@@ -25,19 +21,8 @@ from .card import write_card
 from .pruned_model import Export, ExportSource, Smaller, smaller_model, write_pruned
 from .publish import new_output, real_path
 
-COPIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "USE_POLICY*",
-    "NOTICE*",
-)
+COPIED = """tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt *.model chat_template*
+    generation_config.json LICENSE* USE_POLICY* NOTICE*""".split()  # noqa: SIM905
 
 
 def export_checkpoint(

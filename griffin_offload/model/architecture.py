@@ -160,7 +160,7 @@ ARCHITECTURES = {
             ): "moe_shared_expert_intermediate_size",
         },
     ),
-    "opt": Architecture(  # else the norm stands behind the sum
+    "opt": Architecture(  # else a norm comes after the sum
         "model.decoder.layers", {LAYER_FC: "ffn_dim"}, similarity=("do_layer_norm_before", True)
     ),
     "persimmon": Architecture("model.layers", {H_TO_4H: SIZE}),

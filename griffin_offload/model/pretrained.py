@@ -34,12 +34,14 @@ def load_config(folder: Path) -> Any:
 
 def _quantized_by(config: Any) -> str:
     """The quantization method that a config names (gptq, awq, fp8 ...), or ''."""
-    said = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
-    if not said:
+    facts = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not facts:
         return ""
-    said = said if isinstance(said, dict) else {}
-    old = "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else "a method that has no name there"
-    return ascii(said["quant_method"])[:60] if said.get("quant_method") else old
+    facts = facts if isinstance(facts, dict) else {}
+    if facts.get("quant_method"):
+        return ascii(facts["quant_method"])[:60]
+    old = facts.get("load_in_4bit") or facts.get("load_in_8bit")
+    return "bitsandbytes" if old else "a method that has no name there"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

