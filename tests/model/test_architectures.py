@@ -16,7 +16,6 @@ from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
 from griffin_offload.model import attention
 from griffin_offload.model.architecture import ARCHITECTURES, Architecture, FeedForward
-from griffin_offload.model.attention import OWN_MASKS
 from griffin_offload.model.detect import find_structure
 from griffin_offload.model.modules import PIECE, Pieces
 from griffin_offload.model.refused import REFUSED
@@ -273,7 +272,7 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     assert chosen(engine) == pooled_experts
 
 
-@pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in OWN_MASKS])
+@pytest.mark.parametrize("kind", [k for k in TINY if not ARCHITECTURES[model_type(k)].own_mask])
 def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long prompt, whole and padded in a batch; where layers slide, no mask of the whole prompt is written."""
     folder = tiny_checkpoint(tmp_path / "m", kind)
