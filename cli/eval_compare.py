@@ -1,19 +1,20 @@
 """`griffin eval compare`: all ways to leave out feed-forward weights, on the same texts, problems and articles."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import _console as console
-from ._options import model_options, open_engine
+from ._options import json_option, opens_engine, seed_option
 from ._text import decode
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..evaluation.compare import Result
 
 TASKS = ("text", "arithmetic", "summaries")
@@ -34,20 +35,20 @@ COLUMNS = {
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A UTF-8 text of some length: its first half is tested on, its second half calibrates.",
+    help="A long UTF-8 text: its first half is for testing, its second half for calibration.",
 )
 @click.option(
     "--summaries",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Articles as `griffin eval summarise` takes them: the first ones test, the others calibrate.",
+    help="Articles as `griffin eval summarise` takes them: the first ones are for testing, the others for calibration.",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where every measurement goes, a line each. After a stop the same command goes on.",
+    help="Where measurements go, one a line. After a stop, the same command continues where it stopped.",
 )
 @click.option("--force", is_flag=True, help="Replace what the --out file holds.")
 @click.option(
@@ -58,61 +59,67 @@ COLUMNS = {
     default=(0.25, 0.5),
     show_default=True,
     metavar="SHARE",
-    help="Of the feed-forward neurons, or blocks, to leave out. Give several to compare.",
+    help="Share of the feed-forward neurons or blocks to leave out. Give several to compare.",
 )
 @click.option(
     "--task",
     "tasks",
     type=click.Choice(TASKS),
     multiple=True,
-    help="What to measure; several times. [default: all for which there is data]",
+    help="What to measure. Give several. [default: all for which there is data]",
 )
-@click.option("--windows", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Pieces of text.")
 @click.option(
-    "--problems", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Sums to test on."
+    "--windows",
+    "test_windows",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Windows of text to test on.",
 )
-@click.option("--articles", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="To summarise.")
 @click.option(
-    "--samples", type=click.IntRange(4), default=32, show_default=True, metavar="N", help="Samples of a calibration."
+    "--problems",
+    "test_problems",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Sums to test on.",
+)
+@click.option(
+    "--articles",
+    "test_articles",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Articles to summarise.",
+)
+@click.option(
+    "--samples", type=click.IntRange(4), default=32, show_default=True, metavar="N", help="Samples to calibrate with."
 )
 @click.option(
     "--tokens", type=click.IntRange(2), default=512, show_default=True, metavar="T", help="Longest sample, in tokens."
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Of the sums, the samples, and what is drawn.",
-)
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@seed_option("Seed of the sums, the samples, and of whatever else is drawn.")
+@opens_engine()
+@json_option("Print one JSON object instead of tables.")
 def command(
     *,
     text: Path,
     summaries: Path | None,
     out: Path,
-    force: bool,
     shares: tuple[float, ...],
     tasks: tuple[str, ...],
-    windows: int,
-    problems: int,
-    articles: int,
-    samples: int,
-    tokens: int,
-    seed: int,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
+    **data: Any,
 ) -> None:
     """Compare GRIFFIN with skipped blocks and with static models from calibration texts.
 
-    Each way leaves out the same share of the feed-forward neurons or blocks. Measured are the perplexity of a text,
-    sums in words (answers right, and how likely the right one is), and ROUGE of summaries, with standard errors. A
-    model that `griffin calibrate` has not measured is measured first.
+    Each method leaves out the same share of the feed-forward neurons or blocks. It measures the perplexity of a text,
+    sums in words (correct answers, and the likelihood of the correct one) and ROUGE of summaries, with standard errors.
+    A model that `griffin calibrate` has not measured is measured first.
     """
     if summaries is None and "summaries" in tasks:
         raise click.UsageError("--task summaries needs --summaries FILE")
@@ -121,30 +128,21 @@ def command(
     from ..evaluation.summarise import fault, rouge_scorer
 
     if "summaries" in chosen:
-        rouge_scorer()  # missing, it is missed before the first measurement
+        rouge_scorer()  # if it is not installed, fail before the first measurement
     rows = read_rows(summaries, fault) if summaries else []
-    data = Data(
-        text=decode(text.read_bytes(), str(text)),
-        articles=rows,
-        test_articles=articles,
-        test_problems=problems,
-        test_windows=windows,
-        samples=samples,
-        tokens=tokens,
-        seed=seed,
-    )
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    force = data.pop("force")
+    texts = Data(text=decode(text.read_bytes(), str(text)), articles=rows, **data)
+    engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,
         "shares": list(shares),
         "articles": [row["id"] for row in rows],
-        **{name: getattr(data, name) for name in ("test_articles", "test_problems", "test_windows")},
-        **{"samples": samples, "tokens": tokens, "seed": seed},
+        **data,
     }
     with Results(out, settings, source=text, keys=KEYS, force=force) as written:
         with console.layer_progress("Reading") as on_layer:
-            for row in compare(engine, data, shares, chosen, skip=written.has, on_layer=on_layer):
+            for row in compare(engine, texts, shares, chosen, skip=written.has, on_layer=on_layer):
                 written.add(row)
         found = results(written.rows)
     if as_json:
