@@ -1,7 +1,7 @@
 """docs/commands.md, made of the commands themselves: `make docs`, or python -m griffin_offload.cli._docs."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import cleandoc
 
 import click
@@ -68,7 +68,7 @@ def cells(each: click.Option) -> tuple[str, str, str]:
     return f"`{f'{flag} {value}'.strip()}`", default, DEFAULT.sub("", text)
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in line) + " |" for line in lines

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ..report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+Decorator = Callable[[Any], Any]
 
 KEYWORDS = {Placement: "placement", Pruning: "pruning", Decoding: "decoding", ExportFormat: "export_format"}
 SPARSITY_OF_ROWS = "Share of the feed-forward neurons to drop, 0 (the full model) to 1."
@@ -115,20 +116,21 @@ def kind(told: Option) -> Any:
     return click.Choice(told.choices) if told.choices else TYPES.get(told.parse, told.parse)
 
 
-def repeated(name: str, plural: str, defaults: tuple[Any, ...] = (), help: str = "", **changes: Any) -> Decorator:
-    """A declared option that may be given several times, one number or name each: the command gets a tuple."""
+def several(flag: str, plural: str, default: tuple[Any, ...], help: str, shown: str = "", **changes: Any) -> Decorator:
+    """An option that may be given several times: the command gets a tuple of that plural name.
+
+    `shown`: what --help tells of an empty default."""
+    text = f"{help} Give several to compare." + (f" [default: {shown}]" if shown else "")
+    facts = {"default": default, "show_default": bool(default), **changes}
+    return click.option(flag, plural, multiple=True, help=text, **facts)
+
+
+def repeated(name: str, plural: str, default: tuple[Any, ...] = (), help: str = "", **changes: Any) -> Decorator:
+    """A declared option that may be given several times, one number or name each."""
     told, _ = KNOWN[name]
     choices = [choice for choice in told.choices if choice != AUTO]
-    facts = {
-        "type": click.Choice(choices) if choices else float,
-        "metavar": told.metavar or None,
-        "default": defaults,
-        "show_default": bool(defaults),
-        "help": f"{help or told.help} Give several to compare."
-        + ("" if help or defaults else f" [default: {told.default}]"),
-        **changes,
-    }
-    return click.option(flag(name), plural, multiple=True, **facts)
+    facts = {"type": click.Choice(choices) if choices else float, "metavar": told.metavar or None, **changes}
+    return several(flag(name), plural, default, help or told.help, "" if help or default else told.default, **facts)
 
 
 def decorate(command: F, *options: Decorator) -> F:
@@ -150,11 +152,13 @@ def takes(*groups: "type | Some") -> Decorator:
         def run(**values: Any) -> Any:
             given = {name: value for name in options if (value := values.pop(name)) is not None}
             check_usage(given)
-            built = {KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen}
+            built: dict[str, Any] = {
+                KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
+            }
             check_greedy(built.get("decoding"), built.get("pruning"))
             return command(**values, **built)
 
-        return decorate(run, *options.values())  # type: ignore[return-value]
+        return cast(F, decorate(run, *options.values()))
 
     return wrap
 
@@ -196,13 +200,9 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
         def run(*, model: str, placement: Placement, **values: Any) -> Any:
             return command(open_engine=partial(open_engine, model, placement), **values)
 
-        return click.option(
-            "--model",
-            default=DEFAULT_MODEL,
-            show_default=True,
-            metavar="NAME",
-            help="An alias (see `griffin models`), a folder, a hub id or a .gguf file.",
-        )(run)  # type: ignore[return-value]
+        text = "An alias (see `griffin models`), a folder, a hub id or a .gguf file."
+        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help=text)
+        return cast(F, model(run))
 
     return wrap
 
@@ -220,22 +220,14 @@ def compares(command: F) -> F:
     combination, the full model once."""
 
     @wraps(command)
-    def run(
-        sparsities: tuple[float, ...],
-        selections: tuple[str, ...],
-        allocations: tuple[str, ...],
-        resident_dtypes: tuple[str, ...],
-        rests: tuple[str, ...],
-        seed: int,
-        **values: Any,
-    ) -> Any:
+    def run(**values: Any) -> Any:
         from ..evaluation.scoring.variant import all_variants
 
-        variants = all_variants(sparsities, selections, allocations, seed, resident_dtypes, rests)
-        return command(variants=variants, **values)
+        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests")
+        return command(variants=all_variants(*(values.pop(name) for name in names)), **values)
 
     return decorate(
-        run,  # type: ignore[return-value]
+        cast(F, run),
         repeated("sparsity", "sparsities", (0.0, 0.5), SPARSITY_OF_ROWS),
         repeated("selection", "selections", ("topk",), "How the kept neurons are chosen."),
         repeated("allocation", "allocations", ("uniform",), ALLOCATION_OF_ROWS),
@@ -245,9 +237,26 @@ def compares(command: F) -> F:
     )
 
 
+def count(
+    flag: str, default: Any, help: str, *names: str, low: int = 1, metavar: str = "N", **changes: Any
+) -> Decorator:
+    """A whole number, `low` or more, that is not in options.py. A default of None is told in `help`."""
+    facts = {"type": click.IntRange(low), "default": default, "show_default": default is not None, "metavar": metavar}
+    return click.option(flag, *names, help=help, **{**facts, **changes})
+
+
+def file(flag: str, help: str, *names: str, dir_okay: bool = True, **changes: Any) -> Decorator:
+    """The name of a file, as a Path."""
+    kind = click.Path(dir_okay=dir_okay, path_type=Path)
+    return click.option(flag, *names, help=help, **{"type": kind, "metavar": "FILE", **changes})
+
+
+def switch(flag: str, help: str) -> Decorator:
+    return click.option(flag, is_flag=True, help=help)
+
+
 def seed_option(help: str) -> Decorator:
-    seeds = click.IntRange(0, 2**32 - 1)
-    return click.option("--seed", type=seeds, default=0, show_default=True, metavar="N", help=help)
+    return count("--seed", 0, help, type=click.IntRange(0, 2**32 - 1))
 
 
 def json_option(help: str = "Print one JSON object instead of a table.") -> Decorator:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -39,7 +39,7 @@ def takes_form(command: F) -> F:
             raise click.UsageError("--raw cannot be combined with --system, which needs the chat template")
         return command(form=PromptForm(system and check_text(system, "--system"), raw), **values)
 
-    return run  # type: ignore[return-value]
+    return cast(F, run)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -10,7 +10,7 @@ import click
 from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
-from ._options import RESIDENT_DTYPE_OF_ROWS, json_option, option, repeated
+from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
 
 if TYPE_CHECKING:
     from ..evaluation.bench.bench import Asked, Bench
@@ -50,13 +50,11 @@ COLUMNS = (
     help="Methods to measure: full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp only with a "
     "file]",
 )
-@click.option(
+@file(
     "--llama-cpp",
+    "A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
     "ggufs",
-    type=click.Path(path_type=Path),
     multiple=True,
-    metavar="FILE",
-    help="A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
 )
 @repeated(
     "sparsity", "sparsities", (0.5,), "Share of the neurons that griffin drops; magnitude drops the first of them."
@@ -64,7 +62,7 @@ COLUMNS = (
 @repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS)
 @repeated("ffn_skip", "ffn_skips", (), "Measure griffin again with this share of the feed-forward blocks skipped.")
 @option("ffn_skip_mode", default="token")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs of each row.")
+@count("--repeats", 3, "Runs of each row.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
@@ -74,16 +72,11 @@ COLUMNS = (
     help="Stop a run S seconds after its first token; its total is then extrapolated, and marked ~.",
 )
 @option("dtype")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of every method. [default: torch's]")
-@click.option("--uncapped", is_flag=True, help="Do not cap the memory by a control group, even where that is possible.")
+@count("--threads", None, "Threads of every method. [default: torch's]")
+@switch("--uncapped", "Do not cap the memory by a control group, even where that is possible.")
 @click.option("--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold if run by root]")
 @json_option("Print JSON lines: the machine, every run, every row.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Draw the rows too: a .png, .pdf or .svg file.",
-)
+@file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Measure time and memory of several ways to run a model, each run in its own process.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import _console as console
-from ._options import json_option, opens_engine
+from ._options import count, json_option, opens_engine, switch
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -20,26 +20,16 @@ SHOWN = 6  # layers
 
 @click.command("calibrate", short_help="Measure which layers need their neurons most.")
 @click.option("--data", metavar="FILE", help="A UTF-8 text like those the model is for. [default: plain English prose]")
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(1),
-    default=384,
-    show_default=True,
-    metavar="P",
-    help="Tokens of each window that the kept neurons are chosen from.",
-)
-@click.option(
+@count("--prompt-tokens", 384, "Tokens of each window that the kept neurons are chosen from.", metavar="P")
+@count(
     "--continue-tokens",
-    type=click.IntRange(2),
-    default=64,
-    show_default=True,
+    64,
+    "Tokens after them, whose predictions are compared with the full model's.",
     metavar="C",
-    help="Tokens after them, whose predictions are compared with the full model's.",
+    low=2,
 )
-@click.option(
-    "--windows", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Windows spread over the text."
-)
-@click.option("--force", is_flag=True, help="Measure again, and replace the earlier measurement.")
+@count("--windows", 4, "Windows spread over the text.")
+@switch("--force", "Measure again, and replace the earlier measurement.")
 @opens_engine()
 @json_option("Print one JSON object: the file, and every measurement.")
 def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: bool, **windows: Any) -> None:

@@ -10,7 +10,7 @@ import click
 from ..errors import OptionError
 from ..options import MODES
 from . import _console as console
-from ._options import compares, json_option, opens_engine
+from ._options import compares, count, file, json_option, opens_engine
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command("choice", short_help="Multiple choice by log-likelihood.")
-@click.option(
+@file(
     "--data",
+    'JSONL: {"context": text, "choices": [texts], "answer": index from 0}; question or query will do for context.',
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='JSONL: {"context": text, "choices": [texts], "answer": index from 0}; question or query will do for context.',
 )
 @click.option(
     "--mode",
@@ -34,13 +32,8 @@ if TYPE_CHECKING:
     help="What counts as the prompt. gen: the context, so that the pruned model reads every token of a choice. class, "
     "the paper's: everything but the last token, choices included, which is kinder to pruning.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write every question's scores, as JSONL.",
-)
+@count("--limit", None, "Only the first N questions.")
+@file("--out", "Write every question's scores, as JSONL.", dir_okay=False)
 @compares
 @opens_engine()
 @json_option()

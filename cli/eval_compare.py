@@ -10,7 +10,7 @@ import click
 from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import _console as console
-from ._options import json_option, opens_engine, seed_option
+from ._options import count, file, json_option, opens_engine, seed_option, several, switch
 from ._text import decode
 
 if TYPE_CHECKING:
@@ -30,77 +30,31 @@ COLUMNS = {
 
 
 @click.command("compare", short_help="All ways to leave out weights, side by side.")
-@click.option(
-    "--text",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A long UTF-8 text: its first half is for testing, its second half for calibration.",
-)
-@click.option(
+@file("--text", "A long UTF-8 text: its first half is for testing, its second half for calibration.", required=True)
+@file(
     "--summaries",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Articles as `griffin eval summarise` takes them: the first ones are for testing, the others for calibration.",
+    "Articles as `griffin eval summarise` takes them: the first ones are for testing, the others for calibration.",
 )
-@click.option(
+@file(
     "--out",
+    "Where measurements go, one a line. After a stop, the same command continues where it stopped.",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where measurements go, one a line. After a stop, the same command continues where it stopped.",
 )
-@click.option("--force", is_flag=True, help="Replace what the --out file holds.")
-@click.option(
+@switch("--force", "Replace what the --out file holds.")
+@several(
     "--share",
     "shares",
+    (0.25, 0.5),
+    "Share of the feed-forward neurons or blocks to leave out.",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    multiple=True,
-    default=(0.25, 0.5),
-    show_default=True,
     metavar="SHARE",
-    help="Share of the feed-forward neurons or blocks to leave out. Give several to compare.",
 )
-@click.option(
-    "--task",
-    "tasks",
-    type=click.Choice(TASKS),
-    multiple=True,
-    help="What to measure. Give several. [default: all for which there is data]",
-)
-@click.option(
-    "--windows",
-    "test_windows",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Windows of text to test on.",
-)
-@click.option(
-    "--problems",
-    "test_problems",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="Sums to test on.",
-)
-@click.option(
-    "--articles",
-    "test_articles",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Articles to summarise.",
-)
-@click.option(
-    "--samples", type=click.IntRange(4), default=32, show_default=True, metavar="N", help="Samples to calibrate with."
-)
-@click.option(
-    "--tokens", type=click.IntRange(2), default=512, show_default=True, metavar="T", help="Longest sample, in tokens."
-)
+@several("--task", "tasks", (), "What to measure.", "all for which there is data", type=click.Choice(TASKS))
+@count("--windows", 8, "Windows of text to test on.", "test_windows")
+@count("--problems", 100, "Sums to test on.", "test_problems")
+@count("--articles", 16, "Articles to summarise.", "test_articles")
+@count("--samples", 32, "Samples to calibrate with.", low=4)
+@count("--tokens", 512, "Longest sample, in tokens.", metavar="T", low=2)
 @seed_option("Seed of the sums, the samples, and of whatever else is drawn.")
 @opens_engine()
 @json_option("Print one JSON object instead of tables.")

@@ -9,7 +9,7 @@ import click
 
 from ..units import format_bytes
 from . import _console as console
-from ._options import compares, json_option, opens_engine, option, repeated
+from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
 from ._text import decode
 
 if TYPE_CHECKING:
@@ -18,39 +18,18 @@ if TYPE_CHECKING:
     from ..evaluation.scoring.variant import Variant
 
 
+PROMPT_TOKENS = "Tokens that the full model reads and the kept neurons are chosen from."
+CONTINUE_TOKENS = "Tokens after them that are predicted."
+
+
 @click.command("perplexity", short_help="Perplexity of a text after a prompt.")
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A UTF-8 text file, such as WikiText-2's test split.",
-)
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(512,),
-    show_default=True,
-    metavar="P",
-    help="Tokens that the full model reads and the kept neurons are chosen from. Give several to compare.",
-)
-@click.option(
-    "--continue-tokens",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(256,),
-    show_default=True,
-    metavar="G",
-    help="Tokens after them that are predicted. Give several to compare.",
-)
-@click.option(
-    "--windows", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Pieces of text to measure."
-)
-@click.option(
+@file("--data", "A UTF-8 text file, such as WikiText-2's test split.", required=True)
+@several("--prompt-tokens", "prompts", (512,), PROMPT_TOKENS, type=click.IntRange(1), metavar="P")
+@several("--continue-tokens", "continuations", (256,), CONTINUE_TOKENS, type=click.IntRange(1), metavar="G")
+@count("--windows", 8, "Pieces of text to measure.")
+@switch(
     "--bos",
-    is_flag=True,
-    help="Put the model's first token (<bos>, <s>) before every prompt, uncounted. Without it some models (Gemma) "
+    "Put the model's first token (<bos>, <s>) before every prompt, uncounted. Without it some models (Gemma) "
     "predict much worse.",
 )
 @compares
@@ -77,7 +56,7 @@ def command(
     """
     if prior_weights and prior is None:
         raise click.UsageError("--prior-weight needs --prior FILE")
-    prompt_tokens, continue_tokens = lengths["prompt_tokens"], lengths["continue_tokens"]
+    prompt_tokens, continue_tokens = lengths["prompts"], lengths["continuations"]
     text = decode(data.read_bytes(), str(data))
     engine = open_engine()
     from ..evaluation import perplexity

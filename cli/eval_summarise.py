@@ -9,7 +9,7 @@ import click
 
 from ..jsonl import Results, read_rows
 from . import _console as console
-from ._options import compares, json_option, opens_engine
+from ._options import compares, count, file, json_option, opens_engine, switch
 from .generate_many import Pace
 
 if TYPE_CHECKING:
@@ -19,31 +19,16 @@ if TYPE_CHECKING:
 
 
 @click.command("summarise", short_help="ROUGE of one-sentence summaries.")
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='Lines of {"article": the whole prompt, "summary_gt": the reference, "stop": [texts]}.',
-)
-@click.option(
+@file("--data", 'Lines of {"article": the whole prompt, "summary_gt": the reference, "stop": [texts]}.', required=True)
+@file(
     "--out",
+    "Where predictions go, one a line. After a stop, the same command continues where it stopped.",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where predictions go, one a line. After a stop, the same command continues where it stopped.",
 )
-@click.option("--force", is_flag=True, help="Replace what the --out file holds.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows. [default: all]")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Longest summary, in tokens.",
-)
-@click.option("--sampled", is_flag=True, help="Draw at temperature 0.3 by --seed, as the paper does. [default: greedy]")
+@switch("--force", "Replace what the --out file holds.")
+@count("--limit", None, "Only the first N rows. [default: all]")
+@count("--max-new-tokens", 64, "Longest summary, in tokens.")
+@switch("--sampled", "Draw at temperature 0.3 by --seed, as the paper does. [default: greedy]")
 @compares
 @opens_engine()
 @json_option()

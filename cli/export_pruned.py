@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ..options import FORMS, SCORES, ExportFormat, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import F, Some, decorate, json_option, opens_engine, takes
+from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
 from ._text import check_text, read_file, read_prompt, takes_form
 
 if TYPE_CHECKING:
@@ -65,26 +65,14 @@ def takes_calibration(command: F) -> F:
             help="How neurons are scored: griffin, its statistic summed over all texts; wanda, activation norm times "
             "column norm; magnitude and random need no texts. [default: griffin]",
         ),
-        click.option(
-            "--prior-out",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Save the scores of all neurons, for --prior. Without --out nothing else is written.",
-        ),
+        file("--prior-out", "Save the scores of all neurons, for --prior. Without --out nothing else is written."),
         click.option(
             "--host-memory",
             metavar="SIZE",
             help="RAM for the hidden states of calibration samples between layers; what does not fit goes to a file "
             "beside --out. On the CPU it is part of --device-memory. [default: all that is left]",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            metavar="N",
-            help="Seed of the samples, and of selections and scores that draw.",
-        ),
+        count("--seed", 0, "Seed of the samples, and of selections and scores that draw.", low=0),
     )
 
 
@@ -181,20 +169,13 @@ class CalibrationOptions:
 @click.option("--prompt", metavar="TEXT|FILE", help="The prompt, or the name of a file that has it.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @takes_form
-@click.option(
-    "--out",
-    metavar="FOLDER|FILE.gguf",
-    type=click.Path(path_type=Path),
-    help="What to write: a folder, new or empty; or, with --format gguf, a new file.",
-)
-@click.option("--force", is_flag=True, help="Replace what is there.")
+@file("--out", "What to write: a folder, new or empty; or, with --format gguf, a new file.", metavar="FOLDER|FILE.gguf")
+@switch("--force", "Replace what is there.")
 @takes(
     ExportFormat,
     Some(Pruning, without=("resident_dtype", "rest"), defaults={"sparsity": 0.5}, helps={"sparsity": SPARSITY}),
 )
-@click.option(  # of generate: refused here, with the way out
-    "--resident-dtype", "--rest", "packed", hidden=True, help="Not for an export: see --gguf-type."
-)
+@click.option("--resident-dtype", "--rest", "packed", hidden=True, help="Not for an export: see --gguf-type.")
 @takes_calibration
 @opens_engine()
 @json_option("Print one JSON object.")
@@ -224,8 +205,12 @@ def command(
     given = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": form.system, "--raw": form.raw}
     given |= {"--prior": pruning.prior, "--selection": pruning.selection != "topk", "--ffn-skip": pruning.skip.share}
     options.refuse(given)
+    # Files are read, and refused, before a model is looked for.
+    if pruning.prior:
+        from ..pruning.prior import load_prior
+
+        pruning = replace(pruning, prior=load_prior(Path(pruning.prior).expanduser()))
     writing: tuple[Any, ...] = (out, pruning, export_format)
-    # The texts are read, and refused, before a model is looked for.
     if options.asked:
         sources = options.sources()
         options.check_prior_out(force)
@@ -258,7 +243,7 @@ def command(
 def tell(export: "Export", export_format: ExportFormat, full_bytes: int, seconds: float) -> None:
     """What was written, and how to load it."""
     if export.backup:
-        console.note(f"what was there before is now in {export.backup}")
+        console.note(f"the previous content is now in {export.backup}")
     if export.skipped:
         layers = ", ".join(map(str, export.skipped))
         console.note(

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..options import Decoding, Pruning
 from . import _console as console
-from ._options import choice_note, json_option, opens_engine, remember, takes
+from ._options import choice_note, count, file, json_option, opens_engine, remember, switch, takes
 from ._text import PromptForm, read_prompt, takes_form
 from .generate_many import Job, generate_many
 
@@ -23,31 +22,11 @@ if TYPE_CHECKING:
 @takes_form
 @opens_engine(host_memory=True)
 @takes(Pruning, Decoding)
-@click.option(
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.',
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="With --input: the JSONL file of answers. After a stop, the same command continues where it stopped.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="With --input: read the model once for N prompts, which then share their kept neurons.",
-)
-@click.option(
-    "--per-prompt", is_flag=True, help="With --batch-size: keep neurons for each prompt, as if it were alone."
-)
-@click.option("--force", is_flag=True, help="Start over and replace what --output holds.")
+@file("--input", 'Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.', "source")
+@file("--output", "With --input: the JSONL file of answers. After a stop, the same command continues where it stopped.")
+@count("--batch-size", 1, "With --input: read the model once for N prompts, which then share their kept neurons.")
+@switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
+@switch("--force", "Start over and replace what --output holds.")
 @json_option("Print one JSON object instead of text.")
 def command(
     *,

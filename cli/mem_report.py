@@ -12,7 +12,7 @@ from ..errors import GriffinError
 from ..options import Placement, Pruning
 from ..units import MIB, format_bytes, format_rate, parse_bytes
 from . import _console as console
-from ._options import Some, flag, given_options, json_option, open_engine, takes
+from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -25,19 +25,9 @@ NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_t
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
 @click.option("--model", metavar="NAME", help="Plan a run of this model, row by row and layer by layer.")
-@click.option("--last", is_flag=True, help="Compare the prediction for the last run with what was measured.")
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="With --model: tokens of the prompt. [default: 512]",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="With --model: longest answer, in tokens. [default: 256]",
-)
+@switch("--last", "Compare the prediction for the last run with what was measured.")
+@count("--prompt-tokens", None, "With --model: tokens of the prompt. [default: 512]")
+@count("--max-new-tokens", None, "With --model: longest answer, in tokens. [default: 256]")
 @takes(Some(Pruning, only=("sparsity", "resident_dtype", "rest")), Some(Placement, without=("host_memory",)))
 @json_option("Print one JSON object.")
 def command(

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, decorate, json_option, opens_engine
+from ._options import F, count, decorate, file, json_option, opens_engine, several
 from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MEASURES = {
     "log_likelihood": "likelihood of the right sum (nats)",
     "rouge2": "ROUGE-2",
 }
+ORDER = "Use the prompt's tokens as they are, permuted, or random tokens."
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 
 
@@ -55,13 +56,12 @@ def draws(command: F) -> F:
         return command(figure=Figure(out, as_json), **values)
 
     return decorate(
-        run,  # type: ignore[return-value]
-        click.option(
+        cast(F, run),
+        file(
             "--out",
+            "The figure: a .png, .pdf or .svg file. An existing one is replaced.",
             required=True,
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="The figure: a .png, .pdf or .svg file. An existing one is replaced.",
+            dir_okay=False,
         ),
         json_option("Print the numbers in the figure as one JSON object."),
     )
@@ -75,13 +75,8 @@ def prompt_options(command: F) -> F:
             "--prompt-file", multiple=True, metavar="FILE", help="A UTF-8 text file with a prompt. May be repeated."
         ),
         click.option("--data", metavar="FILE", help="A long UTF-8 text file to cut prompts from."),
-        click.option("--windows", type=click.IntRange(1), metavar="N", help="Prompts to cut from --data. [default: 8]"),
-        click.option(
-            "--prompt-tokens",
-            type=click.IntRange(2),
-            metavar="N",
-            help="Tokens of each prompt from --data. [default: 512]",
-        ),
+        count("--windows", None, "Prompts to cut from --data. [default: 8]"),
+        count("--prompt-tokens", None, "Tokens of each prompt from --data. [default: 512]", low=2),
     )
 
 
@@ -99,22 +94,12 @@ def command() -> None:
 @command.command("flocking", short_help="Heat map of relative activations: tokens by neurons.")
 @click.option("--prompt-file", required=True, metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @layers_option
-@click.option(
-    "--order",
-    "orders",
-    type=click.Choice(ORDERS),
-    multiple=True,
-    default=("original",),
-    show_default=True,
-    help="Use the prompt's tokens as they are, permuted, or random tokens. Give several to compare, a row each.",
-)
+@several("--order", "orders", ("original",), ORDER, type=click.Choice(ORDERS))
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the permutation and of random tokens."
 )
-@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Tokens to draw.")
-@click.option(
-    "--features", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Neurons to draw."
-)
+@count("--tokens", 512, "Tokens to draw.")
+@count("--features", 512, "Neurons to draw.")
 @opens_engine()
 @draws
 def flocking(
@@ -155,16 +140,7 @@ def flocking(
 
 @command.command("jaccard", short_help="Overlap of kept neurons between prompts, layer by layer.")
 @prompt_options
-@click.option(
-    "--density",
-    "densities",
-    type=float,
-    multiple=True,
-    default=DENSITIES,
-    show_default=True,
-    metavar="SHARE",
-    help="Share of the neurons to keep, 0 to 1. Give several to compare, a panel each.",
-)
+@several("--density", "densities", DENSITIES, "Share of the neurons to keep, 0 to 1.", type=float, metavar="SHARE")
 @opens_engine()
 @draws
 def jaccard(*, densities: tuple[float, ...], figure: Figure, **options: Any) -> None:
@@ -218,13 +194,7 @@ def statistic(*, layers: list[int] | None, figure: Figure, **options: Any) -> No
 
 
 @command.command("frontier", short_help="Perplexity against resident bytes, from measured results.")
-@click.option(
-    "--results",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Output of `griffin eval perplexity --json`; more files may follow.",
-)
+@file("--results", "Output of `griffin eval perplexity --json`; more files may follow.", multiple=True)
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
 @draws
 def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], figure: Figure) -> None:
@@ -242,13 +212,7 @@ def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], figure: Figur
 
 
 @command.command("compare", short_help="What `griffin eval compare` measured.")
-@click.option(
-    "--results",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The --out file of `griffin eval compare`.",
-)
+@file("--results", "The --out file of `griffin eval compare`.", required=True)
 @draws
 def compare(*, results: Path, figure: Figure) -> None:
     """Ways to leave out weights: perplexity, sums and summaries, with error bars of one standard error."""
