@@ -14,6 +14,7 @@ from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..planning.plan import Plan
 
 
 @click.command("generate", short_help="Answer one prompt, or a file of them.")
@@ -55,12 +56,14 @@ def command(
     text = read_prompt(prompt, prompt_file)
     engine = open_engine()
     ids = form.encode(engine, text)
-    if pruning.sparsity is None:
-        plan = engine.plan(len(ids), decoding.max_new_tokens, pruning)
+
+    def on_plan(plan: "Plan") -> None:
         if note := choice_note(pruning, plan, engine.dtype):
             console.note(note)
+
+    show = None if as_json else stream
     with console.layer_progress() as on_layer:
-        answer = engine.generate(ids, pruning, decoding, on_text=None if as_json else stream, on_layer=on_layer)
+        answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
     click.echo(json.dumps(answer.to_json()) if as_json else "")
     console.report(answer.report)
     remember(answer.report)

@@ -16,7 +16,8 @@ from . import _console as console
 from ._text import PromptForm
 
 if TYPE_CHECKING:
-    from ..engine import Answer, Engine
+    from ..engine import Engine
+    from ..generation import Answer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'

@@ -72,7 +72,7 @@ def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
     from ..planning.ladder import climb, describe
 
     speed = memory_bandwidth_here(engine.device)
-    request = engine.request(taken.prompt_tokens, taken.max_new_tokens)
+    request = engine.opened.request(taken.prompt_tokens, taken.max_new_tokens)
     return [
         {
             "kept": str(rung),

@@ -15,7 +15,8 @@ from .errors import GriffinError, OptionError
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
-    from .engine import Answer, Engine
+    from .engine import Engine
+    from .generation import Answer
 
 FORMAT = "griffin-conversation"
 STOP = "\nUser:"

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ...engine import Engine
-from ...model.hooks import Residual, Tap
-from ...offload.lockstep import STACK
-from ...offload.sweep import block_magnitude
+from ...model.hooks import Residual, Tap, pieces_of
+from ...offload.pruner import block_magnitude
 from ...options import FfnSkip, OnLayer
 from ...planning.plan import make_plan
 from ...planning.sizes import Kept
+from ...planning.waiting import STACK
 from ...pruning.selection import Selection
 from ...pruning.statistic import neuron_statistic
 from ...units import MIB
@@ -74,7 +74,7 @@ def fits(engine: Engine, pairs: Sequence[Pair], rows: Sequence[Row]) -> bool:
 
 def _room(engine: Engine, pairs: Sequence[Pair]) -> int:
     """Bytes that are left for forwards that wait, if any do."""
-    request = replace(engine.request(max(len(context) for context, _ in pairs), 1), export=True, waiting=1)
+    request = replace(engine.opened.request(max(len(context) for context, _ in pairs), 1), export=True, waiting=1)
     return engine.budget - make_plan(engine.sizes, request).peak + request.waiting
 
 
@@ -124,7 +124,7 @@ class Passage:
     ) -> None:
         """`similarities`: of every context, where a row skips blocks."""
         self.engine, self.rows, self.similarities = engine, rows, similarities or {}
-        self.block_of = {layer: block for block, layer in enumerate(engine.skeleton.block_layers)}
+        self.block_of = {layer: block for block, layer in enumerate(engine.skeleton.layout.block_layers)}
         self.truth = torch.empty(0)  # the full model's logits (T, V) of the continuation whose forwards end now
         self.compare = Compare(engine.sizes.vocabulary, engine.device)
         self._pairs = pairs
@@ -152,10 +152,11 @@ class Passage:
         with ExitStack() as stack:
             passage = stack.enter_context(self.engine.passage(tokens, waiting, on_layer))
             for index, layer in enumerate(self.engine.skeleton.layers if len(self.rows) > 1 else ()):
+                module = self.engine.skeleton.modules[index]
                 for number, block in enumerate(layer.blocks):
-                    stack.callback(Tap(layer.module, block.path, partial(watch, index, number)).remove)
+                    stack.callback(Tap(module, block.path, partial(watch, index, number)).remove)
                 if self.similarities and layer.blocks:
-                    residual = Residual(layer.module)
+                    residual = Residual(module)
                     stack.callback(residual.remove)
 
                     def leave(
@@ -164,7 +165,7 @@ class Passage:
                         entering = args[0] if args else kwargs["hidden_states"]
                         return jobs[passage.job].leave(index, entering, out, r)
 
-                    stack.callback(layer.module.register_forward_hook(leave, with_kwargs=True).remove)
+                    stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
             results = passage.run(jobs)
         scored = []
         for (context, continuation), place in zip(self._pairs, places, strict=True):
@@ -200,7 +201,7 @@ class _Prompt:
     def __call__(self) -> list[Scored]:
         engine = self._passage.engine
         ids = torch.tensor([self.ids], device=engine.device)
-        output = engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **engine.last_logits)
+        output = engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **engine.opened.last_logits)
         self._logits = output.logits[0, -1:].clone()
         return []
 
@@ -230,7 +231,8 @@ class _Prompt:
         if block not in self._dropped:
             statistic, layer = self._statistics[block], self._passage.engine.skeleton.layers[self._layer]
             neurons = layer.blocks[block]
-            dense = {name: layer.module.get_parameter(name) for name in neurons.rows}
+            module = self._passage.engine.skeleton.modules[self._layer]
+            dense = {name: module.get_parameter(name) for name in neurons.rows}
             dropped = torch.zeros((len(self.rows), *statistic.shape), dtype=torch.bool, device=statistic.device)
             same: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
             for row, of_row in zip(dropped, self.rows, strict=True):
@@ -272,7 +274,7 @@ class _Following:
         dropped = self._prompt.dropped(block)[self._rows]
         dropped = dropped if expert is None else dropped[:, expert]
         skeleton = self._passage.engine.skeleton
-        pieces = skeleton.pieces_of(skeleton.layers[layer], skeleton.layers[layer].blocks[block])
+        pieces = pieces_of(skeleton.modules[layer], skeleton.layers[layer].blocks[block].path)
         places = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
         places = places + (pieces.begin if pieces else 0)
         rows = places // (len(self._ids) - 1)  # of the batch: one for each z

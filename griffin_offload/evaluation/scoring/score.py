@@ -40,7 +40,7 @@ def score(
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
-    if not can_branch(engine.config):
+    if not can_branch(engine.skeleton.config):
         if any(variant.skip or variant.static for variant in variants):
             raise OptionError(
                 f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored"
@@ -48,7 +48,7 @@ def score(
         return score_slowly(engine, pairs, variants, on_pair, on_layer)
     for variant in variants:
         if variant.skip:
-            check_skip(engine.skeleton, variant.skip)
+            check_skip(engine.skeleton.layout, variant.skip)
     packed = [variant for variant in variants if variant.quantized]
     if packed:
         plain = [variant for variant in variants if not variant.quantized]
@@ -115,7 +115,7 @@ def score_slowly(
     for variant in variants if pairs else ():  # what cannot be planned is refused before anything is read
         variant.plan(engine, 1, 1)
         tokens = max(len(context) for context, _ in pairs), max(len(after) for _, after in pairs)
-        engine.plan(*tokens, variant.shares, **variant.plan_options())
+        engine.plan(*tokens, sparsity=variant.shares, **variant.plan_options())
     scored = []
     for done, (context, continuation) in enumerate(pairs):
         _tell(on_pair, done, len(pairs))
@@ -159,7 +159,9 @@ def _log_probabilities(
     engine: Engine, context: list[int], continuation: list[int], variant: Variant, on_layer: OnLayer | None
 ) -> Tensor:
     """Of every token at every place of the continuation: (C, V), float32, on the CPU."""
-    output = engine.sweep(context, variant.shares, len(continuation), on_layer=on_layer, **variant.options())
+    output = engine.sweep(
+        context, None, len(continuation), on_layer=on_layer, sparsity=variant.shares, **variant.options()
+    )
     logits: Tensor = output.logits[0, -1:]
     if len(continuation) > 1:
         rest = torch.tensor([continuation[:-1]], device=engine.device)

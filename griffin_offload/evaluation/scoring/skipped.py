@@ -13,8 +13,7 @@ from torch import Tensor
 from ...engine import Engine
 from ...errors import OptionError
 from ...model.hooks import Residual
-from ...offload.lockstep import Lockstep
-from ...offload.neuron_scores import forwards
+from ...offload.lockstep import Lockstep, forwards
 from ...options import FfnSkip, OnLayer
 from ...pruning.ffn_skip import Skipping, Thresholds, most_saturated
 
@@ -30,8 +29,8 @@ def similarities(
     found: list[list[Tensor]] = [[] for _ in contexts]
     with ExitStack() as stack:
         passage: Lockstep = stack.enter_context(engine.passage(max(map(len, contexts)), waiting, on_layer))
-        for layer in engine.skeleton.block_layers:
-            module = engine.skeleton.layers[layer].module
+        for layer in engine.skeleton.layout.block_layers:
+            module = engine.skeleton.modules[layer]
             residual = Residual(module)
             stack.callback(residual.remove)
 

@@ -84,15 +84,15 @@ class Variant:
     def plan(self, engine: Engine, prompt_tokens: int, max_new_tokens: int) -> Plan:
         """What such a run would hold, whether or not it fits. Raises OptionError for 'sensitivity' of what is not
         calibrated: an answer may do with 'uniform' instead, but a measurement would bear a wrong name."""
-        if self.allocation == "sensitivity" and not self.full and engine.curves() is None:
+        if self.allocation == "sensitivity" and not self.full and engine.opened.curves() is None:
             raise OptionError(
                 f"{engine.name} is not calibrated: run `griffin calibrate` once, or leave out allocation 'sensitivity'"
             )
-        request = engine.request(prompt_tokens, max_new_tokens)
+        request = engine.opened.request(prompt_tokens, max_new_tokens)
         how = precision(self.resident_dtype, self.rest)
-        share = engine.share(self.allocation)
+        curves = None if self.allocation == "uniform" else engine.opened.curves()
         return make_plan(
-            engine.sizes, replace(request, sparsity=self.sparsity, share=share, precision=how, skip=self.skip)
+            engine.sizes, replace(request, sparsity=self.sparsity, curves=curves, precision=how, skip=self.skip)
         )
 
     def row(self, engine: Engine) -> Row:
@@ -139,7 +139,7 @@ def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights:
 
     Raises GriffinError for a file that is no prior, OptionError for another model's."""
     prior = load_prior(path)
-    engine.check_prior(prior)
+    engine.opened.check_prior(prior)
     found = [
         variant if variant.full else replace(variant, prior=prior, prior_weight=weight)
         for variant, weight in product(variants, weights or (WEIGHT,))

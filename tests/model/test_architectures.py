@@ -43,8 +43,8 @@ def chosen(engine: Engine) -> dict[tuple[int, str], list[Any]]:
     """The experts of the last sweep, by layer and block."""
     return {
         (index, block.path): experts.tolist()
-        for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine._layers or [], strict=True))
-        for block, experts in zip(layer.blocks, resident.kept_neurons, strict=True)
+        for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine.kept_neurons(), strict=True))
+        for block, experts in zip(layer.blocks, resident, strict=True)
     }
 
 
@@ -127,7 +127,7 @@ def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
     output = engine.sweep(PROMPT, sparsity=0.5)
     first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
-    if table := engine.skeleton.table:  # it stays in its file
+    if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = oracle.load(every).state_dict()[table]
     Engine(every).export(PROMPT, out, prompt_text="x")
     model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)

@@ -158,7 +158,7 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
 
     def answer(**options: object) -> list[list[int]]:
         engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False, **options)
-        return [experts.tolist() for layer in engine._layers or [] for experts in layer.kept_neurons]
+        return [experts.tolist() for layer in engine.kept_neurons() for experts in layer]
 
     own = answer()
     assert answer(prior=prior, prior_weight=0.0) == own
@@ -378,8 +378,8 @@ torch.set_num_threads(1)
 folder, room, count, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 engine = Engine(folder, device_memory="4GiB")
 static = Calibration([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
-request = replace(engine.request(tokens, 1), export=True)
-request, _ = find_room(engine.skeleton, request, static, int(room), Path("."))
+request = replace(engine.opened.request(tokens, 1), export=True)
+request, _ = find_room(engine.skeleton.layout, request, static, int(room), Path("."))
 plan = choose_plan(engine.sizes, request, 0.0, "m").peak
 meter = PeakMeter("cpu")
 engine.score_samples(static, host_memory=room)

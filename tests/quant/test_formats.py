@@ -7,13 +7,13 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from test_engine import Copying, Logits
+from engines import Logits, copying
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
 from griffin_offload.memory.arena import Arena
-from griffin_offload.model.layout import Rows
+from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.joined import Part, Split, take_joined
@@ -130,7 +130,7 @@ def test_every_type_answers_as_a_model_rounded_so(every: Path, resident_dtype: s
 
 def test_a_layer_packed_on_its_device_is_the_same(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama")
-    assert_answers_as_rounded(Copying(folder), folder, "int4", "int8", 0.5)
+    assert_answers_as_rounded(copying(folder), folder, "int4", "int8", 0.5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mixtral"])
@@ -185,7 +185,7 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
     engine = Engine(folder)
     for sparsity in (0.5, 0):
         assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
-    layer: Any = engine.skeleton.layers[0].module
+    layer: Any = engine.skeleton.modules[0]
     modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
     joined = [module.forward.packed._joined for module in modules]
@@ -275,7 +275,7 @@ def rounded_logits(
     """Logits (N, V) of the tokens `ids` after a prompt: the prompt by the whole model, the others by one whose weights
     were rounded in place; of the head always, if it packs."""
     head: Any = model.get_output_embeddings()
-    if resident_dtype != "bfloat16" and engine.skeleton.head:
+    if resident_dtype != "bfloat16" and engine.skeleton.layout.quantizable_head:
         head.weight = nn.Parameter(rounded8(head.weight))  # a table that it was tied to stays as it is
     output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
     found = [output.logits[0, -1]]
@@ -328,7 +328,7 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     matrix, scratch = torch.randn(512, 2048).bfloat16(), Scratch(2048, 2, "cpu")
     weight = allocate_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
     index = torch.arange(512).flip(0)
-    rows = rows_of(matrix, Rows(0, 512), index, down=False)
+    rows = rows_of(matrix, NeuronRows(0, 512), index, down=False)
     weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         weight.fill(rows, scratch)
