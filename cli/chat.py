@@ -18,7 +18,7 @@ from ._text import check_text
 from .generate import stream
 
 if TYPE_CHECKING:
-    from ..engine import Answer
+    from ..generation import Answer
 
 LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
 BLOCK = '"""'

@@ -16,7 +16,8 @@ from . import _console as console
 from ._options import open_engine
 
 if TYPE_CHECKING:
-    from ..engine import Answer, Engine
+    from ..engine import Engine
+    from ..generation import Answer
     from ..options import OnLayer
 
 ROLES = ("system", "user", "assistant")
@@ -180,7 +181,7 @@ def encode(engine: "Engine", row: Row, chosen: Settings, *, system: str | None, 
 def check_plan(engine: "Engine", tokens: int, chosen: Settings, **together: Any) -> None:
     """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
     how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
-    engine.plan(tokens, chosen.max_new_tokens, chosen.sparsity, skip=chosen.skip(), **how, **together)
+    engine.plan(tokens, chosen.max_new_tokens, sparsity=chosen.sparsity, skip=chosen.skip(), **how, **together)
 
 
 def answer_batch(

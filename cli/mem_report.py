@@ -64,7 +64,9 @@ def show_plan(
     """The plan of one run. Raises BudgetError, which says what would fit."""
     Settings(sparsity=sparsity)  # refused here, before the model is looked for
     engine = open_engine(model, **device)
-    plan = engine.plan(prompt_tokens or 512, max_new_tokens or 256, sparsity, resident_dtype=resident_dtype, rest=rest)
+    plan = engine.plan(
+        prompt_tokens or 512, max_new_tokens or 256, sparsity=sparsity, resident_dtype=resident_dtype, rest=rest
+    )
     rungs = ladder(engine, plan) if sparsity is None else []
     if as_json:
         facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
@@ -84,7 +86,7 @@ def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
     from ..planning.ladder import climb, describe
 
     speed = memory_bandwidth_here(engine.device)
-    request = engine.request(taken.prompt_tokens, taken.max_new_tokens)
+    request = engine.opened.request(taken.prompt_tokens, taken.max_new_tokens)
     return [
         {
             "kept": str(rung),

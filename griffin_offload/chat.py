@@ -29,7 +29,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .engine import Answer, Engine
+    from .engine import Engine
+    from .generation import Answer
     from .options import (
         ALLOCATIONS,
         AUTO,

@@ -283,6 +283,13 @@ class Pruning(_Checked):
     )
     skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
 
+    def __post_init__(self) -> None:
+        if isinstance(self.sparsity, list):
+            object.__setattr__(self, "sparsity", tuple(self.sparsity))
+        if self.skip is None:
+            object.__setattr__(self, "skip", FfnSkip())
+        super().__post_init__()
+
 
 @dataclass(frozen=True)
 class Decoding(_Checked):

@@ -1,52 +1,69 @@
 """From the tokens that transformers' generate hands out to answers: token ids, the times they came at, and text."""
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from greenlet import getcurrent, greenlet
 from transformers.generation.streamers import BaseStreamer
 
-from .options import OnText
+from .errors import GriffinError
+
+T = TypeVar("T")
+
+
+class Token(NamedTuple):
+    """A token of an answer and the text that is whole with it, which may be empty. `id` None: text that never became a
+    whole character, at the end."""
+
+    id: int | None
+    text: str
+
+
+OnToken = Callable[[Token], None]
 
 
 class Streamer:
-    """Collects an answer's tokens and their times, and passes its text on as soon as characters are whole."""
+    """Collects an answer's tokens and their times, and passes them on with their text."""
 
-    def __init__(self, tokenizer: Any, ends: set[int], on_text: OnText | None) -> None:
+    def __init__(self, tokenizer: Any, eos_token_ids: set[int], on_token: OnToken | None = None) -> None:
         self.token_ids: list[int] = []
         self.times: list[float] = []
-        self._tokenizer, self._ends, self._on_text = tokenizer, ends, on_text
-        self._told = ""
-        self._begin = self._read = 0  # tokens [begin, read) give the text just told: context for the next ones
+        self._tokenizer, self._eos_token_ids, self._on_token = tokenizer, eos_token_ids, on_token
+        self._passed_on = ""
+        self._begin = self._read = 0  # tokens [begin, read) give the text last passed on: context for the next ones
 
     @property
     def text(self) -> str:
         return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
 
     def put(self, token: int) -> None:
-        if self.token_ids and self.token_ids[-1] in self._ends:
+        if self.token_ids and self.token_ids[-1] in self._eos_token_ids:
             return  # the rest of the batch goes on; this row is filled up
         self.times.append(time.perf_counter())
         self.token_ids.append(token)
-        if not self._on_text:
+        if not self._on_token:
             return
         before = self._decode(self._begin, self._read)
         now = self._decode(self._begin, len(self.token_ids))
+        text = ""
         if len(now) > len(before) and not now.endswith("\ufffd"):  # an unfinished character waits for its end
-            self._tell(now[len(before) :])
+            text = now[len(before) :]
             self._begin, self._read = self._read, len(self.token_ids)
+        self._passed_on += text
+        self._on_token(Token(token, text))
 
     def end(self) -> None:
-        if self._on_text and self.text.startswith(self._told):
-            self._tell(self.text[len(self._told) :])
+        if self._on_token and self.text.startswith(self._passed_on):
+            rest = self.text[len(self._passed_on) :]
+            self._passed_on += rest
+            if rest:
+                self._on_token(Token(None, rest))
 
     def _decode(self, begin: int, end: int) -> str:
         return str(self._tokenizer.decode(self.token_ids[begin:end], skip_special_tokens=True))
-
-    def _tell(self, text: str) -> None:
-        if text and self._on_text:
-            self._told += text
-            self._on_text(text)
 
 
 class BatchStreamer(BaseStreamer):  # type: ignore[misc]
@@ -65,3 +82,71 @@ class BatchStreamer(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         for streamer in self._streamers:
             streamer.end()
+
+
+class TokenStream(Generic[T]):
+    """The tokens of an answer as they are made: nothing is computed between two of them. Closing it, or leaving its
+    `with` block, cancels the rest. `answer` is there once it has ended or was closed after a token.
+
+    The answer is made in a greenlet, a stack of its own on this thread: use a stream from one thread only."""
+
+    def __init__(self, make: Callable[[OnToken], T]) -> None:
+        """`make(on_token)` makes the answer; a KeyboardInterrupt out of `on_token` ends it early."""
+        self._stack = greenlet(lambda: make(self._pass_on))
+        self._answer: T | None = None
+        self._ended = False
+        self._grad = torch.is_grad_enabled()
+
+    @property
+    def answer(self) -> T:
+        """Raises GriffinError before the end."""
+        if self._answer is None:
+            raise GriffinError("the answer is not finished: read its tokens to the end, or close the stream")
+        return self._answer
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        if self._ended:
+            raise StopIteration
+        value = self._switch(self._stack.switch)
+        if self._ended:
+            self._answer = value
+            raise StopIteration
+        token: Token = value
+        return token
+
+    def close(self) -> None:
+        """Cancel what is still to come. The answer as far as it came is in `answer`, if it has a token."""
+        if self._stack and not self._ended:
+            with suppress(KeyboardInterrupt):
+                self._answer = self._switch(lambda: self._stack.throw(KeyboardInterrupt))
+        self._ended = True
+
+    def __enter__(self) -> "TokenStream[T]":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # in another thread, or as Python ends
+            self.close()
+
+    def _switch(self, into: Callable[[], Any]) -> Any:
+        """Go on with the answer until its next token. What it sets for its computing stays on its side."""
+        self._stack.parent = getcurrent()
+        ours = torch.is_grad_enabled()
+        torch.set_grad_enabled(self._grad)
+        try:
+            return into()
+        finally:
+            self._ended = self._stack.dead
+            self._grad = torch.is_grad_enabled()
+            torch.set_grad_enabled(ours)
+
+    def _pass_on(self, token: Token) -> None:
+        parent = self._stack.parent
+        assert parent
+        parent.switch(token)

@@ -1,15 +1,13 @@
 """Rows that are read with checks; results that survive a stop. The stops are real: a kill, a full disk, a lock."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disk import disk_of
 
 from griffin_offload.errors import GriffinError
 from griffin_offload.jsonl import Results, Row, read_rows
@@ -25,17 +23,6 @@ def source(tmp_path: Path) -> Path:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes: a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def lines(path: Path) -> list[Row]:

@@ -44,7 +44,7 @@ def measure(
     layers = engine.skeleton.layers
     if any(len(layer.blocks) != 1 for layer in layers):
         raise OptionError(f"{engine.name} has layers with none or several feed-forward blocks: they cannot be measured")
-    if not can_fork(engine.config):
+    if not can_fork(engine.skeleton.config):
         raise OptionError(f"{engine.name} remembers more than keys and values: its layers cannot be measured")
     if min(prompt_tokens, continue_tokens - 1, windows) < 1:
         raise OptionError("the prompt and the number of windows are at least 1, the continuation 2 tokens")

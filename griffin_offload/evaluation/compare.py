@@ -146,11 +146,11 @@ def compare(
     pairs = {"text": data.windows(engine), "arithmetic": data.problems(engine)}
     for task in set(tasks) & set(pairs):  # what cannot be scored is refused before anything is read
         check_pairs(engine, pairs[task])
-    if engine.curves() is None:
+    if engine.opened.curves() is None:
         calibrate(engine, prompt_tokens=min(PROMPT_TOKENS, engine.context_length - CONTINUE_TOKENS))
     static = calibration(engine, data)
     priors = {name: engine.score_samples(samples, on_layer) for name, samples in static.items()}
-    skips = can_skip(engine.skeleton)
+    skips = can_skip(engine.skeleton.layout)
     compared = {("dense", 0.0): FULL}
     compared |= {(name, share): way for share in shares for name, way in ways(share, priors, skips=skips).items()}
     resident = {name: way.plan(engine, 1, 1).resident_bytes for name, way in compared.items()}
@@ -216,7 +216,7 @@ def _summaries(
                 export, _ = engine.export_static(samples, Path(folder) / "static", sparsity=share, on_layer=on_layer)
                 answering, way = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
             for row in left:
-                answer = answer_row(answering, row, way, scorer, on_layer=on_layer, do_sample=False)
+                answer = answer_row(answering, row, way, scorer, on_layer=on_layer)
                 yield {**of_way, "id": row["id"], **answer}
 
 

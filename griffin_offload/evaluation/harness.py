@@ -170,8 +170,8 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
             raise PromptError(f"max_gen_toks {tokens} leaves no room for a prompt: {self.max_length} tokens in all")
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
-        options = {**self.variant.keywords(), "max_new_tokens": tokens, "stop_strings": stop or None, **options}
-        answer = self.engine.generate(ids[-room:], **options)
+        options = {"seed": self.variant.drawn_by, "stop_strings": stop or None, **options}
+        answer = self.engine.generate(ids[-room:], self.variant, max_new_tokens=tokens, **options)
         return str(postprocess_generated_text(answer.text, stop, None))
 
 

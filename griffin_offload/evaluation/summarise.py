@@ -4,7 +4,7 @@ The prompt is continued as it is, without a chat template, and the answer ends b
 rouge-score's F-measures with stemming, times 100."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
-from ..options import OnLayer
+from ..options import DRAWN, Decoding, OnLayer
 from .scoring.scored import mean_and_error
 from .scoring.variant import Variant
 
@@ -21,7 +21,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest")
 KEYS = ("id", *VARIANT)
 STOP = ("###",)
-SAMPLED = {"do_sample": True, "temperature": 0.3, "top_p": 1.0, "top_k": 0}  # as in the paper
+GREEDY = Decoding(max_new_tokens=64, greedy=True)
+SAMPLED = Decoding(temperature=0.3, top_p=1.0, top_k=0)  # as in the paper
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def summarise(
             name = {"id": row["id"], **named(variant)}
             if skip and skip(name):
                 continue
-            drawn = {"seed": (seed + place) % 2**32, **(SAMPLED if sampled else {"do_sample": False})}
-            yield name | answer_row(engine, row, variant, scorer, max_new_tokens, on_layer, **drawn)
+            decoding = replace(SAMPLED if sampled else GREEDY, max_new_tokens=max_new_tokens)
+            if sampled or variant.selection in DRAWN:
+                decoding = replace(decoding, seed=(seed + place) % 2**32)
+            yield name | answer_row(engine, row, variant, scorer, decoding, on_layer)
 
 
 def answer_row(
@@ -83,13 +86,12 @@ def answer_row(
     row: Row,
     variant: Variant,
     scorer: Any,
-    max_new_tokens: int = 64,
+    decoding: Decoding = GREEDY,
     on_layer: OnLayer | None = None,
-    **drawn: Any,
 ) -> Row:
     """The summary of an article with its scores (by `rouge_scorer`), or an "error" where it is beyond the context."""
     try:
-        answer, tokens = _answer(engine, row, variant, max_new_tokens, on_layer, drawn)
+        answer, tokens = _answer(engine, row, variant, decoding, on_layer)
     except PromptError as error:
         return {"error": str(error)}
     scores = scorer.score(row["summary_gt"], answer)
@@ -139,9 +141,8 @@ def _answer(
     engine: Engine,
     row: Row,
     variant: Variant,
-    max_new_tokens: int,
+    decoding: Decoding,
     on_layer: OnLayer | None,
-    drawn: dict[str, Any],
 ) -> tuple[str, int]:
     """The summary, and how many tokens were made, including those of the stop text."""
     ids = encode_article(engine, row["article"])
@@ -153,11 +154,10 @@ def _answer(
 
     made = engine.generate(
         ids,
-        max_new_tokens=max_new_tokens,
+        variant,
+        decoding,
         on_layer=on_layer,
         stopping_criteria=StoppingCriteriaList([_Stop(len(ids), stopped)]),
-        **variant.keywords(),
-        **drawn,
     )
     if made.finish_reason == "interrupted":
         raise KeyboardInterrupt

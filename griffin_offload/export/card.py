@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..model.skeleton import Skeleton
-from ..planning.plan import Plan
 from ..pruning.selection import Selection
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import METHODS, ExportSource
+from .pruned_model import METHODS, ExportJob, ExportSource
 
 
-def write_card(
-    skeleton: Skeleton, plan: Plan, selection: Selection, source: ExportSource, folder: Path, kept_neurons: list[Any]
-) -> None:
+def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
+    """griffin.json and README.md of an export: `kept_neurons` by layer, as lists."""
+    plan, selection, source = job.plan, job.selection, job.source
     neurons = plan.layers[0].neurons
     kept = [layer.kept for layer in plan.layers]
     skipped = [i for i, layer in enumerate(plan.layers) if plan.skip and not layer.kept]
@@ -24,11 +22,11 @@ def write_card(
         "method": source.method(selection),
         "seed": selection.seed,
         "source_model": source.name,
-        "model_type": skeleton.config.model_type,
+        "model_type": job.layout.config.model_type,
         "sparsity": plan.sparsity,
         "neurons": neurons,
         "kept": kept[0] if len(set(kept)) == 1 else kept,
-        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "dtype": job.dtype,
         **source.facts(selection),
         "experts": kept_neurons,
     }
@@ -51,7 +49,7 @@ def write_card(
 def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
     """What a card says of how the neurons were chosen."""
     facts = source.facts(selection)
-    if source.static is None:
+    if source.calibration is None:
         prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
         return {
             "to": "to one prompt",

@@ -1,12 +1,11 @@
-"""What every export holds, whatever its format: the sizes of the pruned model, and the sweep that writes it.
+"""The pruned model, whatever the format it is written in: its sizes, its config, and the sweep that writes it.
 
-The prompt, or all samples of a static choice, pass a layer before its neurons are chosen. Nothing but one layer at a
-time is held.
+The prompt, or all calibration samples, pass a layer before its neurons are chosen. One layer at a time is held.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -17,20 +16,20 @@ from torch import Tensor
 from ..checkpoint.reader import Reader
 from ..errors import ExportError
 from ..memory.spill import Spill
-from ..model.layout import Block, NeuronRows
+from ..model.layout import Block, ModelLayout, NeuronRows, Shape
 from ..model.pretrained import one_line
 from ..model.skeleton import Skeleton
-from ..offload.layer_stream import LayerStream
-from ..offload.lockstep import Lockstep
-from ..offload.neuron_scores import Scorer, forwards, scores_of
-from ..offload.outer_weights import load_outer_weights
-from ..offload.resident_layer import passing_layers
+from ..offload.layer_hook import HookSequence, LayerHook
+from ..offload.lockstep import forwards, passing
+from ..offload.neuron_scores import Scorer, scores_of
+from ..offload.pruner import KeepNeurons, Pruner
+from ..offload.resident_layer import ResidentLayer
 from ..offload.skip_by_prompt import Saturation
-from ..offload.sweep import Pruner
 from ..options import OnLayer
 from ..paths import source_name
-from ..planning.plan import Plan
-from ..planning.sizes import Kept
+from ..planning.plan import Plan, with_kept
+from ..planning.request import emptied
+from ..planning.sizes import Kept, model_sizes
 from ..pruning.calibration import Calibration
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
@@ -47,15 +46,14 @@ METHODS = {
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What an export is made of: the model, and what chooses its neurons, a prompt or many samples, whose states wait
-    for each other."""
+    """The model, and what chooses its neurons: a prompt, or many samples, whose hidden states wait in `spill`."""
 
     model: str
     path: Path
     prompt_ids: list[int]
     prompt_text: str
-    static: Calibration | None = None
-    waiting: Spill | None = None
+    calibration: Calibration | None = None
+    spill: Spill | None = None
 
     @property
     def name(self) -> str:
@@ -63,15 +61,17 @@ class ExportSource:
 
     @property
     def samples(self) -> Sequence[list[int]]:
-        return self.static.samples if self.static else [self.prompt_ids]
+        return self.calibration.samples if self.calibration else [self.prompt_ids]
 
     def method(self, selection: Selection) -> str:
-        return f"{METHODS[self.static.score]}, static" if self.static else f"{METHODS['griffin']}, {selection.name}"
+        if self.calibration:
+            return f"{METHODS[self.calibration.score]}, static"
+        return f"{METHODS['griffin']}, {selection.name}"
 
     def facts(self, selection: Selection) -> dict[str, Any]:
         """What chose the neurons, for griffin.json and its like."""
-        if self.static:
-            return {"calibration": self.static.to_json()}
+        if self.calibration:
+            return {"calibration": self.calibration.to_json()}
         prior = {"prior": selection.prior_facts} if selection.prior else {}
         sha256 = hashlib.sha256(self.prompt_text.encode()).hexdigest()
         return {"prompt_sha256": sha256, "prompt_tokens": len(self.prompt_ids), **prior}
@@ -79,8 +79,8 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, which
-    the kept_neurons were chosen by; `skipped`: layers whose blocks are zeros."""
+    """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, by
+    which the kept ones were chosen; `skipped`: layers whose blocks are zeros."""
 
     path: Path
     files: tuple[str, ...]
@@ -96,13 +96,40 @@ class Export:
 
 
 @dataclass(frozen=True)
+class ExportJob:
+    """One export: what is pruned how, from where, to where. `force`: replace what is there."""
+
+    skeleton: Skeleton
+    reader: Reader
+    plan: Plan
+    selection: Selection
+    source: ExportSource
+    out: Path
+    force: bool = False
+    on_layer: OnLayer | None = None
+
+    @property
+    def layout(self) -> ModelLayout:
+        return self.skeleton.layout
+
+    @property
+    def dtype(self) -> str:
+        return str(self.layout.dtype).removeprefix("torch.")
+
+    def finished(self, skipped: Sequence[int]) -> "ExportJob":
+        """The job with the plan as it came out: these layers' blocks are empty."""
+        plan = self.plan
+        return replace(self, plan=with_kept(plan, model_sizes(self.layout), emptied(plan.kept, skipped)))
+
+
+@dataclass(frozen=True)
 class Smaller:
     """The pruned model: `sizes`, the config's fields for its neurons; `widths`, neurons by layer and block, where those
     that keep fewer than another are filled up with zeros; `shapes`, every tensor by name; `config`, transformers'."""
 
     sizes: dict[str, int]
     widths: Kept
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
     config: Any
 
 
@@ -110,15 +137,16 @@ def smaller_model(skeleton: Skeleton, plan: Plan, least: int = 1) -> Smaller:
     """What is left of a model by the plan; no block has fewer than `least` neurons (of zeros, if need be).
 
     Raises ExportError where no config can say it."""
-    sizes = _sizes(skeleton, plan, least)
-    widths = tuple(tuple(sizes[b.size] * _ratio(skeleton, b) for b in layer.blocks) for layer in skeleton.layers)
-    shapes = _shapes(skeleton, widths)
+    layout = skeleton.layout
+    sizes = _sizes(layout, plan, least)
+    widths = tuple(tuple(sizes[b.size] * _ratio(layout, b) for b in layer.blocks) for layer in layout.layers)
+    shapes = _shapes(layout, widths)
     return Smaller(sizes, widths, shapes, _checked_config(skeleton, sizes, shapes))
 
 
 class Written(NamedTuple):
-    """By layer: `experts`, as lists of numbers, and the `scores` that they were chosen by. `skipped`: layers whose
-    blocks were left out."""
+    """By layer: `kept_neurons`, as lists of numbers, and the `scores` that they were chosen by. `skipped`: layers whose
+    blocks were skipped."""
 
     kept_neurons: list[Any]
     scores: Scores
@@ -133,104 +161,109 @@ class Writer(Protocol):
     def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> Iterator[int]: ...
 
 
-def write_pruned(
-    skeleton: Skeleton,
-    reader: Reader,
-    plan: Plan,
-    selection: Selection,
-    source: ExportSource,
-    smaller: Smaller,
-    writer: Writer,
-    on_layer: OnLayer | None,
-) -> Written:
-    """Run the sweep over the source's samples and write what it keeps; of a prompt that leaves blocks out, zeros in
-    their place, since a config has one width for all layers.
+class LayerWriter(LayerHook):
+    """Writes each layer once its neurons are gathered, those that keep fewer filled up with zeros."""
+
+    def __init__(self, layout: ModelLayout, layers: Sequence[ResidentLayer], smaller: Smaller, writer: Writer) -> None:
+        self._layout, self.layers, self._smaller, self._writer = layout, layers, smaller, writer
+        self.kept_neurons: list[Any] = []
+
+    def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
+        of_layer, passed = self._layout.layers[layer], self.layers[layer]
+        tensors = cast("dict[str, Tensor]", passed.tensors)  # nothing is quantized
+        for name in of_layer.fixed:
+            self._writer.write(of_layer.prefix + name, tensors[name])
+        for block, width in zip(of_layer.blocks, self._smaller.widths[layer], strict=True):
+            for name, rows in block.rows.items():
+                full = of_layer.prefix + name
+                self._writer.write(full, _pad(tensors[name], self._smaller.shapes[full], block, rows, width))
+        each = zip(of_layer.blocks, passed.kept_neurons, strict=True)
+        found = {block.path: chosen.tolist() for block, chosen in each}
+        self.kept_neurons.append(found if len(found) > 1 else next(iter(found.values()), []))
+
+
+def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
+    """Run the sweep over the source's samples and write what it keeps; for blocks that a prompt skips, zeros in their
+    place, since a config has one width for all layers.
 
     Raises CheckpointError, NumericError."""
-    layers = passing_layers(skeleton, plan.kept)
-    kept_neurons: list[Any] = []
+    skeleton, layout, source = job.skeleton, job.layout, job.source
+    saturation = Saturation(skeleton, job.plan.skip) if job.plan.skip else None
+    written: list[LayerWriter] = []
 
-    def write_layer(index: int) -> None:
-        layer, passed = skeleton.layers[index], layers[index]
-        tensors = cast("dict[str, Tensor]", passed.tensors)  # nothing is packed
-        for name in layer.fixed:
-            writer.write(layer.prefix + name, tensors[name])
-        for block, width in zip(layer.blocks, smaller.widths[index], strict=True):
-            for name, rows in block.rows.items():
-                padded = _pad(tensors[name], smaller.shapes[layer.prefix + name], block, rows, width)
-                writer.write(layer.prefix + name, padded)
-        found = {block.path: e.tolist() for block, e in zip(layer.blocks, passed.kept_neurons, strict=True)}
-        kept_neurons.append(found if len(found) > 1 else next(iter(found.values()), []))
+    def hooks(layers: list[ResidentLayer]) -> dict[str, Any]:
+        written.append(LayerWriter(layout, layers, smaller, writer))
+        if source.calibration:
+            chosen: list[LayerHook] = [
+                Scorer(skeleton, layers, source.calibration),
+                KeepNeurons(layout, layers, job.selection),
+            ]
+        else:
+            chosen = [Pruner(layout, skeleton.modules, layers, job.selection)]
+        return {"hook": HookSequence([*chosen, written[0]]), "job_hooks": [saturation] if saturation else ()}
 
-    stream = LayerStream(
-        skeleton,
-        reader,
-        layers,
-        copies=False,
-        steady=plan.steady_heap,
-        on_layer=on_layer,
-        on_finished=write_layer,
-    )
-    pruner = Pruner(skeleton, layers, selection)
-    together = Scorer(skeleton, layers, source.static, pruner) if source.static else pruner
-    saturation = Saturation(skeleton, plan.skip) if plan.skip else None
-    try:
-        load_outer_weights(skeleton, reader, "cpu")
-        for name in skeleton.outer:
-            parts: Iterable[Tensor] = [skeleton.model.get_parameter(name).data]
-            if name == skeleton.table:
-                parts = reader.pieces(skeleton.pieces[name][0].info, skeleton.dtype)
-            for _ in writer.write_pieces(name, parts):
-                pass
-        for name in skeleton.buffers:
-            writer.write(name, skeleton.model.get_buffer(name))
-        with Lockstep(skeleton, stream, together=together, waiting=source.waiting, slots=saturation) as lockstep:
-            lockstep.run(forwards(skeleton, source.samples, "cpu"))
-    finally:
-        skeleton.unload()
+    with passing(
+        skeleton, job.reader, job.plan, "cpu", hooks=hooks, spill=source.spill, on_layer=job.on_layer
+    ) as lockstep:
+        _write_outer(job, writer)
+        lockstep.run(forwards(skeleton, source.samples, "cpu"))
+    (layer_writer,) = written
     skipped = saturation.skipped() if saturation else []
     for index in skipped:  # which they are, the last layer alone could tell
-        kept_neurons[index] = []
-        for name in skeleton.layers[index].neuron_tensors:
-            full = skeleton.layers[index].prefix + name
-            writer.write(full, torch.zeros(smaller.shapes[full], dtype=skeleton.dtype))
-    return Written(kept_neurons, scores_of(layers), tuple(skipped))
+        layer_writer.kept_neurons[index] = []
+        for name in layout.layers[index].neuron_tensors:
+            full = layout.layers[index].prefix + name
+            writer.write(full, torch.zeros(smaller.shapes[full], dtype=layout.dtype))
+    return Written(layer_writer.kept_neurons, scores_of(layer_writer.layers), tuple(skipped))
 
 
-def _sizes(skeleton: Skeleton, plan: Plan, least: int) -> dict[str, int]:
+def _write_outer(job: ExportJob, writer: Writer) -> None:
+    """Embeddings, final norm, lm_head and buffers, which are loaded; an embedding that is left on disk in pieces."""
+    model, layout = job.skeleton.model, job.layout
+    for name in layout.outer:
+        parts: Iterable[Tensor] = [model.get_parameter(name).data]
+        if name == layout.table:
+            parts = job.reader.pieces(layout.pieces[name][0].info, layout.dtype)
+        for _ in writer.write_pieces(name, parts):
+            pass
+    for name in layout.buffers:
+        writer.write(name, model.get_buffer(name))
+
+
+def _sizes(layout: ModelLayout, plan: Plan, least: int) -> dict[str, int]:
     """The config's fields for the neurons of a block, as many as any layer keeps. Raises ExportError."""
     sizes: dict[str, int] = {}
-    for layer, kept in zip(skeleton.layers, plan.kept, strict=True):
+    for layer, kept in zip(layout.layers, plan.kept, strict=True):
         for block, k in zip(layer.blocks, kept, strict=True):
             if not block.size:
-                raise ExportError(f"a config of type {skeleton.config.model_type!r} has no field for fewer neurons")
-            width = -(-max(least, k) // _ratio(skeleton, block))
+                raise ExportError(f"a config of type {layout.config.model_type!r} has no field for fewer neurons")
+            width = -(-max(least, k) // _ratio(layout, block))
             if block.routed:  # torch's grouped products want rows of whole 16 bytes
-                width += -width % (16 // skeleton.dtype.itemsize)
+                width += -width % (16 // layout.dtype.itemsize)
             sizes[block.size] = max(sizes.get(block.size, 1), width)
     return sizes
 
 
-def _ratio(skeleton: Skeleton, block: Block) -> int:
-    """Neurons of a block over what the config's field says (several shared kept_neurons are one block)."""
-    return max(1, block.neurons // (getattr(skeleton.config, block.size, None) or block.neurons))
+def _ratio(layout: ModelLayout, block: Block) -> int:
+    """Neurons of a block over what the config's field says (several shared experts are one block)."""
+    return max(1, block.neurons // (getattr(layout.config, block.size, None) or block.neurons))
 
 
-def _shapes(skeleton: Skeleton, widths: Kept) -> dict[str, tuple[int, ...]]:
+def _shapes(layout: ModelLayout, widths: Kept) -> dict[str, Shape]:
     """Every tensor of the exported checkpoint, by name."""
-    shapes = {name: skeleton.shapes[name] for name in skeleton.outer}
-    for layer, width in zip(skeleton.layers, widths, strict=True):
-        shapes |= {layer.prefix + name: shape for name, shape in skeleton.kept_shapes(layer, width).items()}
-    return shapes | {name: tuple(buffer.shape) for name, buffer in skeleton.buffers.items()}
+    shapes = {name: layout.shapes[name] for name in layout.outer}
+    for layer, width in zip(layout.layers, widths, strict=True):
+        shapes |= {layer.prefix + name: shape for name, shape in layout.kept_shapes(layer, width).items()}
+    return shapes | {name: shape for name, (shape, _) in layout.buffers.items()}
 
 
-def _checked_config(skeleton: Skeleton, sizes: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Any:
+def _checked_config(skeleton: Skeleton, sizes: dict[str, int], shapes: dict[str, Shape]) -> Any:
     """transformers' config of the pruned model. Raises ExportError unless it makes a model of just these tensors."""
     smaller = copy.deepcopy(skeleton.config)
     try:
         for name, size in sizes.items():
             setattr(smaller, name, size)
-        loaded = Skeleton(smaller, skeleton.dtype, skeleton.entry)
+        loaded = Skeleton(smaller, skeleton.layout.dtype, skeleton.entry).layout
     except Exception as error:  # transformers checks fields with exceptions of its own
         raise ExportError(f"no config can describe the pruned model: {one_line(error)}") from None
     for name, shape in shapes.items():

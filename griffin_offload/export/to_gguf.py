@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,16 @@ from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.gguf.tokenizer import vocabulary_fields
 from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
-from ..checkpoint.reader import Reader
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
-from ..model.skeleton import Skeleton
-from ..options import OnLayer
-from ..planning.plan import Plan, with_kept
-from ..planning.request import emptied
-from ..planning.sizes import model_sizes
-from ..pruning.selection import Selection
 from ..sources.gguf_convert import check_written, tensor_names
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import RESERVE, Export, ExportSource, Smaller, smaller_model, write_pruned
+from .pruned_model import RESERVE, Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
 
 GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
 BLOCK = 32
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers
 OURS = "griffin."
-
-
-@dataclass(frozen=True)
-class Writing:
-    """`kind`: a name of choices.GGUF_TYPES; `multiple`: of which the neurons are one; transformers' tokenizer."""
-
-    kind: str
-    multiple: int
-    tokenizer: Any
 
 
 def require_gguf(model_type: str) -> None:
@@ -59,21 +42,12 @@ def require_gguf(model_type: str) -> None:
         )
 
 
-def export_gguf(
-    skeleton: Skeleton,
-    reader: Reader,
-    plan: Plan,
-    selection: Selection,
-    source: ExportSource,
-    out: Path,
-    force: bool,
-    on_layer: OnLayer | None,
-    how: Writing,
-) -> Export:
-    """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
-    out = _checked_file(out, force)
-    smaller = smaller_model(skeleton, plan, how.multiple)
-    architecture = written_as(skeleton.config.model_type)
+def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Export:
+    """Run the sweep over the samples and write what it keeps: matrices in `kind` (options.GGUF_TYPES), no block with
+    fewer than `multiple` neurons. Raises ExportError, CheckpointError, NumericError."""
+    out = _checked_file(job.out, job.force)
+    smaller = smaller_model(job.skeleton, job.plan, multiple)
+    architecture = written_as(job.layout.config.model_type)
     assert architecture, "require_gguf comes first"
     config = smaller.config
     if "sliding_window" not in ARCHITECTURES[architecture].fields.values():  # up to a window's length it makes no odds
@@ -81,29 +55,25 @@ def export_gguf(
         config.max_position_embeddings = min(window, config.max_position_embeddings)
     names = _names(smaller, architecture)
     factors = rope_factors(config) if config.rope_parameters.get("rope_type") == "llama3" else None
-    tensors = {names[name]: (shape, _kind(shape, how.kind)) for name, shape in smaller.shapes.items()}
+    tensors = {names[name]: (shape, _kind(shape, kind)) for name, shape in smaller.shapes.items()}
     if factors is not None:
         tensors[ROPE_FACTORS] = tuple(factors.shape), "F32"
 
-    def lay_out(plan: Plan) -> Layout:
-        fields = _general(skeleton, plan, selection, source, architecture, how.kind)
-        fields |= config_fields(config, architecture)
-        return layout(fields | _vocabulary(skeleton, source, how.tokenizer), tensors)
+    def lay_out(job: ExportJob) -> Layout:
+        fields = _general(job, architecture, kind) | config_fields(config, architecture)
+        return layout(fields | _vocabulary(job, tokenizer), tensors)
 
-    laid_out = lay_out(plan)
+    laid_out = lay_out(job)
     total = laid_out.bytes
     with _new_file(out, total) as path:
         with GgufWriter(path, laid_out) as writer:
             del laid_out  # a large vocabulary's header: it is in the file by now
             if factors is not None:
                 _all(writer.write_pieces(ROPE_FACTORS, [factors]))
-            _check(path, config, source)
-            changed = _AsLlamaCpp(writer, names, architecture, config)
-            written = write_pruned(skeleton, reader, plan, selection, source, smaller, changed, on_layer)
+            _check(path, config, job.source)
+            written = write_pruned(job, smaller, _AsLlamaCpp(writer, names, architecture, config))
             if written.skipped:
-                writer.write_header(
-                    lay_out(with_kept(plan, model_sizes(skeleton), emptied(plan.kept, written.skipped)))
-                )
+                writer.write_header(lay_out(job.finished(written.skipped)))
         backup = _publish(path, out)
     return Export(out, (out.name,), total, backup, written.scores, written.skipped)
 
@@ -131,14 +101,13 @@ def _all(pieces: Iterator[int]) -> None:
         pass
 
 
-def _general(
-    skeleton: Skeleton, plan: Plan, selection: Selection, source: ExportSource, architecture: str, kind: str
-) -> dict[str, Any]:
+def _general(job: ExportJob, architecture: str, kind: str) -> dict[str, Any]:
+    plan, selection, source = job.plan, job.selection, job.source
     kept = [layer.kept for layer in plan.layers]
     return {
         "general.architecture": architecture,
         "general.type": "model",
-        "general.name": f"{source.name}, pruned {'for any prompt' if source.static else 'to one prompt'}",
+        "general.name": f"{source.name}, pruned {'for any prompt' if source.calibration else 'to one prompt'}",
         "general.quantization_version": 2,
         "general.file_type": FILE_TYPES[kind],
         f"{OURS}version": __version__,
@@ -152,14 +121,14 @@ def _general(
     }
 
 
-def _vocabulary(skeleton: Skeleton, source: ExportSource, tokenizer: Any) -> dict[str, Any]:
-    """Of a model that came as a GGUF file, that file's own fields, as they are."""
-    if link := gguf_link(source.path):
+def _vocabulary(job: ExportJob, tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer's fields; of a model that came as a GGUF file, that file's own, as they are."""
+    if link := gguf_link(job.source.path):
         file = read_gguf(link.file, link.file.name)
         return {key: file.raw(key) for key in file.fields if key.startswith("tokenizer.")}
-    end = skeleton.model.generation_config.eos_token_id
+    end = job.skeleton.model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [] if end is None else [end]
-    return vocabulary_fields(tokenizer, skeleton.config.vocab_size, ends, source.name)
+    return vocabulary_fields(tokenizer, job.layout.config.vocab_size, ends, job.source.name)
 
 
 def _names(smaller: Smaller, architecture: str) -> dict[str, str]:

@@ -14,18 +14,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.reader import Reader
 from ..checkpoint.safetensors_writer import CheckpointWriter
 from ..errors import ExportError
-from ..model.skeleton import Skeleton
-from ..options import OnLayer
-from ..planning.plan import Plan, with_kept
-from ..planning.request import emptied
-from ..planning.sizes import model_sizes
-from ..pruning.selection import Selection
 from ..units import format_bytes
 from .card import write_card
-from .pruned_model import RESERVE, Export, ExportSource, Smaller, smaller_model, write_pruned
+from .pruned_model import RESERVE, Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
 
 COPIED = (
     "tokenizer*",
@@ -42,39 +35,28 @@ COPIED = (
 )
 
 
-def export_checkpoint(
-    skeleton: Skeleton,
-    reader: Reader,
-    plan: Plan,
-    selection: Selection,
-    source: ExportSource,
-    out: Path,
-    force: bool,
-    on_layer: OnLayer | None,
-) -> Export:
+def export_checkpoint(job: ExportJob) -> Export:
     """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
-    out = _real_path(out)
-    smaller = smaller_model(skeleton, plan)
-    needed = sum(torch.Size(shape).numel() for shape in smaller.shapes.values()) * skeleton.dtype.itemsize
-    buffers = {name: buffer.dtype for name, buffer in skeleton.buffers.items()}
-    with _new_folder(out, force, needed) as folder:
-        with CheckpointWriter(folder, smaller.shapes, skeleton.dtype, others=buffers) as writer:
-            written = write_pruned(skeleton, reader, plan, selection, source, smaller, writer, on_layer)
-        plan = with_kept(plan, model_sizes(skeleton), emptied(plan.kept, written.skipped))
-        _write_config(_config(skeleton, smaller, source), source, folder)
-        write_card(skeleton, plan, selection, source, folder, written.kept_neurons)
+    out, layout = _real_path(job.out), job.layout
+    smaller = smaller_model(job.skeleton, job.plan)
+    needed = sum(torch.Size(shape).numel() for shape in smaller.shapes.values()) * layout.dtype.itemsize
+    buffers = {name: dtype for name, (_, dtype) in layout.buffers.items()}
+    with _new_folder(out, job.force, needed) as folder:
+        with CheckpointWriter(folder, smaller.shapes, layout.dtype, others=buffers) as writer:
+            written = write_pruned(job, smaller, writer)
+        _write_config(_config(job, smaller), job.source, folder)
+        write_card(job.finished(written.skipped), folder, written.kept_neurons)
         files = tuple(sorted(path.name for path in folder.iterdir()))
         total = sum(path.stat().st_size for path in folder.iterdir())
         backup = _publish(folder, out)
     return Export(out, files, total, backup, written.scores, written.skipped)
 
 
-def _config(skeleton: Skeleton, smaller: Smaller, source: ExportSource) -> dict[str, Any]:
+def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
     """The exported config.json: the source's, with the sizes of what is kept."""
-    config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
+    config: dict[str, Any] = json.loads((job.source.path / "config.json").read_text())
     config.pop("torch_dtype", None)
-    dtype = str(skeleton.dtype).removeprefix("torch.")
-    return config | smaller.sizes | {"dtype": dtype, "architectures": [type(skeleton.model).__name__]}
+    return config | smaller.sizes | {"dtype": job.dtype, "architectures": [type(job.skeleton.model).__name__]}
 
 
 def _real_path(out: Path) -> Path:

@@ -5,7 +5,7 @@ B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, what
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.hooks import ModelHook
@@ -51,10 +51,10 @@ class ObserveNeurons:
         path: str,
         total: Tensor,
         weights: Tensor | None = None,
-        pieces: Pieces | None = None,
         measure: Measure = neuron_statistic,
     ) -> None:
-        self._total, self._weights, self._pieces, self._measure = total, weights, pieces, measure
+        self._total, self._weights, self._measure = total, weights, measure
+        self._pieces = pieces_of(layer, path)
         self._tap = Tap(layer, path, self._observe)
 
     def _observe(self, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
@@ -68,6 +68,13 @@ class ObserveNeurons:
 
     def remove(self) -> None:
         self._tap.remove()
+
+
+def pieces_of(layer: nn.Module, path: str) -> Pieces | None:
+    """What cuts a long prompt into chunks around the block at `path` of a layer; None where nothing does."""
+    owner, _, rest = path.partition(".")
+    module: Any = layer.get_submodule(owner)
+    return module.forward if rest else None
 
 
 class Residual:
@@ -115,16 +122,26 @@ class Residual:
         self._added = None
 
 
-class StreamLayer(ModelHook):  # type: ignore[misc]
-    """Tells the conductor when decoder layer `index` is about to run, and when it has, with the states (B, T, D)."""
+class LayerDriver(Protocol):
+    """Who runs a pass over the layers."""
 
-    def __init__(self, conductor: Any, index: int) -> None:
-        self._conductor, self._index = conductor, index
+    def enter(self, layer: int, states: Tensor | None) -> None:
+        """Layer number `layer` is about to run on states (B, T, D)."""
+
+    def leave(self, layer: int, states: Tensor) -> None:
+        """It has run; `states` leave it."""
+
+
+class StreamLayer(ModelHook):  # type: ignore[misc]
+    """accelerate's hook on decoder layer `index`: tells the driver of every forward."""
+
+    def __init__(self, driver: LayerDriver, index: int) -> None:
+        self._driver, self._index = driver, index
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._conductor.enter(self._index, args[0] if args else kwargs.get("hidden_states"))
+        self._driver.enter(self._index, args[0] if args else kwargs.get("hidden_states"))
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        self._conductor.leave(self._index, output[0] if isinstance(output, tuple) else output)
+        self._driver.leave(self._index, output[0] if isinstance(output, tuple) else output)
         return output

@@ -1,10 +1,17 @@
-"""A model's layers, feed-forward blocks and shapes, as data."""
+"""A model's layers, feed-forward blocks, shapes and places on disk, as data: nothing here computes or changes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..checkpoint.headers import Piece, TensorInfo
+from ..memory.arena import PAGE
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,16 @@ class Block:
     size: str = ""
 
     @property
-    def statistic_shape(self) -> tuple[int, ...]:
+    def statistic_shape(self) -> Shape:
         return (self.routed, self.neurons) if self.routed else (self.neurons,)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: parameter names relative to it. `fixed`: those that have no neurons; `matrices`: those of them
-    that can be packed, (rows, columns)."""
+    """One decoder layer: its `prefix` and, relative to it, its parameters.
 
-    module: nn.Module
+    `fixed`: the parameters that have no neurons; `matrices`: those of them that can be quantized, (rows, columns)."""
+
     prefix: str
     blocks: tuple[Block, ...]
     fixed: tuple[str, ...]
@@ -74,3 +81,85 @@ class Layer:
     def whole(self) -> tuple[int, ...]:
         """Neurons of each block: `kept` of a layer that is not pruned."""
         return tuple(block.neurons for block in self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelLayout:
+    """What planning, pruning, export and the passes know of a model.
+
+    `shapes`: of every parameter by its full name; `buffers`: shape and dtype of those that a checkpoint holds.
+    `aliases`: tied parameter -> the one it shares memory with. `pieces`: parameter -> the tensors on disk that fill it;
+    empty before a checkpoint is bound. `embedding`, `lm_head`: names of their weights.
+    `embedding_on_disk`: the embedding stays in its file, and only the rows of the tokens are read. `lm_head_alone`: the
+    lm_head can be quantized, since its embedding can be left on disk.
+    `in_chunks`: attention takes a long prompt a chunk at a time; `writes_scores`: it holds a score for every pair of
+    tokens."""
+
+    config: Any
+    dtype: torch.dtype
+    layers: tuple[Layer, ...]
+    shapes: Mapping[str, Shape]
+    buffers: Mapping[str, tuple[Shape, torch.dtype]]
+    aliases: Mapping[str, str]
+    embedding: str
+    lm_head: str
+    in_chunks: bool
+    writes_scores: bool
+    pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
+    embedding_on_disk: bool = False
+    lm_head_alone: bool = False
+
+    @property
+    def table(self) -> str | None:
+        """The embedding's name where it stays on disk."""
+        return self.embedding if self.embedding_on_disk else None
+
+    @property
+    def quantizable_head(self) -> str | None:
+        """The lm_head's name where it can be quantized."""
+        return self.lm_head if self.lm_head_alone else None
+
+    @cached_property
+    def inside(self) -> list[str]:
+        """Parameters of the decoder layers."""
+        return [layer.prefix + name for layer in self.layers for name in (*layer.fixed, *layer.neuron_tensors)]
+
+    @cached_property
+    def outer(self) -> list[str]:
+        """Parameters outside the decoder layers that have memory of their own."""
+        inside = set(self.inside)
+        return [name for name in self.shapes if name not in self.aliases and name not in inside]
+
+    @property
+    def block_layers(self) -> list[int]:
+        """The layers that have a feed-forward block: block number -> layer."""
+        return [index for index, layer in enumerate(self.layers) if layer.blocks]
+
+    def source(self, name: str) -> Sequence[Piece]:
+        """The tensors on disk of a parameter, or of the one it is tied to."""
+        return self.pieces.get(self.aliases.get(name, name), ())
+
+    def reads(self, tensors: Mapping[str, Tensor]) -> dict[TensorInfo, Tensor]:
+        """Where the files' tensors go to fill parameters (or buffers), given by name."""
+        return {
+            piece.info: tensor[piece.place] if piece.place else tensor
+            for name, tensor in tensors.items()
+            for piece in self.pieces[name]
+        }
+
+    def phase(self, name: str) -> int | None:
+        """Where a parameter begins within a page of its file, so that it can be read to memory at the same phase
+        directly; None where it is read in several pieces, decoded, or not at all."""
+        pieces = self.pieces.get(name, ())
+        read_as_it_is = len(pieces) == 1 and not pieces[0].place and not pieces[0].info.encoding
+        return pieces[0].info.begin % PAGE if read_as_it_is else None
+
+    def kept_shapes(self, layer: Layer, kept: tuple[int, ...]) -> dict[str, Shape]:
+        """Shapes of a layer's parameters when kept[b] of the neurons of its block b stay."""
+        shapes = {name: self.shapes[layer.prefix + name] for name in layer.fixed}
+        for block, k in zip(layer.blocks, kept, strict=True):
+            for name, rows in block.rows.items():
+                shape = list(self.shapes[layer.prefix + name])
+                shape[rows.axis + bool(block.routed)] = 2 * k if rows.halves else k
+                shapes[name] = tuple(shape)
+        return shapes

@@ -25,14 +25,14 @@ class RoutedExperts:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.watch: Watch | None = None
-        self.packed: dict[str, Sequence[Weight]] = {}  # of each expert, in the place of the module's parameter
+        self.quantized: dict[str, Sequence[Weight]] = {}  # of each expert, in the place of the module's parameter
 
     def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Tokens (N, D), their experts (N, K), int64, and the experts' weights (N, K) -> (N, D)."""
         module = self._module
         up = "gate_up_proj" if module.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
-        for expert in range(len(self.packed.get("down_proj", module.down_proj))):
+        for expert in range(len(self.quantized.get("down_proj", module.down_proj))):
             tokens, place = torch.where(index == expert)
             if not len(tokens):
                 continue
@@ -46,8 +46,8 @@ class RoutedExperts:
 
     def _project(self, states: Tensor, name: str, expert: int) -> Tensor:
         bias = getattr(self._module, f"{name}_bias")[expert] if self._module.has_bias else None
-        if name in self.packed:
-            out = self.packed[name][expert].linear(states)
+        if name in self.quantized:
+            out = self.quantized[name][expert].linear(states)
             return out if bias is None else out + bias
         weight = getattr(self._module, name)[expert]
         return linear(states, weight.T if self._module.is_transposed else weight, bias)
@@ -58,13 +58,13 @@ class Projection:
 
     def __init__(self, module: Any) -> None:
         self._module, self._dense = module, module.forward
-        self.packed: Weight | None = None
+        self.quantized: Weight | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
-        if self.packed is None:
+        if self.quantized is None:
             out: Tensor = self._dense(states)
             return out
-        out = self.packed.linear(states)
+        out = self.quantized.linear(states)
         bias = self._module.bias
         return out if bias is None else out + bias
 

@@ -1,6 +1,6 @@
-"""A model without weights: transformers' own modules on `meta`, and which parameter is read from which tensor."""
+"""Builds transformers' model on `meta` and binds it to a checkpoint: modules, layout, and slots for the weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,58 +14,84 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import Checkpoint, Piece, TensorInfo
+from ..checkpoint.headers import Checkpoint
 from ..checkpoint.reader import Reader
-from ..errors import CheckpointError, NumericError, UnsupportedArchitecture
-from ..memory.arena import PAGE
-from ..quant.weight import LEAST, Weight, dense_matrix, linear_module
+from ..errors import CheckpointError, UnsupportedArchitecture
+from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
-from .attention import use_pieces
+from .attention import in_pieces, use_pieces, writes_scores
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
-from .layout import Block, Layer, NeuronRows
-from .modules import LookedUp, Pieces, Projection, RoutedExperts
+from .layout import Block, Layer, ModelLayout, NeuronRows
+from .modules import Pieces, RoutedExperts
+from .weight_slots import WeightSlots
 
 
 class Skeleton:
-    """A model on meta, cut into decoder layers and what is outside them."""
+    """A model without weights: `model` (transformers'), `modules` (its decoder layers), `layout` (the same as data) and
+    `slots` (which put weights into the modules)."""
 
     def __init__(self, config: Any, dtype: torch.dtype, entry: Architecture | None = None) -> None:
         """`entry`: default the model type's, or what its structure says; then it wants a probe.
 
         Raises UnsupportedArchitecture for a type that is refused, or whose layers are not found."""
-        self.config, self.dtype = config, dtype
-        listed = entry or architecture(config.model_type)
-        if not listed and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            inside = getattr(getattr(config, "text_config", None), "model_type", None)
-            why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
-            raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
+        listed = entry or _listed(config)
         with init_empty_weights(include_buffers=False):  # buffers (rotary frequencies) are small and computed
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         if listed:  # of an unknown type nobody knows what it does with a mask
             use_pieces(self.model)
         self.entry = listed or find_structure(self.model)
-        # The last token's slice of a prompt has strides that make torch's CPU product copy the whole head's weight.
+        # The last token's slice of a prompt has strides that make torch's CPU product copy the whole lm_head.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
-        self.layers = [self._layer(i, m) for i, m in enumerate(self.model.get_submodule(self.entry.layers))]
-        decode_by_own_kernels(self.model, self.layers[0].module)
-        self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
-        self.buffers = {name: b for name, b in self.model.state_dict().items() if name not in self.shapes}
-        self.tied: dict[str, str] = dict(self.model.all_tied_weights_keys)
-        self.table_name = self._weight_of(self.model.get_input_embeddings())
-        self.head_name = self._weight_of(self.model.get_output_embeddings())
-        self.pieces: Mapping[str, Sequence[Piece]] = {}
-        self.table: str | None = None  # what `leave_table` left in its file
-        self._looked_up: LookedUp | None = None
-        self.aliases: Mapping[str, str] = self.tied
+        self.modules: Sequence[nn.Module] = list(self.model.get_submodule(self.entry.layers))
+        layers = tuple(_layer(self.entry, index, module) for index, module in enumerate(self.modules))
+        decode_by_own_kernels(self.model, self.modules[0])
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        buffers = {name: b for name, b in self.model.state_dict().items() if name not in shapes}
+        self.layout = ModelLayout(
+            config=config,
+            dtype=dtype,
+            layers=layers,
+            shapes=shapes,
+            buffers={name: (tuple(buffer.shape), buffer.dtype) for name, buffer in buffers.items()},
+            aliases=dict(self.model.all_tied_weights_keys),
+            embedding=self._weight_of(self.model.get_input_embeddings()),
+            lm_head=self._weight_of(self.model.get_output_embeddings()),
+            in_chunks=in_pieces(self.model),
+            writes_scores=writes_scores(self.model),
+        )
+        self.slots = WeightSlots(self.model, self.layout)
 
     @property
-    def packed(self) -> list[Tensor]:
-        """What a token reads of packed weights."""
-        forwards = (getattr(module, "forward", None) for module in self.model.modules())
-        weights = [f.packed for f in forwards if isinstance(f, Projection) and f.packed is not None]
-        weights += [w for f in forwards if isinstance(f, RoutedExperts) for each in f.packed.values() for w in each]
-        return [tensor for weight in weights for tensor in weight.tensors]
+    def layers(self) -> tuple[Layer, ...]:
+        return self.layout.layers
+
+    @property
+    def config(self) -> Any:
+        return self.layout.config
+
+    def bind(self, checkpoint: Checkpoint, rows: Reader | None = None) -> None:
+        """Find every parameter's tensors in a checkpoint. With `rows`, the embedding stays in its file where it can be
+        read row by row and is not the lm_head too: `rows` reads those of the tokens.
+
+        Raises CheckpointError for what is missing or does not fit."""
+        layout = self.layout
+        needed = {**layout.shapes, **{name: shape for name, (shape, _) in layout.buffers.items()}}
+        matched = checkpoint.match(needed, layout.aliases, pieces(self.model, checkpoint, needed))
+        layout = replace(layout, pieces=matched.pieces, aliases=matched.aliases)
+        embeds = isinstance(self.model.get_input_embeddings(), nn.Embedding)
+        if rows and embeds and _in_one_piece(layout, layout.embedding):
+            tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
+            linear_head = linear_module(self.model, layout.lm_head) is not None
+            layout = replace(
+                layout,
+                embedding_on_disk=not tied,
+                lm_head_alone=linear_head and _in_one_piece(layout, layout.lm_head),
+            )
+            self.slots = WeightSlots(self.model, layout, rows)
+        else:
+            self.slots = WeightSlots(self.model, layout)
+        self.layout = layout
 
     def to_device(self, device: str) -> None:
         """Move the buffers; parameters go there one by one as they are assigned."""
@@ -73,159 +99,38 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)
 
-    def bind(self, checkpoint: Checkpoint) -> None:
-        """Find every parameter's tensors. Raises CheckpointError for what is missing or does not fit."""
-        needed = self.shapes | {name: tuple(buffer.shape) for name, buffer in self.buffers.items()}
-        matched = checkpoint.match(needed, self.tied, pieces(self.model, checkpoint, needed))
-        self.pieces, self.aliases = matched.pieces, matched.aliases
-
-    def reads(self, tensors: Mapping[str, Tensor]) -> dict[TensorInfo, Tensor]:
-        """Where the files' tensors go to fill parameters (or buffers), given by name."""
-        return {
-            piece.info: tensor[piece.place] if piece.place else tensor
-            for name, tensor in tensors.items()
-            for piece in self.pieces[name]
-        }
-
-    def phase(self, name: str) -> int | None:
-        """Where a parameter begins within a page of its file; None where it is read in several pieces or bound to none.
-
-        Memory at this phase can be read to directly, unless the tensor is encoded."""
-        pieces = self.pieces.get(name, ())
-        read_as_it_is = len(pieces) == 1 and not pieces[0].place and not pieces[0].info.encoding
-        return pieces[0].info.begin % PAGE if read_as_it_is else None
-
-    @property
-    def block_layers(self) -> list[int]:
-        """The layers that have a feed-forward block: block number -> layer."""
-        return [index for index, layer in enumerate(self.layers) if layer.blocks]
-
-    @property
-    def inside(self) -> list[str]:
-        """Parameters of the decoder layers."""
-        return [layer.prefix + name for layer in self.layers for name in (*layer.fixed, *layer.neuron_tensors)]
-
-    def leave_table(self, reader: Reader) -> None:
-        """Leave the embedding table in its file, if it is not the head too: a token needs one row of it, which `reader`
-        reads. A head that is packed then leaves its table there as well. Without effect where it cannot be read row by
-        row. To be called after `bind`."""
-        module: Any = self.model.get_input_embeddings()
-        name = self.table_name
-        pieces = self.pieces.get(self.aliases.get(name, name), ())
-        rows_lie_whole = len(pieces) == 1 and not pieces[0].place
-        if isinstance(module, nn.Embedding) and rows_lie_whole:
-            info = pieces[0].info
-
-            def read(rows: list[int]) -> Tensor:
-                found = reader.read_rows(info, rows, self.dtype)
-                if not torch.isfinite(found).all():
-                    raise NumericError(f"{info.file}: {name} holds NaN or infinite weights")
-                return found
-
-            self._looked_up, self._embed = LookedUp(module, read), module.forward
-            if name not in self.aliases and name not in self.aliases.values():
-                self.table = name
-                self._look_up(module)
-
-    def _look_up(self, module: Any) -> None:
-        module.padding_idx = None  # for training; it need not be among the rows
-        module.forward = self._looked_up
-
-    @property
-    def head(self) -> str | None:
-        """The head's name if it can be packed: a linear module, of one tensor in a file that can keep the table."""
-        name = self.head_name
-        pieces = self.pieces.get(self.aliases.get(name, name), ())
-        whole = len(pieces) == 1 and not pieces[0].place
-        fits = self._looked_up is not None and linear_module(self.model, name) is not None
-        return name if fits and whole else None
-
-    def pack_head(self, weight: Weight | None) -> None:
-        """The head becomes this weight, and the table its file's; None: what it was is to be assigned again."""
-        table: Any = self.model.get_input_embeddings()
-        if weight is None:
-            if not self.table and self._looked_up is not None:
-                table.forward = self._embed
-            return
-        self._look_up(table)
-        device = weight.tensors[0].device
-        empty = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=device)
-        table.register_parameter("weight", nn.Parameter(empty, requires_grad=False))
-        assert self.head
-        self._pack(self.head, weight)
-
-    @property
-    def outer(self) -> list[str]:
-        """Parameters outside the decoder layers that have memory of their own."""
-        inside = set(self.inside)
-        return [name for name in self.shapes if name not in self.aliases and name not in inside]
-
-    def assign(self, name: str, value: "Tensor | Weight | Sequence[Weight]") -> None:
-        """Make `value` the parameter `name`, and those tied to it; packed: what its module multiplies by.
-
-        Several weights: one for each routed expert."""
-        if not isinstance(value, Tensor):
-            self._pack(name, value)
-            return
-        parameter = nn.Parameter(value, requires_grad=False)
-        for owner in (name, *(alias for alias, source in self.aliases.items() if source == name)):
-            path, _, attribute = owner.rpartition(".")
-            module = self.model.get_submodule(path)
-            module.register_parameter(attribute, parameter)
-            if isinstance(module.forward, Projection) and attribute == "weight":
-                module.forward.packed = None
-            elif isinstance(module.forward, RoutedExperts):
-                module.forward.packed.pop(attribute, None)
-
-    def _pack(self, name: str, value: "Weight | Sequence[Weight]") -> None:
-        path, _, attribute = name.rpartition(".")
-        module: Any = self.model.get_submodule(path)
-        if isinstance(value, Sequence):
-            module.forward.packed[attribute] = value
-        else:
-            if not isinstance(module.forward, Projection):
-                module.forward = Projection(module)
-            module.forward.packed = value
-        shape = getattr(module, attribute).shape
-        # Of no row, so that nobody multiplies by it unnoticed.
-        empty = torch.empty(0, *shape[1:], dtype=self.dtype, device=_device(value))
-        module.register_parameter(attribute, nn.Parameter(empty, requires_grad=False))
-
-    def kept_shapes(self, layer: Layer, kept: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Shapes of a layer's parameters when kept[b] of the neurons of its block b stay."""
-        shapes = {name: self.shapes[layer.prefix + name] for name in layer.fixed}
-        for block, k in zip(layer.blocks, kept, strict=True):
-            for name, rows in block.rows.items():
-                shape = list(self.shapes[layer.prefix + name])
-                shape[rows.axis + bool(block.routed)] = 2 * k if rows.halves else k
-                shapes[name] = tuple(shape)
-        return shapes
-
-    def pieces_of(self, layer: Layer, block: Block) -> Pieces | None:
-        """What cuts a long prompt into pieces around a block; None where the layer has no module for that."""
-        owner, _, rest = block.path.partition(".")
-        module: Any = layer.module.get_submodule(owner)
-        return module.forward if rest else None
-
-    def unload(self, names: Iterable[str] | None = None) -> None:
-        """Parameters (all, if none are named) back to meta, so that the memory behind them may go."""
-        for name in self.shapes if names is None else names:
-            if name not in self.aliases:
-                self.assign(name, torch.empty(self.shapes[name], dtype=self.dtype, device="meta"))
-
-    def _layer(self, index: int, module: nn.Module) -> Layer:
-        found = [(_find_block(module, block), size) for block, size in self.entry.blocks.items()]
-        blocks = tuple(replace(block, size=size) for block, size in found if block)
-        in_blocks = {name for block in blocks for name in block.rows}
-        fixed = tuple(name for name, _ in module.named_parameters() if name not in in_blocks)
-        for owner in {block.path.split(".")[0] for block in blocks if "." in block.path}:
-            feed_forward = module.get_submodule(owner)
-            feed_forward.forward = Pieces(feed_forward.forward)
-        matrices = {name: shape for name in fixed if (shape := _matrix(module, name))}
-        return Layer(module, f"{self.entry.layers}.{index}.", blocks, fixed, matrices)
-
     def _weight_of(self, owner: nn.Module) -> str:
         return f"{next(name for name, module in self.model.named_modules() if module is owner)}.weight"
+
+
+def _listed(config: Any) -> Architecture | None:
+    """The table's entry of a model type. Raises UnsupportedArchitecture for one that is refused or writes no text."""
+    listed = architecture(config.model_type)
+    if not listed and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        inside = getattr(getattr(config, "text_config", None), "model_type", None)
+        why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
+        raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
+    return listed
+
+
+def _in_one_piece(layout: ModelLayout, name: str) -> bool:
+    """Whether a parameter is one whole tensor of a file."""
+    parts = layout.source(name)
+    return len(parts) == 1 and not parts[0].place
+
+
+def _layer(entry: Architecture, index: int, module: nn.Module) -> Layer:
+    """The layout of a decoder layer. Its feed-forward modules get forwards that can be observed and take a long prompt
+    in chunks."""
+    found = [(_find_block(module, block), size) for block, size in entry.blocks.items()]
+    blocks = tuple(replace(block, size=size) for block, size in found if block)
+    in_blocks = {name for block in blocks for name in block.rows}
+    fixed = tuple(name for name, _ in module.named_parameters() if name not in in_blocks)
+    for owner in {block.path.split(".")[0] for block in blocks if "." in block.path}:
+        feed_forward = module.get_submodule(owner)
+        feed_forward.forward = Pieces(feed_forward.forward)
+    matrices = {name: shape for name in fixed if (shape := _matrix(module, name))}
+    return Layer(f"{entry.layers}.{index}.", blocks, fixed, matrices)
 
 
 def _matrix(layer: nn.Module, name: str) -> tuple[int, int] | None:
@@ -302,12 +207,3 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
         raise CheckpointError(f"{checkpoint.folder} holds no tensors")
     dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
     return torch.float32 if dtype == torch.float64 else dtype
-
-
-def _device(value: "Weight | Sequence[Weight]") -> torch.device:
-    first = value[0] if isinstance(value, Sequence) else value
-    return first.tensors[0].device
-
-
-def count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

@@ -29,23 +29,23 @@ def gather(dense: Tensor, index: Tensor, axis: int, out: Tensor) -> None:
         torch.gather(dense, 1, index.expand(len(dense), -1), out=out)
 
 
-def take_block(
-    arena: Arena, block: Block, shapes: Mapping[str, Sequence[int]], kept: int, how: Precision, dtype: torch.dtype
+def allocate_block(
+    arena: Arena, block: Block, shapes: Mapping[str, Sequence[int]], kept: int, precision: Precision, dtype: torch.dtype
 ) -> dict[str, Resident]:
-    """Memory for the parameters of a block, by name: `shapes` are whole, as the model has them. Of the neurons `kept`,
-    in each expert; gate and up in one, where that makes their products quicker."""
+    """Memory for `kept` neurons (of each expert) of a block, by parameter name; gate and up in one where that makes
+    their products quicker. `shapes`: the whole parameters', as the model has them."""
     taken = {}
-    if how.kept and kept and not block.routed and (how.rest is None or kept == block.neurons):
+    if precision.kept and kept and not block.routed and (precision.rest is None or kept == block.neurons):
         ups = [name for name in block.rows if name != block.down and len(shapes[name]) == 2]
         sizes = {name: (_count(block.rows[name], kept), shapes[name][1 - block.rows[name].axis]) for name in ups}
-        taken = take_side_by_side(how.kept, arena, sizes, dtype)
+        taken = allocate_side_by_side(precision.kept, arena, sizes, dtype)
     for name, shape in shapes.items():
         if name not in taken:
-            taken[name] = _take_neurons(arena, block, name, shape, kept, how, dtype)
+            taken[name] = _allocate_neurons(arena, block, name, shape, kept, precision, dtype)
     return taken
 
 
-def take_side_by_side(
+def allocate_side_by_side(
     format: str, arena: Arena, sizes: Mapping[str, tuple[int, int]], dtype: torch.dtype
 ) -> dict[str, Resident]:
     """Memory for packed matrices (rows, columns), by name, that the same states enter."""
@@ -54,13 +54,13 @@ def take_side_by_side(
     return dict(zip(sizes, take_joined(format, arena, rows, columns[0], dtype), strict=True))
 
 
-def _take_neurons(
-    arena: Arena, block: Block, name: str, shape: Sequence[int], kept: int, how: Precision, dtype: torch.dtype
+def _allocate_neurons(
+    arena: Arena, block: Block, name: str, shape: Sequence[int], kept: int, precision: Precision, dtype: torch.dtype
 ) -> Resident:
     rows, down = block.rows[name], name == block.down
     each = list(shape[bool(block.routed) :])
-    keeps_rest = how.rest is not None and kept < block.neurons
-    if len(each) == 1 or not (keeps_rest or (how.kept and kept)):
+    keeps_rest = precision.rest is not None and kept < block.neurons
+    if len(each) == 1 or not (keeps_rest or (precision.kept and kept)):
         each[rows.axis] = _count(rows, block.neurons if keeps_rest else kept)
         return arena.take((*shape[: bool(block.routed)], *each), dtype)
     width = each[1 - rows.axis]
@@ -70,36 +70,49 @@ def _take_neurons(
         return allocate_weight(format, arena, *matrix, dtype)
 
     def one() -> Weight:
-        if not keeps_rest or how.rest is None:
-            return take(kept, how.kept)
-        counts = [(kept, how.kept), (block.neurons - kept, how.rest)][0 if kept else 1 :]
+        if not keeps_rest or precision.rest is None:
+            return take(kept, precision.kept)
+        counts = [(kept, precision.kept), (block.neurons - kept, precision.rest)][0 if kept else 1 :]
         parts = [take(count, format) for count, format in counts]
         return Split(parts, [count for count, _ in counts], down, rows.halves and not rows.interleaved)
 
     return [one() for _ in range(block.routed)] if block.routed else one()
 
 
-def materialize(
-    block: Block, name: str, dense: Tensor, kept_neurons: Tensor, how: Precision, out: Resident, scratch: Scratch
+def gather_block(
+    block: Block,
+    dense: Mapping[str, Tensor],
+    kept_neurons: Tensor,
+    precision: Precision,
+    resident: Mapping[str, Resident],
+    scratch: Scratch,
 ) -> None:
-    """Fill what `take_block` gave with the neurons `experts`, (k,) or (E, k), int64, and the rest where it is kept.
+    """Fill what `allocate_block` gave with the kept neurons, (k,) or (E, k), int64, and the rest where it is kept.
 
-    `dense`: the parameter, whole."""
-    rows, down = block.rows[name], name == block.down
-    if isinstance(out, Tensor):
-        if how.rest is not None:  # a bias
-            kept_neurons = torch.cat([kept_neurons, _rest(kept_neurons, block.neurons)], -1)
-        gather(dense, rows.index(kept_neurons), rows.axis, out)
-        return
-    flipped = rows.axis == (0 if down else 1)
-    each = zip(dense, kept_neurons, out, strict=True) if isinstance(out, list) else [(dense, kept_neurons, out)]
-    for matrix, chosen, weight in each:
-        lying = matrix.t() if flipped else matrix
-        parts: Any = [(weight, chosen)]
-        if isinstance(weight, Split):
-            parts = zip(weight.parts, _both(chosen, block.neurons), strict=True)
-        for part, neurons in parts:
-            part.fill(rows_of(lying, rows, neurons, down), scratch)
+    `dense`: the whole parameters by name."""
+    for name, rows in block.rows.items():
+        out, down = resident[name], name == block.down
+        if isinstance(out, Tensor):
+            chosen = kept_neurons
+            if precision.rest is not None:  # a bias
+                chosen = torch.cat([kept_neurons, _rest(kept_neurons, block.neurons)], -1)
+            gather(dense[name], rows.index(chosen), rows.axis, out)
+            continue
+        flipped = rows.axis == (0 if down else 1)
+        each = [(dense[name], kept_neurons, out)]
+        if isinstance(out, list):
+            each = list(zip(dense[name], kept_neurons, out, strict=True))
+        for matrix, neurons, weight in each:
+            _fill(weight, matrix.t() if flipped else matrix, rows, neurons, down, scratch)
+
+
+def _fill(weight: Any, matrix: Tensor, rows: NeuronRows, kept_neurons: Tensor, down: bool, scratch: Scratch) -> None:
+    """Fill a weight, or the two parts of one, with neurons of a matrix (N, K)."""
+    parts = [(weight, kept_neurons)]
+    if isinstance(weight, Split):
+        parts = list(zip(weight.parts, _both(kept_neurons, rows.neurons), strict=True))
+    for part, neurons in parts:
+        part.fill(rows_of(matrix, rows, neurons, down), scratch)
 
 
 def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool) -> RowsOf:

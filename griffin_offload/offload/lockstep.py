@@ -5,81 +5,71 @@ layer and waits there; when all jobs wait, the layer is read, each job runs thro
 back. The jobs are greenlets: stacks on one thread, which switch only where they wait.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
+from ..checkpoint.reader import Reader
 from ..memory.spill import Spill
 from ..model.skeleton import Skeleton
-from ..units import KIB
+from ..options import OnLayer
+from ..planning.plan import Plan
+from .layer_hook import LayerHook
 from .layer_stream import LayerStream
-from .resident_layer import ResidentLayer
-from .sweep import Pruner, Slots
+from .outer_weights import load_outer_weights
+from .resident_layer import ResidentLayer, passing_layers
 
-STACK = 64 * KIB  # of one forward that waits (measured)
 T = TypeVar("T")
-
-
-class Together(Protocol):
-    """What acts on a layer once for all jobs, as a Pruner does for one."""
-
-    def begin(self, index: int) -> None: ...
-
-    def end(self, index: int, dense: Mapping[str, Tensor]) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 class Lockstep:
     """Runs jobs over the layers of a stream. Use as a context manager.
 
-    `sets`: a pruner and the layers it fills for every job, whose first forward is then the sweep over its prompt and
-    whose later ones run its own resident layers. Without: nothing stays, and a job makes one forward. A job may start
-    only when one before it has passed a layer, since its forward reads what that one left: jobs run in their order.
-    `waiting`: where the states of jobs that wait go; None: they stay where they are.
-    `together`: hears when a layer begins and when all jobs have passed it, its dense weights still in place; `slots`:
-    with what states each job leaves it.
-    """
+    `hook`: acts once for all jobs, when a layer begins and when all of them have passed it.
+    `job_hooks`: one for each job, which acts on that job's forward alone.
+    `sets`: the resident layers that each job leaves, from which it then answers: its later forwards run them. Without
+    `sets`, nothing is kept and each job is one forward. Jobs start in order, because a job may read the KV cache that
+    an earlier one wrote.
+    `spill`: where the states of jobs that wait go; None: they stay where they are. `seed`: every job draws from it."""
 
     def __init__(
         self,
         skeleton: Skeleton,
         stream: LayerStream,
-        sets: Sequence[tuple[Pruner, Sequence[ResidentLayer]]] = (),
+        *,
+        hook: LayerHook | None = None,
+        job_hooks: Sequence[LayerHook] = (),
+        sets: Sequence[Sequence[ResidentLayer]] = (),
+        spill: Spill | None = None,
         seed: int | None = None,
-        together: Together | None = None,
-        waiting: Spill | None = None,
-        slots: Slots | None = None,
     ) -> None:
-        self.job = self.layer = -1
+        self.job = 0  # the one that runs
+        self.layer: int | None = None  # the one that jobs pass; None before the first and after the last
         self._answering = False
         self._skeleton, self._stream, self._sets = skeleton, stream, sets
-        self._seed, self._together, self._waiting, self._slots = seed, together, waiting, slots
+        self._hook, self._job_hooks = hook or LayerHook(), job_hooks
+        self._spill, self._seed = spill, seed
+        self._dense: Mapping[str, Tensor] = {}
         self._embedding: Any = None
         self._hub: Any = None
 
     def __enter__(self) -> "Lockstep":
         self._stream.open(self)
-        if self._slots:
-            self._slots.open()
-        if waiting := self._waiting:
+        if spill := self._spill:
             module = self._skeleton.model.get_input_embeddings()
-            self._embedding = module.register_forward_hook(lambda _, args, out: waiting.embedded(self.job, out))
+            self._embedding = module.register_forward_hook(lambda _, args, out: spill.embedded(self.job, out))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for pruner, _ in self._sets:
-            pruner.stop()
-        if self._together:
-            self._together.stop()
-        if self._slots:
-            self._slots.close()
-        if self._waiting:
+        for hook in (self._hook, *self._job_hooks):
+            hook.close()
+        if self._spill:
             self._embedding.remove()
-            self._waiting.close()
+            self._spill.close()
         self._stream.close()
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -103,15 +93,14 @@ class Lockstep:
             with torch.no_grad():
                 for index in range(len(jobs)):
                     go_on(index)  # up to the first layer
-                for number in range(len(self._skeleton.layers)):
-                    self.layer = number
-                    if number + 1 == len(self._skeleton.layers):
+                for number in range(len(self._stream)):
+                    if number + 1 == len(self._stream):
                         self._stream.settle()  # each forward goes on to its logits: blocks so large would tear the heap
                     self._pass_layer(number, len(jobs), go_on)
-                self.layer, self._answering = -1, True
+                self.layer, self._answering = None, True
                 for index in range(len(jobs)):
                     if not stacks[index].dead:  # its answer, from the layers it left
-                        for layer, resident in zip(self._skeleton.layers, self._sets[index][1], strict=True):
+                        for layer, resident in zip(self._skeleton.layers, self._sets[index], strict=True):
                             self._stream.assign(layer, resident.tensors)
                         go_on(index)
         finally:
@@ -120,38 +109,73 @@ class Lockstep:
                     stack.throw(GreenletExit)
         return [results[index] for index in range(len(jobs))]
 
-    def enter(self, index: int, states: Tensor | None) -> None:
+    def enter(self, layer: int, states: Tensor | None) -> None:
         """A job is at a layer with these states (1, T, D): it waits for its turn, unless all layers have passed."""
         if self._answering:
             return
         job = self.job
-        if self._waiting and states is not None:
-            self._waiting.put(job, states)
+        if self._spill and states is not None:
+            self._spill.put(job, states)
         self._hub.switch()
-        if self._waiting:
-            self._waiting.take(job)
+        if self._spill:
+            self._spill.take(job)
+        if self._job_hooks:
+            self._job_hooks[job].before(layer, states)
 
-    def leave(self, index: int, hidden: Tensor) -> None:
-        if index == self.layer:
-            self._stream.check(index, hidden)
-            if self._slots:
-                self._slots.left(index, hidden)
+    def leave(self, layer: int, states: Tensor) -> None:
+        if layer != self.layer:
+            return
+        self._stream.check(layer, states)
+        if self._job_hooks:
+            self._job_hooks[self.job].after(layer, states, self._dense)
 
-    def _pass_layer(self, index: int, jobs: int, go_on: Callable[[int], None]) -> None:
-        dense = self._stream.onload(index)
-        if self._together:
-            self._together.begin(index)
+    def _pass_layer(self, layer: int, jobs: int, go_on: Callable[[int], None]) -> None:
+        self.layer, self._dense = layer, self._stream.onload(layer)
+        self._hook.before(layer, None)
         for job in range(jobs):
-            if self._sets:
-                self._sets[job][0].begin(index)
             go_on(job)
-            if self._sets:
-                self._sets[job][0].end(index, dense)
-        if self._together:
-            self._together.end(index, dense)
-        self._stream.release(index)
+        self._hook.after(layer, None, self._dense)
+        self._dense = {}
+        self._stream.release(layer)
 
     def _random_state(self) -> Tensor:
         if self._seed is not None:
             torch.manual_seed(self._seed)
         return torch.get_rng_state()
+
+
+@contextmanager
+def passing(
+    skeleton: Skeleton,
+    reader: Reader,
+    plan: Plan,
+    device: str,
+    *,
+    hooks: Callable[[list[ResidentLayer]], Mapping[str, Any]] = lambda layers: {},
+    copies: bool = False,
+    spill: Spill | None = None,
+    on_layer: OnLayer | None = None,
+) -> Iterator[Lockstep]:
+    """A lockstep through which the whole model passes once; nothing of it stays.
+
+    `hooks(layers)`: what acts on the memory that layers pass through, as keywords of Lockstep."""
+    layers = passing_layers(skeleton.layout, plan.kept, device)
+    stream = LayerStream(skeleton, reader, layers, copies=copies, steady=plan.steady_heap, on_layer=on_layer)
+    try:
+        load_outer_weights(skeleton, reader, device)
+        with Lockstep(skeleton, stream, spill=spill, **hooks(layers)) as lockstep:
+            yield lockstep
+    finally:
+        skeleton.slots.unload()
+
+
+def forwards(skeleton: Skeleton, samples: Sequence[list[int]], device: str) -> list[Callable[[], None]]:
+    """A job for each sample of token ids: the model's forward, of which nothing is kept."""
+
+    def forward(ids: list[int]) -> Callable[[], None]:
+        def run() -> None:
+            skeleton.model(torch.tensor([ids], device=device), use_cache=False, logits_to_keep=1)
+
+        return run
+
+    return [forward(ids) for ids in samples]

@@ -57,6 +57,7 @@ class Prefetch:
         self._free.release()
         if self._thread.ident is not None:
             self._thread.join()
+        self._layers = ()
 
     def _run(self) -> None:
         for index, (layer, ready) in enumerate(zip(self._layers, self._ready, strict=True)):

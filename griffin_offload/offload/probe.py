@@ -24,8 +24,9 @@ from ..planning.sizes import model_sizes
 from ..pruning.selection import Selection
 from .layer_stream import LayerStream
 from .outer_weights import load_outer_weights
+from .pruner import Pruner
 from .resident_layer import ResidentLayer, resident_layers
-from .sweep import Pruner, Sweep
+from .sweep import Sweep
 
 # A tiny model's sizes, where its config has them. Ratios as usual: two query heads to one key, F three times hidden.
 SIZES = {
@@ -84,7 +85,7 @@ def _compare(model: Any, folder: Path, entry: Architecture) -> str:
     ids = torch.randint(4, SIZES["vocab_size"], (1, PROMPT + NEXT))
     prompt, following = ids[:, :PROMPT], ids[:, PROMPT:]
     for sparsity in (0.0, 0.5):
-        layers = resident_layers(skeleton, model_sizes(skeleton).kept(sparsity), "cpu")
+        layers = resident_layers(skeleton.layout, model_sizes(skeleton.layout).kept(sparsity), "cpu")
         first, after = _streamed(skeleton, layers, prompt, following)
         cache = DynamicCache(config=model.config)
         whole = model(prompt, past_key_values=cache).logits
@@ -107,7 +108,7 @@ def _streamed(
     try:
         load_outer_weights(skeleton, reader, "cpu")
         stream = LayerStream(skeleton, reader, layers, copies=False, steady=False)
-        with Sweep(stream, Pruner(skeleton, layers, Selection())):
+        with Sweep(stream, Pruner(skeleton.layout, skeleton.modules, layers, Selection())):
             first = skeleton.model(prompt, past_key_values=cache).logits
         return first, skeleton.model(following, past_key_values=cache).logits
     finally:
@@ -115,7 +116,7 @@ def _streamed(
 
 
 def _mask(skeleton: Skeleton, model: Any, layers: list[ResidentLayer]) -> list[Tap]:
-    """Zeroes what the skeleton does not keep in the whole model."""
+    """Zeroes the neurons of the whole model that the skeleton does not keep."""
     taps = []
     for layer, resident in zip(skeleton.layers, layers, strict=True):
         for block, kept_neurons in zip(layer.blocks, resident.kept_neurons, strict=True):

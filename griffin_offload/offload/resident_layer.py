@@ -1,4 +1,4 @@
-"""What stays of each layer, in memory taken before anything is read; or memory that layers pass through."""
+"""Memory for one layer's kept weights, allocated before anything is read; or memory that layers pass through."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import ALIGN, Arena
-from ..model.layout import Block, Layer
-from ..model.skeleton import Skeleton
+from ..model.layout import Block, Layer, ModelLayout
 from ..planning.rows import STAGING_LAYERS
 from ..planning.sizes import Kept, model_sizes
 from ..quant.precision import NATIVE, Precision
 from ..quant.weight import Scratch
-from .gather import Resident, take_block, take_side_by_side
+from .gather import Resident, allocate_block, allocate_side_by_side
 
 QKV = {"q_proj", "k_proj", "v_proj"}
 
 
 @dataclass
 class ResidentLayer:
-    """What stays of one layer: its parameters by name, of the neurons the kept ones, in the formats of `precision`.
+    """A layer's parameters by name, with the kept neurons only, in the formats of `precision`.
 
-    By block: `kept`, how many; `statistics` (F,) or (E, F), float32, and `experts` (k,) or (E, k), int64, are the
-    prompt's once the layer has passed, if the block is pruned. They are taken beforehand: small blocks that stay,
-    taken between activations, would tear the heap into holes. `complete` says that the tensors have been filled, so
-    that another prompt need only read the neurons again. `moves`: while a prompt passes, the memory of its block may
-    go to another layer, so that every prompt fills it again. `scratch`: of all layers together, while one passes."""
+    By block: `kept`, how many; `statistics` (F,) or (E, F), float32, and `kept_neurons` (k,) or (E, k), int64, are the
+    prompt's once the layer has passed, if the block is pruned. They are allocated beforehand: small blocks that stay,
+    allocated between activations, would tear the heap into holes.
+    `complete`: the tensors have been filled, so that another prompt need only read the neurons again.
+    `moves`: while a prompt passes, the block's memory may go to another layer, so that every prompt fills it again.
+    `scratch`: of all layers together, while one passes."""
 
     tensors: dict[str, Resident]
     kept: tuple[int, ...]
@@ -40,84 +40,89 @@ class ResidentLayer:
     moves: bool = False
 
 
-def resident_layers(skeleton: Skeleton, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
+def resident_layers(layout: ModelLayout, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
     """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
-    sizes = model_sizes(skeleton)
+    sizes = model_sizes(layout)
     arena = Arena(sizes.resident(kept, precision) - sizes.outer_in(precision), device)
-    scratch = Scratch(sizes.widest, skeleton.dtype.itemsize, device)
-    layers = zip(skeleton.layers, kept, strict=True)
-    return [_take_layer(skeleton, layer, k, arena, arena, scratch, precision) for layer, k in layers]
+    scratch = Scratch(sizes.widest, layout.dtype.itemsize, device)
+    layers = zip(layout.layers, kept, strict=True)
+    return [_allocate(layout, layer, k, (arena, arena), scratch, precision) for layer, k in layers]
 
 
-def another_set(skeleton: Skeleton, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
-    """Memory for another prompt's kept_neurons beside `layers`; all else is shared with them."""
-    sizes, how = model_sizes(skeleton).layers, layers[0].precision
-    arena = Arena(sum(size.feed_forward(layer.kept, how) for size, layer in zip(sizes, layers, strict=True)), device)
+def another_set(layout: ModelLayout, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
+    """Memory for another prompt's kept neurons beside `layers`; all else is shared with them."""
+    sizes, precision = model_sizes(layout).layers, layers[0].precision
+    each = zip(sizes, layers, strict=True)
+    arena = Arena(sum(size.feed_forward(layer.kept, precision) for size, layer in each), device)
     other = []
-    for layer, resident in zip(skeleton.layers, layers, strict=True):
+    for layer, resident in zip(layout.layers, layers, strict=True):
         tensors = dict(resident.tensors)
         for block, k in zip(layer.blocks, resident.kept, strict=True):
             if k < block.neurons:
-                tensors |= take_block(arena, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
-        statistics = tuple(torch.zeros_like(total) for total in resident.statistics)
-        kept_neurons = tuple(chosen.clone() for chosen in resident.kept_neurons)
-        # `complete`: what is shared, `layers` fill.
-        other.append(
-            replace(resident, tensors=tensors, statistics=statistics, kept_neurons=kept_neurons, complete=True)
+                tensors |= allocate_block(arena, block, _shapes(layout, layer, block), k, precision, layout.dtype)
+        own = replace(
+            resident,
+            tensors=tensors,
+            statistics=tuple(torch.zeros_like(total) for total in resident.statistics),
+            kept_neurons=tuple(chosen.clone() for chosen in resident.kept_neurons),
+            complete=True,  # `layers` fill what is shared
         )
+        other.append(own)
     return other
 
 
-def passing_layers(skeleton: Skeleton, kept: Kept, device: str = "cpu") -> list[ResidentLayer]:
+def passing_layers(layout: ModelLayout, kept: Kept, device: str = "cpu") -> list[ResidentLayer]:
     """Memory that layers pass through, each to be used up before the next: for an export, or an evaluation."""
-    of_model = model_sizes(skeleton)
-    sizes, scratch = of_model.layers, Scratch(of_model.widest, skeleton.dtype.itemsize, device)
-    fixed = [Arena(max(layer.fixed for layer in sizes), device) for _ in range(STAGING_LAYERS)]
-    size = max(layer.feed_forward(k) for layer, k in zip(sizes, kept, strict=True))
-    whole = any(n == k for layer, ks in zip(sizes, kept, strict=True) for n, k in zip(layer.whole, ks, strict=True))
+    sizes = model_sizes(layout)
+    scratch = Scratch(sizes.widest, layout.dtype.itemsize, device)
+    fixed = [Arena(max(layer.fixed for layer in sizes.layers), device) for _ in range(STAGING_LAYERS)]
+    size = max(layer.feed_forward(k) for layer, k in zip(sizes.layers, kept, strict=True))
+    each = zip(sizes.layers, kept, strict=True)
+    whole = any(n == k for layer, ks in each for n, k in zip(layer.whole, ks, strict=True))
     compact = [Arena(size, device) for _ in range(STAGING_LAYERS if whole else 1)]  # if whole, the reader writes to it
     layers = []
-    for index, (layer, k) in enumerate(zip(skeleton.layers, kept, strict=True)):
-        ring = fixed[index % STAGING_LAYERS]
-        ring.rewind()
-        neurons = compact[index % len(compact)]
-        neurons.rewind()
-        layers.append(_take_layer(skeleton, layer, k, ring, neurons, scratch))
+    for index, (layer, k) in enumerate(zip(layout.layers, kept, strict=True)):
+        arenas = fixed[index % STAGING_LAYERS], compact[index % len(compact)]
+        for arena in arenas:
+            arena.rewind()
+        layers.append(_allocate(layout, layer, k, arenas, scratch))
     return layers
 
 
-def _take_layer(
-    skeleton: Skeleton,
+def _allocate(
+    layout: ModelLayout,
     layer: Layer,
     kept: tuple[int, ...],
-    fixed: Arena,
-    neurons: Arena,
+    arenas: tuple[Arena, Arena],
     scratch: Scratch,
-    how: Precision = NATIVE,
+    precision: Precision = NATIVE,
 ) -> ResidentLayer:
+    """`arenas`: of what has no neurons, and of the neurons."""
+    fixed, neurons = arenas
     tensors: dict[str, Resident] = {}
-    matrices = layer.matrices if how.others else {}
+    matrices = layer.matrices if precision.others else {}
     for name in layer.fixed:
         if name not in matrices:
-            tensors[name] = _take_whole(skeleton, layer, name, fixed)
+            tensors[name] = _allocate_whole(layout, layer, name, fixed)
     for names in _side_by_side(matrices):
-        tensors |= take_side_by_side(how.others, fixed, {name: matrices[name] for name in names}, skeleton.dtype)
+        sizes = {name: matrices[name] for name in names}
+        tensors |= allocate_side_by_side(precision.others, fixed, sizes, layout.dtype)
     for block, k in zip(layer.blocks, kept, strict=True):
-        if k == block.neurons and not how.kept:
-            tensors |= {name: _take_whole(skeleton, layer, name, neurons) for name in block.rows}
+        if k == block.neurons and not precision.kept:
+            tensors |= {name: _allocate_whole(layout, layer, name, neurons) for name in block.rows}
         else:
-            tensors |= take_block(neurons, block, _shapes(skeleton, layer, block), k, how, skeleton.dtype)
+            tensors |= allocate_block(neurons, block, _shapes(layout, layer, block), k, precision, layout.dtype)
     device = neurons.memory.device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     kept_neurons = tuple(
         torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
         for b, k in zip(layer.blocks, kept, strict=True)
     )
-    return ResidentLayer(tensors, kept, how, device.type, statistics, kept_neurons, scratch)
+    return ResidentLayer(tensors, kept, precision, device.type, statistics, kept_neurons, scratch)
 
 
 def _side_by_side(matrices: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """Names of those that the same states enter: what makes queries, keys and values, by their modules' names."""
+    """Names of matrices that the same states enter: those of queries, keys and values, by their modules' names."""
     groups: dict[Any, list[str]] = {}
     for name, (_, columns) in matrices.items():
         parent, _, own = name.removesuffix(".weight").rpartition(".")
@@ -125,13 +130,13 @@ def _side_by_side(matrices: Mapping[str, tuple[int, int]]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _shapes(skeleton: Skeleton, layer: Layer, block: Block) -> dict[str, tuple[int, ...]]:
-    return {name: skeleton.shapes[layer.prefix + name] for name in block.rows}
+def _shapes(layout: ModelLayout, layer: Layer, block: Block) -> dict[str, tuple[int, ...]]:
+    return {name: layout.shapes[layer.prefix + name] for name in block.rows}
 
 
-def _take_whole(skeleton: Skeleton, layer: Layer, name: str, arena: Arena) -> Tensor:
+def _allocate_whole(layout: ModelLayout, layer: Layer, name: str, arena: Arena) -> Tensor:
     full = layer.prefix + name
-    return arena.take(skeleton.shapes[full], skeleton.dtype, aligned_phase(skeleton.phase(full)))
+    return arena.take(layout.shapes[full], layout.dtype, aligned_phase(layout.phase(full)))
 
 
 def aligned_phase(phase: int | None) -> int | None:

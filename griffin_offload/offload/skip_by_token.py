@@ -1,6 +1,9 @@
-"""FFN-SkipLLM by token: each token of the answer skips feed-forward blocks for itself."""
+"""FFN-SkipLLM by token (the rules: pruning/ffn_skip.py): each token of the answer skips feed-forward blocks for itself.
+
+A skipped block adds only its down projection's bias; its weights are not read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,128 +12,138 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..model.hooks import Residual
-from ..model.layout import Layer
+from ..model.layout import Block
 from ..model.skeleton import Skeleton
 from ..options import FfnSkip
 from ..planning.plan import Plan
 from ..planning.sizes import model_sizes
 from ..pruning.ffn_skip import WINDOW, SkippedBlocks, Thresholds
 
-TABLE = 256  # of the prompt's tokens, the last ones: on them the threshold is found
+TABLE = 256  # the prompt's last tokens, on which the threshold is found
+
+
+@dataclass
+class _Answer:
+    """The answer so far. `target`: the share that the threshold is found for, corrected every WINDOW tokens by how much
+    more or less was skipped than asked.
+
+    `skipped`: tokens that skipped each block; `pending`: blocks that the token at hand is yet to skip; `in_window`:
+    blocks skipped since the target was last corrected."""
+
+    thresholds: Thresholds
+    switches: list["_Switch"]
+    skipped: list[int]
+    target: float
+    threshold: float
+    tokens: int = 0
+    pending: int = 0
+    in_window: int = 0
 
 
 class TokenSkipper:
     """Skips by token. Use as a context manager around one generate of one prompt: its first forward is the prompt's,
-    each later one a token's.
-
-    The threshold is found on the prompt; where the answer skips more or less than asked, the share that it is found for
-    is corrected by the difference, every WINDOW tokens."""
+    each later one a token's."""
 
     def __init__(self, skeleton: Skeleton, skip: FfnSkip, plan: Plan) -> None:
         self._skeleton, self._skip, self._plan = skeleton, skip, plan
-        self._numbers = skeleton.block_layers
-        self._layers = [skeleton.layers[i] for i in self._numbers]
-        self._may = skip.skippable(len(self._layers))
+        self._layers = skeleton.layout.block_layers
+        self._skippable = skip.skippable(len(self._layers))
         self._residuals: dict[int, Residual] = {}
         self._handles: list[Any] = []
-        self._switches: list[_Switch] = []
-        self._answering = False
-        self._table: list[Tensor] = []  # of the prompt: similarity (T,) by block
-        self._thresholds: Thresholds | None = None
-        self._tokens = 0  # whose forward is done, the prompt not counted
-        self._skipped = [0] * len(self._layers)
-        self._left = 0  # blocks that the token at hand is yet to skip
-        self._threshold = float("inf")
-        self._target = skip.share
-        self._in_window = 0  # blocks skipped since the share was last looked at
+        self._prompt: list[Tensor] = []  # similarity (T,) by block
+        self._answer: _Answer | None = None  # while the prompt passes
 
     def __enter__(self) -> "TokenSkipper":
         for block, layer in enumerate(self._layers):
-            self._residuals[block] = Residual(layer.module)
-            self._handles.append(layer.module.register_forward_hook(partial(self._ran, block)))
+            module = self._skeleton.modules[layer]
+            self._residuals[block] = Residual(module)
+            self._handles.append(module.register_forward_hook(partial(self._ran, block)))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for removable in (*self._handles, *self._residuals.values(), *self._switches):
+        switches = self._answer.switches if self._answer else []
+        for removable in (*self._handles, *self._residuals.values(), *switches):
             removable.remove()
-        self._handles, self._residuals, self._switches = [], {}, []
+        self._handles, self._residuals = [], {}
 
     def result(self) -> SkippedBlocks:
-        sizes = model_sizes(self._skeleton).layers
-        by_layer, saved = [0.0] * len(self._skeleton.layers), 0.0
-        for number, count in zip(self._numbers, self._skipped, strict=True):
-            by_layer[number] = count / max(1, self._tokens)
-            saved += by_layer[number] * sizes[number].feed_forward(self._plan.kept[number], self._plan.precision)
+        sizes = model_sizes(self._skeleton.layout).layers
+        tokens, counts = (self._answer.tokens, self._answer.skipped) if self._answer else (0, [0] * len(self._layers))
+        by_layer, saved = [0.0] * len(sizes), 0.0
+        for layer, skipped in zip(self._layers, counts, strict=True):
+            by_layer[layer] = skipped / max(1, tokens)
+            saved += by_layer[layer] * sizes[layer].feed_forward(self._plan.kept[layer], self._plan.precision)
         return SkippedBlocks(self._skip, tuple(by_layer), len(self._layers), round(saved))
 
     def _ran(self, block: int, module: nn.Module, args: Any, output: Any) -> None:
-        """After a layer: look how far its block turned the state, and decide on the next one."""
+        """After a layer: look how far its block turned the states, and decide on the next one."""
         leaving = output[0] if isinstance(output, tuple) else output
         last = block + 1 == len(self._layers)
-        if not self._answering:
-            self._table.append(self._residuals[block].similarity(leaving, TABLE))
+        if self._answer is None:
+            self._prompt.append(self._residuals[block].similarity(leaving, TABLE))
             if last:
-                self._begin_answer()
+                self._answer = self._begin_answer()
             return
-        self._step(block, leaving)
+        self._decide(self._answer, block, leaving)
         if last:
-            self._end_token()
+            self._end_token(self._answer)
 
-    def _begin_answer(self) -> None:
-        self._thresholds = Thresholds(torch.stack(self._table, 1).cpu(), self._skip)
-        self._table = []
-        self._threshold = self._thresholds.of(self._target)
+    def _begin_answer(self) -> _Answer:
+        thresholds = Thresholds(torch.stack(self._prompt, 1).cpu(), self._skip)
+        self._prompt = []
         for block, residual in list(self._residuals.items()):
             residual.settle()
-            if block + 1 not in self._may:
+            if block + 1 not in self._skippable:
                 residual.remove()
                 del self._residuals[block]
-        self._switches = [_Switch(self._skeleton, layer) for layer in self._layers]
-        self._answering = True
+        switches = [_Switch(self._skeleton, layer) for layer in self._layers]
+        share = self._skip.share
+        return _Answer(thresholds, switches, [0] * len(self._layers), share, thresholds.of(share))
 
-    def _step(self, block: int, leaving: Tensor) -> None:
-        if self._switches[block].off:
-            self._switches[block].off = False
-            self._skipped[block] += 1
-            self._in_window += 1
-            self._left -= 1
-        elif block in self._residuals and self._tokens >= self._skip.warmup:
+    def _decide(self, answer: _Answer, block: int, leaving: Tensor) -> None:
+        if answer.switches[block].off:
+            answer.switches[block].off = False
+            answer.skipped[block] += 1
+            answer.in_window += 1
+            answer.pending -= 1
+        elif block in self._residuals and answer.tokens >= self._skip.warmup:
             if leaving.shape[:-1].numel() > 1:
                 raise OptionError("ffn-skip by token answers a token at a time: leave out speculative decoding")
             similarity = self._residuals[block].similarity_of_token(leaving)
-            self._left = self._skip.length(len(self._layers)) if similarity >= self._threshold else 0
-        if self._left and block + 1 in self._may:
-            self._switches[block + 1].off = True
+            answer.pending = self._skip.length(len(self._layers)) if similarity >= answer.threshold else 0
+        if answer.pending and block + 1 in self._skippable:
+            answer.switches[block + 1].off = True
 
-    def _end_token(self) -> None:
-        self._tokens += 1
-        self._left = 0
-        after = self._tokens - self._skip.warmup
+    def _end_token(self, answer: _Answer) -> None:
+        answer.tokens += 1
+        answer.pending = 0
+        after = answer.tokens - self._skip.warmup
         if after > 0 and after % WINDOW == 0:
-            reached = self._in_window / (WINDOW * len(self._layers))
-            self._in_window = 0
-            self._target = min(1.0, max(0.0, self._target + self._skip.share - reached))
-            assert self._thresholds
-            self._threshold = self._thresholds.of(self._target)
+            reached = answer.in_window / (WINDOW * len(self._layers))
+            answer.in_window = 0
+            answer.target = min(1.0, max(0.0, answer.target + self._skip.share - reached))
+            answer.threshold = answer.thresholds.of(answer.target)
 
 
 class _Switch:
-    """Runs a layer's block, or (`off`) leaves it out: its modules then compute with no neurons."""
+    """Runs a layer's block or, while `off`, skips it: its modules then compute with no neurons."""
 
-    def __init__(self, skeleton: Skeleton, layer: Layer) -> None:
+    def __init__(self, skeleton: Skeleton, layer: int) -> None:
         self.off = False
-        (block,) = layer.blocks
-        self._own: list[tuple[nn.Module, Any]] = []
-        width = skeleton.shapes[layer.prefix + block.down][1 - block.rows[block.down].axis]
+        self._patched: list[tuple[nn.Module, Any]] = []
+        within: nn.Module = skeleton.modules[layer]
+        block: Block
+        (block,) = skeleton.layers[layer].blocks
+        down = skeleton.layout.shapes[skeleton.layers[layer].prefix + block.down]
         for path in dict.fromkeys(name.rpartition(".")[0] for name in block.rows):
-            module: Any = layer.module.get_submodule(path)
-            self._own.append((module, module.__dict__.get("forward")))
-            put = partial(self._forward, module, module.forward, width if path == block.path else 0)
-            module.forward = put
+            module: Any = within.get_submodule(path)
+            self._patched.append((module, module.__dict__.get("forward")))
+            width = down[1 - block.rows[block.down].axis] if path == block.path else 0
+            module.forward = partial(self._forward, module, module.forward, width)
 
     def remove(self) -> None:
-        while self._own:
-            module, own = self._own.pop()
+        while self._patched:
+            module, own = self._patched.pop()
             del module.forward
             if own is not None:
                 module.forward = own  # type: ignore[assignment]

@@ -49,7 +49,8 @@ def catalogue_sizes(fields: Mapping[str, Any]) -> ModelSizes:
     """Sizes from a skeleton of one layer: the others are like it."""
     config = AutoConfig.for_model(**fields)
     layers = config.num_hidden_layers
-    one = model_sizes(Skeleton(AutoConfig.for_model(**{**fields, "num_hidden_layers": 1}), torch.bfloat16))
+    skeleton = Skeleton(AutoConfig.for_model(**{**fields, "num_hidden_layers": 1}), torch.bfloat16)
+    one = model_sizes(skeleton.layout)
     return replace(
         one,
         layers=one.layers * layers,

@@ -1,10 +1,11 @@
-"""What to keep of a model, and in which precision, where nobody says: the first rung that fits, from the best down."""
+"""What is kept, and in which precision, where nobody says: the first rung of a ladder that fits, best first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ..errors import BudgetError
-from ..options import AUTO, RESIDENT_DTYPES, Sparsity
+from ..options import AUTO, RESIDENT_DTYPES, Pruning, Sparsity
 from ..quant.precision import precision
 from ..units import format_bytes
 from .plan import Plan, check_request, choose_plan, enough, make_plan
@@ -47,50 +48,29 @@ LADDER = (
 
 def describe(plan: Plan) -> str:
     """What a plan keeps, as a rung says it."""
-    how = plan.precision
-    return str(Rung(how.kept or RESIDENT_DTYPES[0], plan.sparsity, how.rest or "drop", 0.0))
+    kept, rest = plan.precision.kept or RESIDENT_DTYPES[0], plan.precision.rest or "drop"
+    return str(Rung(kept, plan.sparsity, rest, 0.0))
 
 
 def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -> list[tuple[Rung, Plan]]:
     """The plan of every rung, whether or not it fits."""
     plans = []
     for rung in rungs:
-        how = precision(rung.resident_dtype, rung.rest)
-        plans.append((rung, make_plan(sizes, replace(request, sparsity=rung.sparsity, precision=how))))
+        asked = replace(request, sparsity=rung.sparsity, precision=precision(rung.resident_dtype, rung.rest))
+        plans.append((rung, make_plan(sizes, asked)))
     return plans
 
 
-def best_plan(
-    sizes: ModelSizes,
-    request: Request,
-    sparsity: Sparsity | None,
-    resident_dtype: str | None,
-    rest: str | None,
-    name: str,
-) -> Plan:
-    """The plan to run: as asked, and what is not asked for (None) from the ladder: the first rung that fits.
+@lru_cache(maxsize=256)
+def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) -> Plan:
+    """The plan to run: as `pruning` asks; what it leaves open (None) from the ladder, the first rung that fits.
 
-    A sparsity alone asks for the paper: bfloat16 experts, the rest dropped; with resident dtype 'auto', for the first
+    A sparsity alone asks for the paper: bfloat16, the other neurons dropped; with resident dtype 'auto', for the first
     dtype that fits. Raises PromptError, OptionError, and BudgetError for what does not fit."""
     request = check_request(sizes, request, name)
-    if sparsity is not None:
-        dtypes = RESIDENT_DTYPES if resident_dtype == AUTO else (resident_dtype or RESIDENT_DTYPES[0],)
-        *others, last = (replace(request, precision=precision(dtype, rest or "drop")) for dtype in dtypes)
-        for other in others:
-            plan = make_plan(sizes, replace(other, sparsity=sparsity))
-            if plan.fits:
-                return plan
-        return choose_plan(sizes, last, sparsity, name)
-    asked = None if resident_dtype == AUTO else resident_dtype
-    rungs = [
-        rung
-        for rung in LADDER
-        if asked in (None, rung.resident_dtype)
-        and (rest in (None, rung.rest) or not rung.sparsity)
-        and not (request.empties and rung.rest != "drop")
-    ]
-    if asked == RESIDENT_DTYPES[0] and rest in (None, "drop"):  # the ladder has no such rung: it would rather pack
-        rungs = [rungs[0], Rung(asked, 0.5, "drop", 0.852)]
+    if pruning.sparsity is not None:
+        return _asked_plan(sizes, request, pruning, pruning.sparsity, name)
+    rungs = _rungs(request, pruning)
     plans = [plan for _, plan in climb(sizes, request, rungs)]
     for plan in plans:
         if plan.fits:
@@ -101,3 +81,29 @@ def best_plan(
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
         f"Give --device-memory {enough(least)}, or fewer tokens"
     )
+
+
+def _asked_plan(sizes: ModelSizes, request: Request, pruning: Pruning, sparsity: Sparsity, name: str) -> Plan:
+    """The plan at a given sparsity, in the given dtype or the first that fits."""
+    auto = pruning.resident_dtype == AUTO
+    dtypes = RESIDENT_DTYPES if auto else (pruning.resident_dtype or RESIDENT_DTYPES[0],)
+    *others, last = (replace(request, precision=precision(dtype, pruning.rest or "drop")) for dtype in dtypes)
+    for other in others:
+        plan = make_plan(sizes, replace(other, sparsity=sparsity))
+        if plan.fits:
+            return plan
+    return choose_plan(sizes, last, sparsity, name)
+
+
+def _rungs(request: Request, pruning: Pruning) -> list[Rung]:
+    """The rungs that a resident dtype and a rest leave to choose from."""
+    asked, rest = None if pruning.resident_dtype == AUTO else pruning.resident_dtype, pruning.rest
+    if asked == RESIDENT_DTYPES[0] and rest in (None, "drop"):  # the ladder has no such rung: it would rather quantize
+        return [LADDER[0], Rung(asked, 0.5, "drop", 0.852)]
+    return [
+        rung
+        for rung in LADDER
+        if asked in (None, rung.resident_dtype)
+        and (rest in (None, rung.rest) or not rung.sparsity)
+        and not (request.empties and rung.rest != "drop")
+    ]

@@ -1,28 +1,31 @@
 """What a plan is made for: tokens, sparsity, precision and budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
 from ..options import FfnSkip, Sparsity
+from ..pruning.layer_allocation import Curves, share_neurons
 from ..quant.precision import NATIVE, Precision
 from .sizes import Kept, ModelSizes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is made for. `runtime`: bytes that the process holds before any weight (0 on a device of its own).
+    """Tokens, sparsity, precision and budget of one run.
 
-    `share`: how one sparsity is shared over the layers; default: each layer drops the same part.
+    `runtime`: bytes that the process holds before any weight (0 on a device with memory of its own).
+    `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
     `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
     `export`: layers are written out as they pass, and nothing stays resident.
-    `sequences`: prompts answered together, the longest of `prompt_tokens`; `sets`: expert sets that stay, one of them
-    or one for each prompt, which then pass a layer one after the other. `waiting`: bytes that other forwards hold.
+    `sequences`: prompts answered together, the longest of `prompt_tokens`.
+    `sets`: neuron sets kept: 1 for the batch, or one per prompt (prompts then run through each layer in turn).
+    `waiting`: bytes of hidden states that other forwards hold meanwhile.
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
-    `precision`: what stays, in which format.
-    `multiple`: of which every block's kept neurons are one, rounded up (or all of them).
-    `skip`: blocks that are left out; by prompt, they keep no neurons.
+    `precision`: formats of the resident weights.
+    `multiple`: kept neurons per block are rounded up to a multiple of this.
+    `skip`: blocks that are skipped; by prompt, they keep no neurons.
     """
 
     prompt_tokens: int
@@ -30,7 +33,7 @@ class Request:
     sparsity: Sparsity
     budget: int
     runtime: int = 0
-    share: Callable[[Sequence[int], float], tuple[int, ...]] | None = None
+    curves: Curves | None = None
     converts: int = 0
     copies: bool = False
     export: bool = False
@@ -43,8 +46,9 @@ class Request:
     skip: FfnSkip | None = None
 
     def kept(self, sizes: ModelSizes) -> Kept:
-        """Neurons that stay. Of the blocks that a prompt will leave out, which nobody knows yet, the last ones that may
-        be are without any; an export holds one at a time, and leaves out none until it knows which."""
+        """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
+        assumes the last skippable ones (all candidates have one size, so the bytes are the same). An export holds one
+        layer at a time and empties none until it knows which."""
         layers = zip(sizes.layers, self._shared(sizes), strict=True)
         kept = tuple(
             tuple(min(k + -k % self.multiple, n) for k, n in zip(ks, layer.whole, strict=True)) for layer, ks in layers
@@ -60,7 +64,7 @@ class Request:
         return self.skip is not None and self.skip.by_prompt
 
     def _may_be_empty(self, sizes: ModelSizes, kept: Kept) -> list[int]:
-        """As many layers as will be left out. Raises OptionError where their memory does not fit one another."""
+        """As many of the last skippable layers as will be skipped. Raises OptionError where their sizes differ."""
         assert self.skip
         if self.precision.rest is not None:
             raise OptionError(
@@ -77,13 +81,14 @@ class Request:
         return may[len(may) - count :]
 
     def _shared(self, sizes: ModelSizes) -> Kept:
-        if self.share is None or not isinstance(self.sparsity, int | float):
+        if self.curves is None or not isinstance(self.sparsity, int | float):
             return sizes.kept(self.sparsity)
         if any(len(layer.blocks) != 1 for layer in sizes.layers):
             raise OptionError("allocation 'sensitivity' needs layers of one feed-forward block; use uniform")
-        return tuple((k,) for k in self.share([layer.blocks[0].neurons for layer in sizes.layers], self.sparsity))
+        neurons = [layer.blocks[0].neurons for layer in sizes.layers]
+        return tuple((k,) for k in share_neurons(self.curves, neurons, self.sparsity))
 
 
 def emptied(kept: Kept, layers: Sequence[int]) -> Kept:
-    """The same, these layers without any neuron."""
+    """Kept neurons with these layers emptied."""
     return tuple((0,) * len(k) if i in layers else k for i, k in enumerate(kept))

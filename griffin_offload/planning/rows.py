@@ -1,6 +1,9 @@
-"""The rows of a plan: what is in memory, how many bytes, and at which of the two moments."""
+"""The rows of a plan: what is in memory, how many bytes, and when.
 
-from collections.abc import Sequence
+Either of two moments can be the peak: the end of the prompt pass (staging and the prompt's activations beside all kept
+neurons), or the end of the answer (the whole KV cache, no staging)."""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,51 +27,64 @@ class Row:
 
 
 def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...]:
-    sequences, sets, how = request.sequences, request.sets, request.precision
-    layers = list(zip(sizes.layers, kept, strict=True))
-    fixed = sum(layer.fixed_in(how) for layer in sizes.layers)
-    experts = sum(layer.feed_forward(k, how) for layer, k in layers)
-    staged = sizes.staged(kept, how)
-    whole = max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
-    rows = [Row("Python and libraries", request.runtime, note="measured")]
-    rows.append(Row("embeddings, final norm, head", sizes.outer_in(how), note=how.head))
-    if request.export:
-        rows.append(Row("one compact layer", max(layer.feed_forward(k) for layer, k in layers)))
-        rows.append(Row("staging, two layers", STAGING_LAYERS * whole, "prompt"))
-    else:
-        rows.append(Row("attention and norms", fixed, note=how.others))
-        rows.append(Row("experts (kept feed-forward)", sets * experts, note=_experts_note(sizes, request, kept)))
-        if request.copies:
-            rows.append(Row("two dense layers", STAGING_LAYERS * whole, "prompt"))
-        elif staged:
-            rows.append(Row("staging, two layers", STAGING_LAYERS * staged, "prompt"))
+    """Every row of a run that keeps `kept` neurons; rows of 0 bytes that do not apply are left out."""
+    together = request.sequences if request.sets == 1 else 1
+    return (
+        Row("Python and libraries", request.runtime, note="measured"),
+        Row("embeddings, final norm, lm_head", sizes.outer_in(request.precision), note=request.precision.head),
+        *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
+        *_prompt_pass(sizes, request, together),
+        *(() if request.export else _answer(sizes, request, together)),
+        Row("margin", _largest_matrix(sizes) + _margin(request.runtime), note="allocator, threads, kernels' scratch"),
+    )
+
+
+def _passing_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterator[Row]:
+    layers = zip(sizes.layers, kept, strict=True)
+    yield Row("one compact layer", max(layer.feed_forward(k) for layer, k in layers))
+    yield Row("staging, two layers", STAGING_LAYERS * _largest_layer(sizes), "prompt")
+
+
+def _resident_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterator[Row]:
+    precision, layers = request.precision, zip(sizes.layers, kept, strict=True)
+    neurons = sum(layer.feed_forward(k, precision) for layer, k in layers)
+    staged = sizes.staged(kept, precision)
+    yield Row("attention and norms", sum(layer.fixed_in(precision) for layer in sizes.layers), note=precision.others)
+    yield Row("kept neurons", request.sets * neurons, note=_neurons_note(sizes, request, kept))
+    if request.copies:
+        yield Row("two dense layers", STAGING_LAYERS * _largest_layer(sizes), "prompt")
+    elif staged:
+        yield Row("staging, two layers", STAGING_LAYERS * staged, "prompt")
+
+
+def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
     if request.converts:
-        rows.append(Row("conversion buffer", request.converts, "prompt"))
-    if how.quantized:
-        rows.append(Row("rows on their way into packed weights", Scratch.bytes(sizes.widest, sizes.item), "prompt"))
-    together = sequences if sets == 1 else 1
+        yield Row("conversion buffer", request.converts, "prompt")
+    if request.precision.quantized:
+        yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
     activations = sizes.activations(request.prompt_tokens, together)
-    rows.append(Row("activations of the prompt", activations, "prompt"))
-    waiting = request.waiting + (sets if sets > 1 else 0) * 3 * request.prompt_tokens * sizes.hidden * sizes.item
-    if waiting:
-        rows.append(Row("prompts that wait for a layer", waiting, "prompt"))
+    yield Row("activations of the prompt", activations, "prompt")
+    prompts = request.sets if request.sets > 1 else 0
+    if waiting := request.waiting + prompts * 3 * request.prompt_tokens * sizes.hidden * sizes.item:
+        yield Row("hidden states of waiting prompts", waiting, "prompt")
     if needs_steady_heap(sizes, request):
-        rows.append(Row("holes in the heap", max(activations * 3 // 2, 48 * MIB), "prompt", "measured"))
-    if not request.export:
-        tokens = request.prompt_tokens + request.max_new_tokens
-        note = f"{request.prompt_tokens} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
-        rows.append(Row("KV cache of the prompt", sequences * sizes.cache(request.prompt_tokens), "prompt", note))
-        rows.append(Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens"))
-        rows.append(Row("activations of a token", sizes.activations(1, together), "answer"))
-    matrices = [block.per_neuron * block.neurons for layer in sizes.layers for block in layer.blocks]
-    packed = max(matrices, default=0)  # a product may copy its matrix
-    rows.append(Row("margin", packed + _margin(request.runtime), note="allocator, threads, kernels' scratch"))
-    return tuple(rows)
+        yield Row("heap fragmentation", max(activations * 3 // 2, 48 * MIB), "prompt", "measured")
 
 
-def _experts_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:
-    how, rest = request.precision.kept, request.precision.rest
-    parts = [f"{_share(sizes, kept):.0%} of the neurons" + (f" in {how}" if how else "")]
+def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+    prompt, sequences = request.prompt_tokens, request.sequences
+    tokens = prompt + request.max_new_tokens
+    note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
+    yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
+    yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
+    yield Row("activations of a token", sizes.activations(1, together), "answer")
+
+
+def _neurons_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:
+    format, rest = request.precision.kept, request.precision.rest
+    whole = sum(layer.count(layer.whole) for layer in sizes.layers)
+    share = sum(layer.count(k) for layer, k in zip(sizes.layers, kept, strict=True)) / max(1, whole)
+    parts = [f"{share:.0%} of the neurons" + (f" in {format}" if format else "")]
     parts += [f"the rest in {rest}"] if rest else []
     parts += [f"{request.sets} sets"] if request.sets > 1 else []
     return ", ".join(parts)
@@ -83,7 +99,7 @@ def held_layers(request: Request, rows: Sequence[Row], staged: int, layers: int)
 
 
 def needs_steady_heap(sizes: ModelSizes, request: Request) -> bool:
-    """Whether the heap should keep what activations leave (see memory.steady_heap): where they are large, or many.
+    """Whether the heap should keep what activations free (memory/heap.py): where they are large, or many.
 
     Not in float32, where the products' own buffers would leave holes without end (measured)."""
     large = sizes.activations(request.prompt_tokens) >= 32 * MIB
@@ -91,14 +107,20 @@ def needs_steady_heap(sizes: ModelSizes, request: Request) -> bool:
 
 
 def peak_bytes(rows: Sequence[Row]) -> int:
+    """The larger of the two moments' sums."""
     moments: tuple[Moment, ...] = ("prompt", "answer")
     return max(sum(row.bytes for row in rows if row.when in ("always", moment)) for moment in moments)
 
 
+def _largest_layer(sizes: ModelSizes) -> int:
+    return max(layer.fixed + layer.feed_forward(layer.whole) for layer in sizes.layers)
+
+
+def _largest_matrix(sizes: ModelSizes) -> int:
+    """A product may copy its matrix."""
+    blocks = (block for layer in sizes.layers for block in layer.blocks)
+    return max((block.per_neuron * block.neurons for block in blocks), default=0)
+
+
 def _margin(runtime: int) -> int:
     return 48 * MIB if runtime else 32 * MIB
-
-
-def _share(sizes: ModelSizes, kept: Kept) -> float:
-    there = sum(layer.count(layer.whole) for layer in sizes.layers)
-    return sum(layer.count(k) for layer, k in zip(sizes.layers, kept, strict=True)) / max(1, there)

@@ -5,6 +5,7 @@ pruning, the full model among them) read the continuation."""
 
 from ..units import MIB
 from .sizes import ModelSizes
+from .waiting import STACK
 
 LOGITS = 64 * MIB  # at most, of one forward: it has as many rows as that allows
 POSITIONS = 32  # tokens whose logits are compared in float32 at a time
@@ -15,20 +16,19 @@ def rows_at_once(sizes: ModelSizes, following: int) -> int:
     return max(1, LOGITS // max(1, following * sizes.vocabulary * sizes.item))
 
 
-def prompt_waits(sizes: ModelSizes, prompt: int, rows: int, static: int, stack: int) -> int:
+def prompt_waits(sizes: ModelSizes, prompt: int, rows: int, static: int) -> int:
     """Bytes that the forwards over a prompt of P tokens hold between two layers: states, masks, keys and values, the
-    statistic, and which neurons each row drops. `static` of the rows read the prompt too, each by itself; `stack`:
-    bytes of a forward that waits."""
+    statistic, and which neurons each row drops. `static` of the rows read the prompt too, each by itself."""
     neurons = max((block.neurons * block.routed for layer in sizes.layers for block in layer.blocks), default=0)
     states, mask = _states(sizes), _mask(sizes)
     leaves = prompt * sum(sizes.cache_per_token) + 4 * sizes.vocabulary
-    return (1 + static) * (stack + prompt * (states + prompt * mask) + leaves) + neurons * (4 + rows)
+    return (1 + static) * (STACK + prompt * (states + prompt * mask) + leaves) + neurons * (4 + rows)
 
 
-def continuation_waits(sizes: ModelSizes, prompt: int, following: int, rows: int, static: int, stack: int) -> int:
+def continuation_waits(sizes: ModelSizes, prompt: int, following: int, rows: int, static: int) -> int:
     """Bytes that the forwards over a continuation hold between two layers, T tokens of it in each of R rows."""
     forwards = static - (-(rows - static) // rows_at_once(sizes, following)) if following else 0
-    return forwards * stack + rows * following * (_states(sizes) + (prompt + following) * _mask(sizes))
+    return forwards * STACK + rows * following * (_states(sizes) + (prompt + following) * _mask(sizes))
 
 
 def continuation_runs(sizes: ModelSizes, prompt: int, following: int, rows: int) -> int:

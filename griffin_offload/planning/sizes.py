@@ -1,15 +1,16 @@
 """Bytes of a model's parts, in whatever precision, and of what works on them: sizes that a plan is made of."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import OptionError
 from ..memory.arena import padded
-from ..model.attention import in_pieces, writes_scores
 from ..model.config_facts import context_length, head_size, key_size, key_value_heads, layer_configs
 from ..model.kv_cache import capacity, windows
-from ..model.layout import Block, Layer
+from ..model.layout import Block, Layer, ModelLayout
 from ..model.modules import PIECE
-from ..model.skeleton import Skeleton, count
 from ..options import Sparsity
 from ..pruning.selection import kept_neurons
 from ..pruning.statistic import CHUNK
@@ -196,47 +197,49 @@ class ModelSizes:
         return most
 
 
-def model_sizes(skeleton: Skeleton) -> ModelSizes:
-    """Bytes of everything, for the plan: from shapes alone."""
-    item = skeleton.dtype.itemsize
-    table, head = skeleton.table_name, skeleton.head_name
-    looks_back = windows(skeleton.config)
-    tied = skeleton.aliases.get(head) == table or skeleton.aliases.get(table) == head
+@lru_cache(maxsize=8)
+def model_sizes(layout: ModelLayout) -> ModelSizes:
+    """Bytes of every part of a model, from its shapes alone."""
+    config, item, embedding = layout.config, layout.dtype.itemsize, layout.embedding
+    looks_back = windows(config)
+    tied = layout.aliases.get(layout.lm_head) == embedding or layout.aliases.get(embedding) == layout.lm_head
+    in_file = count(layout.shapes[embedding]) * item
+    row = max(key_value_heads(config) * key_size(config) for config in layer_configs(config))
     return ModelSizes(
-        outer=sum(padded(count(skeleton.shapes[name]) * item) for name in skeleton.outer if name != skeleton.table),
-        lookup=0 if tied or skeleton.table else count(skeleton.shapes[table]) * item,
-        in_file=count(skeleton.shapes[table]) * item if skeleton.table else 0,
-        head=_head_sizes(skeleton, item),
-        layers=tuple(_layer_sizes(skeleton, layer) for layer in skeleton.layers),
+        outer=sum(_padded(layout, name) for name in layout.outer if name != layout.table),
+        lookup=0 if tied or layout.embedding_on_disk else in_file,
+        in_file=in_file if layout.embedding_on_disk else 0,
+        head=_head_sizes(layout),
+        layers=tuple(_layer_sizes(layout, layer) for layer in layout.layers),
         item=item,
-        hidden=skeleton.config.hidden_size,
-        vocabulary=skeleton.config.vocab_size,
-        heads=max(config.num_attention_heads * head_size(config) for config in layer_configs(skeleton.config)),
-        cache_per_token=(_cache_row(skeleton),) * len(looks_back),
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        heads=max(config.num_attention_heads * head_size(config) for config in layer_configs(config)),
+        cache_per_token=(2 * row * item,) * len(looks_back),
         windows=looks_back,
-        score_heads=skeleton.config.num_attention_heads if writes_scores(skeleton.model) else 0,
-        in_pieces=in_pieces(skeleton.model),
-        context=context_length(skeleton.config),
+        score_heads=config.num_attention_heads if layout.writes_scores else 0,
+        in_pieces=layout.in_chunks,
+        context=context_length(config),
     )
 
 
-def _head_sizes(skeleton: Skeleton, item: int) -> tuple[int, int, int] | None:
-    if (head := skeleton.head) is None:
+def _head_sizes(layout: ModelLayout) -> tuple[int, int, int] | None:
+    if (head := layout.quantizable_head) is None:
         return None
-    there = {skeleton.aliases.get(name, name) for name in (head, skeleton.table_name)} - {skeleton.table}
-    rows, columns = skeleton.shapes[head]
-    return rows, columns, sum(padded(count(skeleton.shapes[name]) * item) for name in there)
+    held = {layout.aliases.get(name, name) for name in (head, layout.embedding)} - {layout.table}
+    rows, columns = layout.shapes[head]
+    return rows, columns, sum(_padded(layout, name) for name in held)
 
 
-def _layer_sizes(skeleton: Skeleton, layer: Layer) -> LayerSizes:
-    item = skeleton.dtype.itemsize
+def _layer_sizes(layout: ModelLayout, layer: Layer) -> LayerSizes:
+    item = layout.dtype.itemsize
     return LayerSizes(
-        fixed=sum(padded(count(skeleton.shapes[layer.prefix + name]) * item) for name in layer.fixed),
+        fixed=sum(_padded(layout, layer.prefix + name) for name in layer.fixed),
         blocks=tuple(
             BlockSizes(
                 block.neurons,
                 max(1, block.routed),
-                tuple(_neuron_tensor(skeleton, layer, block, name) for name in block.rows),
+                tuple(_neuron_tensor(layout, layer, block, name) for name in block.rows),
                 item,
             )
             for block in layer.blocks
@@ -246,13 +249,16 @@ def _layer_sizes(skeleton: Skeleton, layer: Layer) -> LayerSizes:
     )
 
 
-def _neuron_tensor(skeleton: Skeleton, layer: Layer, block: Block, name: str) -> NeuronTensor:
-    shape, rows = skeleton.shapes[layer.prefix + name][bool(block.routed) :], block.rows[name]
+def _neuron_tensor(layout: ModelLayout, layer: Layer, block: Block, name: str) -> NeuronTensor:
+    shape, rows = layout.shapes[layer.prefix + name][bool(block.routed) :], block.rows[name]
     width = 0 if len(shape) == 1 else shape[1 - rows.axis]
     return NeuronTensor(2 if rows.halves else 1, width, name == block.down)
 
 
-def _cache_row(skeleton: Skeleton) -> int:
-    """Bytes of keys and values that one token leaves in one layer, at most: as wide as the wider of the two."""
-    row = max(key_value_heads(config) * key_size(config) for config in layer_configs(skeleton.config))
-    return 2 * row * skeleton.dtype.itemsize
+def _padded(layout: ModelLayout, name: str) -> int:
+    return padded(count(layout.shapes[name]) * layout.dtype.itemsize)
+
+
+def count(shape: Sequence[int]) -> int:
+    """Elements of a tensor."""
+    return math.prod(shape)

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,7 @@ def griffin(job: Job) -> dict[str, Any]:
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
-    values = {each.name: getattr(job.pruning, each.name) for each in fields(Pruning)}
-    pruning = {name: value for name, value in values.items() if value is not None}
-    answer = engine.generate(job.prompt(), **pruning, **_greedy(job))
+    answer = engine.generate(job.prompt(), job.pruning, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s
     # Between the first and the last token only the number of times counts.

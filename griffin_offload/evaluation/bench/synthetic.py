@@ -46,7 +46,7 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
     skeleton = Skeleton(config, torch.bfloat16)
     config.architectures = [type(skeleton.model).__name__]
     config.pad_token_id, config.bos_token_id, config.eos_token_id = (SPECIALS.index(t) for t in (PAD, BOS, EOS))
-    shapes = {name: shape for name, shape in skeleton.shapes.items() if name not in skeleton.tied}
+    shapes = {name: shape for name, shape in skeleton.layout.shapes.items() if name not in skeleton.layout.aliases}
     need = 2 * sum(map(math.prod, shapes.values())) + 64 * MIB
     require_disk(folder, need, f"a synthetic {model.alias}")
     folder.parent.mkdir(parents=True, exist_ok=True)

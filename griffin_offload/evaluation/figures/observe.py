@@ -61,7 +61,7 @@ def reorder(engine: Engine, prompt_ids: Sequence[int], order: str, seed: int) ->
 def text_tokens(engine: Engine) -> list[int]:
     """All token ids that stand for text: not <s>, <|end|> and the like."""
     added = set(engine.tokenizer.get_added_vocab().values())
-    return [i for i in range(min(len(engine.tokenizer), engine.config.vocab_size)) if i not in added]
+    return [i for i in range(min(len(engine.tokenizer), engine.skeleton.config.vocab_size)) if i not in added]
 
 
 def _split_bos(engine: Engine, ids: list[int]) -> tuple[list[int], list[int]]:
@@ -148,7 +148,7 @@ def _down_projections(engine: Engine) -> list[nn.Module]:
             raise UnsupportedArchitecture(
                 f"{engine.name}: layer {index} is a mixture of experts; figures need one feed-forward block a layer"
             )
-        downs.append(layer.module.get_submodule(layer.blocks[0].path))
+        downs.append(engine.skeleton.modules[index].get_submodule(layer.blocks[0].path))
     return downs
 
 

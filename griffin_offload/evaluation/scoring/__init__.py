@@ -5,7 +5,6 @@ variant.py       one way to prune, for comparison
 reads.py         which pairs share a reading
 passage.py       the reading that scores them
 jobs.py          its forwards: a prompt, a continuation
-layer_hooks.py   what acts on a forward as it passes a layer
 skipped.py       skipped blocks in a scoring pass
 prompt_cache.py  a prompt's KV cache, forked for each continuation
 scored.py        scores, and their means

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ...engine import Engine
-from ...model.hooks import Residual, Tap
-from ...offload.sweep import block_magnitude
+from ...model.hooks import Residual, Tap, pieces_of
+from ...offload.layer_hook import LayerHook
+from ...offload.pruner import block_magnitude
 from ...pruning.selection import Selection
 from ...pruning.statistic import neuron_statistic
 from .prompt_cache import forked_cache, prompt_cache
@@ -21,7 +22,7 @@ from .skipped import ContinuationSkips
 from .variant import ScoredRow
 
 
-class PromptJob:
+class PromptJob(LayerHook):
     """A context, read by the full model, or by a static row's own pruned one: its KV cache, its last logits, and, of
     the layer at hand, the neurons that each of its rows drops. `numbers`: of the rows that continue it."""
 
@@ -36,7 +37,7 @@ class PromptJob:
 
     def __call__(self) -> None:
         ids = torch.tensor([self.ids], device=self._engine.device)
-        options = self._engine.last_logits
+        options = self._engine.opened.last_logits
         output = self._engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **options)
         self._logits = output.logits[0, -1:].clone()
 
@@ -47,13 +48,13 @@ class PromptJob:
 
     def before(self, layer: int, states: Tensor | None) -> None:
         if self._prunes:
-            module, blocks = self._engine.skeleton.layers[layer].module, self._engine.skeleton.layers[layer].blocks
+            module, blocks = self._engine.skeleton.modules[layer], self._engine.skeleton.layers[layer].blocks
             shapes = [block.statistic_shape for block in blocks]
             self._layer, self._dropped = layer, {}
             self._statistics = [torch.zeros(shape, dtype=torch.float32, device=self._engine.device) for shape in shapes]
             self._taps = [Tap(module, block.path, partial(self._see, place)) for place, block in enumerate(blocks)]
 
-    def after(self, layer: int, states: Tensor, dense: Mapping[str, Tensor]) -> None:
+    def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         self.close()
 
     def close(self) -> None:
@@ -76,9 +77,8 @@ class PromptJob:
         return self._dropped[place]
 
     def _choose(self, place: int) -> Tensor:
-        layer, statistic = self._engine.skeleton.layers[self._layer], self._statistics[place]
-        block = layer.blocks[place]
-        dense = {name: layer.module.get_parameter(name) for name in block.rows}
+        block, statistic = self._engine.skeleton.layers[self._layer].blocks[place], self._statistics[place]
+        dense = {name: self._engine.skeleton.modules[self._layer].get_parameter(name) for name in block.rows}
         dropped = torch.zeros((len(self.rows), *statistic.shape), dtype=torch.bool, device=statistic.device)
         known: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
         for row, of_row in zip(dropped, self.rows, strict=True):
@@ -94,7 +94,7 @@ class PromptJob:
         return dropped
 
 
-class ContinuationJob:
+class ContinuationJob(LayerHook):
     """All tokens of a continuation but the last, read by R of a prompt's rows."""
 
     def __init__(
@@ -130,18 +130,18 @@ class ContinuationJob:
 
     def before(self, layer: int, states: Tensor | None) -> None:
         skeleton = self._engine.skeleton
-        module, blocks = skeleton.layers[layer].module, skeleton.layers[layer].blocks
+        module, blocks = skeleton.modules[layer], skeleton.layers[layer].blocks
         if self._prunes:
             self._taps = [Tap(module, block.path, partial(self._see, layer, i)) for i, block in enumerate(blocks)]
         if self._skips and blocks:
             self._residual, self._entering = Residual(module), states
-            self._skipping = self._skips.at(skeleton.block_layers.index(layer))
+            self._skipping = self._skips.at(skeleton.layout.block_layers.index(layer))
 
-    def after(self, layer: int, states: Tensor, dense: Mapping[str, Tensor]) -> None:
+    def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         """Where a row skips whole layers, attention too, its states stay as they entered."""
-        if self._skips and self._residual and self._entering is not None:
+        if self._skips and self._residual and self._entering is not None and states is not None:
             similarity = self._residual.similarity(states)
-            self._skips.update(self._engine.skeleton.block_layers.index(layer), similarity)
+            self._skips.update(self._engine.skeleton.layout.block_layers.index(layer), similarity)
             whole = self._skips.whole_layers
             states[whole] = self._entering[whole]
         self.close()
@@ -158,7 +158,7 @@ class ContinuationJob:
         skeleton = self._engine.skeleton
         dropped = self._prompt.dropped(place)[self._part]
         dropped = dropped if expert is None else dropped[:, expert]
-        pieces = skeleton.pieces_of(skeleton.layers[layer], skeleton.layers[layer].blocks[place])
+        pieces = pieces_of(skeleton.modules[layer], skeleton.layers[layer].blocks[place].path)
         positions = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
         positions = positions + (pieces.begin if pieces else 0)
         absent = dropped[positions // (len(self._ids) - 1)]  # positions count through the rows, T tokens each

@@ -11,7 +11,6 @@ from ...engine import Engine
 from ...options import OnLayer
 from ...planning.scoring import rows_at_once
 from .jobs import ContinuationJob, PromptJob
-from .layer_hooks import JobHooks, hooked_passage
 from .scored import Comparison, Pair, Scored, join
 from .variant import ScoredRow
 
@@ -44,9 +43,7 @@ class Passage:
 
     def run(self, tokens: int, waiting: int, on_layer: OnLayer) -> list[list[Scored]]:
         """Scores by pair and row. `tokens`, `waiting`: as Engine.passage has them."""
-        with hooked_passage(
-            self._engine, tokens, waiting, on_layer, lambda lockstep: JobHooks(lockstep, self._jobs)
-        ) as lockstep:
+        with self._engine.passage(tokens, waiting, on_layer, self._jobs) as lockstep:
             lockstep.run(self._jobs)
         return [
             self._collect(self._prompts[tuple(context)], jobs, continuation[0])

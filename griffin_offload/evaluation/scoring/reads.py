@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...engine import Engine
-from ...offload.lockstep import STACK
 from ...planning.plan import make_plan
 from ...planning.scoring import continuation_runs, continuation_waits, prompt_waits
 from .scored import Pair
@@ -40,7 +39,7 @@ def fits(engine: Engine, pairs: Sequence[Pair], rows: Sequence[ScoredRow]) -> bo
 
 def _room(engine: Engine, pairs: Sequence[Pair]) -> int:
     """Bytes that the budget leaves for forwards that wait."""
-    request = replace(engine.request(max(len(context) for context, _ in pairs), 1), export=True, waiting=1)
+    request = replace(engine.opened.request(max(len(context) for context, _ in pairs), 1), export=True, waiting=1)
     return engine.budget - make_plan(engine.sizes, request).peak + request.waiting
 
 
@@ -56,8 +55,8 @@ def _waiting(engine: Engine, pair: Pair, rows: Sequence[ScoredRow]) -> tuple[int
     """Bytes that the forwards over a pair's prompt, and over its continuation, hold between two layers."""
     sizes, prompt, following = engine.sizes, len(pair[0]), len(pair[1]) - 1
     static = sum(row.static for row in rows)
-    of_prompt = prompt_waits(sizes, prompt, len(rows), static, STACK)
-    return of_prompt, continuation_waits(sizes, prompt, following, len(rows), static, STACK)
+    of_prompt = prompt_waits(sizes, prompt, len(rows), static)
+    return of_prompt, continuation_waits(sizes, prompt, following, len(rows), static)
 
 
 def _running(engine: Engine, pair: Pair, rows: Sequence[ScoredRow]) -> int:

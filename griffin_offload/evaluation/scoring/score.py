@@ -41,7 +41,7 @@ def score(
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
-    forks = can_fork(engine.config)
+    forks = can_fork(engine.skeleton.config)
     _check_variants(engine, variants, forks)
     slow = [variant for variant in variants if variant.quantized or not forks]
     fast = [variant for variant in variants if variant not in slow]
@@ -64,7 +64,9 @@ def _check_variants(engine: Engine, variants: Sequence[Variant], forks: bool) ->
         )
     for variant in variants:
         if variant.skip.share:
-            check_skip(engine.skeleton, variant.skip)
+            check_skip(engine.skeleton.layout, variant.skip)
+            if variant.quantized:
+                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize nothing")
 
 
 def _score_together(
@@ -127,7 +129,7 @@ def score_slowly(
     for variant in variants if pairs else ():  # what cannot be planned is refused before anything is read
         variant.plan(engine, 1, 1)
         tokens = max(len(context) for context, _ in pairs), max(len(after) for _, after in pairs)
-        engine.plan(*tokens, variant.sparsity, **variant.facts("allocation", "resident_dtype", "rest"))
+        engine.plan(*tokens, variant)
     scored = []
     for done, (context, continuation) in enumerate(pairs):
         _tell(on_pair, done, len(pairs))
@@ -171,8 +173,7 @@ def _log_probabilities(
     engine: Engine, context: list[int], continuation: list[int], variant: Variant, on_layer: OnLayer | None
 ) -> Tensor:
     """Log-probability of every token at every place of the continuation: (C, V), float32, on the CPU."""
-    options = {name: value for name, value in variant.keywords().items() if name != "skip"}
-    output = engine.sweep(context, max_new_tokens=len(continuation), on_layer=on_layer, **options)
+    output = engine.sweep(context, variant, len(continuation), seed=variant.seed, on_layer=on_layer)
     logits: Tensor = output.logits[0, -1:]
     if len(continuation) > 1:
         rest = torch.tensor([continuation[:-1]], device=engine.device)

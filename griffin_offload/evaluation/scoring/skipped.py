@@ -12,11 +12,10 @@ from ...engine import Engine
 from ...errors import OptionError
 from ...model.hooks import Residual
 from ...model.skeleton import Skeleton
-from ...offload.lockstep import Lockstep
-from ...offload.neuron_scores import forwards
+from ...offload.layer_hook import LayerHook
+from ...offload.lockstep import forwards
 from ...options import FfnSkip, OnLayer
 from ...pruning.ffn_skip import Skipping, Thresholds, most_saturated
-from .layer_hooks import hooked_passage
 
 # In the place of the rule: as many blocks drawn at random; or the rule's, but whole layers, attention too.
 ABLATIONS = ("", "random", "layers")
@@ -28,28 +27,27 @@ def similarities(
     """Similarity of each block of the full model, at each token of each context: (P, L), float32, by one reading.
 
     `waiting`: bytes that the forwards hold between two layers."""
-    tokens, found = max(map(len, contexts)), [list[Tensor]() for _ in contexts]
-    with hooked_passage(
-        engine, tokens, waiting, on_layer, lambda lockstep: _Similarities(engine.skeleton, lockstep, found)
-    ) as lockstep:
+    hooks = [_Similarities(engine.skeleton) for _ in contexts]
+    with engine.passage(max(map(len, contexts)), waiting, on_layer, hooks) as lockstep:
         lockstep.run(forwards(engine.skeleton, [list(context) for context in contexts], engine.device))
-    return [torch.stack(columns, dim=1) for columns in found]
+    return [torch.stack(hook.found, dim=1) for hook in hooks]
 
 
-class _Similarities:
-    """Adds each block's similarity (P,) to the list of the job that passes it."""
+class _Similarities(LayerHook):
+    """The similarity (P,) of each block that a forward has passed."""
 
-    def __init__(self, skeleton: Skeleton, lockstep: Lockstep, found: list[list[Tensor]]) -> None:
-        self._skeleton, self._lockstep, self._found = skeleton, lockstep, found
+    def __init__(self, skeleton: Skeleton) -> None:
+        self.found: list[Tensor] = []
+        self._skeleton = skeleton
         self._residual: Residual | None = None
 
     def before(self, layer: int, states: Tensor | None) -> None:
         if self._skeleton.layers[layer].blocks:
-            self._residual = Residual(self._skeleton.layers[layer].module)
+            self._residual = Residual(self._skeleton.modules[layer])
 
-    def after(self, layer: int, states: Tensor, dense: Mapping[str, Tensor]) -> None:
-        if self._residual:
-            self._found[self._lockstep.job].append(self._residual.similarity(states))
+    def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
+        if self._residual and states is not None:
+            self.found.append(self._residual.similarity(states))
         self.close()
 
     def close(self) -> None:

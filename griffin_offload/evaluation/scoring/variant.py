@@ -1,7 +1,7 @@
 """The ways of pruning that a measurement compares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,14 @@ class Variant(Pruning):
     def plan(self, engine: Engine, prompt_tokens: int, max_new_tokens: int) -> Plan:
         """The plan of such a run, whether or not it fits. Raises OptionError for 'sensitivity' without a calibration:
         an answer may use 'uniform' instead, but a measurement would then have the wrong name."""
-        if self.allocation == "sensitivity" and not self.full and engine.curves() is None:
+        if self.allocation == "sensitivity" and not self.full and engine.opened.curves() is None:
             raise OptionError(
                 f"{engine.name} is not calibrated: run `griffin calibrate` once, or leave out allocation 'sensitivity'"
             )
         request = replace(
-            engine.request(prompt_tokens, max_new_tokens),
+            engine.opened.request(prompt_tokens, max_new_tokens),
             sparsity=self.sparsity or 0.0,
-            share=engine.share(self.allocation),
+            curves=engine.opened.allocation_curves(self),
             precision=self.precision,
             skip=self.skip if self.skip.share else None,
         )
@@ -112,11 +112,10 @@ class Variant(Pruning):
         kept = replace(self, skip=FfnSkip()).plan(engine, 1, 1).kept
         return ScoredRow(self.chosen_by, kept, self.skip if self.skip.share else None, self.ablation, self.static)
 
-    def keywords(self) -> dict[str, Any]:
-        """Keywords of the engine's methods: the fields of its Pruning, and the seed where the selection draws by it
-        (elsewhere it would only draw tokens)."""
-        seed = ("seed",) if self.selection in DRAWN else ()
-        return self.facts(*(each.name for each in fields(Pruning)), *seed)
+    @property
+    def drawn_by(self) -> int | None:
+        """The seed where the selection draws by it; elsewhere it would only draw tokens."""
+        return self.seed if self.selection in DRAWN else None
 
 
 FULL = Variant(0.0)
@@ -148,7 +147,7 @@ def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights:
 
     Raises GriffinError for a file that is no prior, OptionError for the prior of another model."""
     prior = load_prior(path)
-    engine.check_prior(prior)
+    engine.opened.check_prior(prior)
     found = [
         variant if variant.full else replace(variant, prior=prior, prior_weight=weight)
         for variant, weight in product(variants, weights or (WEIGHT,))

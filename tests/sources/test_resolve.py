@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner, Result
 from griffin_offload.cli.main import griffin
 from huggingface_hub import constants
-from test_gguf import write_gguf
 from tiny import tiny_checkpoint
+from tiny_gguf import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from griffin_offload.errors import CheckpointError, FetchError, ModelNotFound

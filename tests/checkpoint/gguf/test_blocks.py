@@ -9,6 +9,7 @@ import gguf as ggml
 import numpy as np
 import pytest
 import torch
+from tiny_gguf import random_blocks
 from torch import Tensor
 
 from griffin_offload.checkpoint import reader
@@ -20,26 +21,6 @@ from griffin_offload.errors import CheckpointError, UnsupportedArchitecture
 from griffin_offload.memory.arena import PAGE
 
 RARER = ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
-# Where a block's scales are, two bytes each.
-SCALES = {
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-}
-
-
-def random_blocks(kind: str, count: int, seed: int = 0) -> Any:
-    """(count, bytes), uint8: any bits, with scales that make numbers of order 1."""
-    generator, size = np.random.default_rng(seed), ggml.GGML_QUANT_SIZES[ggml.GGMLQuantizationType[kind]][1]
-    blocks = generator.integers(0, 256, (count, size), dtype=np.uint8)
-    for place in SCALES.get(kind, (0,)):
-        scales = generator.uniform(1e-4, 2e-3, (count, 1)).astype(np.float16)
-        blocks[:, place : place + 2] = scales.view(np.uint8)
-    return blocks
 
 
 def dense(blocks: Any, kind: str) -> Tensor:

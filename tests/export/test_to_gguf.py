@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from disk import disk_of, files, left_nothing
+from exports import TEXT, load
 from safetensors.torch import load_file, save_file
-from test_export import TEXT, files, largest_file, left_nothing, load
-from test_gguf import in_place
 from tiny import BOS, EOS, PAD, text_paragraph, tiny_checkpoint, tiny_prompt
+from tiny_gguf import in_place
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -359,7 +360,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, llama: Path, layer: int, er
 
 def test_a_disk_that_becomes_full(tmp_path: Path, llama: Path) -> None:
     for size in (0, 5000, 30_000):
-        with largest_file(size), pytest.raises(ExportError, match=r"m.gguf cannot be written.*nothing was left"):
+        with disk_of(size), pytest.raises(ExportError, match=r"m.gguf cannot be written.*nothing was left"):
             export(llama, tmp_path / "m.gguf")
         left_nothing(tmp_path, {})
 

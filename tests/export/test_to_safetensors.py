@@ -4,12 +4,10 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from disk import disk_of, files, left_nothing
+from exports import TEXT, go_on, load
 from tiny import TINY, text_paragraph, tiny_checkpoint, tiny_prompt
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
@@ -29,8 +29,6 @@ from griffin_offload.export.pruned_model import Export
 from griffin_offload.memory.measure import PeakMeter
 from griffin_offload.model.attention import use_pieces
 from griffin_offload.units import MIB
-
-TEXT = "Why is the sky blue?"
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,6 @@ def export(
     return Engine(folder, dtype=dtype).export(prompt, out, prompt_text=TEXT, **options)
 
 
-def load(folder: Path) -> Any:
-    """By plain transformers, which must find every weight and nothing more."""
-    model, facts = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not any(facts.values()), facts
-    return model.eval()
-
-
-@torch.no_grad()
-def go_on(model: Any, cache: Any, first: int, count: int) -> list[int]:
-    """`count` greedy tokens from a cache and the token that follows it, ended by the model's own end."""
-    tokens = [first]
-    while len(tokens) < count and tokens[-1] not in oracle.end_tokens(model):
-        output = model(torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
-        tokens.append(int(output.logits[0, -1].argmax()))
-    return tokens
-
-
 def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: str | None = None) -> None:
     """The export in `out`, loaded by plain transformers, is the resident pruned model: its bits and its answer."""
     resident, model = swept(folder, prompt, dtype=dtype), load(out)
@@ -89,11 +70,6 @@ def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: st
     if model.dtype != torch.float32:  # torch's kernel rounds otherwise than ours, and near ties fall otherwise
         use_pieces(model)
     assert go_on(model, resident.cache, resident.first, 24) == generation.token_ids
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -369,29 +345,12 @@ def test_others_may_read_it(tmp_path: Path, llama: Path) -> None:
 # What goes wrong on the way
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes of a file fails, as on a full disk, though with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def left_nothing(folder: Path, before: dict[str, bytes]) -> None:
-    """No file and no folder of a failed export is there."""
-    assert files(folder) == before
-    assert sorted(path.name for path in folder.iterdir()) == sorted({name.partition("/")[0] for name in before})
-
-
 @pytest.mark.parametrize("size", [0, 1000, 50_000, 100_000])
 def test_a_disk_that_becomes_full(tmp_path: Path, llama: Path, size: int) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine.txt").write_text("mine")
     for out, force in ((tmp_path / "out", False), (tmp_path / "here", True)):
-        with largest_file(size), pytest.raises(ExportError, match=rf"{out.name} cannot be written.*nothing was left"):
+        with disk_of(size), pytest.raises(ExportError, match=rf"{out.name} cannot be written.*nothing was left"):
             export(llama, out, force=force)
         left_nothing(tmp_path, {"here/mine.txt": b"mine"})
 

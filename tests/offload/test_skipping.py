@@ -8,6 +8,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from engines import Copying
 from tiny import TINY, tiny_checkpoint, tiny_prompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -306,12 +307,6 @@ def assert_resident_as_planned(engine: Engine, found: Answer) -> None:
 @pytest.mark.parametrize("share", [1 / 3, 0.5, 1.0])
 def test_a_prompt_leaves_out_its_most_saturated_blocks(deep: Path, share: float, sparsity: float) -> None:
     assert_equals_oracle(Engine(deep), deep, tiny_prompt(), by_prompt(share), sparsity)
-
-
-class Copying(Engine):
-    """An engine that copies every layer to its device, as on a GPU, though the device is the CPU."""
-
-    _copies = True  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("make", [Engine, Copying, lambda folder: Engine(folder, host_memory="1MiB")])

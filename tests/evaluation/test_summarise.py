@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from disk import disk_of
 from griffin_offload.cli.eval_summarise import command
-from test_jsonl import disk_of
 from tiny import BOS, BOS_ID, CONTEXT, text_paragraph, tiny_checkpoint
 from tokenizers import Tokenizer
 

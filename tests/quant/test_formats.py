@@ -7,13 +7,13 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from test_engine import Copying, Logits
+from engines import Copying, Logits
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
 from griffin_offload import Engine
 from griffin_offload.memory.arena import Arena
-from griffin_offload.model.layout import Rows
+from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.joined import Part, Split, take_joined
@@ -328,7 +328,7 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     matrix, scratch = torch.randn(512, 2048).bfloat16(), Scratch(2048, 2, "cpu")
     weight = allocate_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
     index = torch.arange(512).flip(0)
-    rows = rows_of(matrix, Rows(0, 512), index, down=False)
+    rows = rows_of(matrix, NeuronRows(0, 512), index, down=False)
     weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         weight.fill(rows, scratch)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_engine import Copying, assert_equals_oracle
+from engines import Copying, assert_equals_oracle
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine

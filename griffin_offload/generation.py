@@ -1,0 +1,262 @@
+"""How an answer is made: prepare, prefill, decode, report.
+
+options -> plan -> prompt pass -> kept neurons, resident -> tokens -> report"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from .checkpoint.reader import Reader
+from .errors import BudgetError, OptionError
+from .memory.measure import PeakMeter, bytes_read
+from .offload.resident_model import ResidentModel
+from .offload.skip_by_prompt import check_skip, emptied_blocks
+from .offload.skip_by_token import TokenSkipper
+from .offload.sweep import Sweep
+from .open_model import OpenModel
+from .options import Decoding, OnLayer, Pruning
+from .planning.plan import Plan, with_kept
+from .pruning.ffn_skip import SkippedBlocks
+from .pruning.selection import Selection
+from .report import Report
+from .text_stream import BatchStreamer, OnToken, Streamer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled)."""
+
+    text: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    finish_reason: str
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "prompt_token_ids": self.prompt_token_ids,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            **self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
+    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan."""
+
+    prompts: Sequence[list[int]]
+    pruning: Pruning
+    decoding: Decoding
+    per_prompt: bool = False
+    on_layer: OnLayer | None = None
+    on_token: OnToken | None = None
+    on_plan: Callable[[Plan], None] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'."""
+
+    asked: Asked
+    start: float
+    plan: Plan
+    selection: Selection
+    reader: Reader
+    streamers: list[Streamer]
+    options: dict[str, Any]
+    skipper: TokenSkipper | None
+
+
+@dataclass
+class Measured:
+    """What a run took: seconds, and bytes."""
+
+    meter: PeakMeter
+    read_before: int | None = field(default_factory=bytes_read)
+    begin: float = field(default_factory=time.perf_counter)
+    peak: int = 0
+    bytes_read: int = 0
+    interrupted: bool = False
+
+    def end(self, reader: Reader) -> None:
+        read_after = bytes_read()
+        known = self.read_before is not None and read_after is not None
+        self.peak = self.meter.peak()
+        self.bytes_read = read_after - self.read_before if known else reader.bytes  # type: ignore[operator]
+
+
+def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Answer]:
+    """An answer for each prompt, from one reading of the model. All of them share one report.
+
+    A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
+    run = prepare(opened, asked)
+    resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
+    measured = Measured(PeakMeter(opened.device))
+    if asked.decoding.seed is not None:
+        set_seed(asked.decoding.seed)
+    try:
+        if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
+            answer_each(opened, resident, run)
+        else:
+            answer_together(opened, resident, run)
+    except torch.OutOfMemoryError as error:  # a GPU that others use too
+        raise BudgetError(f"{opened.device} is out of memory, planned {run.plan.peak} bytes: {error}") from None
+    except KeyboardInterrupt:
+        if not all(streamer.times for streamer in run.streamers):
+            raise
+        measured.interrupted = True
+        for streamer in run.streamers:
+            streamer.end()
+    finally:
+        run.reader.close()
+    measured.end(run.reader)
+    return report(opened, resident, run, measured)
+
+
+def prepare(opened: OpenModel, asked: Asked) -> Run:
+    """Check the options and make the plan, before anything is read."""
+    start = time.perf_counter()
+    pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
+    options = decoding.generate_options(pruning.selection)
+    _check_options(options)
+    selection = opened.selection(pruning, decoding.seed)
+    if pruning.skip.share:
+        check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
+    plan = opened.plan(
+        max(map(len, prompts), default=0) if all(prompts) else 0,
+        decoding.max_new_tokens,
+        pruning,
+        sequences=max(1, len(prompts)),
+        per_prompt=asked.per_prompt and len(prompts) > 1,
+    )
+    check_prunes(plan, selection)
+    if asked.on_plan:
+        asked.on_plan(plan)
+    skips = pruning.skip.share and not pruning.skip.by_prompt
+    return Run(
+        asked=asked,
+        start=start,
+        plan=plan,
+        selection=selection,
+        reader=opened.reader(),
+        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token) for _ in prompts],
+        options=options,
+        skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
+    )
+
+
+def answer_together(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
+    """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
+    ids, mask = opened.batch(list(run.asked.prompts))
+    weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+    prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, weights)
+    try:
+        with prefill, run.skipper or nullcontext():
+            decode(opened, run, ids, mask, run.streamers)
+    except (ValueError, TypeError) as error:
+        if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
+            raise OptionError(" ".join(str(error).split())) from error
+        raise
+
+
+def answer_each(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
+    """Prefill the prompts in one sweep, layer by layer in turn; then decode each from its own neurons."""
+
+    def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
+        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer])
+
+    prompts = run.asked.prompts
+    jobs = [job(ids, streamer) for ids, streamer in zip(prompts, run.streamers, strict=True)]
+    seed = run.asked.decoding.seed
+    try:
+        with resident.prepare_each(
+            run.plan, run.selection, run.reader, run.asked.on_layer, len(prompts), seed
+        ) as lockstep:
+            lockstep.run(jobs)
+    except (ValueError, TypeError) as error:
+        if not any(streamer.times for streamer in run.streamers):
+            raise OptionError(" ".join(str(error).split())) from error
+        raise
+    finally:
+        resident.unload(keep_tier=True)
+
+
+def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
+    """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
+    opened.skeleton.model.generate(
+        ids,
+        attention_mask=mask,
+        past_key_values=opened.kv_cache(run.plan, len(ids)),
+        streamer=BatchStreamer(streamers),
+        max_new_tokens=run.plan.max_new_tokens,
+        tokenizer=opened.tokenizer,
+        **run.options,
+    )
+
+
+def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> list[Answer]:
+    """The answers, with what was predicted and measured."""
+    plan, skipped = _skipped(opened, resident, run)
+    times = sorted(moment for streamer in run.streamers for moment in streamer.times)
+    tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
+    begin, prepared = measured.begin, measured.begin - run.start
+    made = Report(
+        model=opened.name,
+        model_path=opened.path,
+        dtype=opened.dtype,
+        device=opened.device,
+        plan=plan,
+        measured_peak=measured.peak,
+        checkpoint_bytes=opened.checkpoint.bytes,
+        bytes_read=measured.bytes_read,
+        plan_s=prepared,
+        prompt_s=times[0] - begin,
+        read_s=run.reader.seconds,
+        decode_s=times[-1] - times[0],
+        time_to_first_token_s=times[0] - run.start,
+        tokens=tokens,
+        memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
+        prior=run.selection.prior_facts,
+        skipped=skipped,
+    )
+    return [
+        Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
+        for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
+    ]
+
+
+def _skipped(opened: OpenModel, resident: ResidentModel, run: Run) -> tuple[Plan, SkippedBlocks | None]:
+    """The plan, corrected to the neurons that were kept, and the blocks that were skipped."""
+    skip = run.asked.pruning.skip
+    if skip.share and skip.by_prompt and resident.layers:
+        plan = with_kept(run.plan, opened.sizes, tuple(layer.kept for layer in resident.layers))
+        return plan, emptied_blocks(skip, plan.kept)
+    return run.plan, run.skipper.result() if run.skipper else None
+
+
+def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: Measured) -> str:
+    if measured.interrupted:
+        return "interrupted"
+    ended = len(streamer.token_ids) < plan.max_new_tokens or streamer.token_ids[-1] in opened.eos_token_ids
+    return "stop" if ended else "length"
+
+
+def check_prunes(plan: Plan, selection: Selection) -> None:
+    """Raises OptionError for a prior where every neuron is kept."""
+    if selection.prior is not None and not plan.prunes:
+        raise OptionError("a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if options.get("prefill_chunk_size"):
+        raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
+    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
+        raise OptionError("one answer a prompt, without beams: they cannot be streamed")

@@ -1,0 +1,150 @@
+"""What of a model is in memory between prompts, and what the next prompt must read."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.reader import Reader
+from ..memory.host_cache import HostTier
+from ..model.bandwidth import memory_bandwidth, read_by_a_token
+from ..model.skeleton import Skeleton
+from ..options import OnLayer
+from ..planning.plan import Plan
+from ..pruning.selection import Selection
+from .layer_hook import HookSequence, LayerHook
+from .layer_stream import LayerStream
+from .lockstep import Lockstep
+from .outer_weights import load_outer_weights
+from .pruner import Pruner
+from .resident_layer import ResidentLayer, another_set, resident_layers
+from .skip_by_prompt import EmptyBlocks, put_back
+from .sweep import Sweep
+
+
+class State(Enum):
+    """What is in memory."""
+
+    EMPTY = "nothing"
+    OUTER = "embeddings, final norm and lm_head"
+    PARTIAL = "memory for every layer, not all of it filled"
+    COMPLETE = "every layer as its plan has it"
+
+
+class ResidentModel:
+    """The weights of one model on one device, as the last plan had them."""
+
+    def __init__(self, skeleton: Skeleton, device: str, copies: bool) -> None:
+        """`copies`: the device is not where the reader writes."""
+        self._skeleton, self._device, self._copies = skeleton, device, copies
+        self._tier = HostTier()
+        self._has_outer = False
+        self._lm_head_format = ""  # of the lm_head that is loaded
+        self._bandwidth: float | None = None  # not measured yet
+        self.layers: list[ResidentLayer] = []
+
+    @property
+    def state(self) -> State:
+        if not self._has_outer:
+            return State.EMPTY
+        if not self.layers:
+            return State.OUTER
+        return State.COMPLETE if all(layer.complete for layer in self.layers) else State.PARTIAL
+
+    def match(self, plan: Plan) -> None:
+        """Free what is resident and not as the plan has it, before anything else is allocated."""
+        layout, slots = self._skeleton.layout, self._skeleton.slots
+        self._tier.hold(plan.held_layers, len(plan.kept))
+        if self.layers and plan.skip and plan.skip.by_prompt:
+            put_back(layout, self.layers, plan.kept)
+        planned = [(kept, plan.precision) for kept in plan.kept]
+        if [(layer.kept, layer.precision) for layer in self.layers] != planned:
+            self.layers, self._bandwidth = [], None
+            slots.unload(layout.inside)
+        if self._has_outer and self._lm_head_format != plan.precision.head:
+            self._has_outer = False
+            slots.unload(layout.outer)
+
+    def prepare(
+        self,
+        plan: Plan,
+        selection: Selection,
+        reader: Reader,
+        on_layer: OnLayer | None = None,
+        weights: Tensor | None = None,
+    ) -> AbstractContextManager[Any]:
+        """Memory for the plan, the outer weights loaded, and the sweep that the next forward is, if it needs one.
+
+        `weights` (B T,), float32: what each token of the prompt counts; None: 1."""
+        self.match(plan)
+        layout = self._skeleton.layout
+        self._load_outer(plan, reader)
+        if not self.layers:
+            self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+        if not plan.reads_again and self.state is State.COMPLETE:
+            return nullcontext()
+        hooks: list[LayerHook] = [Pruner(layout, self._skeleton.modules, self.layers, selection, weights)]
+        if plan.skip and plan.skip.by_prompt:
+            hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
+        return Sweep(self._stream(self.layers, plan, reader, on_layer), HookSequence(hooks))
+
+    def prepare_each(
+        self,
+        plan: Plan,
+        selection: Selection,
+        reader: Reader,
+        on_layer: OnLayer | None,
+        prompts: int,
+        seed: int | None,
+    ) -> Lockstep:
+        """The same for several prompts that share one reading, each with neurons of its own. Nothing is to stay."""
+        self.unload(keep_tier=True)
+        layout = self._skeleton.layout
+        self._load_outer(plan, reader)
+        self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+        sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in range(prompts - 1))]
+        hooks = [Pruner(layout, self._skeleton.modules, layers, selection) for layers in sets]
+        stream = self._stream(self.layers, plan, reader, on_layer)
+        return Lockstep(self._skeleton, stream, job_hooks=hooks, sets=sets, seed=seed)
+
+    def unload(self, keep_tier: bool = False) -> None:
+        """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""
+        if not keep_tier:
+            self._tier = HostTier()
+        self._skeleton.slots.unload()
+        self.layers, self._has_outer = [], False
+
+    def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
+        """By layer and block: indices of the kept neurons, (k,) or of each expert (E, k), int64, ascending."""
+        return tuple(layer.kept_neurons for layer in self.layers)
+
+    def bandwidth(self) -> float:
+        """Bytes a second at which a token reads the resident weights, measured once for them; 0.0 where Ctrl-C ends
+        the measurement: the answer is there all the same."""
+        if self._bandwidth is None:
+            try:
+                weights = read_by_a_token(self._skeleton.model) + self._skeleton.slots.quantized_tensors()
+                self._bandwidth = memory_bandwidth(weights)
+            except KeyboardInterrupt:
+                return 0.0
+        return self._bandwidth
+
+    def _load_outer(self, plan: Plan, reader: Reader) -> None:
+        if not self._has_outer:
+            load_outer_weights(self._skeleton, reader, self._device, plan.precision)
+            self._has_outer, self._lm_head_format = True, plan.precision.head
+
+    def _stream(
+        self, layers: Sequence[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None
+    ) -> LayerStream:
+        return LayerStream(
+            self._skeleton,
+            reader,
+            layers,
+            copies=self._copies,
+            steady=plan.steady_heap,
+            tier=self._tier,
+            on_layer=on_layer,
+        )
