@@ -63,9 +63,18 @@ class Engine:
         self.resident = ResidentModel(opened.skeleton, opened.device, opened.copies)
         self.name, self.path, self.device, self.dtype = opened.name, opened.path, opened.device, opened.dtype
         self.tokenizer, self.checkpoint, self.skeleton = opened.tokenizer, opened.checkpoint, opened.skeleton
-        self.budget, self.sizes, self.has_chat_template = opened.budget, opened.sizes, opened.has_chat_template
+        self.sizes, self.has_chat_template = opened.sizes, opened.has_chat_template
         self.context_length = opened.sizes.context
         self.encode, self.encode_chat = opened.encode, opened.encode_chat
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a run may hold on the device: what --device-memory says. May be set, for the next run."""
+        return self.opened.budget
+
+    @budget.setter
+    def budget(self, size: int | str) -> None:
+        self.opened = replace(self.opened, budget=parse_bytes(size))
 
     def plan(
         self,

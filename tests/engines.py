@@ -1,5 +1,6 @@
 """Engines under test: what they answer, with the logits of each token, held against the oracle."""
 
+from functools import partial
 from pathlib import Path
 
 import oracle
@@ -21,10 +22,7 @@ class Logits(LogitsProcessor):
         return scores
 
 
-class Copying(Engine):
-    """An engine that copies every layer to its device, as on a GPU, though the device is the CPU."""
-
-    _copies = True  # type: ignore[assignment]
+copying = partial(Engine, copies=True)  # copies every layer to its device, as on a GPU, though the device is the CPU
 
 
 def greedy(engine: Engine, prompt: list[int], sparsity: float, tokens: int = 24) -> tuple[Answer, torch.Tensor]:
@@ -41,6 +39,6 @@ def assert_equals_oracle(folder: Path, prompt: list[int], sparsity: float, engin
     expected, expected_logits = oracle.masked_generate(model, prompt, experts, tokens)
     generation, logits = greedy(engine, prompt, sparsity, tokens)
     if sparsity:
-        assert [layer.kept_neurons[0].tolist() for layer in engine._layers] == [e.tolist() for e in experts]
+        assert [layer[0].tolist() for layer in engine.kept_neurons()] == [e.tolist() for e in experts]
     assert generation.token_ids == expected
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)

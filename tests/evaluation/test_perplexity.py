@@ -71,7 +71,7 @@ def test_the_numbers_are_the_oracles(llama: Path, ids: list[int]) -> None:
         assert result.perplexity == pytest.approx(value, rel=1e-3)
         assert result.agreement == pytest.approx(agreement)
         assert result.label == variant.label()
-        assert result.resident_bytes == engine.plan(40, 24, variant.sparsity).resident_bytes
+        assert result.resident_bytes == engine.plan(40, 24, sparsity=variant.sparsity).resident_bytes
         assert result.kept == (int(96 * (1 - variant.sparsity)),) * 3
     half, full, _ = found
     assert (full.kl, full.agreement) == (0, 1)

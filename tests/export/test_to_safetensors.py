@@ -45,9 +45,9 @@ def swept(folder: Path, prompt: list[int], sparsity: float = 0.5, dtype: str | N
     engine = Engine(folder, dtype=dtype)
     output = engine.sweep(prompt, sparsity=sparsity)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
-    if table := engine.skeleton.table:  # it stays in its file
-        weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.dtype)
-    experts = [layer.kept_neurons[0].tolist() for layer in engine._layers or []]
+    if table := engine.skeleton.layout.table:  # it stays in its file
+        weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.layout.dtype)
+    experts = [layer[0].tolist() for layer in engine.kept_neurons()]
     return Swept(weights, deepcopy(output.past_key_values), int(output.logits[0, -1].argmax()), experts)
 
 
@@ -270,7 +270,7 @@ def test_out_by_an_impossible_name(tmp_path: Path, llama: Path, name: str) -> No
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_parent_that_cannot_be_written(tmp_path: Path, llama: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(ExportError, match="out cannot be written: Permission denied"):
+    with pytest.raises(ExportError, match="out cannot be written: permission denied"):
         export(llama, tmp_path / "locked" / "out")
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from engines import Copying, assert_equals_oracle
+from engines import assert_equals_oracle, copying
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
@@ -15,7 +15,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
 LAYER = 3 * 4 * 256 * 2048  # bytes of one feed-forward block in float32
 
 
-@pytest.mark.parametrize("engine", [Engine, Copying])
+@pytest.mark.parametrize("engine", [Engine, copying])
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_later_prompts_get_the_oracles_answers(tmp_path: Path, engine: type[Engine], kind: str) -> None:
     folder = tiny_checkpoint(tmp_path / "m", kind)
@@ -24,7 +24,7 @@ def test_later_prompts_get_the_oracles_answers(tmp_path: Path, engine: type[Engi
         assert_equals_oracle(folder, tiny_prompt(40, seed), sparsity, held, tokens=4)
 
 
-@pytest.mark.parametrize("engine", [Engine, Copying])
+@pytest.mark.parametrize("engine", [Engine, copying])
 @pytest.mark.parametrize("layers", [0, 3, 8])
 def test_the_next_prompt_reads_only_what_is_not_held(tmp_path: Path, engine: type[Engine], layers: int) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", **SIZES)
@@ -48,20 +48,20 @@ def test_a_batch_with_an_expert_set_for_each_prompt_finds_them_too(tmp_path: Pat
 def test_on_the_cpu_it_is_part_of_the_budget(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", **SIZES)
     free = Engine(folder)
-    peak = free.plan(40, 2, 0.5).peak
+    peak = free.plan(40, 2, sparsity=0.5).peak
     tight = Engine(folder, device_memory=peak + 4 * LAYER, host_memory="1GiB")
-    plan = tight.plan(40, 2, 0.5)
+    plan = tight.plan(40, 2, sparsity=0.5)
     assert plan.fits
     assert 2 <= plan.held_layers <= 4
     assert plan.peak - plan.host_bytes == pytest.approx(peak, abs=2 * MIB)  # the process is not quite the same size
     report = tight.generate(tiny_prompt(40), sparsity=0.5, max_new_tokens=2).report
     assert report.measured_peak <= report.plan.peak <= tight.budget
-    assert Engine(folder, host_memory="1GiB").plan(40, 2, 0.0).held_layers == 0  # nothing is read again
+    assert Engine(folder, host_memory="1GiB").plan(40, 2, sparsity=0.0).held_layers == 0  # nothing is read again
 
 
 def test_a_longer_prompt_lets_layers_go(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", max_position_embeddings=2048, **SIZES)
-    peak = Engine(folder).plan(40, 2, 0.5).peak
+    peak = Engine(folder).plan(40, 2, sparsity=0.5).peak
     tight = Engine(folder, device_memory=peak + 6 * LAYER, host_memory="1GiB")
     held = []
     for tokens in (40, 600, 40):
@@ -73,7 +73,7 @@ def test_a_longer_prompt_lets_layers_go(tmp_path: Path) -> None:
 
 def test_what_is_more_than_the_ram_is_refused_where_a_gpu_has_its_own(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="of RAM is free"):
-        Copying(tiny_checkpoint(tmp_path / "m", "llama"), host_memory="100TiB")
+        copying(tiny_checkpoint(tmp_path / "m", "llama"), host_memory="100TiB")
 
 
 def test_every_beginning_of_the_order_lies_evenly() -> None:

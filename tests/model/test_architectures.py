@@ -16,7 +16,6 @@ from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
 from griffin_offload.model import attention
 from griffin_offload.model.architecture import ARCHITECTURES, Architecture, FeedForward
-from griffin_offload.model.attention import OWN_MASKS
 from griffin_offload.model.detect import find_structure
 from griffin_offload.model.modules import PIECE, Pieces
 from griffin_offload.model.refused import REFUSED
@@ -43,8 +42,8 @@ def chosen(engine: Engine) -> dict[tuple[int, str], list[Any]]:
     """The experts of the last sweep, by layer and block."""
     return {
         (index, block.path): experts.tolist()
-        for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine._layers or [], strict=True))
-        for block, experts in zip(layer.blocks, resident.kept_neurons, strict=True)
+        for index, (layer, resident) in enumerate(zip(engine.skeleton.layers, engine.kept_neurons(), strict=True))
+        for block, experts in zip(layer.blocks, resident, strict=True)
     }
 
 
@@ -127,7 +126,7 @@ def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
     output = engine.sweep(PROMPT, sparsity=0.5)
     first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
-    if table := engine.skeleton.table:  # it stays in its file
+    if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = oracle.load(every).state_dict()[table]
     Engine(every).export(PROMPT, out, prompt_text="x")
     model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
@@ -273,7 +272,7 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     assert chosen(engine) == pooled_experts
 
 
-@pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in OWN_MASKS])
+@pytest.mark.parametrize("kind", [k for k in TINY if not ARCHITECTURES[model_type(k)].own_mask])
 def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long prompt, whole and padded in a batch; where layers slide, no mask of the whole prompt is written."""
     folder = tiny_checkpoint(tmp_path / "m", kind)

@@ -19,7 +19,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def test_only_one_token_after_others_runs_by_torchs_own_kernels(engine: Engine) -> None:
     seen: list[tuple[int, bool]] = []
     head = engine.skeleton.model.get_output_embeddings()
-    first = engine.skeleton.layers[0].module
+    first = engine.skeleton.modules[0]
     handles = [
         first.register_forward_hook(lambda _, args, out: seen.append((args[0].shape[1], mkldnn.enabled))),
         head.register_forward_hook(lambda *_: seen.append((0, mkldnn.enabled))),
@@ -77,8 +77,8 @@ def test_a_product_is_the_same_but_for_its_rounding() -> None:
 
 
 def test_not_while_layers_stream_and_other_forwards_run_between(engine: Engine) -> None:
-    cache = engine.sweep(PROMPT, 0.5, 3).past_key_values
-    model, layer = engine.skeleton.model, engine.skeleton.layers[0].module
+    cache = engine.sweep(PROMPT, max_new_tokens=3, sparsity=0.5).past_key_values
+    model, layer = engine.skeleton.model, engine.skeleton.modules[0]
     seen: list[bool] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(mkldnn.enabled))
     try:

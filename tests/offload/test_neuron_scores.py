@@ -158,7 +158,7 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
 
     def answer(**options: object) -> list[list[int]]:
         engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False, **options)
-        return [experts.tolist() for layer in engine._layers or [] for experts in layer.kept_neurons]
+        return [experts.tolist() for layer in engine.kept_neurons() for experts in layer]
 
     own = answer()
     assert answer(prior=prior, prior_weight=0.0) == own
@@ -378,8 +378,8 @@ torch.set_num_threads(1)
 folder, room, count, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 engine = Engine(folder, device_memory="4GiB")
 static = Calibration([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
-request = replace(engine.request(tokens, 1), export=True)
-request, _ = find_room(engine.skeleton, request, static, int(room), Path("."))
+request = replace(engine.opened.request(tokens, 1), export=True)
+request, _ = find_room(engine.skeleton.layout, request, static, int(room), Path("."))
 plan = choose_plan(engine.sizes, request, 0.0, "m").peak
 meter = PeakMeter("cpu")
 engine.score_samples(static, host_memory=room)
@@ -404,6 +404,9 @@ def test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk(tmp_path: P
 
 
 # The command
+
+
+BESIDE = " cannot be combined with --calibration"
 
 
 @pytest.fixture
@@ -455,18 +458,18 @@ def test_too_few_texts_are_told(run: Callable[..., Result]) -> None:
     ("arguments", "code", "words"),
     [
         (["--calibration", "t.txt"], 2, "--out"),
-        (["--calibration", "t.txt", "--out", "out", "--prompt", "a"], 2, "--prompt is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--raw"], 2, "--raw is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--selection", "random"], 2, "--selection is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--prior", "p.st"], 2, "--prior is of a prompt"),
+        (["--calibration", "t.txt", "--out", "out", "--prompt", "a"], 2, "--prompt" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--raw"], 2, "--raw" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--selection", "random"], 2, "--selection" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--prior", "p.st"], 2, "--prior" + BESIDE),
         (["--calibration", "t.txt", "--out", "out", "--score", "random"], 2, "leave out --calibration"),
         (["--calibration", "t.txt", "--out", "out", "--score", "best"], 2, "'best' is not one of"),
-        (["--prompt", "a", "--out", "out", "--host-memory", "1GiB"], 2, "--host-memory is of calibration texts"),
+        (["--prompt", "a", "--out", "out", "--host-memory", "1GiB"], 2, "--host-memory needs --calibration FILE"),
         (["--calibration", "t.txt", "--out", "out", "--samples", "2", "--host-memory", "some"], 1, "some"),
-        (["--score", "wanda", "--out", "out"], 2, "give --calibration FILE"),
-        (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples is of calibration texts"),
-        (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "give --calibration FILE"),
-        (["--prompt", "a", "--out", "out", "--prior-weight", "0.5"], 2, "--prior-weight is of a --prior"),
+        (["--score", "wanda", "--out", "out"], 2, "needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--prior-weight", "0.5"], 2, "--prior-weight needs --prior FILE"),
         (["--prompt", "a", "--out", "out", "--prior", "p.st"], 1, "p.st does not exist"),
         (["--calibration", "out.txt", "--out", "out"], 1, "out.txt: no such file"),
         (["--calibration", "t.txt:0", "--out", "out"], 1, "the share 0 of t.txt is not above 0"),

@@ -8,7 +8,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from engines import Copying
+from engines import copying
 from tiny import TINY, tiny_checkpoint, tiny_prompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -229,7 +229,7 @@ def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: 
     engine = Engine(every)
     if mixes(engine):
         with pytest.raises(OptionError, match="one plain feed-forward block"):
-            check_skip(engine.skeleton, FfnSkip(0.25))
+            check_skip(engine.skeleton.layout, FfnSkip(0.25))
         return
     model, prompt = oracle.load(every), tiny_prompt(20)
     told = True
@@ -238,10 +238,10 @@ def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: 
         bare = leaving(model, prompt, None, set(), block.layer, bare=True)
         told = told and bool((seen - bare).abs().max() < 1e-4 * bare.abs().max())
     if told:
-        check_skip(engine.skeleton, FfnSkip(0.25))
+        check_skip(engine.skeleton.layout, FfnSkip(0.25))
     else:
         with pytest.raises(OptionError, match="leave it out"):
-            check_skip(engine.skeleton, FfnSkip(0.25))
+            check_skip(engine.skeleton.layout, FfnSkip(0.25))
 
 
 @torch.no_grad()
@@ -263,9 +263,10 @@ def first(output: Any) -> Tensor:
 
 
 def test_every_type_of_the_list_is_tried() -> None:
-    from griffin_offload.model.architecture import NO_SIMILARITY
+    from griffin_offload.model.architecture import ARCHITECTURES
 
-    assert NO_SIMILARITY.keys() <= {config.get("model_type", name) for name, config in TINY.items()}
+    listed = {name for name, known in ARCHITECTURES.items() if known.similarity is not True}
+    assert listed <= {config.get("model_type", name) for name, config in TINY.items()}
 
 
 def by_prompt(share: float, cold: tuple[int, int] = (1, 1)) -> FfnSkip:
@@ -309,15 +310,15 @@ def test_a_prompt_leaves_out_its_most_saturated_blocks(deep: Path, share: float,
     assert_equals_oracle(Engine(deep), deep, tiny_prompt(), by_prompt(share), sparsity)
 
 
-@pytest.mark.parametrize("make", [Engine, Copying, lambda folder: Engine(folder, host_memory="1MiB")])
+@pytest.mark.parametrize("make", [Engine, copying, lambda folder: Engine(folder, host_memory="1MiB")])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: Any) -> None:
     engine, seen = make(llama), set()
     for seed in range(5):
-        before = engine._layers
+        before = engine.resident.layers
         prompt = tiny_prompt(20 + seed, seed)
         seen.add(tuple(assert_equals_oracle(engine, llama, prompt, by_prompt(1 / 3), sparsity)))
-        assert before is None or before is engine._layers, "what stays is not read again"
+        assert not before or before is engine.resident.layers, "what stays is not read again"
     assert len(seen) > 1, "the test would say nothing"
     full = oracle.full_generate(oracle.load(llama), tiny_prompt(), TOKENS)[0]
     assert greedy(engine, tiny_prompt(), None).token_ids == full
@@ -327,8 +328,8 @@ def test_the_next_prompt_leaves_out_others(llama: Path, sparsity: float, make: A
 
 def test_memory_is_not_taken_for_the_blocks_that_go(llama: Path) -> None:
     engine = Engine(llama)
-    full = engine.plan(40, 8, 0.0)
-    plan = engine.plan(40, 8, 0.0, skip=by_prompt(0.5))
+    full = engine.plan(40, 8, sparsity=0.0)
+    plan = engine.plan(40, 8, sparsity=0.0, skip=by_prompt(0.5))
     block = engine.sizes.layers[0].blocks[0].bytes(96)
     assert full.resident_bytes - plan.resident_bytes == 3 * block
     assert full.bytes_per_token - plan.bytes_per_token == 3 * block
@@ -425,7 +426,7 @@ def test_a_gguf_file_without_some_blocks(llama: Path, tmp_path: Path) -> None:
     kept = read_gguf(out, "out").fields["griffin.kept"]
     assert [i for i, k in enumerate(kept) if k == 0] == skipped
     engine = Engine(out)
-    engine.sweep(tiny_prompt(), 0.0)
+    engine.sweep(tiny_prompt(), sparsity=0.0)
     for number, layer in enumerate(engine.skeleton.layers):
         weight = engine.skeleton.model.get_parameter(layer.prefix + layer.blocks[0].down)
         assert bool(weight.any()) == (number not in skipped)

@@ -26,13 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_ladder_goes_down_in_quality_and_bytes(folder: Path) -> None:
     assert [rung.divergence for rung in LADDER] == sorted(rung.divergence for rung in LADDER)
     engine = Engine(folder)
-    sizes = [plan.resident_bytes for _, plan in climb(engine.sizes, engine.request(40, 10))]
+    sizes = [plan.resident_bytes for _, plan in climb(engine.sizes, engine.opened.request(40, 10))]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_over_all_budgets_the_choice_fits_and_is_never_worse_with_more(folder: Path) -> None:
     engine = Engine(folder)
-    peaks = [plan.peak for _, plan in climb(engine.sizes, engine.request(40, 10))]
+    peaks = [plan.peak for _, plan in climb(engine.sizes, engine.opened.request(40, 10))]
     taken = []
     for budget in range(min(peaks) - 20 * MIB, max(peaks) + 30 * MIB, 4 * MIB):
         engine.budget = budget
@@ -55,7 +55,7 @@ from griffin_offload import Engine
 from griffin_offload.planning.ladder import climb, describe
 engine, rung = Engine(sys.argv[1]), int(sys.argv[2])
 prompt = list(range(4, 44))
-engine.budget = climb(engine.sizes, engine.request(40, 4))[rung][1].peak
+engine.budget = climb(engine.sizes, engine.opened.request(40, 4))[rung][1].peak
 report = engine.generate(prompt, max_new_tokens=4).report
 assert report.measured_peak <= report.plan.peak <= engine.budget, (report.measured_peak, report.plan.peak)
 print(describe(report.plan))
@@ -79,7 +79,7 @@ def test_the_measured_peak_stays_inside(folder: Path, rung: int) -> None:
 
 def test_what_is_given_is_kept(folder: Path) -> None:
     engine = Engine(folder)
-    by_name = dict(zip(NAMES, climb(engine.sizes, engine.request(40, 4)), strict=True))
+    by_name = dict(zip(NAMES, climb(engine.sizes, engine.opened.request(40, 4)), strict=True))
 
     def taken(peak_of: str, **options: object) -> str:
         engine.budget = by_name[peak_of][1].peak
@@ -93,15 +93,15 @@ def test_what_is_given_is_kept(folder: Path) -> None:
     assert taken("int4", rest="drop") == "int4"
     assert taken("int8, 50% in int4", rest="drop") == "int4"
     engine.budget = 2**40
-    engine.budget = engine.plan(40, 4, 0.5).peak
+    engine.budget = engine.plan(40, 4, sparsity=0.5).peak
     assert describe(engine.plan(40, 4, resident_dtype="bfloat16")) == "bfloat16, 50% dropped"
     engine.budget = 2**40
-    engine.budget = engine.plan(40, 4, 0.5, resident_dtype="int8").peak
-    assert describe(engine.plan(40, 4, 0.5, resident_dtype="auto")) == "int8, 50% dropped"
+    engine.budget = engine.plan(40, 4, sparsity=0.5, resident_dtype="int8").peak
+    assert describe(engine.plan(40, 4, sparsity=0.5, resident_dtype="auto")) == "int8, 50% dropped"
     with pytest.raises(BudgetError, match=r"sparsity 0\.5 needs"):
         taken("int4, 75% dropped", sparsity=0.5)
     with pytest.raises(OptionError, match="resident dtype 'int3' is not known; known: bfloat16, int8, int4"):
-        engine.plan(40, 4, 0.5, resident_dtype="int3")
+        engine.plan(40, 4, sparsity=0.5, resident_dtype="int3")
 
 
 def test_where_nothing_fits_the_least_is_named_and_works(folder: Path) -> None:

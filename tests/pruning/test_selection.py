@@ -10,8 +10,9 @@ from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
+from griffin_offload.options import SCORES
 from griffin_offload.pruning.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_neurons
-from griffin_offload.pruning.statistic import CHUNK, neuron_statistic
+from griffin_offload.pruning.statistic import CHUNK, STATISTICS, neuron_statistic
 
 PROMPT, NEW = tiny_prompt(), 12
 
@@ -33,6 +34,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_kept_neurons(neurons: int, sparsity: float, kept: int) -> None:
     assert kept_neurons(neurons, sparsity) == kept
+
+
+def test_the_options_name_every_statistic() -> None:
+    assert tuple(STATISTICS) == SCORES
 
 
 @pytest.mark.parametrize("name", ["topk", "sampling", "topk-sampling", "random"])
@@ -97,10 +102,10 @@ def test_a_weighted_statistic(tokens: int) -> None:
 def test_magnitude_of_each_form_of_weights(tmp_path: Path, kind: str) -> None:
     """gate and up apart, in one matrix, transposed, of routed experts, and of those side by side."""
     engine = Engine(tiny_checkpoint(tmp_path / "m", kind), dtype="float32")
-    engine.sweep(PROMPT, 0.5, selection="magnitude")
-    chosen = [layer.kept_neurons[0].clone() for layer in engine._layers or []]
+    engine.sweep(PROMPT, sparsity=0.5, selection="magnitude")
+    chosen = [layer[0].clone() for layer in engine.kept_neurons()]
     engine.unload()
-    engine.sweep(PROMPT, 0.0)
+    engine.sweep(PROMPT, sparsity=0.0)
     for layer, experts in zip(engine.skeleton.layers, chosen, strict=True):
         by_hand = magnitude_by_hand(kind, layer.module)
         assert torch.equal(experts, select_neurons(by_hand, experts.shape[-1]))
@@ -129,7 +134,7 @@ def test_a_selection_is_what_is_kept(llama: Path, selection: str) -> None:
     answer = engine.generate(
         PROMPT, sparsity=0.5, selection=selection, seed=1, max_new_tokens=NEW, do_sample=False
     ).token_ids
-    experts = [layer.kept_neurons[0] for layer in engine._layers or []]
+    experts = [layer[0] for layer in engine.kept_neurons()]
     assert answer == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
 
 
@@ -179,10 +184,10 @@ def test_in_a_batch_every_prompt_counts_the_same(llama: Path) -> None:
     engine, model = Engine(llama), oracle.load(llama)
     engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=2, do_sample=False)
     each = [oracle.statistic(model, prompt, torch.float64) for prompt in prompts]
-    for index, layer in enumerate(engine._layers or []):
+    for index, layer in enumerate(engine.kept_neurons()):
         pooled = sum(s[index].square() / len(p) for s, p in zip(each, prompts, strict=True))
         torch.testing.assert_close(layer.statistics[0].double(), pooled, rtol=1e-4, atol=1e-6)
-        assert torch.equal(layer.kept_neurons[0], select_neurons(pooled, 48))
+        assert torch.equal(layer[0], select_neurons(pooled, 48))
 
 
 def test_the_padding_changes_nothing(llama: Path) -> None:
@@ -217,13 +222,16 @@ def test_a_batch_is_read_once(llama: Path) -> None:
 
 def test_a_batch_plans_for_all_of_it(llama: Path) -> None:
     engine = Engine(llama)
-    one = engine.plan(40, 10, 0.5)
-    pooled, each = engine.plan(40, 10, 0.5, sequences=8), engine.plan(40, 10, 0.5, sequences=8, per_prompt=True)
+    one = engine.plan(40, 10, sparsity=0.5)
+    pooled, each = (
+        engine.plan(40, 10, sparsity=0.5, sequences=8),
+        engine.plan(40, 10, sparsity=0.5, sequences=8, per_prompt=True),
+    )
 
     def row(plan: object, name: str) -> int:
         return next(r.bytes for r in plan.rows if r.name == name)  # type: ignore[attr-defined]
 
     for plan in (pooled, each):
         assert row(plan, "KV cache with the answer") == 8 * row(one, "KV cache with the answer")
-    assert row(each, "experts (kept feed-forward)") == 8 * row(one, "experts (kept feed-forward)")
-    assert row(pooled, "experts (kept feed-forward)") == row(one, "experts (kept feed-forward)")
+    assert row(each, "kept neurons") == 8 * row(one, "kept neurons")
+    assert row(pooled, "kept neurons") == row(one, "kept neurons")

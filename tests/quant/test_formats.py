@@ -7,7 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from engines import Copying, Logits
+from engines import Logits, copying
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
 
@@ -15,9 +15,19 @@ from griffin_offload import Engine
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
+from griffin_offload.options import RESIDENT_DTYPES, RESTS
 from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.joined import Part, Split, take_joined
+from griffin_offload.quant.precision import precision
 from griffin_offload.quant.weight import CHUNK, GROUP, LEAST, Scratch, dense_matrix, linear_module
+
+
+def test_the_options_name_every_format() -> None:
+    named = set(FORMATS) - {""}
+    assert set(RESIDENT_DTYPES) == {"bfloat16", *named}
+    assert set(RESTS) == {"drop", *named}
+    assert all(precision(name, "drop").kept == (name if name in named else "") for name in RESIDENT_DTYPES)
+
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
 
@@ -130,7 +140,7 @@ def test_every_type_answers_as_a_model_rounded_so(every: Path, resident_dtype: s
 
 def test_a_layer_packed_on_its_device_is_the_same(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama")
-    assert_answers_as_rounded(Copying(folder), folder, "int4", "int8", 0.5)
+    assert_answers_as_rounded(copying(folder), folder, "int4", "int8", 0.5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mixtral"])
@@ -185,7 +195,7 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
     engine = Engine(folder)
     for sparsity in (0.5, 0):
         assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
-    layer: Any = engine.skeleton.layers[0].module
+    layer: Any = engine.skeleton.modules[0]
     modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
     joined = [module.forward.packed._joined for module in modules]
@@ -275,7 +285,7 @@ def rounded_logits(
     """Logits (N, V) of the tokens `ids` after a prompt: the prompt by the whole model, the others by one whose weights
     were rounded in place; of the head always, if it packs."""
     head: Any = model.get_output_embeddings()
-    if resident_dtype != "bfloat16" and engine.skeleton.head:
+    if resident_dtype != "bfloat16" and engine.skeleton.layout.quantizable_head:
         head.weight = nn.Parameter(rounded8(head.weight))  # a table that it was tied to stays as it is
     output = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
     found = [output.logits[0, -1]]

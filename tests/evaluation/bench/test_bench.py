@@ -172,7 +172,7 @@ def test_methods() -> None:
     [
         ((), 2, "give one model"),
         (("--model", "m", "--synthetic", "smollm2-135m"), 2, "give one model"),
-        (("--synthetic", "llama-9"), 2, "is no alias"),
+        (("--synthetic", "llama-9"), 2, "is not an alias"),
         (("--model", "m", "--llama-cpp", "gone.gguf"), 2, "no file gone.gguf"),
         (("--model", "m", "--lengths", "5"), 1, "not PROMPT+ANSWER"),
         (("--model", "m", "--sparsity", "1.5"), 1, "sparsity 1.5 is outside its range"),

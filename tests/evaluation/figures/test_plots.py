@@ -115,7 +115,7 @@ def test_statistics_are_neuron_statistic_of_each_prompt(engine: Engine, z: list[
 def test_a_model_that_does_not_fit_shows_the_same(folder: Path, engine: Engine) -> None:
     prompts = [tiny_prompt(), tiny_prompt(seed=1)]
     small = Engine(folder, device="cpu")
-    small.budget = small.plan(48, 1, 0.0).peak - 1
+    small.budget = small.plan(48, 1, sparsity=0.0).peak - 1
     assert small.plan(48, 1).reads_again
     for ours, whole in zip(observe.statistics(small, prompts), observe.statistics(engine, prompts), strict=True):
         torch.testing.assert_close(ours, whole, atol=1e-4, rtol=1e-3)

@@ -296,7 +296,7 @@ def test_a_long_prompt_and_many_rows_go_through_a_block_in_pieces(
 @pytest.mark.parametrize("kind", ["lfm2", "jamba", "deepseek_v32"])
 def test_a_prompt_that_leaves_more_than_keys_and_values_is_scored_slowly(tmp_path: Path, kind: str) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
-    assert not can_fork(engine.config)
+    assert not can_fork(engine.skeleton.config)
     variants = [Variant(0.5), FULL]
     for found, wanted in zip(score(engine, pairs(), variants), score_slowly(engine, pairs(), variants), strict=True):
         for one, two in zip(found, wanted, strict=True):
@@ -333,7 +333,7 @@ def planned(engine: Engine, some: list[Pair], variants: list[Variant]) -> int:
     """The budget that a single read for these needs."""
     rows = [ScoredRow(), *(variant.row(engine) for variant in variants)]
     ((waiting, _),) = plan_reads(engine, some, rows)
-    request = replace(engine.request(len(some[0][0]), 1), export=True, waiting=waiting)
+    request = replace(engine.opened.request(len(some[0][0]), 1), export=True, waiting=waiting)
     return make_plan(engine.sizes, request).peak
 
 
@@ -344,7 +344,7 @@ def test_a_budget_too_small_for_the_model_takes_several_reads(large: Path, times
     wanted = score(engine, many, variants)
     engine.budget = planned(engine, many[::3] if times == 3 else many[:1], variants)  # a context's two, or a pair
     with pytest.raises(BudgetError):
-        engine.plan(40, 12, 0.5)
+        engine.plan(40, 12, sparsity=0.5)
     pairs_told, layers_told, before = list[tuple[int, int]](), list[tuple[int, int]](), bytes_read() or 0
     found = score(
         engine,
@@ -395,7 +395,7 @@ def test_packed_variants_are_scored_by_the_packed_model_itself(llama: Path) -> N
         assert 0 < eight.kl.mean() < four.kl.mean() < half.kl.mean()
     context, following = pairs()[0]
     ((ours,),) = score(engine, [(context, following)], [Variant(0.5, resident_dtype="int8", rest="int4")])
-    output = engine.sweep(context, 0.5, len(following), resident_dtype="int8", rest="int4")
+    output = engine.sweep(context, max_new_tokens=len(following), sparsity=0.5, resident_dtype="int8", rest="int4")
     with torch.no_grad():
         after = engine.skeleton.model(torch.tensor([following[:-1]]), past_key_values=output.past_key_values).logits[0]
     chances = torch.cat([output.logits[0, -1:], after]).float().log_softmax(-1)
