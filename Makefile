@@ -1,11 +1,11 @@
-# make demo: the main job on a real model.  make test: the tests.  make check: style and types.  (README: "Try it")
+# make demo: the main job on a real model.  make test: the tests.  make check: style and types.  make docs: docs/commands.md.  (README: "Try it")
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PROMPT ?= The Library of Alexandria was one of the largest libraries of the ancient world. Explain in a few sentences why people still talk about it today.
 
-.PHONY: demo test check clean setup
+.PHONY: demo test check docs clean setup
 
 demo: setup
 	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
@@ -20,6 +20,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types && cp -r griffin_offload build/types/ && cp -r cli build/types/griffin_offload/cli
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p griffin_offload
+
+docs: setup
+	$(BIN)/python -m griffin_offload.cli._docs > docs/commands.md
 
 setup: $(READY)
 

@@ -1,18 +1,33 @@
-"""Options that several commands share, and what they mean."""
+"""Click options made from the option groups of options.py, and the objects that a command gets for them."""
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
-from ..chat import Settings
 from ..errors import GriffinError
-from ..options import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS, SKIP_MODES
+from ..options import (
+    AUTO,
+    Decoding,
+    ExportFormat,
+    Option,
+    Placement,
+    Pruning,
+    build,
+    declared,
+    parse_pair,
+    parse_shares,
+    parse_switch,
+)
 from ..sources.resolve import DEFAULT_MODEL
 from ..units import format_bytes
 from . import _console as console
-from ._text import check_text, read_file
+from ._text import read_file
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -20,11 +35,13 @@ if TYPE_CHECKING:
     from ..report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
-SPARSITY_HELP = (
-    "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them; or auto. "
-    "[default: auto, as little as fits]"
-)
+KEYWORDS = {Placement: "placement", Pruning: "pruning", Decoding: "decoding", ExportFormat: "export_format"}
+SPARSITY_OF_ROWS = "Share of the feed-forward neurons to drop, 0 (the full model) to 1."
+ALLOCATION_OF_ROWS = "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it."
+RESIDENT_DTYPE_OF_ROWS = "Format of the weights kept in memory. bfloat16: as the model runs."
+KNOWN = {name: (told, default) for group in KEYWORDS for name, told, default in declared(group)}
 
 
 class Shares(click.ParamType):  # type: ignore[type-arg]
@@ -41,280 +58,220 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
         if os.path.isfile(value):
             text = read_file(value).strip().removeprefix("[").removesuffix("]")
         try:
-            shares = tuple(float(part) for part in text.replace(",", " ").split())
+            return parse_shares(text)
         except ValueError:
-            self.fail(f"{value!r} is no number, no numbers with commas between them, and no file of them", param, ctx)
-        if not shares:
-            self.fail(f"{value!r} holds no number", param, ctx)
-        return shares if len(shares) > 1 else shares[0]
+            self.fail(f"{value!r} is not a number, a list such as 0.2,0.5, or a file of numbers", param, ctx)
 
 
-SHARES = Shares()
+class Pair(click.ParamType):  # type: ignore[type-arg]
+    """Two whole numbers with a comma between them."""
 
-
-class Ends(click.ParamType):  # type: ignore[type-arg]
-    """How many at the beginning and how many at the end."""
-
-    name = "ends"
+    name = "pair"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
         try:
-            first, last = (int(part) for part in value.split(","))
+            return parse_pair(value) if isinstance(value, str) else value
         except ValueError:
-            self.fail(f"{value!r} is not FIRST,LAST: write 2,2", param, ctx)
-        return first, last
+            self.fail(f"{value!r} is not FIRST,LAST: write two numbers such as 2,2", param, ctx)
 
 
-def decorate(command: F, *options: Callable[[F], F]) -> F:
+TYPES: dict[Any, Any] = {parse_shares: Shares(), parse_pair: Pair()}
+
+
+@dataclass(frozen=True)
+class Some:
+    """A group's options for one command: `only` these or all `without` those; other `defaults` and `helps` by name."""
+
+    group: type
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    helps: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Decorator]:
+        """Click options by name. None is given to the command for what is not on its line, False for a switch."""
+        return {
+            name: option(name, shown=self.defaults.get(name), help=self.helps.get(name))
+            for name, *_ in declared(self.group)
+            if name not in self.without and name in (self.only or (name,))
+        }
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def option(name: str, *, shown: Any = None, help: str | None = None, **changes: Any) -> Decorator:
+    """The click option of a declared option. `shown`: another default to tell of in --help; `changes` are click's."""
+    told, default = KNOWN[name]
+    words = told.default or default if shown is None else shown
+    text = f"{help or told.help} [default: {words}]" if words else help or told.help
+    if told.parse is parse_switch:
+        return click.option(flag(name), is_flag=True, help=text, **changes)
+    facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
+    return click.option(flag(name), name, **facts)
+
+
+def kind(told: Option) -> Any:
+    return click.Choice(told.choices) if told.choices else TYPES.get(told.parse, told.parse)
+
+
+def several(flag: str, plural: str, default: tuple[Any, ...], help: str, shown: str = "", **changes: Any) -> Decorator:
+    """An option that may be given several times: the command gets a tuple of that plural name.
+
+    `shown`: what --help tells of an empty default."""
+    text = f"{help} Give several to compare." + (f" [default: {shown}]" if shown else "")
+    facts = {"default": default, "show_default": bool(default), **changes}
+    return click.option(flag, plural, multiple=True, help=text, **facts)
+
+
+def repeated(name: str, plural: str, default: tuple[Any, ...] = (), help: str = "", **changes: Any) -> Decorator:
+    """A declared option that may be given several times, one number or name each."""
+    told, _ = KNOWN[name]
+    choices = [choice for choice in told.choices if choice != AUTO]
+    facts = {"type": click.Choice(choices) if choices else float, "metavar": told.metavar or None, **changes}
+    return several(flag(name), plural, default, help or told.help, "" if help or default else told.default, **facts)
+
+
+def decorate(command: F, *options: Decorator) -> F:
     """Options in the order in which --help lists them."""
-    for option in reversed(options):
-        command = option(command)
+    for each in reversed(options):
+        command = each(command)
     return command
 
 
-def device_options(command: F) -> F:
-    """--device, --device-memory, --dtype."""
-    return decorate(
-        command,
-        click.option("--device", metavar="NAME", help="cuda, mps or cpu. [default: the best there is]"),
-        click.option(
-            "--device-memory",
-            metavar="SIZE",
-            help="Most memory to use: 4GiB, 4900MB or bytes. [default: what is free, less a margin]",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16", "float16"]),
-            help="Precision of the weights. [default: the checkpoint's]",
-        ),
-    )
+def takes(*groups: "type | Some") -> Decorator:
+    """Gives a command the options of the groups; it gets the groups themselves: placement, pruning, decoding ...
+
+    Raises click.UsageError for an option that needs another one, OptionError for a value outside its range."""
+    chosen = [each if isinstance(each, Some) else Some(each) for each in groups]
+    options = {name: each for some in chosen for name, each in some.options().items()}
+
+    def wrap(command: F) -> F:
+        @wraps(command)
+        def run(**values: Any) -> Any:
+            given = {name: value for name in options if (value := values.pop(name)) is not None}
+            check_usage(given)
+            built: dict[str, Any] = {
+                KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
+            }
+            check_greedy(built.get("decoding"), built.get("pruning"))
+            return command(**values, **built)
+
+        return cast(F, decorate(run, *options.values()))
+
+    return wrap
 
 
-def model_options(command: F) -> F:
-    """--model and the device options: the arguments of Engine."""
-    model = click.option(
-        "--model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        metavar="NAME",
-        help="An alias (see `griffin models`), a folder, a hub id or a .gguf file.",
-    )
-    return decorate(command, model, device_options)
+def check_usage(given: Mapping[str, Any]) -> None:
+    """Raises click.UsageError for an option that does nothing without another one."""
+    if "prior_weight" in given and "prior" not in given:
+        raise click.UsageError("--prior-weight needs --prior FILE")
+    of_skip = [name for name, value in given.items() if name.startswith("ffn_skip_") and value != "token"]
+    if of_skip and not given.get("ffn_skip"):
+        raise click.UsageError(f"{flag(of_skip[0])} needs --ffn-skip SHARE")
+    if given.get("ffn_skip_mode") == "prompt" and "ffn_skip_warmup" in given:
+        raise click.UsageError("--ffn-skip-warmup needs --ffn-skip-mode token")
 
 
-def host_memory_option(command: F) -> F:
-    """--host-memory: for the commands that may answer more than one prompt."""
-    return click.option(
-        "--host-memory",
-        metavar="SIZE",
-        default="0",
-        help="RAM for layers between prompts: the next prompt need not read them from disk. On the CPU, of what "
-        "--device-memory leaves. [default: none]",
-    )(command)
-
-
-def expert_options(command: F) -> F:
-    """--selection and --allocation."""
-    return decorate(
-        command,
-        click.option(
-            "--selection",
-            type=click.Choice(SELECTIONS),
-            default="topk",
-            show_default=True,
-            help="How experts are chosen. All but topk are for comparison.",
-        ),
-        click.option(
-            "--allocation",
-            type=click.Choice(ALLOCATIONS),
-            default="uniform",
-            show_default=True,
-            help="How the sparsity is shared over the layers; sensitivity: as `griffin calibrate` measured it, "
-            "uniform where it has not.",
-        ),
-    )
-
-
-def prior_options(command: F) -> F:
-    """--prior and --prior-weight: see `check_prior_options`."""
-    return decorate(
-        command,
-        click.option(
-            "--prior",
-            metavar="FILE",
-            help="What other texts say of the neurons, to be joined with what the prompt says: a file of "
-            "`griffin export-pruned --calibration ... --prior-out FILE`.",
-        ),
-        click.option(
-            "--prior-weight",
-            type=float,
-            metavar="W",
-            help="How much the prior counts, 0 (the prompt alone) to 1 (the prior alone). [default: 0.4]",
-        ),
-    )
-
-
-def check_prior_options(prior: str | None, prior_weight: float | None) -> None:
-    """Raises click.UsageError for a weight of no prior."""
-    if prior is None and prior_weight is not None:
-        raise click.UsageError("--prior-weight is of a --prior: give one, or leave the weight out")
-
-
-def precision_options(command: F) -> F:
-    """--resident-dtype and --rest."""
-    return decorate(
-        command,
-        click.option(
-            "--resident-dtype",
-            type=click.Choice((AUTO, *RESIDENT_DTYPES)),
-            help="Of the weights that stay. bfloat16: as the model runs; int8, int4: packed while the prompt passes, "
-            "which itself is computed unpacked. The head is int8 in both. auto: the first that fits. "
-            "[default: auto, but bfloat16 where --sparsity is given]",
-        ),
-        click.option(
-            "--rest",
-            type=click.Choice(RESTS),
-            help="What becomes of the neurons that the prompt does not favour: dropped, or kept in fewer bits. "
-            "[default: drop]",
-        ),
-    )
-
-
-def skip_options(command: F) -> F:
-    """--ffn-skip and how: FFN-SkipLLM."""
-    return decorate(
-        command,
-        click.option(
-            "--ffn-skip",
-            type=float,
-            default=0.0,
-            metavar="SHARE",
-            help="Share of the feed-forward blocks to skip where they turn the hidden state least (FFN-SkipLLM). "
-            "[default: 0]",
-        ),
-        click.option(
-            "--ffn-skip-mode",
-            type=click.Choice(SKIP_MODES),
-            default="token",
-            show_default=True,
-            help="token: each token of the answer skips for itself, which saves time and no memory; prompt: the blocks "
-            "that the prompt needs least keep no neurons, which saves both.",
-        ),
-        click.option(
-            "--ffn-skip-cold",
-            type=Ends(),
-            metavar="FIRST,LAST",
-            help="Blocks at both ends that are never skipped. [default: 2,2]",
-        ),
-        click.option(
-            "--ffn-skip-warmup",
-            type=int,
-            metavar="N",
-            help="By token: so many tokens at the beginning of the answer skip nothing. [default: 4]",
-        ),
-        click.option(
-            "--ffn-skip-run",
-            type=int,
-            metavar="N",
-            help="Blocks skipped in a row, at most. [default: 0, as few as reach the share]",
-        ),
-    )
-
-
-def check_skip_usage(*, ffn_skip: float, ffn_skip_mode: str, **options: Any) -> None:
-    """Raises click.UsageError for options of skipping that cannot act."""
-    given = [name for name in ("cold", "warmup", "run") if options.get(f"ffn_skip_{name}") is not None]
-    given += ["mode"] if ffn_skip_mode != "token" else []
-    if given and not ffn_skip:
-        raise click.UsageError(f"--ffn-skip-{given[0]} says how blocks are skipped: add --ffn-skip SHARE")
-    if ffn_skip_mode == "prompt" and "warmup" in given:
-        raise click.UsageError("--ffn-skip-warmup is of --ffn-skip-mode token: leave it out")
-
-
-def prompt_form_options(command: F) -> F:
-    """--system and --raw, which exclude each other: see `prompt_form`."""
-    return decorate(
-        command,
-        click.option("--system", metavar="TEXT", help="What the model is told before the prompt."),
-        click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template."),
-    )
-
-
-def prompt_form(system: str | None, raw: bool) -> str | None:
-    """The checked --system. Raises click.UsageError where it meets --raw, PromptError where it is no text."""
-    if raw and system is not None:
-        raise click.UsageError("--raw leaves out the chat template, and --system needs it: leave one out")
-    return None if system is None else check_text(system, "--system")
-
-
-def answer_options(command: F) -> F:
-    """--sparsity, --max-new-tokens and the sampling options: the arguments of `settings`."""
-    return decorate(
-        command,
-        click.option("--sparsity", type=SHARES, metavar="SHARE", help=SPARSITY_HELP),
-        precision_options,
-        expert_options,
-        prior_options,
-        skip_options,
-        click.option(
-            "--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Longest answer, in tokens."
-        ),
-        click.option("--temperature", type=float, metavar="T", help="Sample; below 1 safer, above 1 more varied."),
-        click.option("--top-p", type=float, metavar="P", help="Sample among the likeliest tokens of total share P."),
-        click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
-        click.option("--seed", type=int, metavar="N", help="Sample the same way every time."),
-        click.option(
-            "--greedy",
-            is_flag=True,
-            help="Take the likeliest token every time. [default: as the model's own generation config says]",
-        ),
-    )
-
-
-def open_engine(
-    model: str,
-    *,
-    device: str | None = None,
-    device_memory: str | None = None,
-    host_memory: str = "0",
-    dtype: str | None = None,
-) -> "Engine":
-    """The engine of the model options; a bar shows if the model has to be fetched."""
-    from ..engine import Engine
-
-    with console.progress_bytes("Fetching") as on_progress:
-        return Engine(
-            model,
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            dtype=dtype,
-            on_progress=on_progress,
+def check_greedy(decoding: Decoding | None, pruning: Pruning | None) -> None:
+    """Raises click.UsageError where --greedy meets an option that asks for sampling."""
+    if decoding and decoding.greedy and (sampling := decoding.sampling(pruning.selection if pruning else "topk")):
+        raise click.UsageError(
+            f"--greedy takes the likeliest token every time: leave out {', '.join(map(flag, sampling))}"
         )
 
 
-def settings(**options: Any) -> Settings:
-    """Settings from the answer options. Raises click.UsageError where --greedy and a sampling option meet, and for a
-    --prior-weight without --prior."""
-    check_prior_options(options["prior"], options["prior_weight"])
-    sampling = Settings(**(options | {"greedy": False})).sampling()
-    if options["greedy"] and sampling:
-        flags = ", ".join("--" + name.replace("_", "-") for name in sampling)
-        raise click.UsageError(f"--greedy takes the likeliest token every time: leave out {flags}")
-    return Settings(**options)
+def given_options() -> list[str]:
+    """Names of the options that the command line has."""
+    context = click.get_current_context()
+    names = [parameter.name or "" for parameter in context.command.params]
+    return [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
-def choice_note(settings: Settings, plan: "Plan", dtype: str) -> str | None:
+def opens_engine(*, host_memory: bool = False) -> Decorator:
+    """Gives a command --model and the options of Placement; it gets `open_engine`, which opens that model.
+
+    `host_memory`: for commands that may answer more than one prompt."""
+
+    def wrap(command: F) -> F:
+        @takes(Some(Placement, without=() if host_memory else ("host_memory",)))
+        @wraps(command)
+        def run(*, model: str, placement: Placement, **values: Any) -> Any:
+            return command(open_engine=partial(open_engine, model, placement), **values)
+
+        text = "An alias (see `griffin models`), a folder, a hub id or a .gguf file."
+        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help=text)
+        return cast(F, model(run))
+
+    return wrap
+
+
+def open_engine(model: str, placement: Placement) -> "Engine":
+    """The engine of a model; a bar shows if the model has to be fetched."""
+    from ..engine import Engine
+
+    with console.progress_bytes("Fetching") as on_progress:
+        return Engine(model, placement, on_progress=on_progress)
+
+
+def compares(command: F) -> F:
+    """Gives an evaluation the options of Pruning that may be repeated, and --seed; it gets `variants`: every
+    combination, the full model once."""
+
+    @wraps(command)
+    def run(**values: Any) -> Any:
+        from ..evaluation.scoring.variant import all_variants
+
+        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests")
+        return command(variants=all_variants(*(values.pop(name) for name in names)), **values)
+
+    return decorate(
+        cast(F, run),
+        repeated("sparsity", "sparsities", (0.0, 0.5), SPARSITY_OF_ROWS),
+        repeated("selection", "selections", ("topk",), "How the kept neurons are chosen."),
+        repeated("allocation", "allocations", ("uniform",), ALLOCATION_OF_ROWS),
+        repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS),
+        repeated("rest", "rests", ("drop",)),
+        seed_option("Seed of the selections that draw: sampling, topk-sampling, random."),
+    )
+
+
+def count(
+    flag: str, default: Any, help: str, *names: str, low: int = 1, metavar: str = "N", **changes: Any
+) -> Decorator:
+    """A whole number, `low` or more, that is not in options.py. A default of None is told in `help`."""
+    facts = {"type": click.IntRange(low), "default": default, "show_default": default is not None, "metavar": metavar}
+    return click.option(flag, *names, help=help, **{**facts, **changes})
+
+
+def file(flag: str, help: str, *names: str, dir_okay: bool = True, **changes: Any) -> Decorator:
+    """The name of a file, as a Path."""
+    kind = click.Path(dir_okay=dir_okay, path_type=Path)
+    return click.option(flag, *names, help=help, **{"type": kind, "metavar": "FILE", **changes})
+
+
+def switch(flag: str, help: str) -> Decorator:
+    return click.option(flag, is_flag=True, help=help)
+
+
+def seed_option(help: str) -> Decorator:
+    return count("--seed", 0, help, type=click.IntRange(0, 2**32 - 1))
+
+
+def json_option(help: str = "Print one JSON object instead of a table.") -> Decorator:
+    return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+def choice_note(pruning: Pruning, plan: "Plan", dtype: str) -> str | None:
     """What was chosen to fit, where the user left it open; None where not."""
     from ..planning.ladder import describe
 
-    if settings.sparsity is not None or settings.resident_dtype not in (None, AUTO):
+    if pruning.sparsity is not None or pruning.resident_dtype not in (None, AUTO):
         return None
     if not plan.reads_again:
         return "the whole model fits the device: no offloading needed; nothing is pruned (use --sparsity to prune)"
-    if settings.ffn_skip and plan.sparsity == 0 and not plan.precision.quantized:
+    if pruning.skip.share and plan.sparsity == 0 and not plan.precision.quantized:
         return None  # all that was asked for, and no more
     kept = describe(plan).replace("bfloat16", dtype)
     return f"to fit {format_bytes(plan.budget)}: {kept} (griffin mem-report --model shows the choices)"
@@ -328,4 +285,4 @@ def remember(report: "Report") -> None:
     try:
         save_last(report, cache_folder())
     except (OSError, GriffinError) as error:
-        console.note(f"the report is not kept for mem-report --last: {error}")
+        console.note(f"the report was not saved for mem-report --last: {error}")

@@ -2,10 +2,44 @@
 
 import io
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from ..errors import PromptError
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How a prompt is put to the model: after a system text, or `raw`, without the chat template."""
+
+    system: str | None = None
+    raw: bool = False
+
+    def encode(self, engine: "Engine", prompt: str) -> list[int]:
+        return engine.encode(prompt, system=self.system, raw=self.raw)
+
+
+def takes_form(command: F) -> F:
+    """Gives a command --system and --raw; it gets `form`. Raises click.UsageError for both, PromptError."""
+
+    @click.option("--system", metavar="TEXT", help="System message, placed before the prompt.")
+    @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without its chat template.")
+    @wraps(command)
+    def run(*, system: str | None, raw: bool, **values: Any) -> Any:
+        if raw and system is not None:
+            raise click.UsageError("--raw cannot be combined with --system, which needs the chat template")
+        return command(form=PromptForm(system and check_text(system, "--system"), raw), **values)
+
+    return cast(F, run)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import SKIP_MODES
 from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
-from .variants import resident_dtypes_option
+from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
 
 if TYPE_CHECKING:
     from ..evaluation.bench.bench import Asked, Bench
@@ -35,83 +34,58 @@ COLUMNS = (
 @click.command("bench", short_help="Speed and memory beside other ways to run a model.")
 @click.option("--synthetic", metavar="ALIAS", help="Random weights in the shape of a known model; written once.")
 @click.option("--model", metavar="NAME", help="A model: an alias, a folder, a hub id or a .gguf file.")
-@click.option("--device-memory", metavar="SIZE", help="The budget of every method. [default: what is free, less some]")
-@click.option("--lengths", default="512+128", show_default=True, metavar="P+A,...", help="Tokens: prompt+answer.")
+@click.option(
+    "--device-memory", metavar="SIZE", help="Memory that every method may use. [default: what is free, less a margin]"
+)
+@click.option(
+    "--lengths",
+    default="512+128",
+    show_default=True,
+    metavar="P+A,...",
+    help="Lengths to measure: tokens of the prompt + tokens of the answer.",
+)
 @click.option(
     "--methods",
     metavar="NAME,...",
-    help="Of full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp where a file is given]",
+    help="Methods to measure: full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp only with a "
+    "file]",
 )
-@click.option(
+@file(
     "--llama-cpp",
+    "A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
     "ggufs",
-    type=click.Path(path_type=Path),
     multiple=True,
-    metavar="FILE",
-    help="A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
 )
-@click.option(
-    "--sparsity",
-    "sparsities",
-    type=float,
-    multiple=True,
-    default=(0.5,),
-    show_default=True,
-    metavar="SHARE",
-    help="Of griffin's rows; give several to compare. magnitude takes the first.",
+@repeated(
+    "sparsity", "sparsities", (0.5,), "Share of the neurons that griffin drops; magnitude drops the first of them."
 )
-@resident_dtypes_option
-@click.option(
-    "--ffn-skip",
-    "ffn_skips",
-    type=float,
-    multiple=True,
-    metavar="SHARE",
-    help="More of griffin's rows: with this share of the feed-forward blocks skipped; give several to compare.",
-)
-@click.option(
-    "--ffn-skip-mode",
-    type=click.Choice(SKIP_MODES),
-    default="token",
-    show_default=True,
-    help="How they skip: see `griffin generate --help`.",
-)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs a row.")
+@repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS)
+@repeated("ffn_skip", "ffn_skips", (), "Measure griffin again with this share of the feed-forward blocks skipped.")
+@option("ffn_skip_mode", default="token")
+@count("--repeats", 3, "Runs of each row.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
     default=120.0,
     show_default=True,
     metavar="S",
-    help="A run stops so long after its first token; its total is then worked out, and marked ~.",
+    help="Stop a run S seconds after its first token; its total is then extrapolated, and marked ~.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Precision of the weights. [default: the checkpoint's]",
-)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of every method. [default: torch's]")
-@click.option("--uncapped", is_flag=True, help="Leave the memory uncapped, even where a control group can be made.")
-@click.option(
-    "--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold where root allows]"
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON lines: the machine, every run, every row.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Draw the rows too: a .png, .pdf or .svg file.",
-)
+@option("dtype")
+@count("--threads", None, "Threads of every method. [default: torch's]")
+@switch("--uncapped", "Do not cap the memory by a control group, even where that is possible.")
+@click.option("--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold if run by root]")
+@json_option("Print JSON lines: the machine, every run, every row.")
+@file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
-    """Time and memory of ways to run a model, each run in a process of its own.
+    """Measure time and memory of several ways to run a model, each run in its own process.
 
-    full: plain transformers; accelerate: with what does not fit read from disk; magnitude, griffin: pruned, by the
-    neurons' weights or as the prompt asks. All get the same random prompt and take the likeliest token.
+    full: plain transformers. accelerate: transformers, reading from disk what does not fit. magnitude: pruned by the
+    size of the weights. griffin: pruned for the prompt. All get the same random prompt and take the likeliest token.
 
-    x floor: the prompt pass, as a multiple of reading the checkpoint once or of the prompt's arithmetic, whichever is
-    longer (what loads the model before may be below 1). of limit: tokens/s, of what the memory's bandwidth allows for
-    the weights that a token reads.
-    total: loading and answering.
+    x floor: time of the prompt pass, divided by the time to read the checkpoint once or to compute the prompt,
+    whichever is longer. Below 1 for methods that load the model beforehand. of limit: tokens/s, divided by the
+    tokens/s at which memory bandwidth could read the weights of a token. total: loading and answering.
     """
     asked = read_options(**options)
     from ..evaluation.bench import bench
@@ -135,7 +109,6 @@ def read_options(
     lengths: str,
     methods: str | None,
     ggufs: tuple[Path, ...],
-    sparsities: tuple[float, ...],
     uncapped: bool,
     **more: Any,
 ) -> "Asked":
@@ -145,7 +118,7 @@ def read_options(
     if (synthetic is None) == (model is None):
         raise click.UsageError("give one model: --synthetic ALIAS or --model NAME")
     if synthetic is not None and synthetic.lower() not in CATALOGUE:
-        raise click.UsageError(f"--synthetic {synthetic} is no alias that `griffin models` lists")
+        raise click.UsageError(f"--synthetic {synthetic} is not an alias: see `griffin models`")
     for gguf in ggufs:
         if not gguf.is_file():
             raise click.UsageError(f"there is no file {gguf}")
@@ -158,7 +131,6 @@ def read_options(
         "budget": budget,
         "lengths": bench.parse_lengths(lengths),
         "methods": bench.parse_methods(methods, ggufs),
-        "sparsities": sparsities,
         "ggufs": ggufs,
         "capped": not uncapped,
         **more,
@@ -205,9 +177,9 @@ def facts(done: "Bench") -> list[tuple[str, str]]:
         new, size = done.new_memory["bandwidth"], format_bytes(done.new_memory["bytes"])
         lines.append(("new memory", f"{format_rate(new)}: {size} take {done.new_memory['bytes'] / new:.2f} s, once"))
     runs = done.asked.repeats
-    lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one'} a row, each in a process of its own"))
+    lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one run'} per row, each in its own process"))
     if any(row.extrapolated for row in done.rows):
-        lines.append(("~", f"stopped {done.asked.max_seconds:g} s after the first token; the total is worked out"))
+        lines.append(("~", f"stopped {done.asked.max_seconds:g} s after the first token; the total is extrapolated"))
     return lines + [(f"{row.label}, {row.lengths}", row.error) for row in done.rows if row.error]
 
 

@@ -1,14 +1,14 @@
 """`griffin calibrate`: measure once how much each layer's neurons matter, for --allocation sensitivity."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import _console as console
-from ._options import model_options, open_engine
+from ._options import count, json_option, opens_engine, switch
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -20,66 +20,37 @@ SHOWN = 6  # layers
 
 @click.command("calibrate", short_help="Measure which layers need their neurons most.")
 @click.option("--data", metavar="FILE", help="A UTF-8 text like those the model is for. [default: plain English prose]")
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(1),
-    default=384,
-    show_default=True,
-    metavar="P",
-    help="Tokens that experts are chosen from, in each window of the text.",
-)
-@click.option(
+@count("--prompt-tokens", 384, "Tokens of each window that the kept neurons are chosen from.", metavar="P")
+@count(
     "--continue-tokens",
-    type=click.IntRange(2),
-    default=64,
-    show_default=True,
+    64,
+    "Tokens after them, whose predictions are compared with the full model's.",
     metavar="C",
-    help="Tokens after them that the output is compared at.",
+    low=2,
 )
-@click.option(
-    "--windows", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="Windows spread over the text."
-)
-@click.option("--force", is_flag=True, help="Measure again, and replace what was measured before.")
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the file, and all that was measured.")
-def command(
-    *,
-    data: str | None,
-    prompt_tokens: int,
-    continue_tokens: int,
-    windows: int,
-    force: bool,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+@count("--windows", 4, "Windows spread over the text.")
+@switch("--force", "Measure again, and replace the earlier measurement.")
+@opens_engine()
+@json_option("Print one JSON object: the file, and every measurement.")
+def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: bool, **windows: Any) -> None:
     """Measure which layers need their neurons most.
 
-    Every layer keeps half of its neurons, one of them a quarter, three quarters or all, and the output is compared with
-    the full model's. The result goes to a small file in the cache; --allocation sensitivity then gives more neurons to
-    the layers that need them, and fewer to the others, at the same size. Measured once for a model.
+    All layers keep half of their neurons, except for one at a time, which keeps a quarter, three quarters or all of
+    them; the predictions are compared with the full model's. The result goes to a small file in the cache, once for
+    each model. --allocation sensitivity then keeps more neurons in the layers that need them and fewer in the others,
+    at the same size in total.
     """
     text = read_file(data) if data is not None else None
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine()
     from ..evaluation.calibrate import calibrate
 
     with console.layer_progress("Measuring, layer by layer") as on_progress:
-        path, curves = calibrate(
-            engine,
-            text,
-            prompt_tokens=prompt_tokens,
-            continue_tokens=continue_tokens,
-            windows=windows,
-            force=force,
-            on_progress=on_progress,
-        )
+        path, curves = calibrate(engine, text, on_progress=on_progress, **windows)
     if as_json:
         click.echo(json.dumps({"path": str(path), **asdict(curves)}))
         return
     title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
-    columns = ("layer", "weight (average: about 1)", "kept when half are, in all", "when three quarters are")
+    columns = ("layer", "weight (average: about 1)", "kept at sparsity 0.5", "kept at sparsity 0.25")
     console.table(title, columns, rows(engine, curves))
     console.pairs([("written to", str(path)), ("used by", "--allocation sensitivity")], err=False)
 

@@ -3,50 +3,52 @@
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..chat import Chat, Conversation
 from ..errors import GriffinError, OptionError
+from ..options import Decoding, Pruning
 from ..units import format_bytes
 from . import _console as console
-from ._options import answer_options, choice_note, host_memory_option, model_options, open_engine, remember, settings
+from ._options import choice_note, opens_engine, remember, takes
 from ._text import check_text
 from .generate import stream
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..generation import Answer
 
 LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
 BLOCK = '"""'
+COMMANDS = {  # name -> (argument, what it does); Repl has a method for each
+    "/help": ("", "list the commands"),
+    "/clear": ("", "forget the conversation; the system text stays"),
+    "/undo": ("", "take back the last question and its answer"),
+    "/regen": ("", "answer the last question again"),
+    "/system": ("[TEXT]", "show or change the system message; 'none' removes it"),
+    "/set": ("[NAME VALUE]", "show or change how answers are made; the value 'none' restores the default"),
+    "/mem": ("", "memory and speed of the last answer"),
+    "/save": ("FILE", "save the conversation"),
+    "/load": ("FILE", "continue a saved conversation"),
+    "/exit": ("", "leave, as Ctrl-D does"),
+}
 
 
 @click.command("chat", short_help="Talk to a model, turn by turn.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@model_options
-@host_memory_option
-@answer_options
-def command(
-    system: str | None,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    host_memory: str,
-    dtype: str | None,
-    **answer: Any,
-) -> None:
+@click.option("--system", metavar="TEXT", help="System message, placed before the conversation.")
+@opens_engine(host_memory=True)
+@takes(Pruning, Decoding)
+def command(*, system: str | None, open_engine: Callable[[], "Engine"], pruning: Pruning, decoding: Decoding) -> None:
     """Talk to a model, turn by turn.
 
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands. With stdin piped, each line is a turn.
-    A line that ends with a backslash goes on in the next; a text between lines of \"\"\" may have several lines.
+    End a line with a backslash to continue it on the next; put a text of several lines between two lines of \"\"\".
     """
-    chosen = settings(**answer)
     system = check_text(system, "--system") if system is not None else None
-    engine = open_engine(model, device=device, device_memory=device_memory, host_memory=host_memory, dtype=dtype)
-    Repl(Chat(engine, chosen, system), Reader()).run()
+    Repl(Chat(open_engine(), pruning, decoding, system), Reader()).run()
 
 
 class Reader:
@@ -103,19 +105,6 @@ class Repl:
         self.chat, self.reader = chat, reader
         self.last: Answer | None = None
         self.leaving = False
-        # name -> (argument, what it does, how)
-        self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
-            "/help": ("", "this list", self._help),
-            "/clear": ("", "forget the conversation; the system text stays", self._clear),
-            "/undo": ("", "take back the last question and its answer", self._undo),
-            "/regen": ("", "answer the last question again", self._regen),
-            "/system": ("[TEXT]", "what the model is told first; 'none' removes it", self._system),
-            "/set": ("[NAME VALUE]", f"{', '.join(asdict(chat.settings))}; 'none' is the default", self._set),
-            "/mem": ("", "memory and speed of the last answer", self._mem),
-            "/save": ("FILE", "save the conversation", self._save),
-            "/load": ("FILE", "go on with a saved conversation", self._load),
-            "/exit": ("", "leave, as Ctrl-D does", self._exit),
-        }
 
     def run(self) -> None:
         engine = self.chat.engine
@@ -146,11 +135,11 @@ class Repl:
     def _turn(self, text: str) -> None:
         if text.startswith("/"):
             name, _, argument = text.partition(" ")
-            if name not in self.commands:
-                raise OptionError(f"no command {name}: there are {' '.join(self.commands)}")
-            self.commands[name][2](argument.strip())
+            if name not in COMMANDS:
+                raise OptionError(f"no command {name}: there are {' '.join(COMMANDS)}")
+            getattr(self, f"_{name[1:]}")(argument.strip())
         elif text.strip():
-            self._answer(lambda **how: self.chat.ask(text.strip(), **how))
+            self._answer(lambda **callbacks: self.chat.ask(text.strip(), **callbacks))
 
     def _answer(self, ask: Callable[..., "Answer"]) -> None:
         shown = False
@@ -162,28 +151,29 @@ class Repl:
 
         try:
             with console.layer_progress() as on_layer:
-                generation = ask(on_text=on_text, on_layer=on_layer)
+                answer = ask(on_text=on_text, on_layer=on_layer)
         except KeyboardInterrupt:  # before the first token: later, the engine ends the answer
             if shown:
                 click.echo("")
-            console.note("stopped: the conversation is as it was before")
+            console.note("stopped before the first token: the question is taken back")
             return
         click.echo("")
-        report = generation.report
-        if self.last is None and (note := choice_note(self.chat.settings, report.plan, report.dtype)):
+        report = answer.report
+        if self.last is None and (note := choice_note(self.chat.pruning, report.plan, report.dtype)):
             console.note(note)
-        self.last = generation
-        console.note(footer(generation))
-        remember(generation.report)
+        self.last = answer
+        console.note(footer(answer))
+        remember(answer.report)
 
     def _help(self, argument: str) -> None:
-        console.pairs((f"{name} {what}".strip(), line) for name, (what, line, _) in self.commands.items())
-        console.note('A line that ends with \\ goes on in the next; a text between """ and """ may have several lines.')
+        console.pairs((f"{name} {what}".strip(), line) for name, (what, line) in COMMANDS.items())
+        console.note(f"/set knows {', '.join(self.chat.settings())}.")
+        console.note('End a line with \\ to continue it on the next; put a text of several lines between """ and """.')
         console.note("Ctrl-C stops an answer; Ctrl-D leaves.")
 
     def _clear(self, argument: str) -> None:
         self.chat.conversation.clear()
-        console.note("the conversation begins anew")
+        console.note("forgot the conversation; the system text stays")
 
     def _undo(self, argument: str) -> None:
         text = self.chat.conversation.undo()
@@ -203,14 +193,14 @@ class Repl:
         if name and not value.strip():
             raise OptionError("write /set NAME VALUE, or /set alone to see the settings")
         if name:
-            self.chat.settings = self.chat.settings.with_text(name, value.strip())
-        show = asdict(self.chat.settings)
+            self.chat.set(name, value.strip())
+        show = self.chat.settings()
         for key in [name] if name else show:
             console.note(f"{key}: {'default' if show[key] is None else show[key]}")
 
     def _mem(self, argument: str) -> None:
         if self.last is None:
-            console.note(f"nothing is resident yet; the budget is {format_bytes(self.chat.engine.budget)}")
+            console.note(f"no answer yet, nothing is resident; the budget is {format_bytes(self.chat.engine.budget)}")
         else:
             console.report(self.last.report)
 
@@ -237,15 +227,15 @@ def path_of(argument: str, name: str) -> Path:
         raise OptionError(f"{argument}: {error}") from error
 
 
-def footer(generation: "Answer") -> str:
+def footer(answer: "Answer") -> str:
     """Speed and memory of one answer, in a line."""
-    facts = generation.to_json()
+    facts = answer.to_json()
     speed, first = facts["timings"]["decode_tokens_per_s"], facts["timings"]["time_to_first_token_s"]
-    parts = [f"{len(generation.token_ids)} tokens"]
+    parts = [f"{len(answer.token_ids)} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed else []  # one token has no speed
     parts += [f"{format_bytes(facts['memory']['resident_bytes'])} resident", f"first token after {first:.2f} s"]
     ends = {"length": "cut at max_new_tokens (/set max_new_tokens N)", "interrupted": "stopped"}
-    parts += [ends[generation.finish_reason]] if generation.finish_reason in ends else []
+    parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
     return " · ".join(parts)
 
 

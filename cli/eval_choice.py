@@ -1,7 +1,7 @@
 """`griffin eval choice`: questions with several answers, by the log-likelihood of each."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,65 +10,56 @@ import click
 from ..errors import OptionError
 from ..options import MODES
 from . import _console as console
-from ._options import model_options, open_engine
-from .variants import variant_options, variants
+from ._options import compares, count, file, json_option, opens_engine
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..evaluation.choice import Answers, Question
+    from ..evaluation.scoring.variant import Variant
 
 
 @click.command("choice", short_help="Multiple choice by log-likelihood.")
-@click.option(
+@file(
     "--data",
+    'JSONL: {"context": text, "choices": [texts], "answer": index from 0}; question or query will do for context.',
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='JSONL: {"context": text, "choices": [texts], "answer": index from 0}; question or query will do for context.',
 )
 @click.option(
     "--mode",
     type=click.Choice(MODES),
     default="gen",
     show_default=True,
-    help="What is the prompt. gen: the context; every token of a choice is read by the experts. class, the paper's: "
-    "all that the model reads but the last token, choices included, which is kinder to pruning.",
+    help="What counts as the prompt. gen: the context, so that the pruned model reads every token of a choice. class, "
+    "the paper's: everything but the last token, choices included, which is kinder to pruning.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write every question's scores, as JSONL.",
-)
-@variant_options
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@count("--limit", None, "Only the first N questions.")
+@file("--out", "Write every question's scores, as JSONL.", dir_okay=False)
+@compares
+@opens_engine()
+@json_option()
 def command(
     *,
     data: Path,
     mode: str,
     limit: int | None,
     out: Path | None,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
+    variants: "list[Variant]",
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
-    **compared: Any,
 ) -> None:
-    """Multiple choice: of the answers given, the model takes the one that it finds likeliest.
+    """Multiple choice: the model takes the choice to which it gives the highest likelihood.
 
-    Normalised: the likeliest a character. A space is put between context and choice where neither has one.
+    Normalised: the highest log-likelihood per character. A space is put between context and choice where neither has
+    one.
     """
-    chosen = variants(**compared)
     if out and not out.parent.is_dir():
-        raise OptionError(f"{out}: the folder {out.parent} does not exist: make it first")
+        raise OptionError(f"{out}: the folder {out.parent} does not exist: create it first")
     from ..evaluation import choice
 
     questions = choice.read_questions(data)[:limit]
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine()
     with console.layer_progress() as on_layer:
-        results = choice.answer(engine, questions, chosen, mode, on_layer=on_layer)
+        results = choice.answer(engine, questions, variants, mode, on_layer=on_layer)
     if out:
         out.write_text("".join(json.dumps(row) + "\n" for row in by_question(questions, results)), encoding="utf-8")
     if as_json:

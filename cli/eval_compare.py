@@ -1,19 +1,20 @@
 """`griffin eval compare`: all ways to leave out feed-forward weights, on the same texts, problems and articles."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import _console as console
-from ._options import model_options, open_engine
+from ._options import count, file, json_option, opens_engine, seed_option, several, switch
 from ._text import decode
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..evaluation.compare import Result
 
 TASKS = ("text", "arithmetic", "summaries")
@@ -29,90 +30,50 @@ COLUMNS = {
 
 
 @click.command("compare", short_help="All ways to leave out weights, side by side.")
-@click.option(
-    "--text",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A UTF-8 text of some length: its first half is tested on, its second half calibrates.",
-)
-@click.option(
+@file("--text", "A long UTF-8 text: its first half is for testing, its second half for calibration.", required=True)
+@file(
     "--summaries",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Articles as `griffin eval summarise` takes them: the first ones test, the others calibrate.",
+    "Articles as `griffin eval summarise` takes them: the first ones are for testing, the others for calibration.",
 )
-@click.option(
+@file(
     "--out",
+    "Where measurements go, one a line. After a stop, the same command continues where it stopped.",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where every measurement goes, a line each. After a stop the same command goes on.",
 )
-@click.option("--force", is_flag=True, help="Replace what the --out file holds.")
-@click.option(
+@switch("--force", "Replace what the --out file holds.")
+@several(
     "--share",
     "shares",
+    (0.25, 0.5),
+    "Share of the feed-forward neurons or blocks to leave out.",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    multiple=True,
-    default=(0.25, 0.5),
-    show_default=True,
     metavar="SHARE",
-    help="Of the feed-forward neurons, or blocks, to leave out. Give several to compare.",
 )
-@click.option(
-    "--task",
-    "tasks",
-    type=click.Choice(TASKS),
-    multiple=True,
-    help="What to measure; several times. [default: all for which there is data]",
-)
-@click.option("--windows", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Pieces of text.")
-@click.option(
-    "--problems", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Sums to test on."
-)
-@click.option("--articles", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="To summarise.")
-@click.option(
-    "--samples", type=click.IntRange(4), default=32, show_default=True, metavar="N", help="Samples of a calibration."
-)
-@click.option(
-    "--tokens", type=click.IntRange(2), default=512, show_default=True, metavar="T", help="Longest sample, in tokens."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Of the sums, the samples, and what is drawn.",
-)
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@several("--task", "tasks", (), "What to measure.", "all for which there is data", type=click.Choice(TASKS))
+@count("--windows", 8, "Windows of text to test on.", "test_windows")
+@count("--problems", 100, "Sums to test on.", "test_problems")
+@count("--articles", 16, "Articles to summarise.", "test_articles")
+@count("--samples", 32, "Samples to calibrate with.", low=4)
+@count("--tokens", 512, "Longest sample, in tokens.", metavar="T", low=2)
+@seed_option("Seed of the sums, the samples, and of whatever else is drawn.")
+@opens_engine()
+@json_option("Print one JSON object instead of tables.")
 def command(
     *,
     text: Path,
     summaries: Path | None,
     out: Path,
-    force: bool,
     shares: tuple[float, ...],
     tasks: tuple[str, ...],
-    windows: int,
-    problems: int,
-    articles: int,
-    samples: int,
-    tokens: int,
-    seed: int,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
+    **data: Any,
 ) -> None:
     """Compare GRIFFIN with skipped blocks and with static models from calibration texts.
 
-    Each way leaves out the same share of the feed-forward neurons or blocks. Measured are the perplexity of a text,
-    sums in words (answers right, and how likely the right one is), and ROUGE of summaries, with standard errors. A
-    model that `griffin calibrate` has not measured is measured first.
+    Each method leaves out the same share of the feed-forward neurons or blocks. It measures the perplexity of a text,
+    sums in words (correct answers, and the likelihood of the correct one) and ROUGE of summaries, with standard errors.
+    A model that `griffin calibrate` has not measured is measured first.
     """
     if summaries is None and "summaries" in tasks:
         raise click.UsageError("--task summaries needs --summaries FILE")
@@ -121,30 +82,21 @@ def command(
     from ..evaluation.summarise import fault, rouge_scorer
 
     if "summaries" in chosen:
-        rouge_scorer()  # missing, it is missed before the first measurement
+        rouge_scorer()  # if it is not installed, fail before the first measurement
     rows = read_rows(summaries, fault) if summaries else []
-    data = Data(
-        text=decode(text.read_bytes(), str(text)),
-        articles=rows,
-        test_articles=articles,
-        test_problems=problems,
-        test_windows=windows,
-        samples=samples,
-        tokens=tokens,
-        seed=seed,
-    )
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    force = data.pop("force")
+    texts = Data(text=decode(text.read_bytes(), str(text)), articles=rows, **data)
+    engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,
         "shares": list(shares),
         "articles": [row["id"] for row in rows],
-        **{name: getattr(data, name) for name in ("test_articles", "test_problems", "test_windows")},
-        **{"samples": samples, "tokens": tokens, "seed": seed},
+        **data,
     }
     with Results(out, settings, source=text, keys=KEYS, force=force) as written:
         with console.layer_progress("Reading") as on_layer:
-            for row in compare(engine, data, shares, chosen, skip=written.has, on_layer=on_layer):
+            for row in compare(engine, texts, shares, chosen, skip=written.has, on_layer=on_layer):
                 written.add(row)
         found = results(written.rows)
     if as_json:

@@ -1,6 +1,7 @@
 """`griffin eval perplexity`: how well the pruned model predicts a text after a prompt from that text."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,111 +9,74 @@ import click
 
 from ..units import format_bytes
 from . import _console as console
-from ._options import model_options, open_engine
+from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
 from ._text import decode
-from .variants import variant_options, variants
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..evaluation.perplexity import Perplexity
+    from ..evaluation.scoring.variant import Variant
+
+
+PROMPT_TOKENS = "Tokens that the full model reads and the kept neurons are chosen from."
+CONTINUE_TOKENS = "Tokens after them that are predicted."
 
 
 @click.command("perplexity", short_help="Perplexity of a text after a prompt.")
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A UTF-8 text file, such as WikiText-2's test split.",
-)
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(512,),
-    show_default=True,
-    metavar="P",
-    help="Tokens that the full model reads and experts are chosen from. Give several to compare.",
-)
-@click.option(
-    "--continue-tokens",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(256,),
-    show_default=True,
-    metavar="G",
-    help="Tokens after them that are predicted. Give several to compare.",
-)
-@click.option(
-    "--windows", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Pieces of text to measure."
-)
-@click.option(
+@file("--data", "A UTF-8 text file, such as WikiText-2's test split.", required=True)
+@several("--prompt-tokens", "prompts", (512,), PROMPT_TOKENS, type=click.IntRange(1), metavar="P")
+@several("--continue-tokens", "continuations", (256,), CONTINUE_TOKENS, type=click.IntRange(1), metavar="G")
+@count("--windows", 8, "Pieces of text to measure.")
+@switch(
     "--bos",
-    is_flag=True,
-    help="Put the model's first token (<bos>, <s>) before every prompt, uncounted. Without it the windows have none, "
-    "which some models (Gemma) predict much worse from.",
+    "Put the model's first token (<bos>, <s>) before every prompt, uncounted. Without it some models (Gemma) "
+    "predict much worse.",
 )
-@variant_options
-@click.option(
-    "--prior",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Scores of other texts, as `griffin export-pruned --prior-out` saves them, beside the prompt's own.",
-)
-@click.option(
-    "--prior-weight",
-    "prior_weights",
-    type=click.FloatRange(0, 1),
-    multiple=True,
-    metavar="W",
-    help="Of the prior: 0 the prompt's choice alone, 1 the prior's. Give several to compare. [default: 0.4]",
-)
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@compares
+@option("prior", type=click.Path(path_type=Path))
+@repeated("prior_weight", "prior_weights", type=click.FloatRange(0, 1))
+@opens_engine()
+@json_option()
 def command(
     *,
     data: Path,
-    prompt_tokens: tuple[int, ...],
-    continue_tokens: tuple[int, ...],
     windows: int,
-    bos: bool,
     prior: Path | None,
     prior_weights: tuple[float, ...],
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
+    variants: "list[Variant]",
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
-    **compared: Any,
+    **lengths: Any,
 ) -> None:
     """Perplexity of a text after a prompt from the same text.
 
-    The text is cut into windows of P + G tokens, back to back. The full model reads the first P; the rest is predicted
-    by the experts that they chose, its first token by the full model. With several P or G, all combinations are
-    measured at the same places: windows are as long as the largest, and the prompts end where the largest ends.
+    The text is cut into windows of P + G tokens, back to back. The full model reads the first P tokens and predicts the
+    next one; the pruned model predicts the rest, with the neurons that the P tokens chose. With several P or G, all
+    combinations are measured at the same places: windows have the largest size, and all prompts end at the same token.
     """
     if prior_weights and prior is None:
         raise click.UsageError("--prior-weight needs --prior FILE")
-    chosen = variants(**compared)
+    prompt_tokens, continue_tokens = lengths["prompts"], lengths["continuations"]
     text = decode(data.read_bytes(), str(data))
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine()
     from ..evaluation import perplexity
     from ..evaluation.scoring.variant import with_prior
 
     if prior is not None:
-        chosen = with_prior(engine, chosen, prior, prior_weights)
-    ids, before = perplexity.encode_text(engine, text, bos=bos)
+        variants = with_prior(engine, variants, prior, prior_weights)
+    ids, before = perplexity.encode_text(engine, text, bos=lengths["bos"])
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:
         results = perplexity.perplexity(
             engine,
             pairs,
-            chosen,
+            variants,
             prompt_tokens=prompt_tokens,
             continue_tokens=continue_tokens,
             before=before,
             on_layer=on_layer,
         )
-    grid = len(results) > len(chosen)
+    grid = len(results) > len(variants)
     if as_json:
         facts = {
             "model": engine.name,

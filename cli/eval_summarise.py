@@ -1,6 +1,7 @@
 """`griffin eval summarise`: ROUGE of summaries at several sparsities. Every prediction is written to a file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,98 +9,69 @@ import click
 
 from ..jsonl import Results, read_rows
 from . import _console as console
-from ._options import model_options, open_engine
+from ._options import compares, count, file, json_option, opens_engine, switch
 from .generate_many import Pace
-from .variants import variant_options, variants
 
 if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..evaluation.scoring.variant import Variant
     from ..evaluation.summarise import Summary
 
 
 @click.command("summarise", short_help="ROUGE of one-sentence summaries.")
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='Lines of {"article": the whole prompt, "summary_gt": the reference, "stop": [texts]}.',
-)
-@click.option(
+@file("--data", 'Lines of {"article": the whole prompt, "summary_gt": the reference, "stop": [texts]}.', required=True)
+@file(
     "--out",
+    "Where predictions go, one a line. After a stop, the same command continues where it stopped.",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where every prediction goes, a line each. After a stop the same command goes on.",
 )
-@click.option("--force", is_flag=True, help="Replace what the --out file holds.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows. [default: all]")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Longest summary, in tokens.",
-)
-@click.option("--sampled", is_flag=True, help="Draw at temperature 0.3 by --seed, as the paper does. [default: greedy]")
-@variant_options
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@switch("--force", "Replace what the --out file holds.")
+@count("--limit", None, "Only the first N rows. [default: all]")
+@count("--max-new-tokens", 64, "Longest summary, in tokens.")
+@switch("--sampled", "Draw at temperature 0.3 by --seed, as the paper does. [default: greedy]")
+@compares
+@opens_engine()
+@json_option()
 def command(
     *,
     data: Path,
     out: Path,
     force: bool,
     limit: int | None,
-    max_new_tokens: int,
-    sampled: bool,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
+    variants: "list[Variant]",
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
-    **compared: Any,
+    **decoding: Any,
 ) -> None:
     """Let a model summarise articles, and compare with reference summaries: ROUGE-1, ROUGE-2 and ROUGE-L.
 
-    The article's neurons are chosen by the article, as in any run; sparsity 0 is the whole model.
+    For each article, the neurons that it uses are kept, as in any run. Sparsity 0 is the full model.
     """
-    chosen = variants(**compared)
+    decoding["seed"] = click.get_current_context().params["seed"]
     from ..evaluation.summarise import KEYS, fault, mean_scores, named, rouge_scorer, summarise
 
-    rouge_scorer()  # missing, it is missed before the first summary
+    rouge_scorer()  # if it is not installed, fail before the first summary
     rows = read_rows(data, fault)[:limit]
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,
-        "variants": [named(variant) for variant in chosen],
+        "variants": [named(variant) for variant in variants],
         "limit": limit,
-        "max_new_tokens": max_new_tokens,
-        "sampled": sampled,
-        "seed": compared["seed"],
+        **decoding,
     }
     with Results(out, settings, source=data, keys=KEYS, force=force) as results:
-        total = len(rows) * len(chosen)
+        total = len(rows) * len(variants)
         with Pace(results, total, "summaries") as pace, console.layer_progress() as on_layer:
-            for prediction in summarise(
-                engine,
-                rows,
-                chosen,
-                sampled=sampled,
-                seed=compared["seed"],
-                max_new_tokens=max_new_tokens,
-                skip=results.has,
-                on_layer=on_layer,
-            ):
+            for prediction in summarise(engine, rows, variants, skip=results.has, on_layer=on_layer, **decoding):
                 results.add(prediction)
                 pace.step()
-    summaries = [mean_scores(results.rows, variant) for variant in chosen]
+    summaries = [mean_scores(results.rows, variant) for variant in variants]
     if as_json:
         click.echo(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
     else:
-        how = "drawn at temperature 0.3" if sampled else "greedy"
-        title = f"{engine.name}, {engine.dtype}, {len(rows)} articles of {data.name}, {how}; ± is the standard error"
+        mode = "drawn at temperature 0.3" if decoding["sampled"] else "greedy"
+        title = f"{engine.name}, {engine.dtype}, {len(rows)} articles of {data.name}, {mode}; ± is the standard error"
         console.table(title, ("pruned", "ROUGE-1", "ROUGE-2", "ROUGE-L", "rows", "too long"), map(cells, summaries))
     console.note(f"every prediction is in {out}")
 

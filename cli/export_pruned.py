@@ -5,216 +5,283 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..chat import Settings
-from ..errors import PromptError
-from ..options import EXPORT_FORMATS, GGUF_TYPES
+from ..errors import GriffinError, OptionError, PromptError
+from ..options import FORMS, SCORES, ExportFormat, Pruning
+from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import (
-    SHARES,
-    check_prior_options,
-    check_skip_usage,
-    expert_options,
-    model_options,
-    open_engine,
-    prior_options,
-    prompt_form,
-    prompt_form_options,
-    skip_options,
-)
-from ._text import check_text, read_file, read_prompt
-from .calibration import CalibrationOptions, calibration_options
+from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
+from ._text import check_text, read_file, read_prompt, takes_form
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..export.pruned_model import Export
+    from ..pruning.calibration import Calibration
+    from ..pruning.prior import Prior
+
+WITHOUT_TEXTS = ("magnitude", "random")
+SPARSITY = "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them."
+
+
+def takes_calibration(command: F) -> F:
+    """--calibration and the options that go with it: the fields of `CalibrationOptions`."""
+    return decorate(
+        command,
+        click.option(
+            "--calibration",
+            multiple=True,
+            metavar="FILE[:SHARE]",
+            help='Choose the neurons by many texts, not by one prompt: a text, or a .jsonl file of {"text": ...} or '
+            '{"question": ..., "answer": ..., "rationale": ...}. Give several to mix them, by their shares.',
+        ),
+        click.option("--samples", type=int, metavar="N", help=f"Samples to draw in all. [default: {SAMPLES}]"),
+        click.option(
+            "--tokens",
+            type=int,
+            metavar="T",
+            help=f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
+        ),
+        click.option(
+            "--calibration-format",
+            type=click.Choice(FORMS),
+            help="How rows become samples. text: rows of text; for questions and answers: qa, one pair a sample; "
+            "concat, pairs joined until T tokens; question, without the answer. [default: text or concat]",
+        ),
+        click.option(
+            "--rationale/--no-rationale",
+            default=None,
+            help="Put a row's rationale before its answer. [default: rationale]",
+        ),
+        click.option(
+            "--score",
+            type=click.Choice(SCORES),
+            help="How neurons are scored: griffin, its statistic summed over all texts; wanda, activation norm times "
+            "column norm; magnitude and random need no texts. [default: griffin]",
+        ),
+        file("--prior-out", "Save the scores of all neurons, for --prior. Without --out nothing else is written."),
+        click.option(
+            "--host-memory",
+            metavar="SIZE",
+            help="RAM for the hidden states of calibration samples between layers; what does not fit goes to a file "
+            "beside --out. On the CPU it is part of --device-memory. [default: all that is left]",
+        ),
+        count("--seed", 0, "Seed of the samples, and of selections and scores that draw.", low=0),
+    )
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The options of a choice without a prompt. Raises click.UsageError for those that do not go together."""
+
+    calibration: tuple[str, ...]
+    samples: int | None
+    tokens: int | None
+    calibration_format: str | None
+    rationale: bool | None
+    score: str | None
+    prior_out: Path | None
+    host_memory: str | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "tokens", "calibration_format", "rationale", "host_memory"):
+            if getattr(self, name) is not None and not self.calibration:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --calibration FILE")
+        if self.score in WITHOUT_TEXTS and self.calibration:
+            raise click.UsageError(f"--score {self.score} does not depend on texts: leave out --calibration")
+        if self.score is not None and self.score not in WITHOUT_TEXTS and not self.calibration:
+            raise click.UsageError(f"--score {self.score} needs --calibration FILE")
+        if self.prior_out is not None and not self.asked:
+            raise click.UsageError("--prior-out needs --calibration FILE, whose scores it saves")
+
+    @property
+    def asked(self) -> bool:
+        """Whether the neurons are chosen without a prompt."""
+        return bool(self.calibration) or self.score is not None
+
+    def refuse(self, given: dict[str, Any]) -> None:
+        """Raises click.UsageError for an option of a prompt, by its flag, beside those of a choice without one."""
+        if self.asked and (flags := [flag for flag, value in given.items() if value]):
+            raise click.UsageError(
+                f"{flags[0]} cannot be combined with --{'calibration' if self.calibration else 'score'}"
+            )
+
+    def sources(self) -> list[CalibrationText]:
+        """The files read. Raises GriffinError."""
+        return [read_source(*with_share(name)) for name in self.calibration]
+
+    def draw(self, engine: "Engine", sources: list[CalibrationText]) -> "Calibration":
+        """Samples of the files, and how neurons are scored. Says where there is less text than asked for."""
+        from ..pruning.calibration import Calibration
+
+        score = self.score or "griffin"
+        if not sources:
+            return Calibration(score=score, seed=self.seed)
+        room = engine.context_length - 1
+        if self.tokens is not None and self.tokens > room:
+            raise OptionError(f"--tokens {self.tokens}: {engine.name} reads at most {room}")
+        drawn = draw_samples(
+            lambda text: engine.encode(text, raw=True),
+            sources,
+            samples=SAMPLES if self.samples is None else self.samples,
+            tokens=min(TOKENS, room) if self.tokens is None else self.tokens,
+            form=self.calibration_format,
+            rationale=self.rationale is not False,
+            seed=self.seed,
+            bos=engine.tokenizer.bos_token_id,
+        )
+        for note in drawn.notes:
+            console.note(note)
+        return Calibration(drawn.ids, score, self.seed, drawn.facts)
+
+    def check_prior_out(self, force: bool) -> None:
+        """Before the model is read for it. Raises GriffinError."""
+        path = self.prior_out
+        if path is None:
+            return
+        if path.is_dir():
+            raise GriffinError(f"{path} is a folder: give --prior-out the name of a file")
+        if path.exists() and not force:
+            raise GriffinError(f"{path} exists: give --prior-out another name, or --force to replace it")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise GriffinError(f"{path} cannot be written: no file can be created in {folder}")
+
+    def save(self, prior: "Prior") -> None:
+        from ..pruning.prior import save_prior
+
+        if self.prior_out is not None:
+            save_prior(self.prior_out, prior)
+            told = prior.facts
+            console.note(
+                f"score {told['score']} of {told['samples']} samples, {told['tokens']} tokens: {self.prior_out}"
+            )
 
 
 @click.command("export-pruned", short_help="Write the pruned model, for transformers or for llama.cpp.")
 @click.option("--prompt", metavar="TEXT|FILE", help="The prompt, or the name of a file that has it.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
-@calibration_options
-@click.option(
-    "--out",
-    metavar="FOLDER|FILE.gguf",
-    type=click.Path(path_type=Path),
-    help="What to write: a folder, new or empty; or, with --format gguf, a new file.",
+@takes_form
+@file("--out", "What to write: a folder, new or empty; or, with --format gguf, a new file.", metavar="FOLDER|FILE.gguf")
+@switch("--force", "Replace what is there.")
+@takes(
+    ExportFormat,
+    Some(Pruning, without=("resident_dtype", "rest"), defaults={"sparsity": 0.5}, helps={"sparsity": SPARSITY}),
 )
-@click.option("--force", is_flag=True, help="Replace what is there.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(EXPORT_FORMATS),
-    default="safetensors",
-    show_default=True,
-    help="A folder that transformers loads, or a file that llama.cpp runs.",
-)
-@click.option(
-    "--gguf-type",
-    type=click.Choice(GGUF_TYPES),
-    help="Of the matrices in a GGUF file; vectors are f32. [default: bf16]",
-)
-@click.option(
-    "--multiple-of",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Keep a multiple of N neurons in every layer, rounded up. llama.cpp's K-quants want 256. "
-    "[default: 1; for GGUF 32]",
-)
-@click.option(  # of generate: refused here, with the way out
-    "--resident-dtype", "--rest", "packed", hidden=True, help="Not of an export: see --gguf-type."
-)
-@prompt_form_options
-@click.option(
-    "--sparsity",
-    type=SHARES,
-    default=0.5,
-    show_default=True,
-    metavar="SHARE",
-    help="Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them.",
-)
-@expert_options
-@prior_options
-@skip_options
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="Seed of the samples, and of selections and scores that draw. [default: 0]",
-)
-@model_options
-@click.option(
-    "--host-memory",
-    metavar="SIZE",
-    help="RAM for calibration samples that wait for a layer; the others wait in a file beside --out. On the CPU, of "
-    "what --device-memory leaves. [default: all of that]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--resident-dtype", "--rest", "packed", hidden=True, help="Not for an export: see --gguf-type.")
+@takes_calibration
+@opens_engine()
+@json_option("Print one JSON object.")
 def command(
     *,
-    prompt: str | None,
-    prompt_file: str | None,
     out: Path | None,
     force: bool,
-    form: str,
-    gguf_type: str | None,
-    multiple_of: int | None,
-    packed: str | None,
-    system: str | None,
-    raw: bool,
-    sparsity: float | tuple[float, ...],
-    selection: str,
-    allocation: str,
-    prior: str | None,
-    prior_weight: float | None,
-    seed: int,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
-    host_memory: str | None,
+    pruning: Pruning,
+    export_format: ExportFormat,
+    open_engine: Callable[[], "Engine"],
     as_json: bool,
+    packed: str | None,
     **more: Any,
 ) -> None:
     """Write the model, pruned for a prompt: a folder that transformers loads, or a file that llama.cpp runs.
 
-    Give a prompt like the ones that the pruned model shall answer: the neurons that it does not use are gone. Or give
-    --calibration texts: the neurons are chosen by all of them, which one reading of the model measures.
+    Give a prompt like those that the pruned model will answer: neurons that it does not use are removed. Or give
+    --calibration texts: one reading of the model then scores the neurons over all of them.
     """
-    skip = {name: more.pop(name) for name in list(more) if name.startswith("ffn_skip")}
-    calibration = CalibrationOptions(seed=seed, host_memory=host_memory, **more)
-    if out is None and calibration.prior_out is None:
+    prompt, prompt_file, form = (more.pop(name) for name in ("prompt", "prompt_file", "form"))
+    options = CalibrationOptions(**more)
+    if out is None and options.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
-    _check_form(form, out, gguf_type, packed)
-    check_prior_options(prior, prior_weight)
-    check_skip_usage(**skip)
-    if skip["ffn_skip"] and skip["ffn_skip_mode"] == "token":
+    check_format(export_format, out, packed)
+    if pruning.skip.share and not pruning.skip.by_prompt:
         raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
-    of_a_prompt = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": system, "--raw": raw}
-    calibration.refuse_with(
-        {**of_a_prompt, "--prior": prior, "--selection": selection != "topk", "--ffn-skip": skip["ffn_skip"]}
-    )
-    place: dict[str, Any] = {"device": device, "device_memory": device_memory, "dtype": dtype}
-    how: dict[str, Any] = {
-        "sparsity": sparsity,
-        "allocation": allocation,
-        "force": force,
-        "format": form,
-        "gguf_type": gguf_type or "bf16",
-        "multiple_of": multiple_of,
-    }
-    system = prompt_form(system, raw)
-    # Refused here, before the model is looked for.
-    chosen = Settings(sparsity=sparsity, prior=prior, prior_weight=prior_weight, **skip)
-    if calibration.asked:
-        sources = calibration.sources()
-        calibration.check_prior_out(force)
-        engine = open_engine(model, **place)
-        static = calibration.draw(engine, sources)
-        start = time.perf_counter()
+    given = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": form.system, "--raw": form.raw}
+    given |= {"--prior": pruning.prior, "--selection": pruning.selection != "topk", "--ffn-skip": pruning.skip.share}
+    options.refuse(given)
+    # Files are read, and refused, before a model is looked for.
+    if pruning.prior:
+        from ..pruning.prior import load_prior
+
+        pruning = replace(pruning, prior=load_prior(Path(pruning.prior).expanduser()))
+    writing: tuple[Any, ...] = (out, pruning, export_format)
+    if options.asked:
+        sources = options.sources()
+        options.check_prior_out(force)
+        engine = open_engine()
+        calibration = options.draw(engine, sources)
+        start, room = time.perf_counter(), options.host_memory
         if out is None:
             with console.layer_progress("Reading") as on_layer:
-                calibration.save(engine.score_samples(static, on_layer, host_memory=host_memory))
-            path = str(calibration.prior_out)
-            click.echo(json.dumps({"model": engine.name, "prior": path, **static.to_json()}) if as_json else path)
+                options.save(engine.score_samples(calibration, on_layer, host_memory=room))
+            path = str(options.prior_out)
+            click.echo(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
             return
         with console.layer_progress("Reading and writing") as on_layer:
-            export, scores = engine.export_static(static, out, host_memory=host_memory, on_layer=on_layer, **how)
-        calibration.save(scores)
+            export, scores = engine.export_static(
+                calibration, *writing, force=force, host_memory=room, on_layer=on_layer
+            )
+        options.save(scores)
     else:
-        assert out is not None
-        how |= chosen.prior_arguments() | {"skip": chosen.skip(), "selection": selection, "seed": seed}
         text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
-        engine = open_engine(model, **place)
-        ids = engine.encode(text, system=system, raw=raw)
+        engine = open_engine()
+        ids = form.encode(engine, text)
         start = time.perf_counter()
         with console.layer_progress("Reading and writing") as on_layer:
-            export = engine.export(ids, out, prompt_text=text, on_layer=on_layer, **how)
-    _tell(engine, export, form, sparsity, time.perf_counter() - start, as_json)
+            export = engine.export(ids, *writing, prompt_text=text, seed=options.seed, force=force, on_layer=on_layer)
+    told = {"model": engine.name, "sparsity": pruning.sparsity, **export.to_json()}
+    click.echo(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
+    tell(export, export_format, engine.sizes.full, time.perf_counter() - start)
 
 
-def _tell(
-    engine: "Engine", export: "Export", form: str, sparsity: float | tuple[float, ...], seconds: float, as_json: bool
-) -> None:
+def tell(export: "Export", export_format: ExportFormat, full_bytes: int, seconds: float) -> None:
     """What was written, and how to load it."""
-    if as_json:
-        click.echo(json.dumps({"model": engine.name, "sparsity": sparsity, **export.to_json(), "seconds": seconds}))
-    else:
-        click.echo(str(export.path))
     if export.backup:
-        console.note(f"what was there before is now in {export.backup}")
+        console.note(f"the previous content is now in {export.backup}")
     if export.skipped:
         layers = ", ".join(map(str, export.skipped))
         console.note(
             f"{len(export.skipped)} blocks are left out, of layers {layers}: they are zeros in the file, and in"
         )
         console.note("  memory, since a config has one width for all layers")
-    full, size = format_bytes(engine.sizes.full), format_bytes(export.bytes)
     files = f"{len(export.files)} files" if len(export.files) > 1 else "one file"
-    console.note(f"{size} in {files}, of a model of {full}; written in {seconds:.1f} s. To load it:")
-    if form == "gguf":
+    size = f"{format_bytes(export.bytes)} in {files}, of a model of {format_bytes(full_bytes)}"
+    console.note(f"{size}; written in {seconds:.1f} s. To load it:")
+    if export_format.format == "gguf":
         console.note(f"  llama-cli -m {shlex.quote(str(export.path))}")
     else:
         console.note(f"  AutoModelForCausalLM.from_pretrained({str(export.path)!r})")
 
 
-def _check_form(form: str, out: Path | None, gguf_type: str | None, packed: str | None) -> None:
+def check_format(export_format: ExportFormat, out: Path | None, packed: str | None) -> None:
     """Raises click.UsageError for options that do not go together."""
+    gguf = export_format.format == "gguf"
     if packed is not None:
         raise click.UsageError(
-            "an export holds no neurons in --resident-dtype or --rest formats: it is written in --dtype, or as "
+            "an export has no --resident-dtype or --rest: it is written in --dtype, or with "
             "--format gguf --gguf-type q8_0; llama.cpp's llama-quantize makes smaller types of a GGUF file"
         )
-    if form != "gguf" and gguf_type is not None:
-        raise click.UsageError("--gguf-type is for --format gguf")
-    if form != "gguf" and out is not None and out.suffix.lower() == ".gguf":
+    if not gguf and export_format.gguf_type is not None:
+        raise click.UsageError("--gguf-type needs --format gguf")
+    if not gguf and out is not None and out.suffix.lower() == ".gguf":
         raise click.UsageError(f"{out} would be a folder of safetensors: add --format gguf, or give another name")
+
+
+def with_share(name: str) -> tuple[Path, float]:
+    """FILE:SHARE, unless there is a file of just this name."""
+    file, colon, share = name.rpartition(":")
+    if not colon or os.path.exists(name):
+        return Path(name), 1.0
+    try:
+        return Path(file), float(share)
+    except ValueError:
+        return Path(name), 1.0
 
 
 def file_or_text(prompt: str) -> str:

@@ -1,39 +1,53 @@
-"""`griffin generate --input --output`: answer a file of prompts, one row each; a stopped run goes on where it was."""
+"""`griffin generate --input --output`: answer a file of prompts, one row each; a stopped run continues."""
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..chat import Settings
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
+from ..options import Decoding, OnLayer, Pruning
 from . import _console as console
-from ._options import open_engine
+from ._text import PromptForm
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..generation import Answer
-    from ..options import OnLayer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'
 
 
+@dataclass(frozen=True)
+class Job:
+    """A file of prompts and the file of their answers. `batch_size` prompts share one reading of the model, and their
+    kept neurons unless `per_prompt`."""
+
+    source: Path
+    output: Path
+    form: PromptForm = field(default_factory=PromptForm)
+    batch_size: int = 1
+    per_prompt: bool = False
+    force: bool = False
+    as_json: bool = False
+
+
 class Pace:
-    """How far a long run is, as a line on stderr now and then: `step` after each row; a Ctrl-C in the block says it."""
+    """Tells on stderr how far a long run is: call `step` after each row. Ctrl-C in the block tells it too.
+
+    `total`: rows in all, some of which may be in `results` already. At most one line in `every` seconds."""
 
     def __init__(self, results: Results, total: int, what: str, every: float = 10.0) -> None:
-        """Of `total` rows some may be in `results` already. A line at most every `every` seconds."""
         self._results, self._total, self._what, self._every = results, total, what, every
         self._first = len(results.rows)
         self._start = self._told = time.monotonic()
         if self._first:
-            console.note(f"going on after {self._first} of {total} {what}")
+            console.note(f"continuing after {self._first} of {total} {what}")
 
     def __enter__(self) -> "Pace":
         return self
@@ -41,7 +55,7 @@ class Pace:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is KeyboardInterrupt:
             done = f"{len(self._results.rows)} of {self._total} {self._what}"
-            console.note(f"{done} are in {self._results.path}; the same command goes on")
+            console.note(f"{done} are in {self._results.path}; the same command continues")
 
     def step(self) -> None:
         now, done = time.monotonic(), len(self._results.rows)
@@ -60,49 +74,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def generate_many(
-    source: Path,
-    output: Path,
-    chosen: Settings,
-    *,
-    system: str | None = None,
-    raw: bool = False,
-    batch_size: int = 1,
-    per_prompt: bool = False,
-    force: bool = False,
-    as_json: bool = False,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
-    host_memory: str = "0",
-) -> None:
-    """Answer every row of `source`; a row that cannot be answered gets its "error" and fails the run at its end.
+def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Pruning, decoding: Decoding) -> None:
+    """Answer every row of `job.source`. A row that cannot be answered gets its "error", and the run fails at its end.
 
-    Rows are {"prompt"} or {"messages"}, with "id" and "system" where there are any; checked before the model opens."""
-    if chosen.ffn_skip and batch_size > 1:
-        raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {batch_size}")
-    rows = read_rows(source, lambda row: fault(row, raw))
-    engine = open_engine(model, device=device, device_memory=device_memory, host_memory=host_memory, dtype=dtype)
-    skip = chosen.skip()
+    Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
+    if pruning.skip.share and job.batch_size > 1:
+        raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
+    rows = read_rows(job.source, lambda row: fault(row, job.form.raw))
+    engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
         "dtype": engine.dtype,
-        "system": system,
-        "raw": raw,
-        "batch_size": 1 if per_prompt else batch_size,  # where the prompts of a batch share their experts
-        **{name: value for name, value in chosen.arguments().items() if name != "prior"},
-        **({"prior": chosen.prior} if chosen.prior else {}),
-        **({"skip": asdict(skip)} if skip else {}),
+        **asdict(job.form),
+        "batch_size": 1 if job.per_prompt else job.batch_size,  # where the prompts of a batch share their kept neurons
+        **recorded(pruning, decoding),
     }
-    with Results(output, settings, source=source, force=force) as results:
-        answer_rows(engine, rows, results, chosen, system=system, raw=raw, size=batch_size, per_prompt=per_prompt)
+    with Results(job.output, settings, source=job.source, force=job.force) as results:
+        Rows(engine, job, pruning, decoding).answer(rows, results)
         failed = sum("error" in row for row in results.rows)
-    if as_json:
-        click.echo(json.dumps({"output": str(output), "rows": len(rows), "failed": failed}))
+    if job.as_json:
+        click.echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
-        raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {output}')
-    console.note(f"{len(rows)} prompts answered in {output}")
+        raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
+    console.note(f"{len(rows)} prompts answered in {job.output}")
+
+
+def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
+    """What the answers depend on, in the form that a stopped run of any version has written beside them."""
+    names = ("selection", "allocation", "resident_dtype", "rest")
+    values = {"sparsity": pruning.sparsity, "max_new_tokens": decoding.max_new_tokens, "seed": decoding.seed}
+    values |= {name: getattr(pruning, name) for name in names}
+    values |= decoding.generate_options(pruning.selection)
+    if pruning.prior:
+        values["prior"] = pruning.prior
+        values |= {} if pruning.prior_weight is None else {"prior_weight": pruning.prior_weight}
+    return values | ({"skip": asdict(pruning.skip)} if pruning.skip.share else {})
 
 
 def fault(row: Row, raw: bool) -> str | None:
@@ -129,85 +135,77 @@ def are_messages(value: Any) -> bool:
     )
 
 
-def answer_rows(
-    engine: "Engine",
-    rows: Sequence[Row],
-    results: Results,
-    chosen: Settings,
-    *,
-    system: str | None,
-    raw: bool,
-    size: int,
-    per_prompt: bool,
-) -> None:
-    """Answer what is not in `results` yet, in batches that are cut from all rows: the same ones after a stop."""
-    prompts = [encode(engine, row, chosen, system=system, raw=raw) for row in rows]
-    if isinstance(prompts[0], BudgetError) and all(isinstance(prompt, BudgetError) for prompt in prompts):
-        raise prompts[0]  # the options are at fault, not the rows
-    batches = [range(begin, min(begin + size, len(rows))) for begin in range(0, len(rows), size)]
-    fitting = [{i: ids for i in batch if isinstance(ids := prompts[i], list)} for batch in batches]
-    for fit in fitting:
-        if fit:  # a batch that is too big for the memory is refused before the first is answered
-            longest = max(len(ids) for ids in fit.values())
-            check_plan(engine, longest, chosen, sequences=len(fit), per_prompt=per_prompt and len(fit) > 1)
-    with Pace(results, len(rows), "prompts") as pace:
-        for batch, fit in zip(batches, fitting, strict=True):
-            if all(results.has(rows[i]) for i in batch):
-                continue
-            answered: dict[int, Row] = {i: {"error": str(prompts[i])} for i in batch if i not in fit}
-            with console.layer_progress(f"Prompt {batch[0] + 1} of {len(rows)}") as on_layer:
-                answered |= answer_batch(engine, fit, per_prompt, on_layer, chosen)
-            for i in batch:
-                if not results.has(rows[i]):
-                    results.add({"id": rows[i]["id"], **answered[i]})
-            pace.step()
+class Rows:
+    """Answers rows of a job with an engine."""
+
+    def __init__(self, engine: "Engine", job: Job, pruning: Pruning, decoding: Decoding) -> None:
+        self.engine, self.job, self.pruning, self.decoding = engine, job, pruning, decoding
+
+    def answer(self, rows: list[Row], results: Results) -> None:
+        """Answer what is not in `results` yet, in batches that are cut from all rows: the same ones after a stop."""
+        prompts = [self.encode(row) for row in rows]
+        if isinstance(prompts[0], BudgetError) and all(isinstance(prompt, BudgetError) for prompt in prompts):
+            raise prompts[0]  # the options are at fault, not the rows
+        size = self.job.batch_size
+        batches = [range(begin, min(begin + size, len(rows))) for begin in range(0, len(rows), size)]
+        fitting = [{i: ids for i in batch if isinstance(ids := prompts[i], list)} for batch in batches]
+        for fit in fitting:
+            if fit:  # a batch that is too big for the memory is refused before the first is answered
+                per_prompt = self.job.per_prompt and len(fit) > 1
+                self.check_plan(max(map(len, fit.values())), sequences=len(fit), per_prompt=per_prompt)
+        with Pace(results, len(rows), "prompts") as pace:
+            for batch, fit in zip(batches, fitting, strict=True):
+                if all(results.has(rows[i]) for i in batch):
+                    continue
+                answered: dict[int, Row] = {i: {"error": str(prompts[i])} for i in batch if i not in fit}
+                with console.layer_progress(f"Prompt {batch[0] + 1} of {len(rows)}") as on_layer:
+                    answered |= self.answer_batch(fit, on_layer)
+                for i in batch:
+                    if not results.has(rows[i]):
+                        results.add({"id": rows[i]["id"], **answered[i]})
+                pace.step()
+
+    def encode(self, row: Row) -> list[int] | GriffinError:
+        """Token ids of a row's prompt, or why it cannot be answered: empty, too long, too big for the memory."""
+        system = self.job.form.system
+        try:
+            if "messages" in row:
+                has_system = row["messages"][0]["role"] == "system"
+                head = [{"role": "system", "content": system}] if system and not has_system else []
+                ids = self.engine.encode_chat([*head, *row["messages"]])
+            else:
+                ids = PromptForm(row.get("system", system), self.job.form.raw).encode(self.engine, row["prompt"])
+            self.check_plan(len(ids))
+        except (PromptError, BudgetError) as error:
+            return error
+        return ids
+
+    def check_plan(self, tokens: int, **together: Any) -> None:
+        """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
+        self.engine.plan(tokens, self.decoding.max_new_tokens, self.pruning, **together)
+
+    def answer_batch(self, prompts: dict[int, list[int]], on_layer: OnLayer) -> dict[int, Row]:
+        """The rows to write for the prompts. A number that overflows in a batch is the error of all its prompts."""
+        if not prompts:
+            return {}
+        options: dict[str, Any] = {"per_prompt": self.job.per_prompt, "on_layer": on_layer}
+        try:
+            found = self.engine.generate_batch(list(prompts.values()), self.pruning, self.decoding, **options)
+        except NumericError as error:
+            return {i: {"error": str(error)} for i in prompts}
+        if any(answer.finish_reason == "interrupted" for answer in found):
+            raise KeyboardInterrupt  # half an answer is none
+        return {i: to_row(answer) for i, answer in zip(prompts, found, strict=True)}
 
 
-def encode(engine: "Engine", row: Row, chosen: Settings, *, system: str | None, raw: bool) -> list[int] | GriffinError:
-    """The token ids of a row's prompt, or why it cannot be answered: empty, too long, too big for the memory."""
-    try:
-        if "messages" in row:
-            has_system = row["messages"][0]["role"] == "system"
-            head = [{"role": "system", "content": system}] if system and not has_system else []
-            ids = engine.encode_chat([*head, *row["messages"]])
-        else:
-            ids = engine.encode(row["prompt"], system=row.get("system", system), raw=raw)
-        check_plan(engine, len(ids), chosen)
-    except (PromptError, BudgetError) as error:
-        return error
-    return ids
-
-
-def check_plan(engine: "Engine", tokens: int, chosen: Settings, **together: Any) -> None:
-    """Raises PromptError for a prompt beyond the context, BudgetError for what the memory does not hold."""
-    how = {name: getattr(chosen, name) for name in ("allocation", "resident_dtype", "rest")}
-    engine.plan(tokens, chosen.max_new_tokens, sparsity=chosen.sparsity, skip=chosen.skip(), **how, **together)
-
-
-def answer_batch(
-    engine: "Engine", prompts: dict[int, list[int]], per_prompt: bool, on_layer: "OnLayer", chosen: Settings
-) -> dict[int, Row]:
-    """What is written of each prompt; a number that overflows in a batch is the error of all its prompts."""
-    if not prompts:
-        return {}
-    ids = list(prompts.values())
-    try:
-        found = engine.generate_batch(ids, per_prompt=per_prompt, on_layer=on_layer, **chosen.arguments())
-    except NumericError as error:
-        return {i: {"error": str(error)} for i in prompts}
-    if any(generation.finish_reason == "interrupted" for generation in found):
-        raise KeyboardInterrupt  # half an answer is none
-    return {i: to_row(generation) for i, generation in zip(prompts, found, strict=True)}
-
-
-def to_row(generation: "Answer") -> Row:
+def to_row(answer: "Answer") -> Row:
     """The timings are the batch's."""
-    values = generation.to_json()
+    values = answer.to_json()
     return {
-        "text": generation.text,
-        "finish_reason": generation.finish_reason,
-        "prompt_tokens": len(generation.prompt_token_ids),
-        "tokens": len(generation.token_ids),
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": len(answer.prompt_token_ids),
+        "tokens": len(answer.token_ids),
         "sparsity": values["sparsity"],
         "timings": {name: round(values["timings"][name], 3) for name in ("prompt_s", "decode_s")},
     }

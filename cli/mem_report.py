@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..chat import Settings
 from ..errors import GriffinError
+from ..options import Placement, Pruning
 from ..units import MIB, format_bytes, format_rate, parse_bytes
 from . import _console as console
-from ._options import SHARES, device_options, open_engine, precision_options
+from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -25,49 +25,35 @@ NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_t
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
 @click.option("--model", metavar="NAME", help="Plan a run of this model, row by row and layer by layer.")
-@click.option("--last", is_flag=True, help="Predicted against measured, of the last run.")
-@click.option("--sparsity", type=SHARES, metavar="SHARE", help="With --model: the sparsity to plan for.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 512]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="With --model. [default: 256]")
-@precision_options
-@device_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model: str | None, last: bool, as_json: bool, **options: Any) -> None:
+@switch("--last", "Compare the prediction for the last run with what was measured.")
+@count("--prompt-tokens", None, "With --model: tokens of the prompt. [default: 512]")
+@count("--max-new-tokens", None, "With --model: longest answer, in tokens. [default: 256]")
+@takes(Some(Pruning, only=("sparsity", "resident_dtype", "rest")), Some(Placement, without=("host_memory",)))
+@json_option("Print one JSON object.")
+def command(
+    *, model: str | None, last: bool, pruning: Pruning, placement: Placement, as_json: bool, **tokens: Any
+) -> None:
     """What fits this machine, what a run would need, what the last run took.
 
-    With no option: this machine, and which of the catalogue's models fit it. No weight is read.
+    Without options: this machine, and which models of the catalogue fit it. No weights are read.
     """
-    given = [name for name, value in options.items() if value is not None]
-    if last and (model is not None or given):
-        raise click.UsageError("--last shows the run that was: leave out the other options")
+    given = given_options()
+    if last and set(given) - {"last", "as_json"}:
+        raise click.UsageError("--last shows the last run as it was: leave out the other options")
     if model is None and (lost := [name for name in given if name in NEEDS_MODEL]):
-        raise click.UsageError(f"--{lost[0].replace('_', '-')} is about a planned run: add --model NAME")
+        raise click.UsageError(f"{flag(lost[0])} needs --model NAME")
     if last:
         show_last(as_json)
     elif model is not None:
-        show_plan(model, as_json, **options)
+        engine = open_engine(model, placement)
+        plan = engine.plan(tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256, pruning)
+        show_plan(engine, plan, ladder(engine, plan) if pruning.sparsity is None else [], as_json)
     else:
-        show_machine(options["device"], options["device_memory"], as_json)
+        show_machine(placement, as_json)
 
 
-def show_plan(
-    model: str,
-    as_json: bool,
-    *,
-    sparsity: float | tuple[float, ...] | None,
-    prompt_tokens: int | None,
-    max_new_tokens: int | None,
-    resident_dtype: str | None,
-    rest: str | None,
-    **device: Any,
-) -> None:
-    """The plan of one run. Raises BudgetError, which says what would fit."""
-    Settings(sparsity=sparsity)  # refused here, before the model is looked for
-    engine = open_engine(model, **device)
-    plan = engine.plan(
-        prompt_tokens or 512, max_new_tokens or 256, sparsity=sparsity, resident_dtype=resident_dtype, rest=rest
-    )
-    rungs = ladder(engine, plan) if sparsity is None else []
+def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """The plan of one run, and what else could be kept in its budget."""
     if as_json:
         facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
         click.echo(json.dumps(facts | plan.to_json() | {"ladder": rungs}))
@@ -131,7 +117,7 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
     ]
 
 
-def show_machine(device: str | None, device_memory: str | None, as_json: bool) -> None:
+def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
     from ..memory.machine import check_device, device_budget, machine
     from ..memory.measure import resident_set
@@ -140,7 +126,8 @@ def show_machine(device: str | None, device_memory: str | None, as_json: bool) -
     from ..planning.request import Request
     from ..sources.resolve import CATALOGUE
 
-    budget = parse_bytes(device_memory) if device_memory is not None else None
+    device, size = placement.device, placement.device_memory
+    budget = parse_bytes(size) if size is not None else None
     if device is not None:
         check_device(device)
     here = machine(cache_folder(), largest_weights())
@@ -208,7 +195,7 @@ def show_last(as_json: bool) -> None:
     try:
         title, rows = last_rows(last)
     except (KeyError, TypeError, AttributeError) as error:
-        raise GriffinError("the report of the last run is of another version of Griffin: run again") from error
+        raise GriffinError("the report of the last run was written by another version of Griffin: run again") from error
     console.table(title, ("", "predicted", "measured", ""), rows)
 
 
@@ -226,7 +213,7 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
         ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
     ]
     if pace and limit:
-        share = f"{pace / limit:.0%} of what the memory's bandwidth allows"
+        share = f"{pace / limit:.0%} of what memory bandwidth allows"
         rows.append(("tokens/s", f"{limit:.1f}", f"{pace:.1f}", share))
     title = f"{last['model']} at {last['sparsity']:.0%} sparsity, {last['dtype']} on {last['device']}"
     return title, rows

@@ -1,15 +1,18 @@
 """`griffin plot`: figures of what prompts do in a model, and of what pruning costs. Each goes to a file."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, decorate, model_options, open_engine
+from ._options import F, count, decorate, file, json_option, opens_engine, several
 from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ MEASURES = {
     "log_likelihood": "likelihood of the right sum (nats)",
     "rouge2": "ROUGE-2",
 }
+ORDER = "Use the prompt's tokens as they are, permuted, or random tokens."
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 
 
@@ -32,31 +36,47 @@ def layer_list(ctx: click.Context, param: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value!r} is not a list of numbers with commas between them") from None
 
 
-def out_options(command: F) -> F:
-    """--out and --json."""
+@dataclass(frozen=True)
+class Figure:
+    """The file that a figure goes to, and whether its numbers are printed as JSON."""
+
+    out: Path
+    as_json: bool
+
+    def done(self, **summary: Any) -> None:
+        """The figure's path on stdout, or with --json the path and what it shows."""
+        click.echo(json.dumps({"out": str(self.out), **summary}) if self.as_json else str(self.out))
+
+
+def draws(command: F) -> F:
+    """Gives a command --out and --json; it gets `figure`. Raises GriffinError for a name that is no figure's."""
+
+    @wraps(command)
+    def run(*, out: Path, as_json: bool, **values: Any) -> Any:
+        return command(figure=Figure(out, as_json), **values)
+
     return decorate(
-        command,
-        click.option(
+        cast(F, run),
+        file(
             "--out",
+            "The figure: a .png, .pdf or .svg file. An existing one is replaced.",
             required=True,
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="The figure: a .png, .pdf or .svg file. One of that name is replaced.",
+            dir_okay=False,
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print what was drawn, in numbers, as one JSON object."),
+        json_option("Print the numbers in the figure as one JSON object."),
     )
 
 
 def prompt_options(command: F) -> F:
-    """--prompt-file, or --data with --windows and --prompt-tokens: the arguments of `read_prompts`."""
+    """--prompt-file, or --data with --windows and --prompt-tokens: the arguments of `texts_of`."""
     return decorate(
         command,
-        click.option("--prompt-file", multiple=True, metavar="FILE", help="A UTF-8 text file; give one a prompt."),
-        click.option("--data", metavar="FILE", help="A long UTF-8 text file to cut prompts from."),
-        click.option("--windows", type=click.IntRange(1), metavar="N", help="Prompts cut from --data. [default: 8]"),
         click.option(
-            "--prompt-tokens", type=click.IntRange(2), metavar="N", help="Tokens of each of them. [default: 512]"
+            "--prompt-file", multiple=True, metavar="FILE", help="A UTF-8 text file with a prompt. May be repeated."
         ),
+        click.option("--data", metavar="FILE", help="A long UTF-8 text file to cut prompts from."),
+        count("--windows", None, "Prompts to cut from --data. [default: 8]"),
+        count("--prompt-tokens", None, "Tokens of each prompt from --data. [default: 512]", low=2),
     )
 
 
@@ -74,22 +94,14 @@ def command() -> None:
 @command.command("flocking", short_help="Heat map of relative activations: tokens by neurons.")
 @click.option("--prompt-file", required=True, metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @layers_option
+@several("--order", "orders", ("original",), ORDER, type=click.Choice(ORDERS))
 @click.option(
-    "--order",
-    "orders",
-    type=click.Choice(ORDERS),
-    multiple=True,
-    default=("original",),
-    show_default=True,
-    help="The prompt's tokens as they are, permuted, or random ones instead. Give several to compare, a row each.",
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the permutation and of random tokens."
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of permuted and random.")
-@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Tokens to draw.")
-@click.option(
-    "--features", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Neurons to draw."
-)
-@model_options
-@out_options
+@count("--tokens", 512, "Tokens to draw.")
+@count("--features", 512, "Neurons to draw.")
+@opens_engine()
+@draws
 def flocking(
     *,
     prompt_file: str,
@@ -98,23 +110,19 @@ def flocking(
     seed: int,
     tokens: int,
     features: int,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
-    out: Path,
-    as_json: bool,
+    open_engine: Callable[[], "Engine"],
+    figure: Figure,
 ) -> None:
     """Heat map of the relative activations of a prompt's first tokens and of a layer's first neurons.
 
-    Vertical streaks are flocking: neurons that many tokens of the prompt use. Without --layers: the first, the middle
-    and the last.
+    Vertical streaks are flocking: neurons that many tokens of the prompt use. Default layers: the first, the middle and
+    the last.
     """
     text = read_prompt(None, prompt_file)
     from ..evaluation.figures import observe, plots
 
-    plots.check(out)
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    plots.check(figure.out)
+    engine = open_engine()
     chosen = observe.check_layers(engine, layers)
     ids = engine.encode(text, raw=True)[:tokens]
     panels = {}
@@ -122,40 +130,31 @@ def flocking(
         with console.layer_progress() as on_layer:
             prompt = observe.reorder(engine, ids, order, seed)
             panels[order] = observe.activations(engine, prompt, chosen, tokens, features, on_layer)
-    plots.flocking(panels, out, f"Relative feed-forward activations, {_name(engine)}")
+    plots.flocking(panels, figure.out, f"Relative feed-forward activations, {_name(engine)}")
     strongest = {
         order: {str(layer): observe.held(matrix.square().sum(0), 0.1) for layer, matrix in by_layer.items()}
         for order, by_layer in panels.items()
     }
-    _done(out, as_json, model=engine.name, tokens=len(ids), strongest_tenth_holds=strongest)
+    figure.done(model=engine.name, tokens=len(ids), strongest_tenth_holds=strongest)
 
 
-@command.command("jaccard", short_help="Overlap of experts between prompts, layer by layer.")
+@command.command("jaccard", short_help="Overlap of kept neurons between prompts, layer by layer.")
 @prompt_options
-@click.option(
-    "--density",
-    "densities",
-    type=float,
-    multiple=True,
-    default=DENSITIES,
-    show_default=True,
-    metavar="SHARE",
-    help="Share of the neurons that is kept, 0 to 1. Give several to compare, a panel each.",
-)
-@model_options
-@out_options
-def jaccard(*, densities: tuple[float, ...], out: Path, as_json: bool, **options: Any) -> None:
-    """Jaccard overlap of the experts of each pair of prompts, layer by layer: the mean, beside what chance would give.
+@several("--density", "densities", DENSITIES, "Share of the neurons to keep, 0 to 1.", type=float, metavar="SHARE")
+@opens_engine()
+@draws
+def jaccard(*, densities: tuple[float, ...], figure: Figure, **options: Any) -> None:
+    """Jaccard overlap of the neurons that each pair of prompts keeps, layer by layer: the mean, and that of chance.
 
     Give at least two prompts: --prompt-file twice or more, or --data.
     """
     from ..evaluation.figures import observe, plots
 
-    plots.check(out)
-    texts = _texts(least=2, **options)
+    plots.check(figure.out)
+    texts = texts_of(least=2, **options)
     for density in densities:
         observe.kept_at(1, density)  # refused here, before the model is looked for
-    engine, prompts = _open(texts, **options)
+    engine, prompts = open_prompts(texts, **options)
     with console.layer_progress() as on_layer:
         statistics = observe.statistics(engine, prompts, on_layer)
     sizes = [squares.shape[1] for squares in statistics]
@@ -163,86 +162,74 @@ def jaccard(*, densities: tuple[float, ...], out: Path, as_json: bool, **options
         density: [observe.overlaps(squares, observe.kept_at(squares.shape[1], density)) for squares in statistics]
         for density in dict.fromkeys(densities)
     }
-    plots.jaccard(overlap, sizes, out, f"Experts shared by {_prompts(prompts)}, {_name(engine)}")
+    plots.jaccard(overlap, sizes, figure.out, f"Kept neurons shared by {_prompts(prompts)}, {_name(engine)}")
     means = {str(density): [float(pairs.mean()) for pairs in by_layer] for density, by_layer in overlap.items()}
-    _done(out, as_json, model=engine.name, prompts=len(prompts), mean_jaccard_per_layer=means)
+    figure.done(model=engine.name, prompts=len(prompts), mean_jaccard_per_layer=means)
 
 
 @command.command("statistic", short_help="GRIFFIN's statistic s, sorted, layer by layer.")
 @prompt_options
 @layers_option
-@model_options
-@out_options
-def statistic(*, layers: list[int] | None, out: Path, as_json: bool, **options: Any) -> None:
+@opens_engine()
+@draws
+def statistic(*, layers: list[int] | None, figure: Figure, **options: Any) -> None:
     """The statistic s of each layer's neurons, sorted, and the share of it that the strongest neurons hold.
 
-    With several prompts, their mean. Without --layers: all layers.
+    With several prompts, their mean. Default: all layers.
     """
     from ..evaluation.figures import observe, plots
 
-    plots.check(out)
-    texts = _texts(least=1, **options)
-    engine, prompts = _open(texts, **options)
+    plots.check(figure.out)
+    texts = texts_of(least=1, **options)
+    engine, prompts = open_prompts(texts, **options)
     chosen = observe.check_layers(engine, range(len(engine.skeleton.layers)) if layers is None else layers)
     with console.layer_progress() as on_layer:
         statistics = observe.statistics(engine, prompts, on_layer)
     by_layer = {layer: statistics[layer] for layer in chosen}
-    plots.statistic(by_layer, out, f"Sorted statistic of {_prompts(prompts)}, {_name(engine)}")
+    plots.statistic(by_layer, figure.out, f"Sorted statistic of {_prompts(prompts)}, {_name(engine)}")
     half = {
         str(layer): sum(observe.held(row, 0.5) for row in squares) / len(squares) for layer, squares in by_layer.items()
     }
-    _done(out, as_json, model=engine.name, prompts=len(prompts), strongest_half_holds=half)
+    figure.done(model=engine.name, prompts=len(prompts), strongest_half_holds=half)
 
 
 @command.command("frontier", short_help="Perplexity against resident bytes, from measured results.")
-@click.option(
-    "--results",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="What `griffin eval perplexity --json` printed; more files may follow.",
-)
+@file("--results", "Output of `griffin eval perplexity --json`; more files may follow.", multiple=True)
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
-@out_options
-def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Perplexity against the bytes of the weights that stay resident, one line for what differs between the results."""
+@draws
+def frontier(*, results: tuple[Path, ...], more: tuple[Path, ...], figure: Figure) -> None:
+    """Perplexity against the bytes of the resident weights, one line for each way of pruning."""
     if not (results or more):
-        raise click.UsageError("no results: give --results FILE, what `griffin eval perplexity --json` printed")
+        raise click.UsageError("no results: give --results FILE, the output of `griffin eval perplexity --json`")
     from ..evaluation.figures import observe, plots
 
-    plots.check(out)
+    plots.check(figure.out)
     points = observe.read_points([*results, *more])
     models = {point.model for point in points}
     title = "Perplexity against resident weights" + (f", {models.pop()}" if len(models) == 1 else "")
-    plots.frontier(points, out, title)
-    _done(out, as_json, points=[point._asdict() for point in points])
+    plots.frontier(points, figure.out, title)
+    figure.done(points=[point._asdict() for point in points])
 
 
 @command.command("compare", short_help="What `griffin eval compare` measured.")
-@click.option(
-    "--results",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The --out file of `griffin eval compare`.",
-)
-@out_options
-def compare(*, results: Path, out: Path, as_json: bool) -> None:
-    """Every way to leave out weights: perplexity, sums and summaries, with bars of one standard error."""
+@file("--results", "The --out file of `griffin eval compare`.", required=True)
+@draws
+def compare(*, results: Path, figure: Figure) -> None:
+    """Ways to leave out weights: perplexity, sums and summaries, with error bars of one standard error."""
     from ..evaluation import compare
     from ..evaluation.figures import plots
 
-    plots.check(out)
+    plots.check(figure.out)
     found = compare.results(read_rows(results, compare.fault, compare.KEYS))
     panels = {
         title: [(result.way, result.share, *result.values[name]) for result in found if name in result.values]
         for name, title in MEASURES.items()
     }
-    plots.ways({title: panel for title, panel in panels.items() if panel}, out, "Ways to leave out weights")
-    _done(out, as_json, results=[result.to_json() for result in found])
+    plots.ways({title: panel for title, panel in panels.items() if panel}, figure.out, "Ways to leave out weights")
+    figure.done(results=[result.to_json() for result in found])
 
 
-def _texts(
+def texts_of(
     *,
     least: int,
     prompt_file: tuple[str, ...],
@@ -256,32 +243,29 @@ def _texts(
         if prompt_file:
             raise click.UsageError("--prompt-file and --data both give prompts: leave one out")
         if windows is not None and windows < least:
-            raise click.UsageError(f"--windows {windows} is too few: {least} prompts or more are compared")
+            raise click.UsageError(f"--windows {windows} is too few: at least {least} prompts are needed")
         return [read_file(data)]
     if windows is not None or prompt_tokens is not None:
-        raise click.UsageError("--windows and --prompt-tokens cut prompts from --data: give it, or leave them out")
+        raise click.UsageError("--windows and --prompt-tokens need --data FILE")
     if len(prompt_file) < least:
         needed = "--prompt-file FILE" if least == 1 else f"--prompt-file FILE {least} times or more"
         raise click.UsageError(f"too few prompts: give {needed}, or --data FILE")
     return [read_prompt(None, name) for name in prompt_file]
 
 
-def _open(
+def open_prompts(
     texts: list[str],
     *,
+    open_engine: Callable[[], "Engine"],
     data: str | None,
     windows: int | None,
     prompt_tokens: int | None,
-    model: str,
-    device: str | None,
-    device_memory: str | None,
-    dtype: str | None,
     **rest: Any,
 ) -> "tuple[Engine, list[list[int]]]":
     """The engine and the prompts' token ids."""
     from ..evaluation.figures import observe
 
-    engine = open_engine(model, device=device, device_memory=device_memory, dtype=dtype)
+    engine = open_engine()
     if data is not None:
         return engine, observe.cut_prompts(engine, texts[0], windows or 8, prompt_tokens or 512)
     return engine, [engine.encode(text, raw=True) for text in texts]
@@ -293,8 +277,3 @@ def _prompts(prompts: list[list[int]]) -> str:
 
 def _name(engine: "Engine") -> str:
     return Path(engine.name).name
-
-
-def _done(out: Path, as_json: bool, **summary: Any) -> None:
-    """The figure's path on stdout, or with --json the path and what it shows."""
-    click.echo(json.dumps({"out": str(out), **summary}) if as_json else str(out))

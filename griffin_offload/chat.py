@@ -1,173 +1,25 @@
-"""A conversation and its turns. Each answer runs the sweep over the whole conversation.
+"""A conversation with a model: its turns, its saved file, and the options that may change between two answers.
 
-A model with a chat template is asked through it. One without (a base model) continues a plain transcript,
-"User: ...\\nAssistant:", and its answer is cut where it begins to speak for the user.
+Each answer reads the whole conversation as its prompt. A model with a chat template is asked through it. A base model,
+which has none, continues a plain transcript, "User: ...\\nAssistant:", and its answer ends where the user would speak.
 """
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
-from .options import (
-    ALLOCATIONS,
-    AUTO,
-    DRAWN,
-    RESIDENT_DTYPES,
-    RESTS,
-    SELECTIONS,
-    SKIP_MODES,
-    FfnSkip,
-    OnLayer,
-    OnText,
-    check,
-)
+from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .generation import Answer
-    from .options import (
-        ALLOCATIONS,
-        AUTO,
-        DRAWN,
-        RESIDENT_DTYPES,
-        RESTS,
-        SELECTIONS,
-        SKIP_MODES,
-        OnLayer,
-        OnText,
-        check,
-    )
 
 FORMAT = "griffin-conversation"
-NAMED = {
-    "selection": SELECTIONS,
-    "allocation": ALLOCATIONS,
-    "resident_dtype": (AUTO, *RESIDENT_DTYPES),
-    "rest": RESTS,
-}
-WHOLE = {"max_new_tokens": int, "top_k": int, "seed": int, "ffn_skip_warmup": int, "ffn_skip_run": int}
 STOP = "\nUser:"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to answer. None leaves it to the engine (sparsity, resident_dtype, rest) or to the model's own generation
-    config (sampling).
-
-    Any of temperature, top_p, top_k and seed asks for sampling (a seed not where it is the selection's). `sparsity`
-    may be one for each layer. `prior`: a file of `griffin export-pruned --prior-out`. `ffn_skip` is a share (0 skips
-    nothing), its other fields are Skip's; None: its default. Raises OptionError for a value outside its range.
-    """
-
-    sparsity: float | tuple[float, ...] | None = None
-    max_new_tokens: int = 256
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    greedy: bool = False
-    selection: str = "topk"
-    allocation: str = "uniform"
-    resident_dtype: str | None = None
-    rest: str | None = None
-    prior: str | None = None
-    prior_weight: float | None = None
-    ffn_skip: float = 0.0
-    ffn_skip_mode: str = "token"
-    ffn_skip_cold: tuple[int, int] | None = None
-    ffn_skip_warmup: int | None = None
-    ffn_skip_run: int | None = None
-
-    def __post_init__(self) -> None:
-        def within(name: str, ok: Callable[[Any], bool], allowed: str) -> None:
-            value = getattr(self, name)
-            for each in value if isinstance(value, tuple) else () if value is None else (value,):
-                if not (math.isfinite(each) and ok(each)):
-                    raise OptionError(f"{name} {each} is outside its range: {allowed}")
-
-        within("sparsity", lambda x: 0 <= x <= 1, "0 (nothing is pruned) to 1 (no neuron is kept)")
-        for name, known in NAMED.items():
-            if getattr(self, name) is not None:
-                check(getattr(self, name), known, name)
-        within("max_new_tokens", lambda x: x >= 1, "1 or more")
-        within("temperature", lambda x: x > 0, "above 0; for the likeliest token every time ask for greedy")
-        within("top_p", lambda x: 0 < x <= 1, "above 0, up to 1")
-        within("top_k", lambda x: x >= 0, "0 (off) or more")
-        within("prior_weight", lambda x: 0 <= x <= 1, "0 (the prompt's own choice) to 1 (the prior's)")
-        within("seed", lambda x: 0 <= x < 2**32, "0 to 4294967295")
-        within("ffn_skip", lambda x: 0 <= x <= 1, "0 (no block is skipped) to 1 (all that are not cold)")
-        check(self.ffn_skip_mode, SKIP_MODES, "ffn_skip_mode")
-        within("ffn_skip_cold", lambda x: x >= 0, "two numbers, 0 or more")
-        within("ffn_skip_warmup", lambda x: x >= 0, "0 or more")
-        within("ffn_skip_run", lambda x: x >= 0, "0 (as few as reach the share) or more")
-        if self.greedy and self.sampling():
-            raise OptionError(f"greedy takes the likeliest token every time: {', '.join(self.sampling())} cannot act")
-
-    def sampling(self) -> list[str]:
-        """Names of the sampling options that are set."""
-        names = ("temperature", "top_p", "top_k", "seed")[: 3 if self.selection in DRAWN else 4]
-        return [name for name in names if getattr(self, name) is not None]
-
-    def skip(self) -> FfnSkip | None:
-        """Which blocks are skipped; None: none of them."""
-        if not self.ffn_skip:
-            return None
-
-        names = ("cold", "warmup", "run")
-        given = {name: value for name in names if (value := getattr(self, f"ffn_skip_{name}")) is not None}
-        return FfnSkip(self.ffn_skip, self.ffn_skip_mode, **given)
-
-    def with_text(self, name: str, text: str) -> "Settings":
-        """The same, with one value read from text; 'none' takes it back to its default. Raises OptionError."""
-        defaults = {field.name: field.default for field in fields(self)}
-        if name not in defaults:
-            raise OptionError(f"no setting is called {name!r}: there are {', '.join(defaults)}")
-        value: Any
-        try:
-            if text.lower() in ("none", "default"):
-                value = defaults[name]
-            elif name == "greedy":
-                value = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
-            elif name in (*NAMED, "prior", "ffn_skip_mode"):
-                value = text
-            elif name == "ffn_skip_cold":
-                first, last = text.split(",")
-                value = int(first), int(last)
-            else:
-                value = WHOLE.get(name, float)(text)
-        except (ValueError, KeyError):
-            wanted = {**dict.fromkeys(WHOLE, "a whole number"), "greedy": "on or off", "ffn_skip_cold": "FIRST,LAST"}
-            raise OptionError(f"{name} cannot be {text!r}: give {wanted.get(name, 'a number')}, or none") from None
-        return replace(self, **{name: value})
-
-    def prior_arguments(self) -> dict[str, Any]:
-        """The prior and its weight, as Engine's methods take them. Raises GriffinError for a file that is no prior."""
-        if self.prior is None:
-            return {}
-        from .pruning.prior import load_prior
-
-        weight = {} if self.prior_weight is None else {"prior_weight": self.prior_weight}
-        return {"prior": load_prior(Path(self.prior).expanduser()), **weight}
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `Engine.generate`. Reads the prior's file: raises GriffinError where it is none."""
-        names: tuple[str, ...] = ("sparsity", "max_new_tokens", "seed", *NAMED)
-        chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
-        chosen |= self.prior_arguments()
-        if skip := self.skip():
-            chosen["skip"] = skip
-        if self.greedy:
-            return chosen | {"do_sample": False}
-        if self.sampling():
-            chosen["do_sample"] = True
-        names = ("temperature", "top_p", "top_k")
-        return chosen | {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 class Conversation:
@@ -284,7 +136,7 @@ def transcript(messages: list[dict[str, str]]) -> str:
 
 
 class UntilStop:
-    """Pass text on up to the stop string, without the white space before it begins.
+    """Passes text on up to the stop string, without leading white space.
 
     Text that may be the beginning of the stop string is held back until the next piece decides."""
 
@@ -309,7 +161,7 @@ class UntilStop:
         self._pass(end)
 
     def close(self) -> str:
-        """Nothing more will come. Returns all the text that was passed on: a beginning of the stop string is not."""
+        """No more text follows. Returns what was passed on; a beginning of the stop string at the end is left out."""
         self.done = True
         return self.text
 
@@ -321,8 +173,8 @@ class UntilStop:
 
 
 def _stop_when(done: Callable[[], bool]) -> Any:
-    """A criterion for transformers' generate. Its own stop_strings go over the whole vocabulary first: with 262144
-    entries that takes seconds and hundreds of MiB."""
+    """A stopping criterion for transformers' generate. Its own stop_strings first search the whole vocabulary: with
+    262144 entries that takes seconds and hundreds of MiB."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -334,12 +186,37 @@ def _stop_when(done: Callable[[], bool]) -> Any:
 
 
 class Chat:
-    """An engine and one conversation with it."""
+    """An engine, one conversation with it, and the options that its answers are made with."""
 
-    def __init__(self, engine: "Engine", settings: Settings | None = None, system: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        pruning: Pruning | None = None,
+        decoding: Decoding | None = None,
+        system: str | None = None,
+    ) -> None:
         self.engine = engine
-        self.settings = settings or Settings()
+        self.pruning, self.decoding = pruning or Pruning(), decoding or Decoding()
         self.conversation = Conversation(system)
+
+    def settings(self) -> dict[str, Any]:
+        """Every option that `set` changes: name -> value."""
+        return {**as_dict(self.pruning), **as_dict(self.decoding)}
+
+    def set(self, name: str, text: str) -> None:
+        """Change one option, its value read from text; 'none' gives its default.
+
+        Raises OptionError, and then nothing has changed."""
+        known = self.settings()
+        if name not in known:
+            raise OptionError(f"no setting is called {name!r}: there are {', '.join(known)}")
+        pruning, decoding = self.pruning, self.decoding
+        if name in as_dict(pruning):
+            pruning = with_text(pruning, name, text)
+        else:
+            decoding = with_text(decoding, name, text)
+        decoding.generate_options(pruning.selection)  # refuses greedy beside sampling
+        self.pruning, self.decoding = pruning, decoding
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the whole conversation, up to where the next answer begins."""
@@ -350,7 +227,7 @@ class Chat:
     def ask(self, text: str, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Answer":
         """Answer one more user message. If that fails, or is interrupted before the first token, it is taken back.
 
-        An answer interrupted later is kept as far as it came (finish_reason "interrupted")."""
+        An answer that is interrupted later is kept as far as it got (finish_reason "interrupted")."""
         self.conversation.add_user(text)
         try:
             return self._answer(on_text, on_layer)
@@ -362,7 +239,7 @@ class Chat:
         """Answer the last user message again. If that fails, the old answer stays. Raises GriffinError."""
         old = self.conversation.drop_answer()
         if old is None:
-            raise GriffinError("there is no answer yet to give again")
+            raise GriffinError("there is no answer yet to replace")
         try:
             return self._answer(on_text, on_layer)
         except BaseException:
@@ -370,16 +247,13 @@ class Chat:
             raise
 
     def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
-        arguments = self.settings.arguments()
-        ids = self.prompt_ids()
+        ids, options = self.prompt_ids(), (self.pruning, self.decoding)
         if self.engine.has_chat_template:
-            generation = self.engine.generate(ids, on_text=on_text, on_layer=on_layer, **arguments)
-            self.conversation.add_assistant(generation.text)
-            return generation
+            answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer)
+            self.conversation.add_assistant(answer.text)
+            return answer
         until = UntilStop(on_text or (lambda text: None))
         criteria = _stop_when(lambda: until.done)
-        generation = self.engine.generate(
-            ids, on_text=until, on_layer=on_layer, stopping_criteria=criteria, **arguments
-        )
+        answer = self.engine.generate(ids, *options, on_text=until, on_layer=on_layer, stopping_criteria=criteria)
         self.conversation.add_assistant(until.close().rstrip())
-        return generation
+        return answer

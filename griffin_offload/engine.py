@@ -21,6 +21,7 @@ from .export.pruned_model import Export, ExportJob, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
 from .generation import Answer, Asked, answer, check_prunes
+from .offload.layer_hook import LayerHook
 from .offload.lockstep import Lockstep, passing
 from .offload.neuron_scores import find_room, sum_scores
 from .offload.resident_model import ResidentModel
@@ -288,10 +289,15 @@ class Engine:
 
     @contextmanager
     def passage(
-        self, tokens: int, waiting: int = 0, on_layer: OnLayer | None = None
+        self,
+        tokens: int,
+        waiting: int = 0,
+        on_layer: OnLayer | None = None,
+        job_hooks: Sequence[LayerHook] = (),
     ) -> Generator[Lockstep, None, None]:
         """The whole model passes once, layer by layer, through as many forwards as are given to its `run`; nothing
-        stays. `tokens`: of the largest forward; `waiting`: bytes that all of them hold between two layers.
+        stays. `tokens`: of the largest forward; `waiting`: bytes that all of them hold between two layers;
+        `job_hooks`: one for each forward, which acts on it alone.
 
         Raises BudgetError where that does not fit."""
         request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
@@ -299,7 +305,15 @@ class Engine:
         self.unload()
         reader, copies = self.opened.reader(), self.opened.copies
         try:
-            with passing(self.skeleton, reader, plan, self.device, copies=copies, on_layer=on_layer) as lockstep:
+            with passing(
+                self.skeleton,
+                reader,
+                plan,
+                self.device,
+                hooks=lambda _: {"job_hooks": job_hooks},
+                copies=copies,
+                on_layer=on_layer,
+            ) as lockstep:
                 yield lockstep
         finally:
             reader.close()

@@ -1,24 +1,24 @@
-"""What can go wrong, in one tree. A GriffinError is the user's to mend: it prints as one line, exit code 1.
+"""All errors, in one tree. A GriffinError is for the user to fix: it prints as one line, exit code 1.
 
 GriffinError
 ├── ModelNotFound             no such alias, folder, hub id or file
 │   └── FetchError            it exists, but could not be fetched: network, licence, checksum
-├── CheckpointError           the folder's files are damaged, incomplete or lie
+├── CheckpointError           the folder's files are damaged, incomplete or inconsistent
 ├── UnsupportedArchitecture   a model that Griffin cannot prune
 ├── PromptError               empty, or longer than the model's context
 ├── OptionError               a value outside its range
-├── BudgetError               the memory (or disk) asked for is more than there is
+├── BudgetError               more memory or disk is needed than there is
 ├── NumericError              NaN or infinite weights or activations
 └── ExportError               the output cannot be written, or its format cannot say what the model is
 """
 
 
 class GriffinError(Exception):
-    """Base of every error that the user can mend."""
+    """Base of every error that the user can fix."""
 
 
 class ModelNotFound(GriffinError):
-    """No model goes by this name."""
+    """There is no model of this name."""
 
 
 class FetchError(ModelNotFound):
@@ -51,3 +51,8 @@ class NumericError(GriffinError):
 
 class ExportError(GriffinError):
     """The output cannot be written, or its format cannot say what the model is."""
+
+
+def one_line(error: object) -> str:
+    """Another library's error, short and on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

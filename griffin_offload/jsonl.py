@@ -1,7 +1,6 @@
-"""Files of one JSON object a line: rows read with checks, and results that a stopped run goes on with.
+"""Files with one JSON object a line: reads rows with checks, and writes results that a stopped run continues.
 
-Results are plain rows, nothing else. What they were made with stands in a small file beside them, `NAME.state`, for
-as long as rows are missing.
+A results file has only rows. Their settings are in a small file beside it, `NAME.state`, until the run is finished.
 """
 
 import fcntl
@@ -14,21 +13,21 @@ from types import TracebackType
 from typing import Any
 
 from .errors import GriffinError
+from .files import reason, write_text
 
 Row = dict[str, Any]
-Fault = Callable[[Row], str | None]  # what is wrong with a row, in words
+Fault = Callable[[Row], str | None]  # row -> what is wrong with it
 
 
 def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",)) -> list[Row]:
-    """The rows of a file, in their order; blank lines are skipped. Raises GriffinError that names file and line.
+    """The rows of a file, without blank lines. Raises GriffinError that names file and line.
 
-    Every row has an "id" that no other has: its own, a text or a whole number, or else the number of its line.
-    `fault` says what is wrong with a row, or None; `keys`: what together no two rows have alike."""
+    A row without an "id" (a text or a whole number) gets the number of its line. `keys`: fields whose values together
+    must differ in all rows."""
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise GriffinError(f"cannot read {path}: {reason.lower()}") from error
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -53,7 +52,7 @@ def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id
 def _parse(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is JSON, but no text that a tokenizer takes
+        json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is JSON, but no tokenizer takes it
     except UnicodeDecodeError as error:
         raise GriffinError(f"{where}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except UnicodeEncodeError:
@@ -72,13 +71,12 @@ def _key(row: Row, keys: Sequence[str]) -> str:
 
 
 class Results:
-    """A file that rows are added to, each on the disk before `add` returns, so that a stop loses none of them.
+    """A file that rows are added to. Each is on the disk before `add` returns, so that a stop loses none.
 
-    `settings` are what the rows depend on, JSON's types only; the content of the file `source` is one of them.
-    Opened again with the same settings, it goes on: `rows` has what is there, `has` asks by `keys`, and
-    half a line at the end is cut off. Other settings, or a file that no stopped run left, are refused unless `force`,
-    which starts again. As a context manager: a block that ends without an exception is a finished run.
-    """
+    `settings` (JSON types), and the content of the file `source`, are what the rows depend on. Opened again with the
+    same, a file continues: `rows` has its rows, `has` finds one by `keys`, and half a line at the end is cut off. A
+    file with other settings, or of a finished run, is refused, or with `force` begun again. A context manager: a block
+    without an exception finishes the run."""
 
     def __init__(
         self,
@@ -89,7 +87,7 @@ class Results:
         keys: Sequence[str] = ("id",),
         force: bool = False,
     ) -> None:
-        """Raises GriffinError for a file that is not to be written to."""
+        """Raises GriffinError for a file that must not be written."""
         self.path, self._keys = path, keys
         self._state = path.with_name(path.name + ".state")
         if path.exists() and not path.is_file():
@@ -107,19 +105,20 @@ class Results:
         self._done = {_key(row, keys) for row in self.rows}
 
     def has(self, row: Row) -> bool:
-        """Whether a row with the same keys is there."""
+        """Whether there is a row with the same keys."""
         return _key(row, self._keys) in self._done
 
     def add(self, row: Row) -> None:
-        """Write a row. Raises GriffinError where the disk does not take it."""
+        """Writes a row. Raises GriffinError."""
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
         try:
             if self._file.write(line) < len(line):
                 raise OSError("no space left")
             os.fsync(self._file.fileno())
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise GriffinError(f"cannot write to {self.path}: {reason}; the same command goes on later") from error
+            raise GriffinError(
+                f"cannot write to {self.path}: {reason(error)}; the same command goes on later"
+            ) from error
         self.rows.append(row)
         self._done.add(_key(row, self._keys))
 
@@ -134,7 +133,7 @@ class Results:
         self._file.close()
 
     def _lock(self) -> None:
-        """Two runs would write every row twice. The lock ends with the process, however it ends."""
+        """Locks the file until the process ends. Raises GriffinError if another run has it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,12 +142,13 @@ class Results:
             pass
 
     def _begin(self, settings: dict[str, Any], force: bool) -> list[Row]:
-        """Find the rows of an earlier run, or start an empty file."""
+        """The rows of an earlier run, or none in an emptied file."""
         size = self._file.seek(0, os.SEEK_END)
         if size and not force:
             self._check_settings(settings)
             return self._read()
-        self._write_state(settings)  # first: rows without a state belong to no run
+        # The state comes first, and to the disk: rows without one belong to no run.
+        write_text(self._state, json.dumps(settings), sync=True)
         self._file.truncate(0)
         return []
 
@@ -167,17 +167,8 @@ class Results:
                     f"{json.dumps(value)}: choose another name, or --force to start again"
                 )
 
-    def _write_state(self, settings: dict[str, Any]) -> None:
-        """Whole or not at all, and on the disk before any row is."""
-        temporary = self._state.with_name(self._state.name + ".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(settings, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._state)
-
     def _read(self) -> list[Row]:
-        """The rows that are whole; what follows the last newline was being written when the run stopped."""
+        """The whole rows; cuts off half a row after the last newline, which a stopped run left."""
         self._file.seek(0)
         whole, newline, _ = self._file.readall().rpartition(b"\n")
         self._file.truncate(len(whole) + len(newline))

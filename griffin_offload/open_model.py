@@ -11,7 +11,7 @@ import torch
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.reader import BOUNCE, DECODING, Reader
-from .errors import CheckpointError, GriffinError, OptionError, PromptError
+from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
 from .memory.machine import available_memory, best_device, check_device, device_budget
 from .memory.measure import resident_set
@@ -22,7 +22,6 @@ from .model.pretrained import (
     load_config,
     load_generation_config,
     load_tokenizer,
-    one_line,
     open_checkpoint,
 )
 from .model.skeleton import Skeleton, compute_dtype

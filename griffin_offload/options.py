@@ -253,7 +253,7 @@ class Pruning(_Checked):
     )
     rest: str | None = option(
         None,
-        "What happens to the other neurons: dropped, or kept in fewer bits.",
+        "What happens to the neurons that the prompt does not choose: dropped, or kept in fewer bits.",
         choices=RESTS,
         default="drop",
     )
@@ -300,7 +300,7 @@ class Decoding(_Checked):
     max_new_tokens: int = whole(256, "Longest answer, in tokens.", low=1, allowed="1 or more")
     temperature: float | None = number(
         None,
-        "Sample; below 1 safer, above 1 more varied.",
+        "Sampling temperature: below 1 is safer, above 1 more varied.",
         metavar="T",
         above=0,
         allowed="above 0; for the likeliest token every time ask for greedy",
@@ -316,7 +316,13 @@ class Decoding(_Checked):
     top_k: int | None = whole(
         None, "Sample among the K likeliest tokens.", metavar="K", low=0, allowed="0 (off) or more"
     )
-    seed: int | None = whole(None, "Sample the same way every time.", low=0, high=2**32 - 1, allowed="0 to 4294967295")
+    seed: int | None = whole(
+        None,
+        "Seed of the sampling: the same one gives the same answer.",
+        low=0,
+        high=2**32 - 1,
+        allowed="0 to 4294967295",
+    )
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -359,6 +365,8 @@ def build(group: type[Group], values: Mapping[str, Any]) -> Group:
 
     Raises OptionError for a value outside its range."""
     given = {name: value for name, value in values.items() if value is not None}
+    for name, known, _ in declared(group):
+        known.check(name, given.get(name))  # by this name, which a group within it does not know
     found: dict[str, Any] = {}
     for each in fields(group):  # type: ignore[arg-type]
         told: Option | None = each.metadata.get("option")
@@ -383,7 +391,8 @@ def with_text(group: Group, name: str, text: str) -> Group:
         value = default if text.lower() in ("none", "default") else told.parse(text)
     except ValueError:
         raise OptionError(f"{name} cannot be {text!r}: give {told.wanted}, or none") from None
-    return build(type(group), {**as_dict(group), name: value})
+    undeclared = {each.name: getattr(group, each.name) for each in fields(group) if not each.metadata}  # type: ignore[arg-type]
+    return replace(build(type(group), {**as_dict(group), name: value}), **undeclared)  # type: ignore[type-var]
 
 
 def from_keywords(keywords: dict[str, Any], group: type[Group], given: Group | None = None) -> Group:

@@ -1,4 +1,4 @@
-"""Folders: where models are kept, and what a model's folder is called."""
+"""The cache folder, and names of models' folders."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,6 @@ def has_config(folder: Path) -> bool:
 
 
 def source_name(model: str, path: Path) -> str:
-    """A model as others may know it: of a folder or a file, not where it lies."""
+    """A model's name without the folder that it is in."""
     given = Path(model)
     return given.name if given.is_file() else path.name if given.exists() else model

@@ -1,4 +1,4 @@
-"""What a run did, the plan beside the measurement: as rows for people, as JSON for programs."""
+"""A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GriffinError
+from .files import reason, write_text
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
 from .units import format_bytes, format_rate
@@ -13,11 +14,11 @@ from .units import format_bytes, format_rate
 
 @dataclass(frozen=True)
 class Report:
-    """One run. Bytes, seconds, bytes a second. A run without a sweep (all resident already) has read nothing.
+    """One run, in bytes, seconds and bytes per second. A run whose weights were all resident has read nothing.
 
-    `read_s`: how long the reader was busy, beside the computing. `memory_bandwidth`: of one token's products over
-    the resident weights, measured after the answer; 0 where too few tokens were made to say. `prior`: what it was made
-    of, and its weight, where one helped to choose the experts."""
+    `read_s`: seconds that the reader was busy while the model computed. `memory_bandwidth`: of one token's products
+    over the resident weights, measured after the answer; 0 for too few tokens. `prior`: facts and weight of the prior
+    that the choice of neurons used."""
 
     model: str
     model_path: Path
@@ -39,12 +40,12 @@ class Report:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of weights, read for a token of the answer: on average, where blocks are skipped by token."""
+        """Bytes of weights that a token of the answer reads, on average."""
         return self.plan.bytes_per_token - (self.skipped.bytes if self.skipped else 0)
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after the first, over the time that they took."""
+        """Tokens after the first, per second."""
         return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else 0.0
 
     @property
@@ -53,7 +54,7 @@ class Report:
 
     @property
     def limit_tokens_per_s(self) -> float:
-        """Decoding reads every resident byte once a token, but skipped blocks: the memory bandwidth sets the pace."""
+        """Tokens per second if memory bandwidth were the only limit: a token reads every resident byte once."""
         return self.memory_bandwidth / self.bytes_per_token
 
     @property
@@ -62,15 +63,16 @@ class Report:
 
     @property
     def formats(self) -> str:
-        """What stays in which precision."""
-        how = self.plan.precision
-        named = {"experts": how.kept, "the rest of the neurons": how.rest, "attention": how.others, "head": how.head}
-        if not how.quantized:
+        """The format of each group of resident weights."""
+        formats = self.plan.precision
+        if not formats.quantized:
             return self.dtype
+        named = {"kept neurons": formats.kept, "the other neurons": formats.rest}
+        named |= {"attention": formats.others, "lm_head": formats.head}
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """The parts of `--json` that are not the text."""
+        """`--json` without the text."""
         prior = {} if self.prior is None else {"prior": self.prior}
         return {
             "model": self.model,
@@ -104,7 +106,7 @@ class Report:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and value, for people."""
+        """(label, value) rows for people."""
         plan = self.plan
         saved = plan.full_bytes - plan.resident_bytes
         rows = [
@@ -139,19 +141,18 @@ class Report:
 
 
 def save_last(report: Report, folder: Path) -> None:
-    """Remember a run for `mem-report --last`: plan and measurement, not the text."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Saves a run for `mem-report --last`: plan and measurement, not the text. Raises OSError."""
     content = {**report.to_json(), "plan": report.plan.to_json()}
-    temporary = folder / "last.json.new"
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(folder / "last.json")
+    write_text(folder / "last.json", json.dumps(content, indent=1))
 
 
 def load_last(folder: Path) -> dict[str, Any]:
-    """The run that was remembered. Raises GriffinError where there is none."""
+    """The run that `save_last` saved. Raises GriffinError if there is none."""
     try:
         return dict(json.loads((folder / "last.json").read_text()))
     except FileNotFoundError:
         raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
     except (OSError, ValueError) as error:
-        raise GriffinError(f"{folder / 'last.json'} cannot be read ({error}); the next run writes a new one") from None
+        raise GriffinError(
+            f"{folder / 'last.json'} cannot be read ({reason(error)}); the next run writes a new one"
+        ) from None

@@ -1,4 +1,4 @@
-"""Bytes as people write them. The only place where bytes are parsed or printed: GiB = 2**30, GB = 1e9."""
+"""Parses and prints bytes, for the whole package: GiB = 2**30, GB = 1e9."""
 
 import re
 

@@ -9,8 +9,9 @@ import pytest
 from tiny import tiny_checkpoint
 
 from griffin_offload import Engine, GriffinError
-from griffin_offload.chat import STOP, Chat, Conversation, Settings, UntilStop, transcript
+from griffin_offload.chat import STOP, Chat, Conversation, UntilStop, transcript
 from griffin_offload.errors import OptionError, PromptError
+from griffin_offload.options import Decoding, FfnSkip, Pruning, as_dict, build
 
 ROOT = os.name == "posix" and os.geteuid() == 0
 
@@ -151,6 +152,17 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
 # Settings
 
 
+def pruning(**values: Any) -> Pruning:
+    """From declared names, as the commands build it."""
+    return build(Pruning, values)
+
+
+def settings(chosen: Pruning | None = None, decoding: Decoding | None = None) -> Chat:
+    """Settings need no engine."""
+    engine: Any = None
+    return Chat(engine, chosen, decoding)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -171,62 +183,71 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: float) -> None:
+    group: Any = Pruning if name in as_dict(Pruning()) else Decoding
     with pytest.raises(OptionError, match=f"{name} .* outside its range"):
-        Settings(**{name: value})
+        build(group, {name: value})
+    with pytest.raises(OptionError, match=f"{name} .* outside its range"):
+        settings().set(name, str(value))
 
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:
-    Settings(sparsity=0.0, max_new_tokens=1, temperature=1e-3, top_p=1.0, top_k=0, seed=0)
-    Settings(sparsity=1.0, seed=2**32 - 1)
-
-
-def test_arguments_for_the_engine() -> None:
-    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
-    plain |= {"resident_dtype": None, "rest": None}
-    assert Settings().arguments() == plain
-    assert Settings(greedy=True).arguments() == plain | {"do_sample": False}
-    assert Settings(seed=3).arguments() == plain | {"seed": 3, "do_sample": True}
-    assert Settings(top_k=0, top_p=0.9, temperature=0.7).arguments() == plain | {
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "top_k": 0,
-    }
+    pruning(sparsity=0.0)
+    pruning(sparsity=1.0)
+    Decoding(max_new_tokens=1, temperature=1e-3, top_p=1.0, top_k=0, seed=0)
+    Decoding(seed=2**32 - 1)
 
 
 def test_greedy_and_sampling_exclude_each_other() -> None:
-    with pytest.raises(OptionError, match="temperature, seed cannot act"):
-        Settings(greedy=True, temperature=1.0, seed=1)
+    chat = settings(decoding=Decoding(greedy=True))
+    for name, text in (("temperature", "1"), ("seed", "1")):
+        with pytest.raises(OptionError, match=f"likeliest token every time: leave out {name}"):
+            chat.set(name, text)
+    assert chat.decoding == Decoding(greedy=True), "a refused setting changes nothing"
 
 
 def test_a_seed_of_a_selection_asks_for_no_sampling() -> None:
-    chosen = Settings(selection="random", seed=3, greedy=True).arguments()
-    assert (chosen["selection"], chosen["seed"], chosen["do_sample"]) == ("random", 3, False)
+    chat = settings(pruning(selection="random"), Decoding(greedy=True))
+    chat.set("seed", "3")
+    assert chat.decoding.generate_options(chat.pruning.selection) == {"do_sample": False}
+    with pytest.raises(OptionError, match="leave out seed"):
+        chat.set("selection", "topk")
     with pytest.raises(OptionError, match="selection 'best' is not known; known: topk"):
-        Settings(selection="best")
+        chat.set("selection", "best")
+    assert chat.pruning == Pruning(selection="random")
     with pytest.raises(OptionError, match="sparsity 2 is outside"):
-        Settings(sparsity=(0.5, 2))
+        pruning(sparsity=(0.5, 2))
 
 
 def test_skipping_from_text() -> None:
-    from griffin_offload.options import FfnSkip
-
-    settings = Settings().with_text("ffn_skip", "0.25")
-    assert settings.arguments()["skip"] == FfnSkip(0.25)
-    settings = settings.with_text("ffn_skip_mode", "prompt").with_text("ffn_skip_cold", "1,3")
-    assert settings.arguments()["skip"] == FfnSkip(0.25, "prompt", (1, 3))
-    settings = settings.with_text("ffn_skip_mode", "none").with_text("ffn_skip_warmup", "0")
-    assert settings.with_text("ffn_skip_run", "2").arguments()["skip"] == FfnSkip(0.25, "token", (1, 3), 0, 2)
-    assert "skip" not in settings.with_text("ffn_skip", "0").arguments()
+    chat = settings()
+    chat.set("ffn_skip", "0.25")
+    assert chat.pruning.skip == FfnSkip(0.25)
+    chat.set("ffn_skip_mode", "prompt")
+    chat.set("ffn_skip_cold", "1,3")
+    assert chat.pruning.skip == FfnSkip(0.25, "prompt", (1, 3))
+    for name, text in (("mode", "none"), ("warmup", "0"), ("run", "2")):
+        chat.set(f"ffn_skip_{name}", text)
+    assert chat.pruning.skip == FfnSkip(0.25, "token", (1, 3), 0, 2)
+    chat.set("ffn_skip", "0")
+    assert chat.pruning.skip.share == 0
 
 
 def test_settings_from_text() -> None:
-    settings = Settings().with_text("sparsity", "0.25").with_text("top_k", "40").with_text("max_new_tokens", "7")
-    assert settings == Settings(sparsity=0.25, top_k=40, max_new_tokens=7)
-    settings = settings.with_text("top_k", "none").with_text("greedy", "ON").with_text("max_new_tokens", "default")
-    assert settings == Settings(sparsity=0.25, greedy=True)
-    with pytest.raises(OptionError, match="temperature cannot act"):
-        settings.with_text("temperature", "0.7")
+    chat = settings()
+    for name, text in (("sparsity", "0.25"), ("top_k", "40"), ("max_new_tokens", "7")):
+        chat.set(name, text)
+    assert (chat.pruning, chat.decoding) == (Pruning(0.25), Decoding(top_k=40, max_new_tokens=7))
+    for name, text in (("top_k", "none"), ("greedy", "ON"), ("max_new_tokens", "default")):
+        chat.set(name, text)
+    assert (chat.pruning, chat.decoding) == (Pruning(0.25), Decoding(greedy=True))
+    assert chat.settings()["sparsity"] == 0.25
+    assert chat.settings()["greedy"] is True
+
+
+def test_a_setting_keeps_the_options_of_transformers() -> None:
+    chat = settings(decoding=Decoding(more={"repetition_penalty": 1.2}))
+    chat.set("top_k", "5")
+    assert chat.decoding == Decoding(top_k=5, more={"repetition_penalty": 1.2})
 
 
 @pytest.mark.parametrize(
@@ -237,12 +258,12 @@ def test_settings_from_text() -> None:
         ("greedy", "maybe", "on or off"),
         ("ffn_skip_cold", "2", "FIRST,LAST"),
         ("ffn_skip_mode", "layer", "known: token, prompt"),
-        ("heat", "1", "no setting is called 'heat': there are sparsity, max_new_tokens"),
+        ("heat", "1", "no setting is called 'heat': there are sparsity, .*max_new_tokens"),
     ],
 )
 def test_a_setting_that_cannot_be_read_says_what_can(name: str, text: str, what: str) -> None:
     with pytest.raises(OptionError, match=what):
-        Settings().with_text(name, text)
+        settings().set(name, text)
 
 
 # The transcript of base models
@@ -292,22 +313,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine(tiny_checkpoint(tmp_path_factory.mktemp("base") / "llama", "llama"))
 
 
-SHORT = Settings(sparsity=0.5, max_new_tokens=8, greedy=True)
+SHORT = Pruning(0.5), Decoding(max_new_tokens=8, greedy=True)
 
 
 def test_a_turn_is_the_engines_answer_to_the_whole_conversation(engine: Engine) -> None:
-    chat = Chat(engine, SHORT, "Be brief.")
+    chat = Chat(engine, *SHORT, "Be brief.")
     first = chat.ask("one")
     second = chat.ask("two")
     talk = conversation("one", first.text, "two", system="Be brief.")
-    expected = engine.generate(engine.encode_chat(talk.messages), **SHORT.arguments())
+    expected = engine.generate(engine.encode_chat(talk.messages), *SHORT)
     assert second.token_ids == expected.token_ids
     assert second.prompt_token_ids == engine.encode_chat(talk.messages)
     assert chat.conversation.messages == [*talk.messages, {"role": "assistant", "content": second.text}]
 
 
 def test_a_turn_that_fails_is_taken_back_and_the_next_one_works(engine: Engine) -> None:
-    chat = Chat(engine, SHORT)
+    chat = Chat(engine, *SHORT)
     chat.ask("one")
     before = chat.conversation.messages
     with pytest.raises(PromptError):
@@ -321,11 +342,11 @@ def test_a_turn_interrupted_before_its_first_token_is_taken_back(engine: Engine)
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    chat = Chat(engine, SHORT)
+    chat = Chat(engine, *SHORT)
     with pytest.raises(KeyboardInterrupt):
         chat.ask("one", on_layer=interrupt)
     assert chat.conversation.messages == []
-    fresh = Chat(engine, SHORT).ask("one")
+    fresh = Chat(engine, *SHORT).ask("one")
     assert chat.ask("one").token_ids == fresh.token_ids
 
 
@@ -337,7 +358,7 @@ def test_an_answer_interrupted_later_is_kept_as_far_as_it_came(engine: Engine) -
         if len(heard) == 3:
             raise KeyboardInterrupt
 
-    chat = Chat(engine, Settings(sparsity=0.5, max_new_tokens=64, greedy=True))
+    chat = Chat(engine, Pruning(0.5), Decoding(max_new_tokens=64, greedy=True))
     partial = chat.ask("one", on_text=interrupt)
     assert partial.finish_reason == "interrupted"
     assert 0 < len(partial.token_ids) < 64
@@ -346,10 +367,10 @@ def test_an_answer_interrupted_later_is_kept_as_far_as_it_came(engine: Engine) -
 
 
 def test_regenerate_answers_the_last_question_again(engine: Engine) -> None:
-    chat = Chat(engine, SHORT)
+    chat = Chat(engine, *SHORT)
     first = chat.ask("one")
     assert chat.regenerate().token_ids == first.token_ids
-    chat.settings = Settings(sparsity=0.5, max_new_tokens=4, greedy=True)
+    chat.decoding = Decoding(max_new_tokens=4, greedy=True)
     assert chat.regenerate().token_ids == first.token_ids[:4]
     assert len(chat.conversation) == 2
 
@@ -358,7 +379,7 @@ def test_regenerate_that_fails_keeps_the_old_answer(engine: Engine) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    chat = Chat(engine, SHORT)
+    chat = Chat(engine, *SHORT)
     with pytest.raises(GriffinError, match="no answer yet"):
         chat.regenerate()
     chat.ask("one")
@@ -369,7 +390,7 @@ def test_regenerate_that_fails_keeps_the_old_answer(engine: Engine) -> None:
 
 
 def test_a_base_model_continues_a_transcript(base: Engine) -> None:
-    chat, heard = Chat(base, SHORT, "S."), []
+    chat, heard = Chat(base, *SHORT, "S."), []
     generation = chat.ask("one", on_text=heard.append)
     assert generation.prompt_token_ids == base.encode("S.\n\nUser: one\nAssistant:", raw=True)
     answer = chat.conversation.messages[-1]["content"]

@@ -79,9 +79,7 @@ def test_weights_in_another_dtype_are_rounded_as_transformers_does(
     expected = oracle.load(folder, getattr(torch, dtype)).state_dict()
     actual = engine.skeleton.model.state_dict()
     assert actual.keys() == expected.keys()
-    held = {
-        name: tensor for name, tensor in expected.items() if name != engine.skeleton.layout.table
-    }
+    held = {name: tensor for name, tensor in expected.items() if name != engine.skeleton.layout.table}
     assert all(torch.equal(actual[name], tensor) for name, tensor in held.items())
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from griffin_offload.checkpoint.gguf.link import read_link
-from griffin_offload.checkpoint.gguf.linked import open_linked
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.sources import gguf_convert as gguf
 
@@ -103,7 +102,7 @@ def in_place(file: Path, out: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     gguf.link(file, out)
     link = read_link(out)
     assert link
-    infos = open_linked(out, link).tensors
+    infos = link.open(out).tensors
     tensors, reader = {name: torch.empty(info.shape, dtype=dtype) for name, info in infos.items()}, Reader()
     reader.read({info: tensors[name] for name, info in infos.items()})
     reader.close()

@@ -1,7 +1,7 @@
-"""From the tensors of a checkpoint's files to a model's parameters, where the two are named or cut differently.
+"""A checkpoint's tensors -> the places in a model's parameters that they are read to.
 
-transformers keeps tables of such differences (a mixture's experts, one tensor each on disk, are one 3-D parameter in
-memory). Here a table's entry becomes places inside the parameter, so that each tensor is read straight to its own.
+transformers keeps tables of types whose files name or cut tensors differently: the experts of a mixture, one tensor
+each on disk, are one 3-D parameter in memory. Here an entry becomes places in the parameter, so that nothing is copied.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from .headers import Checkpoint, Piece, TensorInfo
 
 
 def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
-    """What each parameter of `shapes` is read from, by name; parameters that no file holds are left out.
+    """The pieces of each parameter of `shapes` that the files have, by name.
 
     Raises UnsupportedArchitecture where a table asks for more than putting tensors side by side."""
     transforms = get_model_conversion_mapping(model)
@@ -54,7 +54,7 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
 
 
 def _convert(converter: WeightConverter, target: str, sources: list[list[TensorInfo]]) -> dict[str, list[Piece]] | None:
-    """The parameters that a converter makes of `sources` (a list for each of its patterns), or None if it cannot."""
+    """The parameters that a converter makes of `sources` (one list for each of its patterns); None if it cannot."""
     steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
     if steps == [(Chunk, 0)] and len(sources) == 1:
         return _cut(sources[0][0], [target.replace(converter.target_patterns[0], t) for t in converter.target_patterns])
@@ -71,7 +71,7 @@ def _convert(converter: WeightConverter, target: str, sources: list[list[TensorI
 
 
 def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
-    """Tensors one behind the other, along the first dimension after `place`."""
+    """Tensors one after the other, along the first dimension after `place`."""
     parts, begin = [], 0
     for info in infos:
         end = begin + info.shape[0]
@@ -81,7 +81,7 @@ def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
 
 
 def _cut(info: TensorInfo, names: list[str]) -> dict[str, list[Piece]]:
-    """One tensor as several, of equal size along the first dimension."""
+    """One tensor as several of equal size, along the first dimension."""
     size, shape = info.bytes // len(names), (info.shape[0] // len(names), *info.shape[1:])
     return {
         name: [Piece(replace(info, shape=shape, begin=info.begin + i * size, end=info.begin + (i + 1) * size))]

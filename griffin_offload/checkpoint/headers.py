@@ -1,6 +1,6 @@
-"""A checkpoint's headers: a folder of safetensors -> TensorInfo for every tensor. No weight is read.
+"""The headers of safetensors files -> a TensorInfo for every tensor. No weight is read.
 
-Format: 8 bytes little-endian header length, that many bytes of JSON, then the data
+Format: the header's length in 8 bytes, little-endian, the header in JSON, then the data
 (https://huggingface.co/docs/safetensors). Everything is checked before it is used.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..files import reason
 from ..units import MIB, format_bytes
 
 DTYPES = {
@@ -39,7 +40,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a tensor is stored that is not plain numbers in the model's order: see sources/gguf_link.StoredTensor."""
+    """How a tensor of a GGUF file is stored (see gguf/link.StoredTensor): gguf's type, and llama.cpp's changes."""
 
     kind: str
     heads: int = 0
@@ -48,9 +49,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a checkpoint: its bytes are [begin, end) of `file`.
+    """A tensor of a checkpoint: bytes [begin, end) of `file`.
 
-    With an encoding, `dtype` is the one that it is best held in."""
+    If it is encoded, `dtype` is the best one for its numbers in memory."""
 
     name: str
     dtype: torch.dtype
@@ -67,7 +68,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the bytes of the files that hold them together."""
+    """A folder's tensors by name, and the total bytes of their files."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
@@ -75,7 +76,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Read and check the index and every header. Raises CheckpointError."""
+        """Reads and checks the index and every header. Raises CheckpointError."""
         weight_map = _weight_map(folder)
         files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
         tensors: dict[str, TensorInfo] = {}
@@ -84,7 +85,7 @@ class Checkpoint:
             path = _inside(folder, name)
             for info in read_header(path):
                 if info.name in tensors:
-                    raise CheckpointError(f"{info.name} stands in both {tensors[info.name].file.name} and {name}")
+                    raise CheckpointError(f"{info.name} is in both {tensors[info.name].file.name} and {name}")
                 tensors[info.name] = info
             total += path.stat().st_size
         for tensor, name in weight_map.items():
@@ -95,12 +96,10 @@ class Checkpoint:
     def match(
         self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
     ) -> "Matched":
-        """Which tensors each of a model's parameters is read from.
+        """Checks the pieces `found` against a model's `shapes`, and finds the parameters that share another's memory.
 
-        `shapes`: what the model needs; `tied`: parameter -> the one whose memory it shares; `found`: what the files
-        hold. A tied parameter that the checkpoint holds as well is read, since the two may differ. Raises
-        CheckpointError for what is missing or has another shape or dtype.
-        """
+        `tied`: parameter -> the one that it is tied to. If the files have both, both are read: they may differ. Raises
+        CheckpointError for a tensor that is missing or has another shape or dtype."""
         aliases = {}
         for target, source in tied.items():
             if source in found and target not in found:
@@ -131,14 +130,14 @@ class Checkpoint:
             )
         if info.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
-                f"{info.file}: {info.name} is {info.dtype}, a quantised checkpoint; "
+                f"{info.file}: {info.name} is {info.dtype}, a quantized checkpoint; "
                 "use the original in bfloat16, float16 or float32"
             )
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of a file, and its place inside a parameter: an index of the leading dimensions, () for all of it."""
+    """A tensor of a file, and its place in a parameter: an index of the leading dimensions; () is the whole."""
 
     info: TensorInfo
     place: tuple[int | slice, ...] = ()
@@ -146,14 +145,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Matched:
-    """A model's parameters: what those read from the checkpoint are made of, and those that share memory with one."""
+    """`pieces` of each parameter that is read; `aliases`: parameter -> the one whose memory it shares."""
 
     pieces: Mapping[str, list[Piece]]
     aliases: Mapping[str, str]
 
 
 def read_header(path: Path) -> list[TensorInfo]:
-    """The tensors of one safetensors file, in the order of their bytes. Raises CheckpointError."""
+    """The tensors of a safetensors file, in the order of their bytes. Raises CheckpointError."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a file")
@@ -161,14 +160,15 @@ def read_header(path: Path) -> list[TensorInfo]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
-                raise CheckpointError(f"{path} is damaged: {_what_is_wrong(size, length)}")
+                wrong = f"its header would take {format_bytes(length)} of {format_bytes(size)}"
+                raise CheckpointError(f"{path} is damaged: {wrong if size >= 8 else f'it holds {size} bytes'}")
             entries = json.loads(file.read(length))
         if not isinstance(entries, dict):
             raise CheckpointError(f"{path} is damaged: its header is not a JSON object")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: fetch the model again, or complete the folder") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is damaged: its header is not JSON") from None
     entries.pop("__metadata__", None)
@@ -181,15 +181,9 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 
 def _shown(text: str) -> str:
-    """Text of a file that is not trusted, for an error: one short line."""
+    """Text of a file that is not trusted -> one short line."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def _what_is_wrong(size: int, length: int) -> str:
-    if size < 8:
-        return f"it holds {size} bytes"
-    return f"its header would take {format_bytes(length)} of {format_bytes(size)}"
 
 
 def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:
@@ -217,7 +211,7 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """The index's tensor -> file name; empty for a single file."""
+    """The index: tensor -> file name. Empty for a single file. Raises CheckpointError."""
     path = folder / INDEX
     if not path.exists():
         if (folder / SINGLE).exists():
@@ -233,9 +227,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`; a checkpoint must not name files elsewhere.
+    """The path of the file `name` in `folder`. Raises CheckpointError for a file elsewhere.
 
-    Links made by the hub's cache are followed as far as that model's own folder there (snapshots/ -> blobs/)."""
+    In the hub's cache, links from snapshots/ to blobs/ of the same model are followed."""
     path = folder / name
     root = folder.resolve()
     allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])

@@ -5,15 +5,14 @@ import os
 
 from .headers import Checkpoint
 
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of the weights, for a checkpoint's key
+SAMPLES, SAMPLE_BYTES = 16, 4096
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
-    """SHA-256, as hex, of what tells checkpoints apart without reading them whole: config.json, every tensor's name,
-    dtype, shape and place, and a sample of the weights (16 tensors, 4 KiB in the middle of each).
+    """SHA-256, in hex, of config.json, of every tensor's name, dtype, shape and place, and of 4 KiB in 16 tensors each.
 
-    It notices another size, format or precision, and any training that moved one of the sampled tensors there; it
-    does not notice a change to the others alone. Moving or renaming the folder changes nothing."""
+    It changes with size, format or precision, and with training that changed one of the sampled places. It does not
+    change with the folder's name or place."""
     digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
     tensors = sorted(checkpoint.tensors.values(), key=lambda info: info.name)
     for info in tensors:

@@ -1,11 +1,10 @@
-"""Bytes of a checkpoint -> tensors in memory that is there already.
+"""Reads a checkpoint's bytes into tensors that are allocated already.
 
-Tensors that lie side by side in a file are read by one sequential run of preadv calls, each scattering into the
-tensors' own memory: nothing is copied twice. Where the dtype differs, or the numbers are encoded (GGUF), they pass
-through a small bounce buffer.
+Neighbours in a file are read by one run of preadv calls, straight into the tensors' memory. Only tensors of another
+dtype, or encoded ones (GGUF), pass through a small bounce buffer.
 
-A direct reader bypasses the page cache, which a checkpoint larger than the memory would flood for nothing: the disk
-writes to the tensors, if they lie as in the file (see Arena.take), and no processor copies.
+A direct reader bypasses the page cache, which a checkpoint larger than the memory would fill for nothing. The disk then
+writes to the tensors itself, if they are aligned as in the file (see Arena.take).
 """
 
 import os
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
 from ..units import MIB
 from .gguf.blocks import block_type
@@ -25,28 +25,28 @@ from .gguf.decode import SCRATCH, Decoder, place, step
 from .headers import TensorInfo
 
 BOUNCE = 8 * MIB
-DECODING = BOUNCE + 2 * SCRATCH  # bytes held where tensors are encoded: one decoder for them, one for a table's rows
-WORD = 4  # bytes: what a block's numbers are viewed as at most
+DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
+WORD = 4  # bytes of the largest number in a block
 MAX_PARTS = 512  # below every system's IOV_MAX
-READ = 64 * MIB  # bytes a call: large enough for the disk, small enough that an interrupt is soon seen
+READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an interrupt
 
 
 class Reader:
-    """Reads tensors of a checkpoint; remembers the bytes and the seconds. Not for use by two threads at once."""
+    """Reads tensors of a checkpoint; counts bytes and seconds. For one thread at a time."""
 
     def __init__(self, direct: bool = False) -> None:
         self.bytes = 0
         self.seconds = 0.0
         self._direct = direct and hasattr(os, "O_DIRECT")
-        self._floods = direct  # where a direct read is not possible, the page cache is emptied behind the reader
+        self._floods = direct  # if direct reads are not possible, the page cache is emptied after each read
         self._files: dict[tuple[Path, bool], int] = {}
         self._bounce: Tensor | None = None
         self._decoder: Decoder | None = None
 
     def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
-        """Fill each tensor (contiguous, on the CPU, of the info's shape, any float dtype) with its bytes.
+        """Fills each tensor: contiguous, on the CPU, of the info's shape, any float dtype.
 
-        Raises CheckpointError when a file is shorter than its header said, or cannot be read."""
+        Raises CheckpointError if a file cannot be read or is shorter than its header said."""
         start = time.perf_counter()
         for run in runs(wanted):
             together: list[TensorInfo] = []
@@ -64,7 +64,7 @@ class Reader:
         self.seconds += time.perf_counter() - start
 
     def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Some rows of a matrix (R, D), whose rows lie in its order: (len(rows), D). Raises CheckpointError."""
+        """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D). Raises CheckpointError."""
         out = torch.empty(len(rows), info.shape[1], dtype=dtype)
         size = info.bytes // info.shape[0]
         stored = torch.empty(size, dtype=torch.uint8)
@@ -80,7 +80,7 @@ class Reader:
         self._bounce = self._decoder = None
 
     def pieces(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-        """A tensor's elements, in order: (n,) each, in `dtype` (default: its own), gone with the next.
+        """A tensor's elements in order, as tensors (n,) of `dtype` (default: its own), each valid until the next.
 
         Raises CheckpointError."""
         assert not (info.encoding and info.encoding.heads)
@@ -88,12 +88,12 @@ class Reader:
             yield chunk.to(dtype or info.dtype)
 
     def _convert(self, info: TensorInfo, target: Tensor) -> None:
-        """Read through the bounce buffer, a piece at a time, rounding to the target's dtype as Tensor.to does."""
+        """Reads through the bounce buffer, piece by piece, and rounds to the target's dtype as Tensor.to does."""
         for done, chunk in self._numbers(info, self._stored(info)):
             place(info, target, done, chunk)
 
     def _numbers(self, info: TensorInfo, stored: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Stored bytes -> how many numbers came before, and the next ones (n,), in the file's order."""
+        """Stored bytes -> (count of the numbers before, the next numbers (n,)), in the file's order."""
         done = 0
         for piece in stored:
             if info.encoding:
@@ -106,9 +106,9 @@ class Reader:
                 done += len(chunk)
 
     def _stored(self, info: TensorInfo) -> Iterator[Tensor]:
-        """A tensor's bytes through the bounce buffer: whole numbers, or as many blocks as are decoded together.
+        """A tensor's bytes, a half of the bounce buffer at a time: whole numbers, or blocks that are decoded together.
 
-        While one half of the buffer is used, a thread reads into the other."""
+        While one half is used, a thread reads into the other."""
         if self._bounce is None:
             self._bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
         halves, item = self._bounce, info.dtype.itemsize
@@ -120,7 +120,7 @@ class Reader:
 
         def fetch(number: int) -> Tensor:
             offset = info.begin + number * size
-            # A file may set its tensors anywhere; torch views numbers only at multiples of their size.
+            # Tensors may begin anywhere in a file; torch views numbers only at multiples of their size.
             begin = offset % PAGE // item * item
             source = halves[number % 2, begin : begin + min(size, info.end - offset)]
             self._read(info.file, offset, source)
@@ -139,7 +139,7 @@ class Reader:
                 yield source
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
-        """[begin, begin + n) of a file into (n,), uint8: the whole pages directly, what is before and behind not."""
+        """Reads bytes [begin, begin + n) into `target` (n,), uint8: whole pages directly, the rest not."""
         end = begin + target.numel()
         first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
         if not self._direct or last <= first or (target.data_ptr() + first - begin) % PAGE:
@@ -151,7 +151,7 @@ class Reader:
         self._scatter(file, first, [middle], direct=True)
 
     def _scatter(self, file: Path, offset: int, parts: list[Tensor], direct: bool = False) -> None:
-        """One contiguous range of a file into several uint8 tensors, whatever the system returns a call."""
+        """Reads one range of a file into several uint8 tensors, in as many calls as the system takes."""
         fd, begin = self._open(file, direct), offset
         views = [part.numpy().data for part in parts if part.numel()]
         while views:
@@ -164,10 +164,10 @@ class Reader:
             try:
                 count = os.preadv(fd, batch, offset)
             except OSError as error:
-                if direct:  # the file system has no direct reads, or this range is not to its taste
+                if direct:  # the file system does not read this range directly
                     fd, direct, self._direct = self._open(file), False, False
                     continue
-                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+                raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
             if count == 0:
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
@@ -190,15 +190,15 @@ class Reader:
                 if direct:
                     self._direct = False
                     return self._open(file)
-                raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from None
+                raise CheckpointError(f"{file} cannot be opened: {reason(error)}") from None
             self._files[file, direct] = fd
-            if self._direct and not direct:  # a few bytes here and there: what lies behind them is not wanted
+            if self._direct and not direct:  # a few bytes here and there: no read-ahead
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return self._files[file, direct]
 
 
 def runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    """Group tensors into runs that lie side by side in one file."""
+    """Groups tensors into runs of neighbours in one file."""
     run: list[TensorInfo] = []
     for info in sorted(infos, key=lambda info: (str(info.file), info.begin, info.end)):
         if run and (info.file != run[-1].file or info.begin != run[-1].end):
@@ -210,5 +210,5 @@ def runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """A contiguous tensor's memory as (bytes,), uint8; no copy. A scalar counts as one element."""
+    """A contiguous tensor's memory as (bytes,), uint8, without a copy. A scalar is one element."""
     return tensor.view(-1).view(torch.uint8)

@@ -1,7 +1,4 @@
-"""Writes safetensors shards whose tensors are known beforehand and come one by one, in any order.
-
-Every offset follows from the shapes, so that a tensor goes straight to its place and none has to be kept.
-"""
+"""Writes safetensors shards, tensor by tensor in any order: all offsets follow from the shapes."""
 
 import json
 import math
@@ -12,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import write_at
 from ..memory.arena import PAGE
 from ..units import GIB
 from .headers import DTYPES, INDEX, SINGLE
@@ -22,12 +20,10 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class CheckpointWriter:
-    """A checkpoint of `shapes` (in this order) below `folder`. Raises OSError where the disk does.
+    """A checkpoint of `shapes`, in this order, in `folder`: in `dtype`, but for tensors that `others` names.
 
-    In one dtype, but for tensors (buffers, usually) that `others` names.
-
-    Use as a context manager; leaving it without an error checks that every tensor was written, and writes the index.
-    """
+    A context manager: without an error it checks at the end that every tensor was written, and writes the index. Raises
+    OSError."""
 
     def __init__(
         self,
@@ -42,12 +38,9 @@ class CheckpointWriter:
         self._dtypes = {name: (others or {}).get(name, dtype) for name in shapes}
         self._sizes = {name: math.prod(shape) * self._dtypes[name].itemsize for name, shape in shapes.items()}
         groups = _group(self._sizes, shard)
-        names = (
-            [SINGLE]
-            if len(groups) == 1
-            else [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
-        )
-        self.files = [folder / name for name in names]
+        count = len(groups)
+        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        self.files = [folder / name for name in (names if count != 1 else [SINGLE])]
         self._place: dict[str, tuple[int, int]] = {}
         self._missing = set(shapes)
         self._fds: list[int] = []
@@ -77,19 +70,20 @@ class CheckpointWriter:
                 (self._folder / INDEX).write_text(json.dumps(index, indent=1))
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor, contiguous and of the shape announced, in its place."""
+        """Writes a contiguous tensor of its announced shape to its place."""
         for _ in self.write_pieces(name, [tensor]):
             pass
 
     def write_pieces(self, name: str, pieces: Iterable[Tensor]) -> Iterator[int]:
-        """Put contiguous pieces, which one behind the other are the tensor, in its place; yields each piece's bytes."""
+        """Writes a tensor in contiguous pieces, in order, to its place; yields each piece's bytes."""
         fd, offset = self._place[name]
         self._missing.discard(name)
         end = offset + self._sizes[name]
         for piece in pieces:
             assert piece.dtype == self._dtypes[name]
             assert offset + piece.nbytes <= end
-            self._write(fd, as_bytes(piece.cpu()).numpy().data, offset)
+            write_at(fd, as_bytes(piece.cpu()).numpy().data, offset)
+            self.bytes += piece.nbytes
             offset += piece.nbytes
             yield piece.nbytes
         assert offset == end
@@ -107,7 +101,7 @@ class CheckpointWriter:
             os.close(self._fds.pop())
 
     def _header(self, fd: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Write one file's header; returns where its data begins."""
+        """Writes one file's header; returns the offset of its data."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, shape in shapes.items():
@@ -116,18 +110,13 @@ class CheckpointWriter:
             offset = end
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % PAGE)  # the data begins with a page: direct reads need no copy
-        self._write(fd, memoryview(len(text).to_bytes(8, "little") + text), 0)
+        write_at(fd, memoryview(len(text).to_bytes(8, "little") + text), 0)
+        self.bytes += 8 + len(text)
         return 8 + len(text)
-
-    def _write(self, fd: int, data: memoryview, offset: int) -> None:
-        while data:
-            count = os.pwrite(fd, data, offset)
-            self.bytes += count
-            data, offset = data[count:], offset + count
 
 
 def _group(sizes: Mapping[str, int], shard: int) -> list[list[str]]:
-    """Tensors in order, as many a shard as its bytes allow, at least one."""
+    """Names of the tensors of each shard: in order, at least one, and otherwise at most `shard` bytes."""
     groups: list[list[str]] = []
     used = shard
     for name, size in sizes.items():

@@ -1,10 +1,9 @@
-"""How much each layer's neurons matter to a checkpoint: the curves that `allocation.py` shares neurons by.
+"""How much each layer's neurons matter in a checkpoint: the curves by which layer_allocation.py shares neurons.
 
-A window of text is a prompt, which chooses the experts as always, and a continuation. Every layer keeps half of its
-neurons, and one of them a quarter, three quarters or all: what a layer is worth to a pruned model differs from what it
-is worth to the full one. Measured is the KL divergence of the output from the full model's, for all layers and shares
-by one read of the weights where memory allows.
-"""
+A window of text is a prompt, which chooses the neurons as always, and a continuation. All layers keep half of their
+neurons, except for one layer, which keeps a quarter, three quarters or all: a layer matters differently to a pruned
+model than to the full one. The measure is the KL divergence of the output from the full model's, taken for all layers
+and shares in one reading of the weights where memory allows."""
 
 import hashlib
 import math
@@ -17,10 +16,11 @@ from ..options import OnLayer
 from ..paths import cache_folder
 from ..pruning.layer_allocation import Curves, calibration_path, load_curves, save_curves
 from .figures.observe import cut_prompts
-from .scoring.passage import Row, fits
-from .scoring.prompt_cache import can_branch
+from .scoring.prompt_cache import can_fork
+from .scoring.reads import fits
 from .scoring.score import check_pairs, score_rows
-from .scoring.scored import Pair
+from .scoring.scored import Pair, progress_of
+from .scoring.variant import ScoredRow
 
 TEXT = Path(__file__).with_name("calibration.txt")  # four subjects in plain prose, written for this and for no model
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -39,12 +39,12 @@ def measure(
 ) -> Curves:
     """The curves of the engine's checkpoint, on windows spread evenly over a text.
 
-    on_progress(done, total) counts the layers of all sweeps. The engine is empty after it.
+    on_progress(done, total) counts the layers of all readings. The engine is empty afterwards.
     Raises PromptError for too short a text, OptionError, BudgetError, NumericError, and what a sweep raises."""
     layers = engine.skeleton.layers
     if any(len(layer.blocks) != 1 for layer in layers):
         raise OptionError(f"{engine.name} has layers with none or several feed-forward blocks: they cannot be measured")
-    if not can_branch(engine.skeleton.config):
+    if not can_fork(engine.skeleton.config):
         raise OptionError(f"{engine.name} remembers more than keys and values: its layers cannot be measured")
     if min(prompt_tokens, continue_tokens - 1, windows) < 1:
         raise OptionError("the prompt and the number of windows are at least 1, the continuation 2 tokens")
@@ -52,12 +52,12 @@ def measure(
     pairs = [(ids[:prompt_tokens], ids[prompt_tokens:]) for ids in pieces]
     check_pairs(engine, pairs)
     common = tuple((round(OTHERS * layer.blocks[0].neurons),) for layer in layers)
-    rows = [Row(kept=common)]
+    rows = [ScoredRow(kept=common)]
     for index, layer in enumerate(layers):
         for share in SHARES:
             if share != OTHERS:
                 kept = (round(share * layer.blocks[0].neurons),)
-                rows.append(Row(kept=(*common[:index], kept, *common[index + 1 :])))
+                rows.append(ScoredRow(kept=(*common[:index], kept, *common[index + 1 :])))
     half, *rest = _divergences(engine, pairs, rows, on_progress)
     if not all(map(math.isfinite, (half, *rest))):
         raise NumericError(f"the output of {engine.name} is NaN or infinite in {engine.dtype}; try --dtype float32")
@@ -75,24 +75,19 @@ def measure(
     )
 
 
-def _divergences(engine: Engine, pairs: list[Pair], rows: list[Row], on_progress: OnLayer | None) -> list[float]:
-    """Each row's KL from the full model, nats: mean over all windows' tokens but the first, which it predicts itself.
-
-    The rows go through in as few parts as the budget allows."""
+def _divergences(engine: Engine, pairs: list[Pair], rows: list[ScoredRow], on_progress: OnLayer | None) -> list[float]:
+    """Each row's KL from the full model, nats: mean over the tokens of all windows, except the first of each, which the
+    full model predicts. The rows are measured in as few readings as the budget allows."""
     together = len(rows)
-    while together > 1 and not fits(engine, pairs, [Row(), *rows[:together]]):
+    while together > 1 and not fits(engine, pairs, [ScoredRow(), *rows[:together]]):
         together = -(-together // 2)
     parts = [rows[first : first + together] for first in range(0, len(rows), together)]
     found: list[float] = []
-    for done, part in enumerate(parts):
-
-        def tell(layer: int, count: int, before: int = done) -> None:
-            if on_progress:
-                on_progress(before * count + layer, len(parts) * count)
-
-        scored = score_rows(engine, pairs, [Row(), *part], on_layer=tell)
-        for number in range(1, len(part) + 1):
-            found.append(sum(of_pair[number].kl[1:].mean().item() for of_pair in scored) / len(pairs))
+    for number, part in enumerate(parts):
+        progress = progress_of(on_progress, number, len(parts))
+        scored = score_rows(engine, pairs, [ScoredRow(), *part], on_layer=progress)
+        for row in range(1, len(part) + 1):
+            found.append(sum(of_pair[row].kl[1:].mean().item() for of_pair in scored) / len(pairs))
     return found
 
 
@@ -106,9 +101,8 @@ def calibrate(
     force: bool = False,
     on_progress: OnLayer | None = None,
 ) -> tuple[Path, Curves]:
-    """The curves on a text (default: the package's own) and the file where runs find them: measured, or as they were
-    measured before. Raises OptionError where the file holds other curves than asked for, unless `force`; else as
-    `measure`."""
+    """The file where runs find the curves, and the curves on a text (default: the package's own): measured now, or
+    earlier. Raises OptionError where the file holds others than asked for, unless `force`; and as `measure`."""
     text = TEXT.read_text() if text is None else text
     path = calibration_path(cache_folder(), checkpoint_key(engine.checkpoint))
     before = None if force else load_curves(path)

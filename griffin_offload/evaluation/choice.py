@@ -1,10 +1,9 @@
 """Multiple choice by log-likelihood: the answer is the choice that the model finds most likely after the context.
 
-Two ways of pruning. 'gen', the honest one: the context is the prompt, and every token of the choice is read by the
-experts. 'class', the paper's: everything but the last token that the model reads is the prompt, choice included, and
-that last one alone is read by the experts. So with a choice of several tokens only its last token's probability is a
-pruned model's, the others are the full model's. Tokens are cut and lengths counted as lm-eval does.
-"""
+Two modes. 'gen', the honest one: the context is the prompt, and the kept neurons alone read the choice. 'class', the
+paper's: all but the last token that the model reads is the prompt, choice included, and the kept neurons read that last
+one alone. Of a choice of several tokens only the last one's probability is then a pruned model's. Texts are tokenized
+and lengths counted as in lm-eval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ CONTEXT_KEYS = ("context", "question", "query")
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is the index of the right choice. Where neither has white space, one space joins context and choice."""
+    """`answer`: index of the right choice. A space joins context and choice where neither has white space there."""
 
     context: str
     choices: tuple[str, ...]
@@ -37,7 +36,7 @@ class Question:
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Of a whole continuation, nats. `greedy`: every token of it is the model's most likely one."""
+    """Log-likelihood of a whole continuation, nats. `greedy`: each of its tokens is the model's likeliest one."""
 
     total: float
     greedy: bool
@@ -45,8 +44,9 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one variant. By question: the log-likelihood of every choice (nats), and the index of the choice taken:
-    the likeliest, and the likeliest a character. Accuracies are shares of right answers, with their standard errors."""
+    """Results of one variant. For each question: the log-likelihood of every choice (nats), the index of the likeliest
+    choice (`taken`), and of the likeliest by log-likelihood per character (`taken_normalised`). Accuracies are shares
+    of right answers, with their standard errors."""
 
     label: str
     sparsity: float | tuple[float, ...]
@@ -62,14 +62,14 @@ class Answers:
     taken_normalised: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is said question by question."""
+        """Without the lists by question."""
         by_question = ("log_likelihoods", "taken", "taken_normalised")
         return {name: value for name, value in asdict(self).items() if name not in by_question}
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a JSONL file: context (or question, or query), choices, answer. Raises GriffinError, with line and
-    key."""
+    """Questions of a JSONL file, with the keys context (or question, or query), choices and answer. Raises
+    GriffinError that names line and key."""
     rows = read_rows(path, _fault)
     return [Question(row[_context_key(row)], tuple(row["choices"]), row["answer"]) for row in rows]
 
@@ -92,8 +92,8 @@ def _fault(row: Row) -> str | None:
 
 
 def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: str) -> Pair:
-    """Token ids of both. White space that ends the context goes to the continuation, whose tokens are those that the
-    whole text has more than the context. Raises PromptError if there are none."""
+    """Token ids of both. White space at the end of the context belongs to the continuation. The continuation's tokens
+    are those of the whole text beyond the context's. Raises PromptError if there are none."""
     text = context.rstrip()
     before, whole = encode(text), encode(context + continuation)
     if len(whole) <= len(before):
@@ -109,12 +109,12 @@ def log_likelihoods(
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[list[LogLikelihood]]:
-    """Of each pair's continuation under each variant: [pair][variant]. Raises OptionError, and what `score` raises."""
+    """Log-likelihoods of the continuations: [pair][variant]. Raises OptionError, and what `score` raises."""
     check(mode, MODES, "mode")
     check_pairs(engine, pairs)
     if mode == "gen":
         return [[_sum(one) for one in of_pair] for of_pair in score(engine, pairs, variants, on_pair, on_layer)]
-    # Input x_0 .. x_(n-2) predicts x_1 .. x_(n-1). Its last token, x_(n-2), is read by the experts of those before it.
+    # Input x_0 .. x_(n-2) predicts x_1 .. x_(n-1). The neurons kept for the others read its last token, x_(n-2).
     last = [((context + continuation)[:-2], (context + continuation)[-2:]) for context, continuation in pairs]
     earlier = [(context, continuation[:-1]) for context, continuation in pairs if len(continuation) > 1]
     pruned = score(engine, last, variants, on_pair, on_layer)
@@ -143,7 +143,7 @@ def answer(
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[Answers]:
-    """One Answers a variant. Raises PromptError for a question beyond the model's context, and as a sweep."""
+    """An Answers for each variant. Raises PromptError for a question beyond the context, and what a sweep raises."""
 
     def encode(text: str) -> list[int]:
         return engine.encode(text, raw=True)
@@ -157,7 +157,7 @@ def answer(
 
 
 def _summarise(variant: Variant, questions: Sequence[Question], totals: Sequence[float]) -> Answers:
-    """`totals`: log-likelihoods of all choices of all questions, in this order."""
+    """`totals`: log-likelihoods of all choices of all questions, in their order."""
     left = iter(totals)
     rows = [tuple(next(left) for _ in question.choices) for question in questions]
     taken = [_best(row) for row in rows]
@@ -171,10 +171,7 @@ def _summarise(variant: Variant, questions: Sequence[Question], totals: Sequence
     normalised, error_normalised = mean_and_error([float(a == b) for a, b in zip(taken_normalised, right, strict=True)])
     return Answers(
         label=variant.label(),
-        sparsity=variant.sparsity,
-        selection=variant.selection,
-        allocation=variant.allocation,
-        seed=variant.seed,
+        **variant.facts("sparsity", "selection", "allocation", "seed"),
         accuracy=accuracy,
         standard_error=error,
         accuracy_normalised=normalised,
@@ -186,5 +183,5 @@ def _summarise(variant: Variant, questions: Sequence[Question], totals: Sequence
 
 
 def _best(values: Sequence[float]) -> int:
-    """Index of the largest; of equals the first."""
+    """Index of the largest, the first one among equals."""
     return max(range(len(values)), key=lambda index: values[index])

@@ -1,8 +1,8 @@
-"""The ways to leave out feed-forward weights, side by side: GRIFFIN (arXiv:2404.01365), whole blocks as FFN-SkipLLM
-leaves them out (arXiv:2404.03865), and static models from calibration texts (Bandari et al. 2024, arXiv:2410.07461).
+"""Ways to leave out feed-forward weights, side by side: GRIFFIN (arXiv:2404.01365), skipped blocks as in FFN-SkipLLM
+(arXiv:2404.03865), and static models from calibration texts (Bandari et al. 2024, arXiv:2410.07461).
 
-All leave out the same share of the feed-forward neurons or blocks. What calibrates is never what tests: the two halves
-of one text, other articles, other problems."""
+All leave out the same share of the feed-forward neurons or blocks. Calibration and test never share data: they use the
+two halves of one text, different articles, different problems."""
 
 import math
 import tempfile
@@ -31,13 +31,14 @@ from .summarise import ROUGE, answer_row, rouge_scorer
 KEYS = ("task", "way", "share", "id")
 TASKS = ("text", "arithmetic", "summaries")
 PACKAGE = Path(__file__).parent.parent
-ONLY_SCORED = ("random", "layers")  # what no engine answers with
+ONLY_SCORED = ("random", "layers")  # ablations that no engine answers with
 
 
 @dataclass(frozen=True)
 class Data:
-    """Texts in two parts: to test on, and to calibrate by. `text`: one long text; `articles`: rows as `eval summarise`
-    has them, of which the first `test_articles` test; `test_problems`: of arithmetic, behind `shots` worked ones."""
+    """Texts to test on and to calibrate with. `text`: one long text, half for each; `articles`: rows as of
+    `eval summarise`, of which the first `test_articles` test; `test_problems`: arithmetic problems to test on, each
+    after `shots` worked ones."""
 
     text: str
     articles: Sequence[Row] = ()
@@ -56,7 +57,7 @@ class Data:
         return self.text.find("\n", len(self.text) // 2) + 1 or len(self.text) // 2
 
     def windows(self, engine: Engine) -> list[Pair]:
-        """Of the first half, each behind the token that the model's texts begin with, if they do."""
+        """Windows of the first half, each after the BOS token where the tokenizer puts one."""
         begins = engine.encode("a", raw=True)[:1] == [engine.tokenizer.bos_token_id]
         ids, before = encode_text(engine, self.text[: self._half], bos=begins)
         pairs = windows(ids, self.prompt_tokens, self.continue_tokens, self.test_windows)
@@ -70,7 +71,7 @@ class Data:
         return problems(self.shots + self.test_problems + 40 * self.samples, self.seed)
 
     def sources(self) -> dict[str, tuple[list[CalibrationText], dict[str, Any]]]:
-        """What each static model is calibrated by: sources, and options for draw_samples."""
+        """For each static model, its calibration texts and options of draw_samples."""
         text = CalibrationText("text", self.text[self._half :])
         code = CalibrationText("code", "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py"))))
         sums = CalibrationText("arithmetic", self._problems()[self.shots + self.test_problems :])
@@ -90,12 +91,11 @@ class Data:
 
 
 def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> dict[str, Calibration]:
-    """The samples that each static model is made by, by its name: `data.samples` of at most `data.tokens` tokens."""
-    bos = engine.tokenizer.bos_token_id
+    """The samples of each static model, by its name: `data.samples` of at most `data.tokens` tokens."""
+    common = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": engine.tokenizer.bos_token_id}
     found = {}
     for name, (sources, options) in data.sources().items():
-        how = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": bos}
-        drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **how, **options)
+        drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **common, **options)
         found[name] = Calibration(drawn.ids, facts=drawn.facts)
     draw = Random(f"tokens {data.seed}")
     words = text_tokens(engine)
@@ -105,7 +105,7 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
 
 
 def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, skips: bool = True) -> dict[str, Variant]:
-    """All ways to leave out a share, by name. `skips`: whole blocks too."""
+    """All ways to leave out a share, by name. `skips`: those that skip blocks too."""
     found = {"GRIFFIN": Variant(share)}
     if sensitivity:
         found["GRIFFIN, shared by sensitivity"] = Variant(share, allocation="sensitivity")
@@ -117,12 +117,12 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, sk
         found |= {
             "blocks skipped by token": Variant(0.0, skip=skip),
             "blocks skipped by prompt": Variant(0.0, skip=replace(skip, mode="prompt")),
-            "blocks skipped at random": Variant(0.0, skip=skip, instead="random"),
-            "whole layers skipped by token": Variant(0.0, skip=skip, instead="layers"),
+            "blocks skipped at random": Variant(0.0, skip=skip, ablation="random"),
+            "whole layers skipped by token": Variant(0.0, skip=skip, ablation="layers"),
         }
     found |= {
-        "prompt whole, then magnitude": Variant(share, "magnitude"),
-        "prompt whole, then random": Variant(share, "random"),
+        "prompt whole, then magnitude": Variant(share, selection="magnitude"),
+        "prompt whole, then random": Variant(share, selection="random"),
     }
     for name, prior in priors.items():
         found[f"static: {name}"] = Variant(share, prior=prior, prior_weight=1.0, static=True)
@@ -138,10 +138,10 @@ def compare(
     skip: Any = None,
     on_layer: OnLayer | None = None,
 ) -> Iterator[Row]:
-    """Rows of measurements, named by "task", "way", "share" and "id": of text and arithmetic one for each window or
-    problem, of summaries one for each article. Those that `skip(row)` knows are left out.
+    """Rows of measurements, each named by its "task", "way", "share" and "id": one for each window of the text, problem
+    or article. Those that `skip(row)` knows are not measured.
 
-    The first way is "dense", of share 0. A type whose blocks cannot be skipped is compared without those ways.
+    The first way is "dense", with share 0. Where blocks cannot be skipped, the ways that skip them are left out.
     Raises what scoring, `calibrate` and Engine.generate raise."""
     pairs = {"text": data.windows(engine), "arithmetic": data.problems(engine)}
     for task in set(tasks) & set(pairs):  # what cannot be scored is refused before anything is read
@@ -149,7 +149,7 @@ def compare(
     if engine.opened.curves() is None:
         calibrate(engine, prompt_tokens=min(PROMPT_TOKENS, engine.context_length - CONTINUE_TOKENS))
     static = calibration(engine, data)
-    priors = {name: engine.score_samples(how, on_layer) for name, how in static.items()}
+    priors = {name: engine.score_samples(samples, on_layer) for name, samples in static.items()}
     skips = can_skip(engine.skeleton.layout)
     compared = {("dense", 0.0): FULL}
     compared |= {(name, share): way for share in shares for name, way in ways(share, priors, skips=skips).items()}
@@ -174,7 +174,7 @@ def _scores(
         return
     variants = list(compared.values())
     if task == "arithmetic":  # its answers are shorter than the warm-up
-        variants = [replace(v, skip=replace(v.skip, warmup=0)) if v.skip else v for v in variants]
+        variants = [replace(variant, skip=replace(variant.skip, warmup=0)) for variant in variants]
     scored = score(engine, pairs, variants, on_layer=on_layer)
     for number, of_pair in enumerate(scored):
         for name, one in zip(names, of_pair, strict=True):
@@ -202,31 +202,31 @@ def _summaries(
     skip: Any,
     on_layer: OnLayer | None,
 ) -> Iterator[Row]:
-    """Each article by each way: a static model as the export that plain transformers would load."""
+    """Each article, summarised in each way: by a static model as an export of it answers."""
     articles, scorer = data.articles[: data.test_articles], rouge_scorer()
     for (name, share), variant in compared.items():
         of_way = {"task": "summaries", "way": name, "share": share}
         left = [row for row in articles if not (skip and skip({**of_way, "id": row["id"]}))]
-        if variant.instead in ONLY_SCORED or not left:
+        if variant.ablation in ONLY_SCORED or not left:
             continue
         with tempfile.TemporaryDirectory() as folder:
             answering, way = engine, variant
             if variant.static:
-                how = static[name.removeprefix("static: ")]
-                export, _ = engine.export_static(how, Path(folder) / "static", sparsity=share, on_layer=on_layer)
+                samples = static[name.removeprefix("static: ")]
+                export, _ = engine.export_static(samples, Path(folder) / "static", sparsity=share, on_layer=on_layer)
                 answering, way = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
             for row in left:
-                answer = answer_row(answering, row, way, scorer, on_layer=on_layer, do_sample=False)
+                answer = answer_row(answering, row, way, scorer, on_layer=on_layer)
                 yield {**of_way, "id": row["id"], **answer}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Means of a way's rows with their standard errors, by measure: those of its tasks that were measured.
-    `resident_bytes`: of the weights that an answer is made from.
+    """`values`: by measure, the mean of a way's rows and its standard error. `resident_bytes`: of the weights that make
+    an answer.
 
-    "perplexity": exp of the mean loss, its error that of the loss, nats; "agreement" and "kl" with the full model;
-    "exact": share of answers right; "log_likelihood" of the right answer, nats; ROUGE, 0 to 100."""
+    "perplexity": exp of the mean loss (its error is the loss's, nats); "agreement" and "kl": with the full model;
+    "exact": share of right answers; "log_likelihood": of the right answer, nats; ROUGE: 0 to 100."""
 
     way: str
     share: float
@@ -241,14 +241,14 @@ class Result:
 
 
 def fault(row: Row) -> str | None:
-    """What makes a row none that `compare` made; None for nothing."""
+    """What a row lacks of those that `compare` makes, or None."""
     kinds: dict[str, Any] = {"task": str, "way": str, "share": int | float, "resident_bytes": int}
     wrong = (name for name, kind in kinds.items() if not isinstance(row.get(name), kind))
     return next((f'no "{name}" of a comparison' for name in wrong), None)
 
 
 def results(rows: Sequence[Row]) -> list[Result]:
-    """What `compare` measured, by way and share, in the order in which they first came."""
+    """The rows of `compare`, summed up by way and share, in the order in which these first came."""
     by_way: dict[tuple[str, float, int], dict[str, list[float]]] = {}
     for row in rows:
         ours = by_way.setdefault((row["way"], row["share"], row["resident_bytes"]), {})

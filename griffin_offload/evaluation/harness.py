@@ -6,9 +6,8 @@
 is lm-eval's own command line with the model registered: lm-eval knows only the models whose modules are imported.
 From Python, import this module, then call `lm_eval.simple_evaluate(model="griffin", model_args=...)`.
 
-What is the prompt: of multiple choice, the context, or by `mode=class` as in the paper (see choice.py); of generation,
-the context. A rolling log-likelihood has no prompt that could choose experts, so it is the full model's or an error.
-"""
+The prompt is the request's context; in multiple choice with `mode=class` it is the paper's (see choice.py). A rolling
+log-likelihood has no prompt that could choose neurons: it is the full model's, or an error."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import GriffinError, OptionError, PromptError
-from ..options import MODES, check
+from ..options import MODES, Placement, as_dict, build, check, declared
 from ..sources.resolve import DEFAULT_MODEL
 from .choice import encode_pair, log_likelihoods
 from .scoring.scored import Pair
@@ -33,41 +32,41 @@ except ImportError as error:
     raise OptionError(f"lm-eval is missing ({error}): pip install 'griffin-offload[eval]'") from error
 
 SAMPLING = ("temperature", "top_p", "top_k")
+OPTIONS = (*(name for group in (Placement, Variant) for name, *_ in declared(group) if name != "prior"), "seed")
 
 
 @register_model("griffin")
 class GriffinLM(TemplateLM):  # type: ignore[misc]
-    """The experts are those of each request's own prompt. Log-likelihoods share reads of the weights as in `score`;
+    """Each request's own prompt chooses its neurons. Log-likelihoods share readings of the weights (see score.py);
     answers are generated one at a time."""
 
     def __init__(
         self,
         pretrained: str = DEFAULT_MODEL,
-        sparsity: float = 0.5,
         mode: str = "gen",
-        selection: str = "topk",
-        allocation: str = "uniform",
-        seed: int = 0,
-        dtype: str | None = None,
-        device: str | None = None,
-        device_memory: int | str | None = None,
         max_length: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        **options: Any,
     ) -> None:
-        """`max_length`: tokens of a request, at most and by default the model's context; of longer ones the first are
-        left out, as lm-eval does. Batch sizes are lm-eval's and change nothing. Raises OptionError, and as Engine."""
+        """`max_length`: tokens of a request, at most and by default the model's context; longer requests lose their
+        beginning, as in lm-eval. Batch sizes are lm-eval's and change nothing. `options`: those of Placement and
+        Pruning by their names in --help (sparsity=0.5, device_memory=4GiB), and the `seed` of a selection that draws.
+        Raises OptionError, and what Engine raises."""
         super().__init__()
         check(mode, MODES, "mode")
+        for name in options:
+            check(name, OPTIONS, "option")
         self.mode = mode
-        self.variant = Variant(float(sparsity), selection, allocation, int(seed))
-        device = None if device == "cuda:0" else device  # lm-eval says so, GPU or none, where nobody asked
-        self.engine = Engine(pretrained, device=device, device_memory=device_memory, dtype=dtype)
+        self.variant = build(Variant, options)
+        if options.get("device") == "cuda:0":  # lm-eval's own default, with or without a GPU
+            options["device"] = None
+        self.engine = Engine(pretrained, **as_dict(build(Placement, options)))
         self.tokenizer = self.engine.tokenizer
         self.max_length = min(int(max_length or self.engine.context_length), self.engine.context_length)
         self.max_gen_toks = 256  # lm-eval's default, for tasks that say nothing
         self.batch_size = 1
-        self.variant.plan(self.engine, 1, 1)  # a sparsity out of range is refused here, before the tasks are built
+        self.variant.plan(self.engine, 1, 1)  # what cannot be planned is refused here, before the tasks are built
 
     @property
     def eot_token_id(self) -> int:
@@ -75,7 +74,7 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context."""
+        """The token that takes the place of an empty context."""
         first = self.tokenizer.bos_token_id
         return self.eot_token_id if first is None else int(first)
 
@@ -84,7 +83,7 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
         return self.engine.name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """By the tokenizer's own rule, but for a text that begins with the first token: it gets no second one."""
+        """As the tokenizer does by itself, but a text that begins with the BOS token gets no second one."""
         if add_special_tokens is None:
             first = self.tokenizer.bos_token
             add_special_tokens = first is None or not string.startswith(first)
@@ -124,17 +123,17 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def _shorten(self, context: list[int], continuation: list[int]) -> Pair:
-        """The end of the context that fits beside the continuation. Raises PromptError if nothing of it fits."""
+        """As much of the context's end as fits with the continuation. Raises PromptError if none of it fits."""
         room = self.max_length - len(continuation)
         if room < 1:
             raise PromptError(f"a continuation has {len(continuation)} tokens; at most {self.max_length - 1} fit")
         return context[-room:], continuation
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, by the full model. Raises OptionError for a pruned one."""
+        """Log-likelihoods of whole texts, by the full model. Raises OptionError for a pruned one."""
         if not self.variant.full:
             raise OptionError(
-                "a rolling log-likelihood has no prompt that could choose experts: set sparsity=0, or measure the "
+                "a rolling log-likelihood has no prompt that could choose neurons: set sparsity=0, or measure the "
                 "perplexity after a prompt with `griffin eval perplexity`"
             )
         results = []
@@ -153,7 +152,7 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each without what ended it. Greedy unless a task asks for sampling."""
+        """Answers without their stop texts. Greedy unless a task asks for sampling."""
         results = []
         for request in tqdm(requests, desc="Generating", disable=disable_tqdm):
             context, asked = request.args
@@ -171,18 +170,13 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
             raise PromptError(f"max_gen_toks {tokens} leaves no room for a prompt: {self.max_length} tokens in all")
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
-        generation = self.engine.generate(
-            ids[-room:],
-            sparsity=self.variant.shares,
-            max_new_tokens=tokens,
-            stop_strings=stop or None,
-            **(self.variant.options() | options),
-        )
-        return str(postprocess_generated_text(generation.text, stop, None))
+        options = {"seed": self.variant.drawn_by, "stop_strings": stop or None, **options}
+        answer = self.engine.generate(ids[-room:], self.variant, max_new_tokens=tokens, **options)
+        return str(postprocess_generated_text(answer.text, stop, None))
 
 
 def main() -> None:
-    """lm-eval's command line. An error of the user's is one line, exit code 1."""
+    """lm-eval's command line. A user's error is one line, with exit code 1."""
     try:
         cli_evaluate()
     except GriffinError as error:

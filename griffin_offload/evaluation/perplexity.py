@@ -1,9 +1,9 @@
-"""Perplexity of a continuation after a prompt (arXiv:2404.01365, figure 5): the prompt by the full model, the
-continuation by the experts that the prompt chose, both teacher-forced."""
+"""Perplexity of a continuation after a prompt (arXiv:2404.01365, figure 5): the full model reads the prompt, the
+neurons that the prompt chose read the continuation, both teacher-forced."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..engine import Engine
@@ -13,25 +13,21 @@ from .scoring.score import OnPair, score
 from .scoring.scored import Pair, Scored, mean_and_error
 from .scoring.variant import Variant
 
+VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest", "seed", "prior_weight")
+NUMBERS = ("perplexity", "standard_error", "agreement", "kl", "resident_bytes", "kept")
+
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of one variant, over all continuation tokens of all windows.
+    """Results of one variant, over all continuation tokens of all windows.
 
-    `perplexity`: exp of the mean negative log-likelihood; `standard_error` of that mean over windows (nats; 0 for one
-    window); `agreement`: share of places with the full model's most likely token; `kl`: mean KL(full || variant),
-    nats; `resident_bytes` after the prompt, and `kept` neurons of every layer."""
+    `perplexity`: exp of the mean negative log-likelihood; `standard_error`: of that mean, over windows (nats; 0 for one
+    window); `agreement`: share of tokens where the variant's likeliest token is the full model's; `kl`: mean
+    KL(full || variant), nats; `resident_bytes`: of the weights after the prompt; `kept`: neurons of every layer."""
 
+    variant: Variant
     prompt_tokens: int
     continue_tokens: int
-    label: str
-    sparsity: float | tuple[float, ...]
-    selection: str
-    allocation: str
-    resident_dtype: str
-    rest: str
-    seed: int
-    prior_weight: float
     perplexity: float
     standard_error: float
     agreement: float
@@ -39,21 +35,27 @@ class Perplexity:
     resident_bytes: int
     kept: tuple[int, ...]
 
+    @property
+    def label(self) -> str:
+        return self.variant.label()
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        lengths = {"prompt_tokens": self.prompt_tokens, "continue_tokens": self.continue_tokens}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**lengths, "label": self.label, **self.variant.facts(*VARIANT), **numbers}
 
 
 def encode_text(engine: Engine, text: str, *, bos: bool = False) -> tuple[list[int], list[int]]:
-    """Token ids of a whole text, without special ones, and what stands before every prompt: nothing, or with `bos`
-    the model's first token. Raises OptionError where the model has none."""
+    """Token ids of a whole text, without special ones, and the tokens to put before every prompt: none, or with `bos`
+    the model's BOS token. Raises OptionError where the model has none."""
     if bos and engine.tokenizer.bos_token_id is None:
-        raise OptionError(f"{engine.name} has no token that begins a text: leave out --bos")
+        raise OptionError(f"{engine.name} has no BOS token: leave out --bos")
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids), [engine.tokenizer.bos_token_id] if bos else []
 
 
 def windows(ids: Sequence[int], prompt: int, following: int, count: int) -> list[Pair]:
-    """`count` runs of prompt + following tokens, one behind the other. Raises PromptError for too short a text."""
+    """`count` windows of prompt + following tokens, back to back. Raises PromptError for too short a text."""
     size = prompt + following
     if len(ids) < size * count:
         raise PromptError(f"the text has {len(ids)} tokens; {count} windows of {size} need {size * count}")
@@ -72,10 +74,10 @@ def perplexity(
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[Perplexity]:
-    """Every prompt length by every continuation length by every variant, in this order.
+    """Perplexity for every prompt length, every continuation length and every variant, in this order.
 
-    The places scored are the same for all: a shorter prompt is the last part of a window's, so that it ends at the
-    same place, and a shorter continuation is the first part. `before`: tokens put before every prompt, uncounted."""
+    All are measured at the same places: a shorter prompt is the end of a window's prompt, a shorter continuation the
+    beginning of its continuation. `before`: tokens to put before every prompt; they do not count."""
     results = []
     longest = max(continue_tokens)
     for prompt in prompt_tokens:
@@ -91,23 +93,16 @@ def perplexity(
 def _summarise(
     engine: Engine, scored: Sequence[Scored], variant: Variant, prompt: int, following: int, before: int
 ) -> Perplexity:
-    """The means over windows of which `following` tokens count each."""
+    """Means over windows, of the first `following` tokens of each."""
     losses = [-one.log_probability[:following].mean().item() for one in scored]
     loss, error = mean_and_error(losses)
     agreement, _ = mean_and_error([one.agrees[:following].float().mean().item() for one in scored])
     kl, _ = mean_and_error([one.kl[:following].mean().item() for one in scored])
     plan = variant.plan(engine, prompt + before, following)
     return Perplexity(
+        variant=variant,
         prompt_tokens=prompt,
         continue_tokens=following,
-        label=variant.label(),
-        sparsity=variant.sparsity,
-        selection=variant.selection,
-        allocation=variant.allocation,
-        resident_dtype=variant.resident_dtype,
-        rest=variant.rest,
-        seed=variant.seed,
-        prior_weight=variant.prior_weight if variant.prior else 0.0,
         perplexity=math.exp(loss),
         standard_error=error,
         agreement=agreement,

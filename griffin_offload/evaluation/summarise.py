@@ -1,11 +1,10 @@
 """ROUGE of one-sentence summaries (arXiv:2404.01365, table 1: XSum, one worked example in the prompt).
 
 The prompt is continued as it is, without a chat template, and the answer ends before the stop text. Scores are
-F-measures of rouge-score with stemming, times 100.
-"""
+rouge-score's F-measures with stemming, times 100."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,20 +13,22 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
-from ..options import OnLayer
+from ..options import DRAWN, Decoding, OnLayer
 from .scoring.scored import mean_and_error
 from .scoring.variant import Variant
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-KEYS = ("id", "sparsity", "selection", "allocation", "resident_dtype", "rest")
+VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest")
+KEYS = ("id", *VARIANT)
 STOP = ("###",)
-SAMPLED = {"do_sample": True, "temperature": 0.3, "top_p": 1.0, "top_k": 0}  # the paper's; greedy is the other way
+GREEDY = Decoding(max_new_tokens=64, greedy=True)
+SAMPLED = Decoding(temperature=0.3, top_p=1.0, top_k=0)  # as in the paper
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means of a variant's rows. `scores`: of each of ROUGE the mean and its standard error over rows, 0 to 100;
-    `too_long`: rows that the model's context does not hold, which are left out."""
+    """Means of a variant's rows. `scores`: for each of ROUGE the mean and its standard error over rows, 0 to 100;
+    `too_long`: rows beyond the model's context, which do not count."""
 
     variant: Variant
     rows: int
@@ -42,7 +43,7 @@ class Summary:
 
 
 def fault(row: Row) -> str | None:
-    """What makes a row unfit: it has "article", the whole prompt, "summary_gt", and may have "stop", texts."""
+    """What is wrong with a row, or None. It needs "article" (the whole prompt) and "summary_gt"; "stop" is optional."""
     for name in ("article", "summary_gt"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             return f'no text "{name}"'
@@ -63,10 +64,10 @@ def summarise(
     skip: Callable[[Row], bool] | None = None,
     on_layer: OnLayer | None = None,
 ) -> Iterator[Row]:
-    """A prediction with its scores for every row under every variant, but for those to `skip`, by `KEYS`.
+    """A prediction with its scores for every row under every variant, except those that `skip` knows by their KEYS.
 
-    Each row draws with a seed of its own, `seed` plus its place: what was skipped before it changes nothing.
-    A row beyond the model's context has an "error" instead. A Ctrl-C raises KeyboardInterrupt, whatever was made.
+    Each row draws with a seed of its own, `seed` plus its place, so that a resumed run makes the same answers. A row
+    beyond the model's context has an "error" instead. Ctrl-C raises KeyboardInterrupt, whatever was made so far.
     Raises OptionError without rouge-score, and what Engine.generate raises."""
     scorer = rouge_scorer()
     for variant in variants:
@@ -74,8 +75,10 @@ def summarise(
             name = {"id": row["id"], **named(variant)}
             if skip and skip(name):
                 continue
-            drawn = {"seed": (seed + place) % 2**32, **(SAMPLED if sampled else {"do_sample": False})}
-            yield name | answer_row(engine, row, variant, scorer, max_new_tokens, on_layer, **drawn)
+            decoding = replace(SAMPLED if sampled else GREEDY, max_new_tokens=max_new_tokens)
+            if sampled or variant.selection in DRAWN:
+                decoding = replace(decoding, seed=(seed + place) % 2**32)
+            yield name | answer_row(engine, row, variant, scorer, decoding, on_layer)
 
 
 def answer_row(
@@ -83,13 +86,12 @@ def answer_row(
     row: Row,
     variant: Variant,
     scorer: Any,
-    max_new_tokens: int = 64,
+    decoding: Decoding = GREEDY,
     on_layer: OnLayer | None = None,
-    **drawn: Any,
 ) -> Row:
-    """The summary of an article, and its scores (of `rouge_scorer`); or an "error" where the context is too short."""
+    """The summary of an article with its scores (by `rouge_scorer`), or an "error" where it is beyond the context."""
     try:
-        answer, tokens = _answer(engine, row, variant, max_new_tokens, on_layer, variant.options() | drawn)
+        answer, tokens = _answer(engine, row, variant, decoding, on_layer)
     except PromptError as error:
         return {"error": str(error)}
     scores = scorer.score(row["summary_gt"], answer)
@@ -98,12 +100,13 @@ def answer_row(
 
 
 def named(variant: Variant) -> Row:
-    """A variant, as rows name it."""
-    return {"sparsity": variant.shares, "selection": variant.selection, **variant.plan_options()}
+    """A variant, as rows name it: of what JSON knows."""
+    facts = variant.facts(*VARIANT)
+    return facts if isinstance(variant.sparsity, int | float) else {**facts, "sparsity": list(variant.shares)}
 
 
 def mean_scores(predictions: Sequence[Row], variant: Variant) -> Summary:
-    """Of what `summarise` made under one variant. Raises PromptError where every row was too long."""
+    """Means of what `summarise` made under one variant. Raises PromptError where every row was too long."""
     ours = [row for row in predictions if all(row[key] == value for key, value in named(variant).items())]
     good = [row for row in ours if "error" not in row]
     if not good:
@@ -113,7 +116,7 @@ def mean_scores(predictions: Sequence[Row], variant: Variant) -> Summary:
 
 
 def rouge_scorer() -> Any:
-    """Raises OptionError where rouge-score is not installed."""
+    """rouge-score's scorer. Raises OptionError where it is not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -122,14 +125,14 @@ def rouge_scorer() -> Any:
 
 
 def encode_article(engine: Engine, text: str) -> list[int]:
-    """Token ids with the tokenizer's BOS before them where there is one: once, also if it is added anyway."""
+    """Token ids that begin with the tokenizer's BOS where it has one: once, even if the tokenizer adds it too."""
     ids = engine.encode(text, raw=True)
     bos = engine.tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of `stops`, all of it where there is none, without white space around it."""
+    """The text before the first of `stops` (or all of it), without white space around it."""
     ends = [end for stop in stops if (end := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))].strip()
 
@@ -138,11 +141,10 @@ def _answer(
     engine: Engine,
     row: Row,
     variant: Variant,
-    max_new_tokens: int,
+    decoding: Decoding,
     on_layer: OnLayer | None,
-    options: dict[str, Any],
 ) -> tuple[str, int]:
-    """The summary, and how many tokens were made, those of the stop text too."""
+    """The summary, and how many tokens were made, including those of the stop text."""
     ids = encode_article(engine, row["article"])
     stops = row.get("stop") or STOP
 
@@ -150,21 +152,20 @@ def _answer(
         text = engine.tokenizer.decode(answer, skip_special_tokens=True)
         return any(stop in text for stop in stops)
 
-    generation = engine.generate(
+    made = engine.generate(
         ids,
-        sparsity=variant.shares,
-        max_new_tokens=max_new_tokens,
+        variant,
+        decoding,
         on_layer=on_layer,
         stopping_criteria=StoppingCriteriaList([_Stop(len(ids), stopped)]),
-        **options,
     )
-    if generation.finish_reason == "interrupted":
+    if made.finish_reason == "interrupted":
         raise KeyboardInterrupt
-    return until_stop(generation.text, stops), len(generation.token_ids)
+    return until_stop(made.text, stops), len(made.token_ids)
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """transformers' own stop_strings go over the whole vocabulary first: seconds, with 262144 entries."""
+    """transformers' own stop_strings first walk the whole vocabulary, which takes seconds for 262144 entries."""
 
     def __init__(self, prompt_tokens: int, stopped: Callable[[list[int]], bool]) -> None:
         self._prompt_tokens, self._stopped = prompt_tokens, stopped

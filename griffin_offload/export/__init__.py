@@ -3,5 +3,6 @@
 pruned_model.py    its sizes, its config, and the sweep that writes it
 to_safetensors.py  a folder for transformers
 to_gguf.py         a file for llama.cpp
+publish.py         puts the finished file or folder in its place
 card.py            the model card
 """

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..pruning.selection import Selection
+from ..pruning.statistic import STATISTICS
 from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import METHODS, ExportJob, ExportSource
+from .pruned_model import ExportJob, ExportSource
 
 
 def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
@@ -53,23 +54,23 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
         prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
         return {
             "to": "to one prompt",
-            "method": METHODS["griffin"],
+            "method": STATISTICS["griffin"].title,
             "by": f"by one prompt of {facts['prompt_tokens']} tokens" + (prior if selection.prior else ""),
             "texts": f"- prompt, SHA-256 of its text: `{facts['prompt_sha256']}`",
             "use": PROMPT_USE,
         }
-    told = facts["calibration"]
+    facts = facts["calibration"]
     lines = [
         f"- calibration text `{of['file']}`: {of['samples']} samples of the form {of['form']}, {of['tokens']} tokens, "
         f"share {of['share']:g}; SHA-256 `{of['sha256']}`"
-        for of in told.get("texts", [])
+        for of in facts.get("texts", [])
     ]
-    measured = f"measured on {told['samples']} samples of text, {told['tokens']} tokens"
+    measured = f"measured on {facts['samples']} samples of text, {facts['tokens']} tokens"
     return {
         "to": "for any prompt",
-        "method": METHODS[told["score"]],
-        "by": f"by their score `{told['score']}`" + (f", {measured}" if told["samples"] else ""),
-        "texts": "\n".join([*lines, f"- seed: {told['seed']}"]),
+        "method": source.calibration.statistic.title,
+        "by": f"by their score `{facts['score']}`" + (f", {measured}" if facts["samples"] else ""),
+        "texts": "\n".join([*lines, f"- seed: {facts['seed']}"]),
         "use": STATIC_USE,
     }
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
-from ..errors import ExportError
+from ..errors import ExportError, one_line
 from ..memory.spill import Spill
 from ..model.layout import Block, ModelLayout, NeuronRows, Shape
-from ..model.pretrained import one_line
 from ..model.skeleton import Skeleton
 from ..offload.layer_hook import HookSequence, LayerHook
 from ..offload.lockstep import forwards, passing
@@ -33,15 +32,7 @@ from ..planning.sizes import Kept, model_sizes
 from ..pruning.calibration import Calibration
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
-from ..units import MIB
-
-RESERVE = 64 * MIB  # of disk, left free
-METHODS = {
-    "griffin": "GRIFFIN (arXiv:2404.01365)",
-    "wanda": "Wanda of whole neurons (after arXiv:2306.11695)",
-    "magnitude": "magnitude of gate and up",
-    "random": "random neurons",
-}
+from ..pruning.statistic import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -65,8 +56,8 @@ class ExportSource:
 
     def method(self, selection: Selection) -> str:
         if self.calibration:
-            return f"{METHODS[self.calibration.score]}, static"
-        return f"{METHODS['griffin']}, {selection.name}"
+            return f"{self.calibration.statistic.title}, static"
+        return f"{STATISTICS['griffin'].title}, {selection.name}"
 
     def facts(self, selection: Selection) -> dict[str, Any]:
         """What chose the neurons, for griffin.json and its like."""

@@ -1,21 +1,16 @@
-"""The pruned model as a GGUF file, which llama.cpp runs, written layer by layer as the sweep passes.
+"""Writes the pruned model as a GGUF file for llama.cpp, layer by layer as the sweep passes.
 
-Its header is read back by our own reader before any weight is read: what the file cannot say about a model is refused.
-All goes to a temporary file beside the target, which is renamed at the end.
+Our own reader reads the header back before any weight is read, and refuses models that a header cannot describe.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.gguf.config import ARCHITECTURES, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
+from ..checkpoint.gguf.config import GGUF_ARCHS, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
 from ..checkpoint.gguf.decode import interleaved
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.link import gguf_link
@@ -23,9 +18,9 @@ from ..checkpoint.gguf.tokenizer import vocabulary_fields
 from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
 from ..sources.gguf_convert import check_written, tensor_names
-from ..units import format_bytes
 from ..version import __version__
-from .pruned_model import RESERVE, Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
+from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
+from .publish import new_output, real_path
 
 GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
 BLOCK = 32
@@ -50,7 +45,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     architecture = written_as(job.layout.config.model_type)
     assert architecture, "require_gguf comes first"
     config = smaller.config
-    if "sliding_window" not in ARCHITECTURES[architecture].fields.values():  # up to a window's length it makes no odds
+    if "sliding_window" not in GGUF_ARCHS[architecture].fields.values():  # up to a window's length it is the same
         window = getattr(config, "sliding_window", None) or config.max_position_embeddings
         config.max_position_embeddings = min(window, config.max_position_embeddings)
     names = _names(smaller, architecture)
@@ -65,17 +60,15 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
 
     laid_out = lay_out(job)
     total = laid_out.bytes
-    with _new_file(out, total) as path:
-        with GgufWriter(path, laid_out) as writer:
-            del laid_out  # a large vocabulary's header: it is in the file by now
-            if factors is not None:
-                _all(writer.write_pieces(ROPE_FACTORS, [factors]))
-            _check(path, config, job.source)
-            written = write_pruned(job, smaller, _AsLlamaCpp(writer, names, architecture, config))
-            if written.skipped:
-                writer.write_header(lay_out(job.finished(written.skipped)))
-        backup = _publish(path, out)
-    return Export(out, (out.name,), total, backup, written.scores, written.skipped)
+    with new_output(out, total, _is_export) as output, GgufWriter(output.path, laid_out) as writer:
+        del laid_out  # a large vocabulary's header: it is in the file by now
+        if factors is not None:
+            _all(writer.write_pieces(ROPE_FACTORS, [factors]))
+        _check(output.path, config, job.source)
+        written = write_pruned(job, smaller, _AsLlamaCpp(writer, names, architecture, config))
+        if written.skipped:
+            writer.write_header(lay_out(job.finished(written.skipped)))
+    return Export(out, (out.name,), total, output.backup, written.scores, written.skipped)
 
 
 class _AsLlamaCpp:
@@ -83,7 +76,7 @@ class _AsLlamaCpp:
 
     def __init__(self, writer: GgufWriter, names: dict[str, str], architecture: str, config: Any) -> None:
         self._writer, self._names = writer, names
-        self._architecture, self._config = ARCHITECTURES[architecture], config
+        self._architecture, self._config = GGUF_ARCHS[architecture], config
 
     def write(self, name: str, tensor: Tensor) -> None:
         _all(self.write_pieces(name, [tensor]))
@@ -155,65 +148,15 @@ def _check(path: Path, config: Any, source: ExportSource) -> None:
 
 
 def _checked_file(out: Path, force: bool) -> Path:
-    """Where links lead, if a file may be written there. Raises ExportError."""
-    try:
-        if "\0" in str(out):
-            raise ValueError
-        out = out.resolve()
-        exists, is_folder = out.exists(), out.is_dir()
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: a link to itself, before Python 3.13
-        raise ExportError(f"{str(out)!r} cannot be written: it is no name of a file") from None
-    if is_folder:
+    """The path of a new .gguf file, without links. Raises ExportError."""
+    out = real_path(out, "file")
+    if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a new .gguf file")
     if out.suffix.lower() != ".gguf":
         raise ExportError(f"{out} does not end in .gguf, by which a GGUF file is known")
-    if exists and not force:
+    if out.exists() and not force:
         raise ExportError(f"{out} exists: give another name, or --force to replace it")
     return out
-
-
-@contextmanager
-def _new_file(out: Path, needed: int) -> Iterator[Path]:
-    """A temporary file beside `out`, gone afterwards unless it was renamed. Raises ExportError for a bad `out`."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed + RESERVE:
-            raise ExportError(
-                f"{out.parent} has {format_bytes(free)} free; the export needs {format_bytes(needed + RESERVE)}"
-            )
-        fd, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".gguf", dir=out.parent)
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror}") from None
-    path = Path(name)
-    try:
-        os.fchmod(fd, 0o644)
-        os.close(fd)
-        yield path
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror}; nothing was left behind") from None
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _publish(path: Path, out: Path) -> Path | None:
-    """Rename the finished file. An earlier export in its place is replaced; anything else is kept as a backup."""
-    backup = None
-    if out.exists() and not _is_export(out):
-        fd, name = tempfile.mkstemp(prefix=f"{out.name}.backup-", dir=out.parent)
-        os.close(fd)
-        backup = Path(name)
-    try:
-        if backup:
-            out.replace(backup)
-        path.replace(out)
-    except BaseException:
-        if backup and not out.exists():
-            backup.replace(out)
-        elif backup:
-            backup.unlink()
-        raise
-    return backup
 
 
 def _is_export(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Where bytes live, and how they are measured.
+"""Allocates and measures memory.
 
 arena.py       memory that is allocated once and cut into tensors
 heap.py        settings of the C library's heap

@@ -10,24 +10,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt(3)
 
 
 def return_freed_memory() -> None:
-    """Have the C library give every large block back to the system when it is freed (glibc; nothing elsewhere).
+    """Makes glibc return every large block to the system when it is freed. No effect on other C libraries.
 
-    By itself it keeps freed blocks of up to 32 MiB, wherever they lie: what it holds then cannot be foreseen."""
+    By default glibc keeps freed blocks of up to 32 MiB, so that its memory cannot be predicted."""
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: MIB, M_TRIM_THRESHOLD: MIB})
     trim_heap()
 
 
 def trim_heap() -> None:
-    """Give back what was freed until now, wherever it lies: large blocks too may have filled holes of the heap."""
+    """Returns all freed memory to the system, also from the middle of the heap."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def steady_heap() -> Iterator[None]:
-    """While activations come and go, layer after layer, the heap keeps what it has: fresh pages cost time.
+    """The heap keeps freed memory while the block runs, since fresh pages for every layer's activations cost time.
 
-    The largest layer sets its size; afterwards it goes back to the system."""
+    It grows to the largest layer's need, and is returned to the system at the end."""
     _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
     try:
         yield

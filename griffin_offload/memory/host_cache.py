@@ -1,4 +1,4 @@
-"""RAM for layers between prompts: what every prompt pass needs of them is read from disk once, then found here."""
+"""Keeps layers in RAM between prompts, so that the next prompt need not read them from disk."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 class HostTier:
-    """Some layers' tensors, as they are read. On the CPU the prompt pass computes with them where they lie."""
+    """The tensors of some layers, as read. On the CPU the prompt pass computes with them in place."""
 
     def __init__(self) -> None:
         self._wanted: frozenset[int] = frozenset()
@@ -20,7 +20,7 @@ class HostTier:
         self._read: set[int] = set()
 
     def hold(self, count: int, total: int) -> None:
-        """From here on, `count` of `total` layers: those that were held stay, as far as the count goes."""
+        """Hold `count` of `total` layers from now on; drops the others."""
         self._wanted = frozenset(spread(total)[:count])
         for layer in self._layers.keys() - self._wanted:
             self._drop(layer)
@@ -28,7 +28,7 @@ class HostTier:
     def take(
         self, layer: int, shapes: Mapping[str, Shape], dtype: torch.dtype, phases: Mapping[str, int | None]
     ) -> dict[str, Tensor]:
-        """A layer's tensors by name: those that are here, or new ones at their files' phases; {} if it is not held."""
+        """A held layer's tensors by name, allocated at their files' `phases` if they are new; {} for other layers."""
         held = self._layers.get(layer, {})
         if {name: tuple(tensor.shape) for name, tensor in held.items()} != dict(shapes):
             self._drop(layer)
@@ -43,7 +43,7 @@ class HostTier:
         return layer in self._read
 
     def was_read(self, layer: int) -> None:
-        """The layer's tensors, if it is held, are filled: the next prompt need not read them."""
+        """Marks a layer's tensors as filled, if it is held."""
         if layer in self._layers:
             self._read.add(layer)
 
@@ -53,5 +53,5 @@ class HostTier:
 
 
 def spread(total: int) -> list[int]:
-    """Layers in an order whose every beginning lies evenly among them: while one is computed, the disk reads on."""
+    """All layers, ordered so that the first n are spread evenly, for any n: the disk reads on while one is computed."""
     return sorted(range(total), key=lambda layer: f"{layer:016b}"[::-1])

@@ -1,4 +1,4 @@
-"""What memory there is, what of it was used, and how fast it and the disk are: measured, never assumed."""
+"""This machine's devices, memory and disk, as measured; and the default memory budget."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 
 from ..errors import OptionError
+from ..files import free_disk
 from .measure import PROC, disk_bandwidth, resident_set
 
-MARGIN = 0.05  # of what is free: left to the rest of the machine
+MARGIN = 0.05  # share of the free memory that is left to other processes
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -25,7 +26,7 @@ def best_device() -> str:
 
 
 def check_device(device: str) -> str:
-    """Raises OptionError for a device that is unknown or not there."""
+    """The device. Raises OptionError if it is unknown or not there."""
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -36,18 +37,18 @@ def check_device(device: str) -> str:
 
 
 def container_limit() -> int | None:
-    """The smallest memory limit of the control groups that this process is in, bytes; None if there is none."""
+    """The smallest memory limit of this process's control groups, in bytes, or None."""
     return min((limit for limit, _ in _groups()), default=None)
 
 
 def available_memory() -> int:
-    """RAM that a process here can still take, bytes: the machine's, or what is left of a container's limit."""
+    """Bytes of RAM that this process can still take: the machine's free memory, or what a container's limit leaves."""
     left = [max(0, limit - used) for limit, used in _groups()]
     return min([int(psutil.virtual_memory().available), *left])
 
 
 def device_budget(device: str) -> int:
-    """The default for --device-memory: what is free, less a margin. On the CPU it counts the whole process."""
+    """The default of --device-memory, in bytes: free memory less a margin. On the CPU it is for the whole process."""
     if device == "cuda":
         import torch
 
@@ -56,30 +57,25 @@ def device_budget(device: str) -> int:
 
 
 def _groups() -> Iterator[tuple[int, int]]:
-    """(limit, used without the page cache) of each control group up to the root; version 1 and 2."""
+    """(limit, use without the page cache) of each control group up to the root, version 1 or 2; bytes."""
     with suppress(OSError):
         for line in (PROC / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "memory":
-                yield from _limits(
-                    CGROUP / "memory",
-                    path,
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                    ("total_inactive_file", "total_active_file"),
-                )
+                yield from _limits(CGROUP / "memory", path, ("limit_in_bytes", "usage_in_bytes"), "total_")
             elif controllers == "":
-                yield from _limits(CGROUP, path, "memory.max", "memory.current", ("inactive_file", "active_file"))
+                yield from _limits(CGROUP, path, ("max", "current"), "")
 
 
-def _limits(root: Path, path: str, limit: str, usage: str, cache: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    group = root / path.lstrip("/")
+def _limits(root: Path, path: str, files: tuple[str, str], prefix: str) -> Iterator[tuple[int, int]]:
+    group, cache = root / path.lstrip("/"), (f"{prefix}inactive_file", f"{prefix}active_file")
     for place in (group, *group.parents):
+        limit, usage = (place / f"memory.{name}" for name in files)
         with suppress(OSError, ValueError):
-            bound = int((place / limit).read_text())  # "max" is no limit
+            bound = int(limit.read_text())  # "max" is no limit
             stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
             if bound < psutil.virtual_memory().total:
-                yield bound, int((place / usage).read_text()) - sum(int(stat.get(key, 0)) for key in cache)
+                yield bound, int(usage.read_text()) - sum(int(stat.get(key, 0)) for key in cache)
         if place == root:
             return
 
@@ -93,7 +89,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine; bytes, and bytes a second."""
+    """This machine, in bytes and bytes per second."""
 
     ram_total: int
     ram_available: int
@@ -109,7 +105,7 @@ class Machine:
 
 
 def machine(folder: Path, sample: Path | None = None) -> Machine:
-    """Measure this machine; `folder` is where models are kept, `sample` a large file there to read."""
+    """Measures this machine. `folder`: where models are kept; `sample`: a large file there, to read."""
     import torch
 
     gpus = []
@@ -117,17 +113,16 @@ def machine(folder: Path, sample: Path | None = None) -> Machine:
         free, total = torch.cuda.mem_get_info(index)
         gpus.append(Gpu(torch.cuda.get_device_name(index), total, free))
     speed = None
-    with suppress(OSError):  # a full or read-only disk has no speed to tell
+    with suppress(OSError):  # a full or read-only disk cannot be measured
         folder.mkdir(parents=True, exist_ok=True)
         speed = disk_bandwidth(folder, sample)
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     device = best_device()
     return Machine(
         ram_total=int(psutil.virtual_memory().total),
         ram_available=available_memory(),
         container_limit=container_limit(),
         gpus=tuple(gpus),
-        disk_free=int(psutil.disk_usage(str(place)).free),
+        disk_free=free_disk(folder),
         disk_read_bandwidth=speed,
         device=device,
         budget=device_budget(device),

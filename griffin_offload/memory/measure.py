@@ -1,4 +1,4 @@
-"""What a run used: peak memory, bytes read; and how fast the disk is."""
+"""Measures this process's memory and reading, and the disk's speed."""
 
 import os
 import resource
@@ -16,12 +16,12 @@ PROC = Path("/proc/self")
 
 
 def resident_set() -> int:
-    """Bytes of RAM that this process holds now."""
+    """Bytes of RAM that this process has now."""
     return int(psutil.Process().memory_info().rss)
 
 
 class PeakMeter:
-    """The peak of a device's memory since it was made: of this process's RAM, or of the GPU's allocator."""
+    """Measures the peak of this process's RAM, or of the GPU's allocator, since it was made."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -29,7 +29,7 @@ class PeakMeter:
             import torch
 
             torch.cuda.reset_peak_memory_stats()
-        with suppress(OSError):  # Linux: forget the peak of what ran before
+        with suppress(OSError):  # Linux: reset the peak
             (PROC / "clear_refs").write_text("5")
 
     def peak(self) -> int:
@@ -38,27 +38,30 @@ class PeakMeter:
             import torch
 
             return int(torch.cuda.max_memory_reserved())
-        with suppress(OSError):
-            for line in (PROC / "status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+        if (kib := _proc("status", "VmHWM:")) is not None:
+            return kib * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
 
 def bytes_read() -> int | None:
-    """Bytes that this process has asked the system to read so far (pages of the cache included); None if unknown."""
+    """Bytes that this process has read so far, from disk or page cache; None if unknown."""
+    return _proc("io", "rchar:")
+
+
+def _proc(file: str, key: str) -> int | None:
+    """A number that Linux has on this process, or None."""
     with suppress(OSError):
-        for line in (PROC / "io").read_text().splitlines():
-            if line.startswith("rchar:"):
+        for line in (PROC / file).read_text().splitlines():
+            if line.startswith(key):
                 return int(line.split()[1])
     return None
 
 
 def disk_bandwidth(folder: Path, sample: Path | None = None, size: int = 256 * MIB) -> float:
-    """Bytes a second of sequential reading, not from the page cache: of `sample`, or of a file made in `folder`.
+    """Bytes per second of sequential reading without the page cache, from `sample` or a temporary file in `folder`.
 
-    Raises OSError where neither can be read."""
+    Raises OSError."""
     if sample:
         return _read_speed(sample, size)
     with tempfile.NamedTemporaryFile(dir=folder, prefix="griffin-") as file:

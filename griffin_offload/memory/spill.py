@@ -1,7 +1,7 @@
-"""Where the hidden states of many forwards wait while others pass a layer: in RAM as far as it goes, else in a file.
+"""Keeps the hidden states of waiting forwards, in RAM as far as it is enough, then in a file.
 
-A state's storage is emptied while it waits in the file, and filled with the same bytes before its forward goes on:
-whatever else of that forward looks at it finds it as it was.
+A waiting state's storage is emptied, and filled with the same bytes before its forward goes on. Other references to it
+see no difference.
 """
 
 import ctypes
@@ -17,22 +17,21 @@ import torch
 from torch import Tensor
 
 from ..errors import GriffinError
-from ..units import MIB, format_bytes
-
-RESERVE = 64 * MIB  # of disk, left free
+from ..files import DISK_RESERVE, reason, write_at
+from ..units import format_bytes
 
 
 class Spill:
-    """The states of jobs, by number: `put` before a job waits, `take` before it goes on.
+    """States by job number: `put` before a job waits, `take` before it goes on.
 
-    `room`: bytes of RAM for those of the first jobs; on a GPU they are copied there. The file, in `folder`, has no
-    name, so that it is gone with the process. Raises GriffinError where the disk does not take `on_disk` bytes."""
+    `room`: bytes of RAM, for the first jobs. The file in `folder` has no name, so that it ends with the process. Raises
+    GriffinError if the disk has no room for `on_disk` bytes."""
 
     def __init__(self, room: int, folder: Path, on_disk: int = 0) -> None:
         self._room, self._folder = room, folder
         self._stays: dict[int, bool] = {}
         self._embedded: dict[int, Callable[[], Tensor | None]] = {}
-        self._left: dict[int, list[Callable[[], None]]] = {}  # by job: what brings its states back
+        self._left: dict[int, list[Callable[[], None]]] = {}  # by job: fills its states again
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # of job and slot: begin and bytes
         self._versions: dict[int, int] = {}
         self._file: IO[bytes] | None = None
@@ -40,10 +39,10 @@ class Spill:
         try:
             free = shutil.disk_usage(folder).free
         except OSError as error:
-            raise GriffinError(f"{folder} cannot hold the states that wait: {error.strerror}") from None
-        if on_disk and free < on_disk + RESERVE:
+            raise GriffinError(f"{folder} cannot hold the waiting hidden states: {reason(error)}") from None
+        if on_disk and free < (need := on_disk + DISK_RESERVE):
             raise GriffinError(
-                f"the hidden states need {format_bytes(on_disk + RESERVE)} in {folder}, which has {format_bytes(free)} "
+                f"the hidden states need {format_bytes(need)} in {folder}, which has {format_bytes(free)} "
                 "free: ask for fewer samples or tokens, or give more memory"
             )
 
@@ -53,14 +52,14 @@ class Spill:
         return self._end
 
     def embedded(self, job: int, states: Tensor) -> None:
-        """What a job's embedding put out: many types hold on to it, though only the first layer reads it."""
+        """Announces the embedding's output, which many model types keep although only the first layer reads it."""
         self._embedded[job] = weakref.ref(states)
 
     def put(self, job: int, states: Tensor) -> None:
-        """The states (1, T, D) may go, and what the embedding put out."""
+        """Empties the states (1, T, D), and the embedding's output."""
         storage, device = states.untyped_storage(), states.device.type
         if job not in self._stays:
-            need = 2 * storage.nbytes()  # as many again when the embedding's are held besides
+            need = 2 * storage.nbytes()  # the embedding's output takes as much again
             self._stays[job] = need <= self._room
             self._room -= need if self._stays[job] else 0
         if self._stays[job] and device == "cpu":
@@ -82,7 +81,7 @@ class Spill:
             self._file = None
 
     def _leave(self, job: int, slot: int, tensor: Tensor) -> Callable[[], None]:
-        """Empties a tensor's storage; returns what fills it again."""
+        """Saves and empties a tensor's storage; returns a function that fills it again."""
         storage = tensor.untyped_storage()
         size, there = storage.nbytes(), storage.device.type != "cpu"
         if self._stays[job]:
@@ -114,12 +113,10 @@ class Spill:
     def _write(self, storage: Any, begin: int) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder, prefix="griffin-", buffering=0)  # noqa: SIM115
-        view, done = _memory(storage), 0
         try:
-            while done < len(view):
-                done += os.pwrite(self._file.fileno(), view[done:], begin + done)
+            write_at(self._file.fileno(), _memory(storage), begin)
         except OSError as error:
-            raise GriffinError(f"{self._folder} cannot hold the states that wait: {error.strerror}") from None
+            raise GriffinError(f"{self._folder} cannot hold the waiting hidden states: {reason(error)}") from None
 
     def _read(self, storage: Any, begin: int) -> None:
         assert self._file
@@ -135,5 +132,5 @@ def _bytes_of(storage: Any) -> Tensor:
 
 
 def _memory(storage: Any) -> memoryview:
-    """A storage in RAM. Not by numpy, after which torch resizes it no more."""
+    """The bytes of a storage in RAM. Not by numpy: torch could not resize it then."""
     return memoryview((ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())).cast("B")

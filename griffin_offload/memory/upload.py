@@ -1,9 +1,8 @@
-"""Layers on their way from the host to a device that the reader cannot write to: a GPU.
+"""Copies layers from the host to a GPU.
 
-A ring of slots, each a host buffer (pinned, so that the copy engine reads it by itself) and a device buffer of the same
-layout. The reader thread fills a host buffer and sends it, in one flat copy on a stream of its own; the computing
-stream waits for it by an event. No thread waits for the device, but the reader before it writes over a host buffer.
-Elsewhere than on CUDA the copies are plain ones: the same lines, in order.
+A ring of slots, each a pinned host buffer and a device buffer of the same layout. The reader thread fills a host buffer
+and sends it in one copy on its own stream; the computing stream waits for it by an event. The only thread that waits is
+the reader, before it overwrites a host buffer. On devices other than CUDA the copies are plain.
 """
 
 from typing import Any
@@ -24,12 +23,12 @@ class Upload:
         self._left: list[Any] = [torch.cuda.Event() if self._stream else None for _ in range(slots)]
 
     def begin(self, slot: int) -> None:
-        """Before a host buffer is written: what it held has been copied."""
+        """Waits until the host buffer has been copied and can be overwritten."""
         if self._stream:
             self._arrived[slot].synchronize()
 
     def send(self, slot: int, count: int) -> None:
-        """Copy the first `count` bytes of a host buffer to the device, once the last layer there has left."""
+        """Copies the first `count` bytes to the device buffer, after its last layer has left."""
         source, target = self.host[slot].memory[:count], self.there[slot].memory[:count]
         if not self._stream:
             target.copy_(source)
@@ -40,11 +39,11 @@ class Upload:
             self._arrived[slot].record(self._stream)
 
     def arrive(self, slot: int) -> None:
-        """What is computed from here on finds the layer on the device."""
+        """Everything computed from now on waits for the layer's copy."""
         if self._stream:
             torch.cuda.current_stream().wait_event(self._arrived[slot])
 
     def leave(self, slot: int) -> None:
-        """What was computed up to here is the last that reads the device buffer."""
+        """Everything computed so far may read the device buffer; nothing later does."""
         if self._stream:
             self._left[slot].record()

@@ -1,11 +1,12 @@
-"""Where the feed-forward neurons live, per `model_type`: data, not subclasses.
+"""What Griffin knows of each model type, as data.
 
-A neuron j is row j of every *up* module (gate and up, or fc1; weight and bias) and column j of the *down* module.
-The input of the down module is GRIFFIN's z in every architecture.
+Neuron j is row j of every *up* module (gate and up, or fc1; weight and bias) and column j of the *down* module. The
+input of the down module is GRIFFIN's z in every architecture.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import UnsupportedArchitecture
 from .refused import REFUSED
@@ -13,9 +14,9 @@ from .refused import REFUSED
 
 @dataclass(frozen=True)
 class FeedForward:
-    """One block of a decoder layer: module paths relative to the layer.
+    """A feed-forward block of a decoder layer: module paths in the layer.
 
-    `halves`: gate and up are one module, the one's rows before the other's, so that a neuron is rows j and F + j."""
+    `halves`: gate and up are one module, so that neuron j is rows j and F + j."""
 
     up: tuple[str, ...]
     down: str
@@ -24,18 +25,34 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed experts as transformers holds them: one module with 3-D parameters, an expert being an index of dim 0."""
+    """Routed experts in transformers: the path of a module with 3-D parameters, whose dim 0 is the expert."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`layers`: path of the decoder layers. `blocks`: what a layer may hold (each layer has those that are found in
-    it), with the config's name for the number of neurons, for an export; '' where it has none."""
+    """What Griffin knows of a model type.
+
+    `layers`: path of the decoder layers. `blocks`: every block that a layer may have -> the config's field for its
+    number of neurons, which an export changes; '' if there is none.
+    `own_mask`: its code reads the attention mask itself, so its attention cannot run in pieces.
+    `similarity`: whether the state that enters a block is the state that leaves the layer, less the output of the
+    layer's last module (FFN-SkipLLM needs it); or the config's field and value with which it is.
+    `sliding_heads`: key and value heads of its sliding layers over those of the config."""
 
     layers: str
     blocks: Mapping[FeedForward | Experts, str]
+    own_mask: bool = False
+    similarity: bool | tuple[str, object] = True
+    sliding_heads: int = 1
+
+    def tells_similarity(self, config: Any) -> bool:
+        """Whether `similarity` holds for a model with this config."""
+        if isinstance(self.similarity, bool):
+            return self.similarity
+        field, value = self.similarity
+        return bool(getattr(config, field, value) == value)
 
 
 GATED = FeedForward(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
@@ -78,39 +95,50 @@ JAMBA = Architecture("model.layers", {FEED_FORWARD: SIZE, FEED_FORWARD_ROUTED: S
 LFM2 = Architecture("model.layers", {W1_W3: SIZE, FEED_FORWARD_ROUTED: ROUTED_SIZE})
 ARCHITECTURES = {
     **dict.fromkeys(
-        """cohere cohere2 cohere_compass_text cwm diffllama doge ernie4_5 exaone4 gemma gemma2 gemma3_text
-        gemma4_unified_text granite granite_swa helium hunyuan_v1_dense hyperclovax internlm3 iquestcoder llama minicpm3
-        ministral ministral3 mistral olmo olmo2 olmo3 olmo_hybrid qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm
-        vaultgemma youtu""".split(),  # noqa: SIM905
+        """cohere cohere2 cohere_compass_text cwm diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text helium
+        hunyuan_v1_dense hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo olmo2 olmo3
+        olmo_hybrid qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm vaultgemma youtu""".split(),  # noqa: SIM905
         LLAMA,
     ),
+    "doge": replace(LLAMA, own_mask=True),
+    # What is added is scaled.
+    **dict.fromkeys(("granite", "granite_swa"), replace(LLAMA, similarity=("residual_multiplier", 1.0))),
+    "minicpm3": replace(LLAMA, similarity=False),
+    "gemma4_unified_text": replace(LLAMA, similarity=False),  # the sum is scaled
     **dict.fromkeys(("apertus", "arcee", "jais2", "nemotron"), UP_DOWN),
     **dict.fromkeys(("glm", "glm4", "phi3"), GLM),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), GPT2),
     **dict.fromkeys(("codegen", "gptj"), GPTJ),
     **dict.fromkeys(("flex_olmo", "minimax_m2", "mixtral", "olmoe", "phimoe", "gpt_oss"), MIXTRAL),
     **dict.fromkeys(
-        ("beam", "flint", "mellum", "mimo_v2_flash", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text"),
+        ("beam", "flint", "mellum", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text"),
         QWEN_MOE,
     ),
+    "mimo_v2_flash": replace(QWEN_MOE, sliding_heads=2),
     **dict.fromkeys(
-        """afmoe axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe glm4_moe
-        glm4_moe_lite glm_moe_dsa hy_v3 hy_v4 kimi_linear solar_open""".split(),  # noqa: SIM905
+        """afmoe axk1 bailing_hybrid deepseek_v2 deepseek_v3 dots1 ernie4_5_moe exaone_moe glm4_moe glm4_moe_lite hy_v3
+        kimi_linear solar_open""".split(),  # noqa: SIM905
         DEEPSEEK,
     ),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), replace(DEEPSEEK, own_mask=True)),
     **dict.fromkeys(("kolibri1", "laguna"), LAGUNA),
-    **dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"), GRANITE_MOE),
+    **dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoeshared"), GRANITE_MOE),
+    "granitemoehybrid": replace(GRANITE_MOE, similarity=("residual_multiplier", 1.0)),
     **dict.fromkeys(("falcon_h1", "jamba"), JAMBA),
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), LFM2),
     "aria_text": Architecture("model.layers", {ROUTED: SIZE, SHARED_EXPERTS: SIZE}),
     "biogpt": Architecture("biogpt.layers", {LAYER_FC: SIZE}),
-    "bloom": Architecture("transformer.h", {H_TO_4H: ""}),
+    "bloom": Architecture("transformer.h", {H_TO_4H: ""}, similarity=False),  # the block adds the residual itself
     "cohere2_moe": Architecture(
         "model.layers", {GATED: "prefix_dense_intermediate_size", ROUTED: SIZE, SHARED_EXPERTS: SIZE}
     ),
     "ctrl": Architecture("transformer.h", {FFN_LIST: "dff"}),
-    "falcon": Architecture("transformer.h", {H_TO_4H: "ffn_hidden_size"}),
-    "gemma4_text": Architecture("model.layers", {GATED: SIZE, Experts("experts"): ROUTED_SIZE}),
+    "falcon": Architecture(  # else attention's output is added in the block's own memory
+        "transformer.h", {H_TO_4H: "ffn_hidden_size"}, similarity=("parallel_attn", False)
+    ),
+    "gemma4_text": Architecture(  # the sum is scaled
+        "model.layers", {GATED: SIZE, Experts("experts"): ROUTED_SIZE}, similarity=False
+    ),
     "gpt_neo": Architecture("transformer.h", {C_FC: SIZE}),
     "gpt_neox": Architecture("gpt_neox.layers", {H_TO_4H: SIZE}),
     "gpt_neox_japanese": Architecture("gpt_neox_japanese.layers", {H_TO_4H: ""}),
@@ -120,7 +148,7 @@ ARCHITECTURES = {
         {FUSED: "dense_intermediate_size", ROUTED: SIZE, SHARED_FUSED: "shared_intermediate_size"},
     ),
     "modernbert-decoder": Architecture("model.layers", {WI: SIZE}),
-    "mpt": Architecture("transformer.blocks", {FFN: ""}),
+    "mpt": Architecture("transformer.blocks", {FFN: ""}, similarity=False),  # the block adds the residual itself
     "nanochat": Architecture("model.layers", {FC: SIZE}),
     "nemotron_h": Architecture(
         "model.layers",
@@ -132,29 +160,19 @@ ARCHITECTURES = {
             ): "moe_shared_expert_intermediate_size",
         },
     ),
-    "opt": Architecture("model.decoder.layers", {LAYER_FC: "ffn_dim"}),
+    "opt": Architecture(  # else a norm comes after the sum
+        "model.decoder.layers", {LAYER_FC: "ffn_dim"}, similarity=("do_layer_norm_before", True)
+    ),
     "persimmon": Architecture("model.layers", {H_TO_4H: SIZE}),
     "phi": Architecture("model.layers", {FC: SIZE}),
     "starcoder2": Architecture("model.layers", {C_FC: SIZE}),
     "xglm": Architecture("model.layers", {LAYER_FC: "ffn_dim"}),
 }
-# FFN-SkipLLM needs the state that enters a block: the one that leaves the layer, less what its last module puts out.
-# Not so in these types, where a field of the config has another value than this one (None: always).
-NO_SIMILARITY: dict[str, tuple[str, object] | None] = {
-    "bloom": None,  # the block adds the residual itself
-    "mpt": None,
-    "falcon": ("parallel_attn", False),  # attention's output is added in the block's own memory
-    "gemma4_text": None,  # the sum is scaled
-    "gemma4_unified_text": None,
-    "minicpm3": None,  # what is added is scaled
-    **dict.fromkeys(("granite", "granite_swa", "granitemoehybrid"), ("residual_multiplier", 1.0)),
-    "opt": ("do_layer_norm_before", True),  # the norm stands behind the sum
-}
 
 
 def architecture(model_type: str) -> Architecture | None:
-    """The entry of a `model_type`; None for one that nobody has looked at. Raises UnsupportedArchitecture with the
-    reason for one that is refused."""
+    """The entry of a `model_type`, or None if it is not known. Raises UnsupportedArchitecture, with the reason, for a
+    type that is refused."""
     if model_type in REFUSED:
         raise UnsupportedArchitecture(f"model type {model_type!r} is not supported: {REFUSED[model_type]}")
     return ARCHITECTURES.get(model_type)

@@ -1,10 +1,10 @@
-"""Attention over a long prompt, a piece of its tokens at a time: no mask and no scores of tokens x tokens are held.
-And attention of one token while answering, faster than torch's own on a CPU.
+"""Attention over a long prompt in pieces of its tokens, without a mask or scores of tokens x tokens; and attention of
+one token on a CPU, faster than torch's.
 
-transformers asks a mask function for the mask of a forward and hands it to the attention function of every layer. Here
-the first gives a description in its place, and the second asks it for the rows of the piece at hand; the products are
-transformers' own. A prompt that is not long, and a full causal one that needs no mask at all, pass unchanged.
-T tokens of the prompt, C of a piece, K of its keys; B batch, H heads of keys, G queries for each of them, D head size.
+transformers gets a mask from a mask function, and gives it to the attention function of every layer. Our mask function
+returns a `Mask`, and our attention function asks it for the rows of each piece; the products are transformers' own. A
+short prompt, or a causal one that needs no mask, passes unchanged.
+T tokens of the prompt, C of a piece, K keys; B batch, H heads of keys, G queries for each, D head size.
 """
 
 import sys
@@ -21,32 +21,32 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from . import modules
+from .architecture import ARCHITECTURES
 
 SDPA, EAGER = "griffin-sdpa", "griffin-eager"
-SCRATCH = 2**20  # float32 numbers: keys or values at a time, in memory that stays (fresh pages cost more than products)
-OWN_MASKS = {"axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4"}  # types whose code reads the mask it hands on
+SCRATCH = 2**20  # float32 keys or values at a time, in memory that is kept: fresh pages cost more than products
 
 
 @dataclass(frozen=True)
 class Mask:
-    """The mask (B, 1, T, T) of a prompt, before any of it is written. `window`: how far back a token looks."""
+    """A prompt's mask (B, 1, T, T) that is written in rows. `window`: tokens that a token looks back."""
 
     write: Callable[..., Tensor]
     arguments: dict[str, Any]
     window: int | None
 
     def rows(self, begin: int, end: int) -> tuple[Tensor, slice]:
-        """For the tokens [begin, end): their mask (B, 1, C, K), and which keys it is of."""
+        """The mask (B, 1, C, K) of tokens [begin, end), and the slice of its keys."""
         first = max(0, begin - self.window + 1) if self.window else 0
         part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
         return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), slice(first, end)
 
 
 def use_pieces(model: Any) -> None:
-    """Make a model's attention run in pieces, where its code leaves attention and masks to transformers."""
+    """Makes a model's attention run in pieces, if its code leaves attention and masks to transformers."""
     names = {"sdpa": SDPA, "eager": EAGER}
-    here = model.config._attn_implementation
-    if here in names and model._supports_attention_backend and model.config.model_type not in OWN_MASKS:
+    here, known = model.config._attn_implementation, ARCHITECTURES.get(model.config.model_type)
+    if here in names and model._supports_attention_backend and not (known and known.own_mask):
         model.set_attn_implementation(names[here])
 
 
@@ -55,7 +55,7 @@ def in_pieces(model: Any) -> bool:
 
 
 def writes_scores(model: Any) -> bool:
-    """Whether the products of every token with every other, for each head, are held (or a bias for each of them)."""
+    """Whether scores (or biases) of all pairs of tokens are in memory for each head."""
     return model.config._attn_implementation in ("eager", EAGER) or bool(getattr(model.config, "alibi", False))
 
 
@@ -96,9 +96,9 @@ def _attend(
 def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
 
-    `mask` (B, 1, 1, K), or a row for each head: bool (True: seen), or what is added to the scores. Sums in float32.
-    torch's kernel for one query in half precision (2.13, CPU) takes 3 to 11 times as long after hundreds of tokens
-    (docs/benchmarks.md); the G queries of a group are several to it, which it does well."""
+    `mask` (B, 1, 1, K), or with a row for each head: bool (True: seen), or added to the scores. Sums are in float32.
+    After hundreds of tokens torch's kernel for one query in half precision (2.13, CPU) takes 3 to 11 times as long
+    (docs/benchmarks.md); several queries, such as the G of a group, it does well."""
     batch, heads, keys, size = key.shape
     grouped = query.reshape(batch, heads, -1, size)
     rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
@@ -117,13 +117,13 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def _step(states: Tensor) -> int:
-    """Tokens of keys or values that the scratch holds at a time; all, where nothing is converted."""
+    """Tokens of keys or values that fit the scratch; all if they are float32 already."""
     batch, heads, tokens, size = states.shape
     return tokens if states.dtype == torch.float32 else max(1, SCRATCH // (batch * heads * size))
 
 
 def _in_float(states: Tensor) -> Iterator[Tensor]:
-    """Keys or values (B, H, K, D) in float32, `_step` tokens at a time; each is gone with the next."""
+    """Keys or values (B, H, K, D) in float32, `_step` tokens at a time, each valid until the next."""
     for part in states.split(_step(states), dim=2):
         if states.dtype == torch.float32:
             yield part
@@ -137,7 +137,7 @@ _memory = threading.local()
 
 
 def _eager(module: Any, *args: Any, **more: Any) -> Any:
-    """The model's own, which is in the file of its attention module."""
+    """The model's own eager attention, from the file of its attention module."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **more)  # type: ignore[attr-defined]
 
 

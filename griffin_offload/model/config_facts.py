@@ -1,35 +1,39 @@
-"""Sizes that a transformers config tells, whatever its type calls them."""
+"""Sizes in a transformers config, whatever its type calls them."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from .architecture import ARCHITECTURES
+
 
 def context_length(config: Any) -> int:
-    """Tokens that a model reads at most; where positions are not counted (ALiBi), what it was trained on, or 2048."""
+    """The most tokens that a model reads; without positions (ALiBi) its training length, or 2048."""
     names = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
     return next((int(n) for name in names if (n := getattr(config, name, None)) is not None), 2048)
 
 
 def layer_configs(config: Any) -> Sequence[Any]:
-    """Some types have sizes that differ by layer, and then raise for them on the whole model's config."""
+    """A config for each layer where sizes differ by layer: the model's config then raises for them. Else one config."""
     return getattr(config, "per_layer_config", None) or [config]
 
 
 def key_value_heads(config: Any) -> int:
+    """Heads of the keys and values in the cache: the most of any layer."""
     heads = int(config.num_attention_heads)
     if getattr(config, "kv_lora_rank", None):
         return 1  # DeepSeek's latent keys and values
     if getattr(config, "new_decoder_architecture", False):
-        return heads  # Falcon's, cached as spread over the heads
+        return heads  # Falcon caches them repeated for every head
     if getattr(config, "multi_query", False):
         return 1
     names = ("num_key_value_heads", "num_kv_heads")
     shared = next((int(n) for name in names if (n := getattr(config, name, None))), heads)
-    return 2 * shared if config.model_type == "mimo_v2_flash" else shared  # in its sliding layers
+    known = ARCHITECTURES.get(config.model_type)
+    return shared * known.sliding_heads if known else shared
 
 
 def key_size(config: Any) -> int:
-    """Elements of a key or value of one head: the widest of a model's."""
+    """Elements of a key or value of one head: the most of any layer."""
     if latent := getattr(config, "kv_lora_rank", None):
         return max(int(latent), int(config.qk_rope_head_dim))
     names = ("v_head_dim", "global_head_dim", "swa_head_dim")

@@ -1,7 +1,7 @@
-"""Products with one token, matrix times vector, at the speed of the memory.
+"""Turns oneDNN off while one token is decoded on a CPU.
 
-On a CPU torch hands half-precision products to oneDNN, which is made for many rows: for one it reads a matrix at two
-thirds of the speed of torch's own kernel, or less (docs/benchmarks.md). oneDNN is a switch of the whole process.
+torch gives half-precision products to oneDNN, which is made for many rows: for one, torch's own kernel reads a matrix
+1.5 times as fast or more (docs/benchmarks.md). The switch is for the whole process.
 """
 
 import threading
@@ -14,7 +14,7 @@ from torch.backends import mkldnn
 
 
 class _Switch:
-    """Which forwards, of whatever thread, want it off, and how it was before the first of them."""
+    """Keeps oneDNN off while any thread's forward wants it off, then as it was before."""
 
     def __init__(self) -> None:
         self._lock, self._before = threading.Lock(), True
@@ -39,7 +39,7 @@ _switch = _Switch()
 
 @contextmanager
 def own_kernels() -> Iterator[None]:
-    """Products by torch's own kernels: right for one row, slow for many."""
+    """Products by torch's own kernels, which are fast for one row and slow for many."""
     user = object()
     try:
         _switch.off(user)
@@ -49,9 +49,9 @@ def own_kernels() -> Iterator[None]:
 
 
 def decode_by_own_kernels(model: Any, layer: Any) -> None:
-    """From here on, a forward of one token after others, as in decoding, runs by `own_kernels`.
+    """Makes the model's forwards of one token after others, as in decoding, run with `own_kernels`.
 
-    Not while `layer`, one of the model's, is streamed: other forwards, of many tokens, may then run before it ends."""
+    But not while `layer` is streamed: forwards of many tokens may then run in between."""
     forward = model.forward
 
     @wraps(forward)

@@ -1,7 +1,4 @@
-"""The structural fall-back for a model type that no table names: decoder layers and blocks by shape and name.
-
-What is found here is a guess until a probe has shown that it computes the same (see probe.py).
-"""
+"""Guesses the decoder layers and blocks of an unknown model type, by shapes and names; offload/probe.py tests them."""
 
 import re
 from typing import Any
@@ -12,13 +9,14 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UnsupportedArchitecture
 from .architecture import Architecture, Experts, FeedForward
 
-OTHERS = re.compile(r"att|norm|conv|mamba|ssm")  # modules of a layer that have projections of their own
-DOWN = re.compile(r"down|out|fc2|w2|Wo|c_proj|4h_to_h")  # tells which is which where F happens to be the hidden size
+OTHERS = re.compile(r"att|norm|conv|mamba|ssm")  # other modules of a layer that have projections
+DOWN = re.compile(r"down|out|fc2|w2|Wo|c_proj|4h_to_h")  # decides if F is the hidden size
 
 
 def find_structure(model: Any) -> Architecture:
-    """The decoder layers of a model (on meta), and every pair of an up (or gate and up, or both in one) and a down
-    projection in them. Raises UnsupportedArchitecture, saying what was not found."""
+    """A model on meta -> its decoder layers, and every pair of up (gate and up, or both in one) and down projections.
+
+    Raises UnsupportedArchitecture if there are none."""
     kind, count = model.config.model_type, model.config.num_hidden_layers
     stacks = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
     if not stacks:
@@ -42,8 +40,8 @@ def find_structure(model: Any) -> Architecture:
 
 
 def _block(path: str, module: Any, config: Any) -> tuple[FeedForward | Experts, str] | None:
-    """The block that `module` is, or whose projections are its children: one down (F -> hidden), and what makes F of
-    hidden. With the config's name for F."""
+    """The block in a module, with the config's field for F, or None. Its children are one down projection, F -> hidden,
+    and one or two up, hidden -> F or 2 F."""
     hidden = config.hidden_size
     if hasattr(module, "is_concatenated") and hasattr(module, "down_proj"):
         return Experts(path), _size(config, module.down_proj.shape[1 if module.is_transposed else 2])
@@ -62,7 +60,7 @@ def _block(path: str, module: Any, config: Any) -> tuple[FeedForward | Experts, 
 
 
 def _size(config: Any, neurons: int) -> str:
-    """A field of the config that holds this number and is named for it: a guess, which an export checks."""
+    """The config's field for the number of neurons, by its value and name, or ''. An export checks it."""
     names = (name for name, value in vars(config).items() if value == neurons)
     return next((name for name in names if "intermediate" in name or "ffn" in name or "inner" in name), "")
 

@@ -1,8 +1,7 @@
-"""The KV cache of one run, in memory taken once: as many tokens as the plan foresees, filled as they come.
+"""The KV cache of one run, allocated once for as many tokens as the plan says.
 
-transformers' own dynamic layers concatenate a token at a time: every step copies the whole cache, and what they free
-and take again leaves holes in the heap that no plan can foresee. These layers hold the same tokens and return the
-same tensors. B batch, H key and value heads, T tokens, D head size.
+transformers' dynamic layers concatenate token by token, which copies the whole cache every time and leaves holes in the
+heap. These layers return the same tensors. B batch, H key and value heads, T tokens, D head size.
 """
 
 from typing import Any
@@ -15,19 +14,19 @@ from ..memory.arena import Arena, padded
 
 
 def capacity(tokens: int, window: int | None) -> int:
-    """Tokens that a layer has room for. A sliding one moves its window back when it reaches the end: twice will do."""
+    """Tokens that a layer has room for. A sliding one moves its window to the front at the end, so it needs two."""
     return min(tokens, 2 * window) if window else tokens
 
 
 def windows(config: Any) -> tuple[int | None, ...]:
-    """Per layer, how many tokens it looks back at most (sliding attention), or None: as transformers has it."""
+    """For each layer its sliding window in tokens, or None, as transformers has it."""
     return tuple(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
 
 
 def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int = 1) -> Cache:
-    """A cache for `tokens` tokens of each sequence; `row`: the most bytes of keys (or values) of a token in a layer.
+    """A cache for `tokens` tokens of each sequence. `row`: the most bytes of a token's keys (or values) in a layer.
 
-    Layers of another kind than transformers' plain and sliding ones stay as they are."""
+    Layers other than transformers' plain and sliding ones are not replaced."""
     cache = DynamicCache(config=config)
     rooms = [capacity(tokens, window) for window in windows(config)]
     arena = Arena(sum(2 * padded(room * row * sequences) for room in rooms), device, huge=False)
@@ -40,7 +39,7 @@ def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int =
 
 
 class _Room:
-    """Keys and values (B, H, room, D), of which the first tokens are in use."""
+    """Keys and values (B, H, room, D); the first tokens are in use."""
 
     def __init__(self, room: int, sequences: int, arena: Arena) -> None:
         self.room = room
@@ -49,7 +48,7 @@ class _Room:
         self._keys = self._values = torch.empty(0)
 
     def take(self, keys: Tensor, values: Tensor) -> None:
-        """Memory for states like these (B, H, T, D); a batch that no plan foresaw finds it elsewhere."""
+        """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one."""
         for name, states in (("_keys", keys), ("_values", values)):
             shape = (*states.shape[:2], self.room, states.shape[3])
             if self._arena and len(states) == self._sequences:
@@ -60,7 +59,7 @@ class _Room:
         self._arena = None
 
     def put(self, keys: Tensor, values: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """Write states at token `at`; returns all tokens up to their end."""
+        """Writes states at token `at`; returns all tokens up to their end."""
         end = at + keys.shape[2]
         self._keys[:, :, at:end] = keys
         self._values[:, :, at:end] = values
@@ -68,7 +67,7 @@ class _Room:
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that keeps every token. Beyond its room it goes on as transformers' own does."""
+    """A layer that keeps every token. Without room left it becomes transformers' own."""
 
     def __init__(self, room: int, sequences: int, arena: Arena) -> None:
         super().__init__()
@@ -110,7 +109,7 @@ class SlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
         return keys[:, :, begin:], values[:, :, begin:]
 
     def _start_again(self, key_states: Tensor, value_states: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """The room is full (or a prompt is longer than it): its last tokens go to the front."""
+        """Moves the last tokens to the front: the room is full, or a prompt is longer than it."""
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
         last_keys, last_values = keys[:, :, -kept:], values[:, :, -kept:]

@@ -1,6 +1,4 @@
-"""What a checkpoint's folder says besides the weights: its config, generation config and tokenizer.
-
-All of it is somebody else's text: whatever a library makes of it ends as one line that names the file."""
+"""Loads a checkpoint's config, generation config and tokenizer. An error becomes one line that names the file."""
 
 import json
 import re
@@ -11,65 +9,57 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ..checkpoint.gguf.link import gguf_link
-from ..checkpoint.gguf.linked import open_linked
 from ..checkpoint.headers import Checkpoint
-from ..errors import CheckpointError, UnsupportedArchitecture
+from ..errors import CheckpointError, UnsupportedArchitecture, one_line
 from .architecture import architecture
 
 
 def load_config(folder: Path) -> Any:
-    """transformers' config. Raises UnsupportedArchitecture for a type it does not know, or quantised weights, or
-    CheckpointError."""
+    """transformers' config. Raises CheckpointError; UnsupportedArchitecture for quantized weights or unknown types."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except KeyError as error:
         raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
     except Exception as error:  # transformers checks fields with exceptions of its own
-        text = " ".join(str(error).split())
-        if "model type" in text or "model_type" in text or "trust_remote_code" in text:
+        if any(word in " ".join(str(error).split()) for word in ("model type", "model_type", "trust_remote_code")):
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
-    if method := _quantised_by(config):
+    if method := _quantized_by(config):
         raise UnsupportedArchitecture(
-            f"{folder}: its weights are quantised by {method} (quantization_config in config.json), which Griffin does "
+            f"{folder}: its weights are quantized by {method} (quantization_config in config.json), which Griffin does "
             "not read; use the original weights in bfloat16, float16 or float32, or a GGUF file of the model"
         )
     return config
 
 
-def _quantised_by(config: Any) -> str:
-    """The method (gptq, awq, bitsandbytes, fp8, compressed-tensors ...) that a config names, or ''."""
-    said = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
-    if not said:
+def _quantized_by(config: Any) -> str:
+    """The quantization method that a config names (gptq, awq, fp8 ...), or ''."""
+    facts = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not facts:
         return ""
-    said = said if isinstance(said, dict) else {}
-    old = "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else "a method that has no name there"
-    return ascii(said["quant_method"])[:60] if said.get("quant_method") else old
+    facts = facts if isinstance(facts, dict) else {}
+    if facts.get("quant_method"):
+        return ascii(facts["quant_method"])[:60]
+    old = facts.get("load_in_4bit") or facts.get("load_in_8bit")
+    return "bitsandbytes" if old else "a method that has no name there"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The headers of its safetensors, or, of a folder of our cache, the GGUF file that holds its weights.
-
-    Raises CheckpointError."""
+    """The headers of a folder's safetensors, or of the GGUF file that has its weights. Raises CheckpointError."""
     link = gguf_link(folder)
-    return open_linked(folder, link) if link else Checkpoint.open(folder)
+    return link.open(folder) if link else Checkpoint.open(folder)
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
-    """Before modules are built for them: as many layers as the files hold. Raises CheckpointError."""
+    """Raises CheckpointError unless the config has as many layers as the files. For before modules are built."""
     numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
     there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
     if type(wanted) is not int or wanted < 1 or wanted != there:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
 
 
-def one_line(error: object) -> str:
-    """What another library says of a fault, short and on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _model_type(folder: Path) -> str:
-    """What is wrong with it. Raises UnsupportedArchitecture for one that is refused, with the reason."""
+    """What is wrong with a folder's model_type. Raises UnsupportedArchitecture, with the reason, for a refused type."""
     kind = None
     with suppress(OSError, ValueError, AttributeError):
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
@@ -80,7 +70,7 @@ def _model_type(folder: Path) -> str:
 
 
 def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """How the model wants to be sampled, and where it ends. Raises CheckpointError."""
+    """transformers' generation config: the model's own sampling and end tokens. Raises CheckpointError."""
     try:
         if (folder / "generation_config.json").exists():
             settings = GenerationConfig.from_pretrained(folder)
@@ -97,8 +87,8 @@ def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer, without code of the checkpoint's own. Raises CheckpointError."""
+    """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # many libraries, many exceptions; all mean the same here
+    except Exception as error:  # many libraries, many exceptions
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None

@@ -1,11 +1,10 @@
-"""Model types that Griffin refuses, and why."""
+"""Causal model types of transformers that Griffin refuses, and why."""
 
 _HALF = "only the decoder half of an encoder-decoder model: no checkpoint of its own writes text"
 _ENCODER = "a bidirectional encoder: no checkpoint of it writes text from left to right"
 _RECURRENT = "recurrent: it has no KV cache and no feed-forward block"
 _AUDIO = "an audio model: its decoder writes sounds, not text"
 _INSIDE = "a multimodal wrapper: the text model inside is {}; save that part alone (its text_config, its weights)"
-# Causal models of transformers that Griffin does not run, and why.
 REFUSED = {
     **dict.fromkeys(
         """bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr

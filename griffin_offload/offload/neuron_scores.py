@@ -10,6 +10,7 @@ random      drawn, by seed and layer
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from ..planning.plan import Plan, make_plan
 from ..planning.request import Request
 from ..planning.sizes import model_sizes
 from ..planning.waiting import score_bytes, state_bytes, waiting_bytes
-from ..pruning.calibration import MEASURES, Calibration
+from ..pruning.calibration import Calibration
 from ..pruning.prior import Prior, Scores
+from ..pruning.statistic import NeuronWeights
 from .layer_hook import LayerHook
 from .lockstep import forwards, passing
 from .pruner import block_magnitude
@@ -41,27 +43,22 @@ class Scorer(LayerHook):
 
     def __init__(self, skeleton: Skeleton, layers: Sequence[ResidentLayer], calibration: Calibration) -> None:
         self._layout, self._modules, self._layers = skeleton.layout, skeleton.modules, layers
-        self._score, self._seed = calibration.score, calibration.seed
+        self._statistic, self._seed = calibration.statistic, calibration.seed
         self._observers: list[ObserveNeurons] = []
 
     def before(self, layer: int, states: Tensor | None) -> None:
-        if self._score not in MEASURES:
-            return
-        measure, module = MEASURES[self._score], self._modules[layer]
-        for block, total in zip(self._layout.layers[layer].blocks, self._layers[layer].statistics, strict=True):
-            self._observers.append(ObserveNeurons(module, block.path, total, measure=measure))
+        if measure := self._statistic.sums:
+            for block, total in zip(self._layout.layers[layer].blocks, self._layers[layer].statistics, strict=True):
+                self._observers.append(ObserveNeurons(self._modules[layer], block.path, total, measure=measure))
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         self.close()
         of_layer = self._layout.layers[layer]
         for number, (block, total) in enumerate(zip(of_layer.blocks, self._layers[layer].statistics, strict=True)):
-            if self._score == "wanda":
-                total.mul_(down_squares(block, dense))
-            elif self._score == "magnitude":
-                total.copy_(block_magnitude(block, dense).square_())
-            elif self._score == "random":
-                generator = torch.Generator().manual_seed((self._seed * 10007 + layer) * 101 + number)
-                total.copy_(torch.rand(total.shape, generator=generator))
+            if finish := self._statistic.finish:
+                seed = (self._seed * 10007 + layer) * 101 + number
+                weights = NeuronWeights(partial(block_magnitude, block, dense), partial(down_squares, block, dense))
+                total.copy_(finish(total, weights, seed))
             if not total.isfinite().all():
                 raise NumericError(
                     f"the scores of {of_layer.prefix}{block.path} are NaN or infinite in {self._layout.dtype}; "

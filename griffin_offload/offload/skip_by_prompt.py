@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..model.architecture import ARCHITECTURES, NO_SIMILARITY
+from ..model.architecture import ARCHITECTURES
 from ..model.hooks import Residual
 from ..model.layout import ModelLayout
 from ..model.skeleton import Skeleton
@@ -29,8 +29,8 @@ def check_skip(layout: ModelLayout, skip: FfnSkip, prompts: int = 1, export: boo
     kind = layout.config.model_type
     if any(len(layer.blocks) > 1 or block.routed for layer in layout.layers for block in layer.blocks):
         raise OptionError(f"ffn-skip needs layers of one plain feed-forward block; {kind!r} has others: leave it out")
-    field = NO_SIMILARITY.get(kind, ("", None))
-    if kind not in ARCHITECTURES or field is None or (field[0] and getattr(layout.config, *field) != field[1]):
+    known = ARCHITECTURES.get(kind)
+    if known is None or not known.tells_similarity(layout.config):
         raise OptionError(f"ffn-skip cannot tell how much a block of {kind!r} changes the hidden state: leave it out")
 
 

@@ -6,16 +6,15 @@ from typing import Any
 
 from ..errors import OptionError, PromptError
 from ..options import SCORES, check
-from .statistic import activation_squares, neuron_statistic
-
-MEASURES = {"griffin": neuron_statistic, "wanda": activation_squares}  # the scores that samples are needed for
+from .statistic import STATISTICS, Statistic
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What static experts are chosen by: token ids of each sample, a name of choices.SCORES, and the seed of 'random'.
+    """Token ids of each sample, the score to compute over them (one of options.SCORES), and the seed of 'random'.
 
-    `facts`: what the samples are (see samples.Samples), for cards and reports. Raises OptionError, PromptError."""
+    `facts`: where the samples come from (calibration_texts.Samples), for cards and reports. Raises OptionError,
+    PromptError."""
 
     samples: Sequence[list[int]] = ()
     score: str = "griffin"
@@ -24,15 +23,20 @@ class Calibration:
 
     def __post_init__(self) -> None:
         check(self.score, SCORES, "score")
-        if self.score in MEASURES and not self.samples:
+        if self.statistic.sums and not self.samples:
             raise PromptError(f"score {self.score!r} is measured on samples of text: give at least one")
-        if self.score not in MEASURES and self.samples:
+        if not self.statistic.sums and self.samples:
             raise OptionError(f"score {self.score!r} is the same whatever the samples are: leave them out")
         if not all(self.samples):
             raise PromptError("a calibration sample is empty: give at least one token of text")
 
     @property
+    def statistic(self) -> Statistic:
+        return STATISTICS[self.score]
+
+    @property
     def longest(self) -> int:
+        """Tokens of the longest sample; 1 without samples."""
         return max(map(len, self.samples), default=1)
 
     def to_json(self) -> dict[str, Any]:

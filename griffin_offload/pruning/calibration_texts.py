@@ -1,7 +1,7 @@
-"""Calibration samples: from texts, or from questions and answers, to token ids of at most T tokens each.
+"""Texts, or questions and answers -> calibration samples: lists of at most T token ids.
 
-How a model is calibrated for reasoning: plain texts, one worked pair, many pairs joined to in-context examples, or
-questions alone. Nothing is used twice: where there is too little text, there are fewer samples.
+A sample is a piece of text, one question with its answer, many pairs joined, or a question alone. Nothing is used
+twice: too little text gives fewer samples.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ from random import Random
 from typing import Any
 
 from ..errors import GriffinError, OptionError, PromptError
+from ..files import reason
 from ..jsonl import Row, read_rows
 from ..options import FORMS, check
 
-SAMPLES, TOKENS = 128, 2048  # of a calibration, if nobody says
+SAMPLES, TOKENS = 128, 2048  # default count and length
 QUESTION = "Question: {question}\n"
 ANSWER = "Answer: {answer}\n\n"
-JOINED = "concat"  # the form of questions and answers, if nobody says
+JOINED = "concat"  # the default form of questions and answers
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Where samples are drawn from. `content`: one long text, or rows of {"text"} or of {"question", "answer"} with
-    their "rationale" where there is one. `share`: of the mix, beside the other sources' shares.
+    """A source of samples. `content`: one text, or rows of {"text"}, or of {"question", "answer"} and perhaps
+    "rationale". `share`: its weight among the sources. `sha256`: of the file, or of the rows' JSON.
 
-    `sha256`: of the file; of rows in memory it is their JSON's. Raises PromptError for content that is no such thing,
-    OptionError for a share that is none."""
+    Raises PromptError for other content, OptionError for a share that is not above 0."""
 
     name: str
     content: str | Sequence[Row]
@@ -53,14 +53,13 @@ class CalibrationText:
 
     @property
     def asks(self) -> bool:
-        """Whether its rows are questions and answers."""
+        """Whether the rows are questions and answers."""
         return not isinstance(self.content, str) and "text" not in self.content[0]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Token ids, and what they are: `facts` for cards and reports; `notes`, for people, where less was there than was
-    asked for."""
+    """Token ids of each sample; `facts` about them for cards and reports; `notes` for people, on too little text."""
 
     ids: tuple[list[int], ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Samples:
 
 
 def read_source(path: Path, share: float = 1.0) -> CalibrationText:
-    """A file of rows (.jsonl, .json), or a text. Raises GriffinError that names the file, and of rows the line."""
+    """Reads a file of rows (.jsonl, .json) or a text. Raises GriffinError that names the file and the row's line."""
     if path.suffix.lower() in (".jsonl", ".json"):
         rows = read_rows(path, _fault)
         return CalibrationText(path.name, rows, share, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -76,13 +75,12 @@ def read_source(path: Path, share: float = 1.0) -> CalibrationText:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or no UTF-8
-        reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise GriffinError(f"cannot read {path}: {reason}") from None
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from None
     return CalibrationText(path.name, text, share, hashlib.sha256(content).hexdigest())
 
 
 def _fault(row: Row) -> str | None:
-    """What makes a row unfit; None for nothing."""
+    """What is wrong with a row, or None."""
     needed = ("text",) if "text" in row else ("question", "answer")
     if "question" not in row and "text" not in row:
         return 'neither a "text" nor a "question"'
@@ -104,23 +102,22 @@ def draw_samples(
     seed: int = 0,
     bos: int | None = None,
 ) -> Samples:
-    """Up to `samples` lists of at most `tokens` ids, of every source its share; the same ones for the same seed.
+    """Up to `samples` lists of at most `tokens` ids, from every source its share; the same for the same seed.
 
-    `form` of questions and answers: 'qa' one pair, 'concat' pairs until the length is reached, 'question' without the
-    answer; texts stay texts. `rationale`: whether the reasoning stands before the answer. `encode` is the tokenizer's;
-    `bos`, which it puts first, also begins a piece out of the middle of a text.
-    Raises OptionError, PromptError."""
+    `form` of questions and answers: 'qa' is one pair, 'concat' pairs up to the length, 'question' no answer.
+    `rationale`: put the reasoning before the answer. `bos`, which `encode` puts first, also begins pieces from the
+    middle of a text. Raises OptionError, PromptError."""
     _check(sources, samples, tokens, form)
     found: list[list[int]] = []
     facts, notes = [], []
     for number, (source, count) in enumerate(zip(sources, _counts(sources, samples), strict=True)):
-        how = (form or JOINED) if source.asks else "text"
-        drawn = _draw(encode, source, how, tokens, rationale, Random(f"{seed} {number}"), bos)
+        shape = (form or JOINED) if source.asks else "text"
+        drawn = _draw(encode, source, shape, tokens, rationale, Random(f"{seed} {number}"), bos)
         ids = [part for part in islice(drawn, count) if part]
         if len(ids) < count:
             notes.append(f"{source.name} makes {len(ids)} samples of up to {tokens} tokens, not {count}")
         found += ids
-        of_source = {"file": source.name, "sha256": source.sha256, "share": source.share, "form": how}
+        of_source = {"file": source.name, "sha256": source.sha256, "share": source.share, "form": shape}
         facts.append({**of_source, "samples": len(ids), "tokens": sum(map(len, ids))})
     if not found:
         raise PromptError("no samples: the calibration texts have no tokens")
@@ -150,7 +147,7 @@ def _check(sources: Sequence[CalibrationText], samples: int, tokens: int, form: 
 
 
 def _counts(sources: Sequence[CalibrationText], samples: int) -> list[int]:
-    """How many samples each source gives, by its share: one at least, their sum `samples`."""
+    """Samples of each source, by its share: at least one, `samples` in all."""
     total = sum(source.share for source in sources)
     exact = [samples * source.share / total for source in sources]
     counts = [max(1, int(part)) for part in exact]
@@ -164,7 +161,7 @@ def _counts(sources: Sequence[CalibrationText], samples: int) -> list[int]:
 def _draw(
     encode: Encode, source: CalibrationText, form: str, tokens: int, rationale: bool, random: Random, bos: int | None
 ) -> Iterator[list[int]]:
-    """The samples of a source, one after the other, in random order."""
+    """A source's samples, in random order."""
     if isinstance(source.content, str):
         yield from _pieces(encode(source.content), tokens, random, bos)
         return
@@ -186,7 +183,7 @@ def _text(row: Row, form: str, rationale: bool) -> str:
 
 
 def _joined(encode: Encode, pairs: Sequence[str], tokens: int) -> Iterator[list[int]]:
-    """Pairs joined until `tokens` tokens are reached, and cut there; the last sample may be shorter."""
+    """Joins pairs to `tokens` tokens, and cuts there; the last sample may be shorter."""
     text, long = "", 0
     for pair in pairs:
         text += pair
@@ -199,7 +196,7 @@ def _joined(encode: Encode, pairs: Sequence[str], tokens: int) -> Iterator[list[
 
 
 def _pieces(ids: list[int], tokens: int, random: Random, bos: int | None) -> Iterator[list[int]]:
-    """A long text in pieces that do not overlap, in random order; a rest that is shorter only where it is all."""
+    """Pieces of a long text that do not overlap, in random order. A shorter one only if it is the whole text."""
     first, rest = _split(ids, bos)
     size = tokens - len(first)
     begins = list(range(0, max(1, len(rest) - size + 1), size))
@@ -209,7 +206,7 @@ def _pieces(ids: list[int], tokens: int, random: Random, bos: int | None) -> Ite
 
 
 def _cut(ids: list[int], tokens: int, random: Random, bos: int | None) -> list[int]:
-    """A text that is too long from a random place on."""
+    """Cuts a text that is too long, from a random place."""
     first, rest = _split(ids, bos)
     size = tokens - len(first)
     if len(rest) <= size:

@@ -1,8 +1,7 @@
-"""FFN-SkipLLM (Jaiswal et al. 2024, arXiv:2404.03865): whole feed-forward blocks are left out where they saturate.
+"""FFN-SkipLLM (Jaiswal et al. 2024, arXiv:2404.03865): skips whole feed-forward blocks that hardly change the state.
 
-A block's similarity: the cosine between the hidden state that enters it and the one that leaves it, the residual added.
-Blocks are counted over the layers that have one; the first and last of them are cold: they always run.
-T tokens, L blocks."""
+Similarity of a block: the cosine between the hidden state before it and after it, the residual included. Blocks are
+numbered over the layers that have one. T tokens, L blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from ..options import FfnSkip
 
-WINDOW = 4  # tokens after which the threshold is corrected
-LEVELS = 128  # of similarity, that a threshold is chosen from
+WINDOW = 4  # tokens between corrections of the threshold
+LEVELS = 128  # candidates for a threshold
 
 
 @dataclass(frozen=True)
 class SkippedBlocks:
-    """What an answer left out. `by_layer`: by decoder layer, the share of the answer's tokens that skipped its block;
-    `blocks`: how many layers have one; `bytes`: of resident weights, that a token on average did not read for it."""
+    """What an answer skipped. `by_layer`: for each decoder layer, the share of tokens that skipped its block. `blocks`:
+    count of layers with a block. `bytes` of resident weights that a token did not read, on average."""
 
     skip: FfnSkip
     by_layer: tuple[float, ...]
@@ -29,7 +28,7 @@ class SkippedBlocks:
 
     @property
     def share(self) -> float:
-        """Of all blocks of all tokens."""
+        """Share of all blocks of all tokens."""
         return sum(self.by_layer) / self.blocks
 
     def __str__(self) -> str:
@@ -44,28 +43,28 @@ class SkippedBlocks:
 
 
 class Skipping:
-    """Which tokens are at which block of their way through the blocks, one block after the other."""
+    """Decides, block after block, which of T tokens skip it."""
 
     def __init__(self, skip: FfnSkip, blocks: int, tokens: int, device: str | torch.device = "cpu") -> None:
         self._skip, self._may = skip, skip.skippable(blocks)
-        self._left = torch.zeros(tokens, dtype=torch.int64, device=device)  # blocks that a token is yet to skip
+        self._left = torch.zeros(tokens, dtype=torch.int64, device=device)  # blocks that each token still skips
         self._most = skip.length(blocks)
 
     def skips(self, block: int) -> Tensor:
-        """(T,), bool: the tokens that leave this block out."""
+        """The tokens that skip this block: (T,), bool."""
         if block not in self._may:
             return torch.zeros_like(self._left, dtype=torch.bool)
         return self._left > 0
 
     def update(self, block: int, skipped: Tensor, similarity: Tensor, threshold: float | Tensor) -> None:
-        """After a block: similarity (T,), which of a token that skipped it says nothing; one threshold, or (T,)."""
+        """After a block: `skipped` (T,), similarity (T,) (ignored where skipped), one threshold or (T,)."""
         more = torch.where(similarity >= threshold, self._most, 0)
         self._left = torch.where(skipped, self._left - 1, more)
 
 
 def skipped_share(similarity: Tensor, skip: FfnSkip, thresholds: Tensor) -> Tensor:
-    """The share of all blocks that each threshold (K,) would have skipped, (K,): similarity (T, L), of tokens that
-    skipped none."""
+    """Similarity (T, L) of tokens that skipped nothing, thresholds (K,) -> the share of all blocks that each would have
+    skipped (K,)."""
     tokens, blocks = similarity.shape
     count = len(thresholds)
     state = Skipping(skip, blocks, count * tokens, similarity.device)
@@ -79,18 +78,17 @@ def skipped_share(similarity: Tensor, skip: FfnSkip, thresholds: Tensor) -> Tens
 
 
 class Thresholds:
-    """What similarity skips which share, on a prompt: similarity (T, L), float32, of tokens that skipped none."""
+    """Thresholds for a prompt, from its similarity (T, L), float32, measured without skipping."""
 
     def __init__(self, similarity: Tensor, skip: FfnSkip) -> None:
-        levels = similarity.flatten().unique()  # ascending: the higher, the fewer are skipped
+        levels = similarity.flatten().unique()  # ascending: a higher one skips less
         self._levels = levels[torch.linspace(0, len(levels) - 1, min(len(levels), LEVELS)).long()]
         self._shares = skipped_share(similarity, skip, self._levels)
 
     def of(self, share: float) -> float:
-        """The lowest similarity at which no more than a share of all blocks would have been skipped.
+        """The lowest threshold that would have skipped at most this share of all blocks.
 
-        Infinite where none skips so little, or nothing shall be skipped; -infinite where all that may be skipped is no
-        more."""
+        Infinite for share 0 or if every threshold skips more; -infinite if even the lowest skips no more."""
         enough = (self._shares <= share).nonzero()
         if not len(enough) or share <= 0:
             return float("inf")
@@ -99,19 +97,18 @@ class Thresholds:
 
 
 def next_to_leave(held: Sequence[int], gone: Sequence[int], similarity: Tensor, skip: FfnSkip) -> int:
-    """Of the blocks held, which may be skipped, the one that a prompt can best do without: similarity (L,), its tokens'
-    mean as far as it is known.
+    """The block among `held` that the prompt needs least: the highest similarity (L,), the mean over its tokens.
 
-    One that would leave with more than `run` neighbours in a row only if there is no other; of equals the first one."""
+    Blocks that would make a run of skipped ones longer than allowed come last; of equals the first is taken."""
     run = skip.length(len(similarity))
     return max(held, key=lambda block: (_neighbours(block, gone) <= run, float(similarity[block]), -block))
 
 
 def most_saturated(similarity: Tensor, skip: FfnSkip) -> list[int]:
-    """The blocks that a prompt leaves out, ascending: similarity (L,), its tokens' mean.
+    """The blocks that a prompt's answer skips, ascending: similarity (L,), the mean over its tokens.
 
-    Chosen as the layers pass: there is room for those that stay, and from when it is full, each further block makes one
-    leave (see `next_to_leave`), itself or one before it."""
+    Chosen as the layers pass: once as many blocks are held as may stay, each further one replaces another or itself
+    (`next_to_leave`)."""
     may = skip.skippable(len(similarity))
     room = len(may) - skip.count(len(similarity))
     held: list[int] = []
@@ -125,7 +122,7 @@ def most_saturated(similarity: Tensor, skip: FfnSkip) -> list[int]:
 
 
 def _neighbours(block: int, gone: Sequence[int]) -> int:
-    """How many blocks in a row would be gone, with this one."""
+    """Length of the run of skipped blocks, if this one is skipped too."""
     first = last = block
     while first - 1 in gone:
         first -= 1

@@ -1,13 +1,11 @@
-"""Sharing the kept neurons over layers by what each layer's neurons are worth, as measured once per checkpoint.
+"""Shares the kept neurons over the layers, by curves that `evaluation/calibrate.py` measures once per checkpoint.
 
-The paper keeps the same share of every layer. Where half of all neurons are gone, giving one layer more, or taking some
-away, shows how much the output (its KL divergence from the full model's) depends on that layer's neurons.
-`evaluation/calibrate.py` measures it.
+The paper keeps the same share of every layer. The curves say how the output's KL divergence from the full model's
+changes if one layer keeps more or fewer of its neurons than the others.
 """
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -15,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GriffinError
+from ..files import write_text
 from .selection import kept_neurons
 
-RATE = 5.0  # a layer's loss falls as exp(-RATE share): 3 to 8 do about as well on two models (docs/results.md)
-LEAST = 0.05  # no layer's neurons count for less, against the average layer's
+RATE = 5.0  # a layer's loss falls as exp(-RATE share); 3 to 8 do about as well on two models (docs/results.md)
+LEAST = 0.05  # the least weight of a layer; the average is 1
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What every layer's neurons are worth to one checkpoint.
+    """How much a checkpoint's output depends on the neurons of each layer.
 
-    kl[i][j]: nats between the full model's output and that of a model which keeps `shares[j]` of layer i's neurons and
-    `others` of every other layer's, chosen by the prompt; mean over the continuation tokens of all windows.
-    `shares` ascend in [0, 1], and `others` is one of them. The rest says what was measured, and on which text."""
+    kl[i][j]: KL divergence in nats from the full model, if layer i keeps `shares[j]` of its neurons and every other
+    layer `others`, chosen by the prompt; the mean over the continuation tokens of all windows. `shares` ascend in
+    [0, 1]; `others` is one of them. The other fields say how it was measured, and on which text."""
 
     key: str
     shares: tuple[float, ...]
@@ -41,11 +40,10 @@ class Curves:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """How much a layer's neurons matter, the average layer's being about 1.
+        """Weight of each layer's neurons, about 1 on average.
 
-        A share of one layer alone raises the KL or lowers it, against `others` of that layer too; the weight is the
-        factor on the average layer's changes that fits a layer's own, by least squares. One number for each layer is
-        what a short text can tell: sharing by the single points, which are noisy, did worse."""
+        It is the factor, by least squares, from the average layer's changes of the KL (against share `others`) to the
+        layer's own. A short text gives no more than one number per layer: sharing by single points did worse."""
         common = self.shares.index(self.others)
         changes = [[value - row[common] for value in row] for row in self.kl]
         average = [sum(column) / len(changes) for column in zip(*changes, strict=True)]
@@ -57,11 +55,10 @@ class Curves:
 
 
 def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tuple[int, ...]:
-    """Kept neurons of each layer, k_i <= neurons[i]: as many in all as with the same share of every layer.
+    """Kept neurons of each layer, k_i <= neurons[i]; their sum is that of the same share of every layer.
 
-    Where layer i of F_i neurons and weight a_i loses a_i exp(-RATE k_i / F_i), and losses add up, the least loss for a
-    total has k_i = F_i (c + ln(a_i) / RATE) within [0, F_i], with one c for all layers (F_i: the loss is per neuron,
-    and equal layers get equal shares)."""
+    If layer i, of F_i neurons and weight a_i, loses F_i a_i exp(-RATE k_i / F_i), the least total loss has
+    k_i = F_i (c + ln(a_i) / RATE) within [0, F_i], with one c for all layers."""
     if len(neurons) != len(curves.kl):
         raise CheckpointError(f"the calibration is of {len(curves.kl)} layers, the model has {len(neurons)}")
     total = sum(kept_neurons(count, sparsity) for count in neurons)
@@ -71,13 +68,13 @@ def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tu
         return [count * min(1.0, max(0.0, level + more)) for count, more in zip(neurons, ahead, strict=True)]
 
     low, high = -max(ahead), 1 - min(ahead)  # nothing, and everything
-    for _ in range(60):  # the highest level whose whole neurons are no more than the total
+    for _ in range(60):  # finds the highest level with no more whole neurons than the total
         middle = (low + high) / 2
         if sum(map(int, wanted(middle))) <= total:
             low = middle
         else:
             high = middle
-    shares = wanted(high)  # just above: here those that it takes one more of have come to a whole number
+    shares = wanted(high)  # just above: the layers that get one more neuron have reached a whole number
     kept = [int(share) for share in wanted(low)]
     for layer in sorted(range(len(kept)), key=lambda i: kept[i] - shares[i])[: total - sum(kept)]:
         kept[layer] += 1
@@ -85,58 +82,45 @@ def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tu
 
 
 def calibration_path(cache_folder: Path, key: str) -> Path:
-    """Where the curves of the checkpoint with this key are kept."""
+    """The file of a checkpoint's curves, by the checkpoint's key."""
     return cache_folder / "calibration" / f"{key[:16]}.json"
 
 
 def save_curves(path: Path, curves: Curves) -> None:
-    """Write the curves, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.new")
-    temporary.write_text(json.dumps(asdict(curves), indent=1))
-    temporary.replace(path)
+    """Writes curves, whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(asdict(curves), indent=1))
 
 
 def load_curves(path: Path) -> Curves | None:
-    """The curves in a file, checked; None where there is no file. Raises GriffinError for what is not curves."""
+    """The curves in a file, checked; None without a file. Raises GriffinError for a file of something else."""
     try:
         content = json.loads(path.read_bytes())
+        values: dict[str, Any] = {name: _text(content[name]) for name in ("key", "text_sha256", "dtype")}
+        values |= {name: _count(content[name]) for name in ("prompt_tokens", "continue_tokens", "windows")}
+        values |= {"shares": _numbers(content["shares"]), "others": _numbers([content["others"]])[0]}
+        curves = Curves(kl=tuple(_numbers(row) for row in content["kl"]), **values)
+        _check(curves)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _not_curves(path, str(error)) from None
-    try:
-        curves = Curves(
-            key=_text(content["key"]),
-            shares=_numbers(content["shares"]),
-            others=_numbers([content["others"]])[0],
-            kl=tuple(_numbers(row) for row in content["kl"]),
-            text_sha256=_text(content["text_sha256"]),
-            prompt_tokens=_count(content["prompt_tokens"]),
-            continue_tokens=_count(content["continue_tokens"]),
-            windows=_count(content["windows"]),
-            dtype=_text(content["dtype"]),
-        )
-    except KeyError as error:
-        raise _not_curves(path, f"{error} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise _not_curves(path, str(error)) from None
-    if not _ascend(curves.shares):
-        raise _not_curves(path, "its shares do not ascend between 0 and 1")
-    if curves.others not in curves.shares:
-        raise _not_curves(path, f"{curves.others} is none of its shares")
-    if not curves.kl or any(len(row) != len(curves.shares) for row in curves.kl):
-        raise _not_curves(path, f"a layer does not have one value for each of its {len(curves.shares)} shares")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise GriffinError(
+            f"{path} is not a calibration ({why}); `griffin calibrate --force` writes a new one"
+        ) from None
     return curves
 
 
-def _ascend(shares: Sequence[float]) -> bool:
-    inside = len(shares) > 1 and shares[0] >= 0 and shares[-1] <= 1
-    return inside and all(low < high for low, high in pairwise(shares))
-
-
-def _not_curves(path: Path, reason: str) -> GriffinError:
-    return GriffinError(f"{path} is not a calibration ({reason}); `griffin calibrate --force` writes a new one")
+def _check(curves: Curves) -> None:
+    shares = curves.shares
+    ascend = (
+        len(shares) > 1 and shares[0] >= 0 and shares[-1] <= 1 and all(low < high for low, high in pairwise(shares))
+    )
+    if not ascend:
+        raise ValueError("its shares do not ascend between 0 and 1")
+    if curves.others not in shares:
+        raise ValueError(f"{curves.others} is none of its shares")
+    if not curves.kl or any(len(row) != len(shares) for row in curves.kl):
+        raise ValueError(f"a layer does not have one value for each of its {len(shares)} shares")
 
 
 def _text(value: Any) -> str:

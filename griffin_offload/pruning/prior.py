@@ -1,8 +1,7 @@
-"""What many texts say of the neurons, kept in a small file: experts of a static model, or a prior for a prompt's own.
+"""Scores of all neurons over many texts, in a small file: for a static model, or beside a prompt's own statistic.
 
-A prior holds a score for every neuron, by layer and block: GRIFFIN's Σ z̄² over all tokens of all texts
-(arXiv:2404.01365), or another of `choices.SCORES`. A score adds up like s² does, so that shares of it can be mixed.
-F neurons, E routed experts."""
+A score is one of statistic.STATISTICS: by default GRIFFIN's Σ z̄² over all tokens of all texts (arXiv:2404.01365). All
+are sums, so that shares of them can be mixed. F neurons, E routed experts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,17 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GriffinError, OptionError
+from ..files import reason, write_whole
 from ..units import MIB
 
 FORMAT = "griffin-prior"
 Scores = tuple[tuple[Tensor, ...], ...]  # by layer and block
-WEIGHT = 0.4  # of a prior beside a prompt: measured on two models (docs/results.md)
+WEIGHT = 0.4  # of a prior against a prompt, measured on two models (docs/results.md)
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """`scores[layer][block]`: (F,) or (E, F), float32. `facts`: what they were made of, for cards and reports:
-    "model", "key" (of the checkpoint: allocation.checkpoint_key), "score", "seed", "texts" ..."""
+    """`scores[layer][block]`: (F,) or (E, F), float32. `facts`: how they were made, for cards and reports: "model",
+    "key" (checkpoint_key of its checkpoint), "score", "seed", "texts" ..."""
 
     scores: Scores
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -35,9 +35,9 @@ class Prior:
         return [[list(score.shape) for score in layer] for layer in self.scores]
 
     def join(self, statistic: Tensor, layer: int, block: int, weight: float) -> Tensor:
-        """A prompt's statistic (F,) or (E, F) mixed with the prior's, each brought to the sum 1: float32.
+        """A prompt's statistic (F,) or (E, F) and the prior's scores, each scaled to sum 1, mixed: float32.
 
-        Weight 0 is the statistic itself, 1 the prior's scores themselves."""
+        Weight 0 gives the statistic itself, 1 the prior's scores."""
         ours = self.scores[layer][block].to(statistic.device)
         if weight in (0.0, 1.0):
             return ours if weight else statistic
@@ -49,40 +49,37 @@ def _share(score: Tensor) -> Tensor:
 
 
 def check_prior(prior: Prior, shapes: Sequence[Sequence[Sequence[int]]], name: str) -> None:
-    """Raises OptionError for a prior whose neurons are not those of a model called `name`."""
+    """Raises OptionError unless the prior has the model's `shapes`, by layer and block. `name`: the model's."""
     if prior.shapes != [[list(shape) for shape in layer] for layer in shapes]:
         made_of = prior.facts.get("model", "another model")
         raise OptionError(f"the prior is of {made_of}, whose layers are not those of {name}")
 
 
 def save_prior(path: Path, prior: Prior) -> None:
-    """Write a prior as safetensors, whole or not at all. Raises GriffinError."""
+    """Writes a prior as safetensors, whole or not at all. Raises GriffinError."""
     tensors = {
         f"{number}.{place}": score.float().cpu().contiguous()
         for number, layer in enumerate(prior.scores)
         for place, score in enumerate(layer)
     }
-    temporary = path.with_name(f".{path.name}.new")
     facts = {"layers": len(prior.scores), **prior.facts}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
-        temporary.replace(path)
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise GriffinError(f"the prior cannot be written to {path}: {error}") from None
+        raise GriffinError(f"the prior cannot be written to {path}: {reason(error)}") from None
 
 
 def load_prior(path: Path) -> Prior:
-    """Read what `save_prior` wrote. Raises GriffinError."""
+    """Reads what `save_prior` wrote. Raises GriffinError."""
     try:
         if path.stat().st_size > 1024 * MIB:
             raise ValueError("it is larger than any prior")
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            if told.get("format") != FORMAT:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
                 raise ValueError("its header does not say so")
-            facts = json.loads(told["facts"])
+            facts = json.loads(metadata["facts"])
             places = [tuple(int(part) for part in name.split(".")) for name in file.keys()]  # noqa: SIM118
             scores = tuple(
                 tuple(file.get_tensor(f"{layer}.{block}") for block in range(sum(i == layer for i, _ in places)))

@@ -1,4 +1,4 @@
-"""From a statistic to experts (arXiv:2404.01365, section 4.1 and appendix): pure functions of tensors and numbers."""
+"""A statistic -> the neurons to keep (arXiv:2404.01365, section 4.1 and appendix)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,25 +22,24 @@ def check_sparsity(sparsity: float) -> float:
 
 
 def check_sparsities(sparsity: Sparsity) -> Sparsity:
-    """`check_sparsity` of one number, or of one for each layer: a tuple then."""
+    """`check_sparsity` of one number, or of one for each layer (as a tuple)."""
     if isinstance(sparsity, int | float):
         return check_sparsity(sparsity)
     return tuple(check_sparsity(share) for share in sparsity)
 
 
 def kept_neurons(neurons: int, sparsity: float) -> int:
-    """k = int(F (1 - sparsity)); at least 1, but for a sparsity of 1."""
+    """F neurons -> k = int(F (1 - sparsity)), at least 1; 0 for sparsity 1."""
     return 0 if check_sparsity(sparsity) == 1 else max(1, int(neurons * (1 - sparsity)))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How experts are chosen. 'topk': the largest of the statistic, the paper's choice. 'sampling': drawn without
-    replacement, with weights s; 'topk-sampling': half and half; 'magnitude': the largest product of the up rows'
-    norms, whatever the prompt; 'random'. The last three of the paper's comparison, drawn by `seed` and layer.
+    """How the kept neurons are chosen. 'topk', the paper's choice: the largest statistic. The others are baselines:
+    'sampling' draws without replacement, with weights s; 'topk-sampling' does half and half; 'magnitude' takes the
+    largest product of the norms in gate and up; 'random' draws evenly. Draws depend on `seed` and the layer.
 
-    `prior`: scores of other texts, which join the statistic with `prior_weight`: 0 is the prompt's alone, 1 the
-    prior's, for a static choice."""
+    `prior`: scores of other texts, mixed with the statistic. `prior_weight`: 0 is the prompt alone, 1 the prior."""
 
     name: str = "topk"
     seed: int = 0
@@ -54,15 +53,15 @@ class Selection:
 
     @property
     def prior_facts(self) -> dict[str, Any] | None:
-        """What the prior was made of, and its weight: for cards and reports."""
+        """The prior's facts and weight, for cards and reports."""
         return None if self.prior is None else {**self.prior.facts, "weight": self.prior_weight}
 
     def choose(
         self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor], block: int = 0
     ) -> Tensor:
-        """Indices of the experts: statistic (..., F), the sums s² -> (..., kept), int64, ascending.
+        """Statistic s² (..., F) -> indices of the kept neurons (..., kept), int64, ascending.
 
-        `magnitude()` gives (..., F) where it is asked for. The leading dimension is a mixture's routed experts."""
+        `magnitude()` -> (..., F), called if needed. The leading dimension is the routed experts of a mixture."""
         if self.prior is not None:
             statistic = self.prior.join(statistic, layer, block, self.prior_weight)
         scores = magnitude() if self.name == "magnitude" else statistic
@@ -87,14 +86,14 @@ class Selection:
 
 
 def select_neurons(statistic: Tensor, kept: int) -> Tensor:
-    """Indices of the `kept` largest: statistic (..., F) -> (..., k), int64, ascending (gathers walk memory forwards).
+    """Statistic (..., F) -> indices of the k largest (..., k), int64, ascending, so that gathers walk forwards.
 
-    Of equals (neurons that ReLU left at 0) the first ones, so that the choice is the same everywhere."""
+    Of equals (neurons that ReLU left at 0) the first, so that the choice is the same everywhere."""
     return statistic.argsort(descending=True, stable=True)[..., :kept].sort().values
 
 
 def magnitude(rows: Sequence[Tensor]) -> Tensor:
-    """Product of the norms of a neuron's rows in gate and up: each (..., F, D) -> (..., F), float32."""
+    """Rows of gate and up, each (..., F, D) -> the product of their norms by neuron: (..., F), float32."""
     product = torch.ones((), dtype=torch.float32)
     for weight in rows:
         product = product.to(weight.device) * weight.norm(dim=-1, dtype=torch.float32)

@@ -1,22 +1,24 @@
-"""The formats of stored weights, by name."""
+"""The table of weight formats."""
 
 from typing import Any
 
 import torch
 
 from ..memory.arena import Arena
-from . import onednn as vnni
+from . import onednn
 from .int4 import Int4
-from .int8 import Int8, Int8Vnni
+from .int8 import Int8, Int8OneDnn
 from .weight import Dense, Stored
 
+# Name -> class: `bytes(rows, columns, item)`, and (arena, rows, columns, dtype) for its memory. '': the model's dtype.
+# The other names are choices of --resident-dtype and --rest (options.py).
 FORMATS: dict[str, Any] = {"": Dense, "int8": Int8, "int4": Int4}
 
 
 def allocate_weight(format: str, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> Stored:
-    """Memory for a matrix (rows, columns) of a model in `dtype`, in one of FORMATS."""
-    here = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and vnni.is_fast()
-    if format == "int8" and here and Int8Vnni.fits(rows, columns):
-        return Int8Vnni(arena, rows, columns)
+    """Memory for a matrix (rows, columns) of a model in `dtype`, in one of FORMATS; int8 by oneDNN where it is fast."""
+    on_cpu = arena.memory.device.type == "cpu" and dtype == torch.bfloat16
+    if format == "int8" and on_cpu and onednn.is_fast() and Int8OneDnn.fits(rows, columns):
+        return Int8OneDnn(arena, rows, columns)
     weight: Stored = FORMATS[format](arena, rows, columns, dtype)
     return weight

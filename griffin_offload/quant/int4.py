@@ -1,7 +1,4 @@
-"""Weights in 4 bits: asymmetric, a scale and a zero for each GROUP of a row, w = (q - 8) s + z, round to nearest.
-
-N rows (outputs), K columns (inputs).
-"""
+"""4-bit weights: codes q, rounded to nearest; scale s and zero z for GROUP columns of a row, w = (q - 8) s + z."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,14 +10,14 @@ from torch.nn.functional import linear, pad
 from ..memory.arena import Arena, padded
 from .weight import CHUNK, GROUP, RowsOf, Scratch, chunks, groups
 
-BLOCK = 16  # int4: the kernel wants so many rows, or a multiple
+BLOCK = 16  # torch's kernel needs a multiple of so many rows
 _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
 class Int4:
-    """(N, K) in int4, a scale and a zero for each GROUP columns of a row; filled up with zeros to whole groups.
+    """(N, K) in int4, padded with zeros to whole groups and blocks.
 
-    Where there is no kernel, two codes a byte: a column of the first half of a row and one of the second."""
+    Without the kernel a byte has two codes: a column of the first half of a row, and one of the second half."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self._rows, self._columns = rows, columns
@@ -50,7 +47,7 @@ class Int4:
             self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
             per = scales.float().reciprocal_()
             offset = zeros.float().mul_(per).neg_().add_(8)
-            # Not one addcmul, nor a subtraction first: slower with rows that are spread over a group.
+            # addcmul, or a subtraction first, is slower: the operands are broadcast over a group.
             grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
             codes = scratch.take(values.shape, torch.uint8).copy_(values)
             if self._kernel:
@@ -83,7 +80,7 @@ class Int4:
 
 
 def _pack(codes: Tensor, out: Tensor) -> None:
-    """Codes (n, K), uint8, which it uses up, as the kernel wants them: (n, K / 2)."""
+    """Codes (n, K), uint8, which are overwritten -> the kernel's layout (n, K / 2)."""
     block = _kernel_block()
     if block and len(codes) % block == 0:
         _pack_blocks(codes, out, block)
@@ -100,14 +97,14 @@ def _pack_blocks(codes: Tensor, out: Tensor, block: int) -> None:
 
 @cache
 def _kernel_block() -> int:
-    """Rows of the blocks in which this processor's kernel puts a row beside the one half a block on: 64 with AVX512, 32
-    with AVX2, 0 if it does otherwise. Packing so takes a seventh of torch's time, and no memory."""
+    """Rows of a block in this processor's layout, where a byte has a row and the row half a block further: 64 (AVX512),
+    32 (AVX2), 0 for another layout. `_pack_blocks` takes a seventh of torch's time, and no memory."""
     codes = torch.randint(16, (128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    theirs: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    expected: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
     for block in (64, 32):
-        ours = torch.empty_like(theirs)
+        ours = torch.empty_like(expected)
         _pack_blocks(codes.clone(), ours, block)
-        if torch.equal(ours, theirs):
+        if torch.equal(ours, expected):
             return block
     return 0
 

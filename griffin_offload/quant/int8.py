@@ -1,7 +1,4 @@
-"""Weights in 8 bits: a scale for each row (output), w = q s. Products by torch's kernel, or by oneDNN's (onednn.py).
-
-N rows (outputs), K columns (inputs), M tokens.
-"""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel or by oneDNN's (onednn.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +7,16 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
-from . import onednn as vnni
-from .weight import CHUNK, Derived, RowsOf, Scratch, chunks
+from . import onednn
+from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
-FEW = 8  # tokens up to which int8's kernel is quicker than dense rows (measured; 12 is even)
-KERNEL_COLUMNS = 16  # int8's kernel wants a multiple of it, unchecked
+FEW = 8  # tokens up to which torch's kernel is faster than dense rows (measured; 12 is even)
+KERNEL_COLUMNS = 16  # torch's kernel needs a multiple of it and does not check
 _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 
 
 class Int8:
-    """(N, K) in int8, a scale a row."""
+    """(N, K) in int8, multiplied by torch's kernel."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self._codes = arena.take((rows, columns), torch.int8)
@@ -28,8 +25,8 @@ class Int8:
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
-        if item == 2 and vnni.is_fast():
-            return Int8Vnni.bytes(rows, columns)
+        if item == 2 and onednn.is_fast():
+            return Int8OneDnn.bytes(rows, columns)
         return padded(rows * columns) + padded(rows * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
@@ -46,7 +43,7 @@ class Int8:
         else:
             out = flat.new_empty(len(flat), len(self._codes))
             for begin, end in chunks(len(self._codes), 4 * CHUNK):
-                # Scaled before the product: the codes' own would be beyond float16.
+                # Scaled before the product, which would overflow float16 otherwise.
                 rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
                 out[:, begin:end] = linear(flat, rows)
         return out.view(*x.shape[:-1], -1)
@@ -56,14 +53,14 @@ class Int8:
         return (self._codes, self._scales)
 
 
-class Int8Vnni:
-    """As Int8, its products by oneDNN: see vnni.py. In pieces of some rows."""
+class Int8OneDnn:
+    """(N, K) in int8, multiplied by oneDNN, in pieces of some rows."""
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
         self._pieces = _pieces(rows, columns)
         self._codes = [
-            vnni.Codes(arena.take((vnni.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
+            onednn.Codes(arena.take((onednn.nbytes(end - begin, columns),), torch.int8), end - begin, columns)
             for begin, end in self._pieces
         ]
         scales = [self._scales[begin:end] for begin, end in self._pieces]
@@ -72,12 +69,12 @@ class Int8Vnni:
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
         pieces = {end - begin for begin, end in _pieces(rows, columns)}
-        return columns <= vnni.COLUMNS and all(vnni.is_known(count, columns) for count in pieces)
+        return columns <= onednn.COLUMNS and all(onednn.is_known(count, columns) for count in pieces)
 
     @staticmethod
     def bytes(rows: int, columns: int) -> int:
         pieces = _pieces(rows, columns)
-        return sum(padded(vnni.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
+        return sum(padded(onednn.nbytes(end - begin, columns)) for begin, end in pieces) + padded(4 * rows)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         for piece, (start, stop) in zip(self._codes, self._pieces, strict=True):
@@ -85,20 +82,20 @@ class Int8Vnni:
             for begin, end in chunks(min(last or stop, stop), begin=here):
                 codes, scales, values = _in_int8(rows, begin - first, end - first, scratch)
                 self._scales[begin:end] = scales
-                # In float32 the sums are exact, and nothing is copied.
+                # The sums are exact in float32.
                 piece.write(begin - start, codes, values.sum(1).to(torch.int32))
 
     def linear(self, x: Tensor) -> Tensor:
         before = x.shape[:-1]
         if before.numel() == 1:  # every microsecond counts
-            outs = [vnni.product(*weights, _bytes_of(x)) for weights in self._weights]
+            outs = [onednn.product(*weights, _bytes_of(x)) for weights in self._weights]
             return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(x.dtype).view(*before, -1)
         flat = x.reshape(-1, x.shape[-1])
         out = x.new_empty(len(flat), len(self._scales))
-        for begin, end in chunks(len(flat), vnni.TOKENS):
-            tokens = vnni.in_bytes(flat[begin:end])
+        for begin, end in chunks(len(flat), onednn.TOKENS):
+            tokens = onednn.in_bytes(flat[begin:end])
             for weights, (first, last) in zip(self._weights, self._pieces, strict=True):
-                out[begin:end, first:last] = vnni.product(*weights, tokens)
+                out[begin:end, first:last] = onednn.product(*weights, tokens)
         return out.view(*before, -1)
 
     @property
@@ -109,11 +106,11 @@ class Int8Vnni:
 def _in_int8(
     rows: RowsOf, begin: int, end: int, scratch: Scratch, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (n, K), int8, scales (n,), and the codes in float32, of some rows."""
+    """Rows [begin, end) -> codes (n, K), int8; scales (n,); the codes again in float32."""
     scratch.rewind()
     part = rows(begin, end, scratch)
     values = scratch.take(part.shape, torch.float32).copy_(part)
-    # amax and amin: several times as fast as abs, which needs memory of its own, and as aminmax.
+    # amax and amin are several times as fast as aminmax, or as abs, which also takes memory.
     largest = torch.maximum(values.amax(1), values.amin(1).neg_())
     scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
     values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
@@ -121,17 +118,17 @@ def _in_int8(
 
 
 def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Begin and end of the rows of each piece that oneDNN holds."""
-    return list(chunks(rows, max(CHUNK, vnni.LARGEST // columns // CHUNK * CHUNK)))
+    """(begin, end) rows of each piece for oneDNN."""
+    return list(chunks(rows, max(CHUNK, onednn.LARGEST // columns // CHUNK * CHUNK)))
 
 
-_in_bytes = Derived()
+_in_bytes = DerivedCache()
 
 
 def _bytes_of(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """vnni.in_bytes of one token; of one that several matrices multiply in turn, once."""
+    """`onednn.in_bytes` of one token, computed once for all matrices that multiply it in turn."""
     both: tuple[Tensor, Tensor | float] | None = _in_bytes.get(x)
     if both is None:
-        both = vnni.in_bytes(x.reshape(1, -1))
+        both = onednn.in_bytes(x.reshape(1, -1))
         _in_bytes.put(x, both)
     return both

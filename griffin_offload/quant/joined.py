@@ -1,5 +1,4 @@
-"""Several packed matrices as one: those that the same tokens are multiplied by; and the two parts of a matrix, each in
-a format of its own."""
+"""Several matrices for the same tokens in one product; and one matrix in two parts, each in its own format."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -9,18 +8,17 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import Arena
-from . import onednn as vnni
+from . import onednn
 from .formats import allocate_weight
-from .weight import Derived, RowsOf, Scratch, Stored, Weight
+from .weight import DerivedCache, RowsOf, Scratch, Stored, Weight
 
 
 class _Joined:
-    """Matrices that the same tokens are multiplied by, one below the other, in one product: whoever asks first has it
-    computed for all."""
+    """Matrices for the same tokens, stacked by rows: the first that is asked computes the product for all."""
 
     def __init__(self, weight: Stored, rows: Sequence[int]) -> None:
         self.weight, self._rows = weight, list(rows)
-        self._outs, self._asked = Derived(), 0
+        self._outs, self._asked = DerivedCache(), 0
 
     def part(self, number: int, x: Tensor) -> Tensor:
         outs = self._outs.get(x)
@@ -29,13 +27,13 @@ class _Joined:
             self._outs.put(x, outs)
             self._asked = 0
         self._asked += 1
-        if self._asked == len(self._rows):  # all have theirs: nothing stays
+        if self._asked == len(self._rows):  # every part has been asked: free the product
             self._outs.forget()
         return cast(Tensor, outs[number])
 
 
 class Part:
-    """A matrix that is some rows of several that were joined."""
+    """One of the joined matrices: rows [first, last)."""
 
     def __init__(self, joined: _Joined, number: int, first: int, last: int) -> None:
         self._joined, self._number, self._first, self._last = joined, number, first, last
@@ -49,14 +47,14 @@ class Part:
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """Those of all, as the first one's: a token reads them once."""
+        """All tensors count as the first part's: a token reads them once."""
         return [tensor[: None if self._number == 0 else 0] for tensor in self._joined.weight.tensors]
 
 
 def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dtype: torch.dtype) -> list[Stored]:
-    """`allocate_weight` of several matrices of these rows, which the same tokens are multiplied by: in one product
-    where none begins within a kernel's block. They take no more memory than each by itself."""
-    if len(rows) == 1 or any(count % vnni.BLOCK for count in rows):
+    """`allocate_weight` for several matrices with these row counts, for the same tokens: joined if each begins at a
+    kernel's block. They take no more memory than each by itself."""
+    if len(rows) == 1 or any(count % onednn.BLOCK for count in rows):
         return [allocate_weight(format, arena, count, columns, dtype) for count in rows]
     ends = list(accumulate(rows))
     joined = _Joined(allocate_weight(format, arena, ends[-1], columns, dtype), rows)
@@ -64,12 +62,13 @@ def take_joined(format: str, arena: Arena, rows: Sequence[int], columns: int, dt
 
 
 class Split:
-    """A neurons' matrix in two weights: the experts' and the rest's. `down`: neurons are its columns, else its rows.
+    """A matrix over neurons in two weights: the kept neurons and the rest.
 
-    `halves`: the rows of gate come before those of up, in each of the two and in the product."""
+    `down`: neurons are its columns, else its rows. `halves`: in each part, and in the product, the rows of gate come
+    before those of up."""
 
     def __init__(self, parts: Sequence[Weight], sizes: Sequence[int], down: bool, halves: bool = False) -> None:
-        """`sizes`: neurons of each part."""
+        """`sizes`: neurons in each part."""
         self.parts = parts
         self._sizes, self._down, self._halves = list(sizes), down, halves
 

@@ -1,11 +1,11 @@
-"""int8 products by oneDNN: a matrix in the layout of its kernel, tokens in 16 bits.
+"""int8 products by oneDNN: matrices in its kernel's layout, tokens in 16 bits.
 
-Processors with VNNI multiply unsigned bytes by signed ones and sum them in int32 as fast as memory brings the weights.
-A token x (K,) is rounded to 16 bits of its largest, x = s (256 h + l), and its bytes h and l are two rows of a product:
-the weights are read once, and the sums are exact.
+Processors with VNNI multiply unsigned by signed bytes, and sum in int32, as fast as the memory delivers the weights. A
+token x (K,) is rounded to 16 bits, x = s (256 h + l); its bytes h and l are two rows of a product. So the weights are
+read once, and the sums are exact.
 
-oneDNN's own operator packs 0.3 GB/s. Its layout is simple, so here the bytes are written at their places, in memory of
-ours; whether they are the same is tried once for every shape.
+oneDNN's own operator packs only 0.3 GB/s. Its layout is simple, so we write the bytes to their places ourselves, after
+comparing once for every shape.
 """
 
 import ctypes
@@ -21,37 +21,37 @@ from ..memory.heap import trim_heap
 
 BLOCK = 64  # rows and columns
 LARGEST = 2**25  # numbers in one piece of memory
-COLUMNS = 2**16  # beyond, sums could overflow
+COLUMNS = 2**16  # with more, sums could overflow
 TOKENS = 64  # at a time
-LEVELS, MIDDLE = 32639, 32896  # of 16 bits: both bytes of 0 are 128
+LEVELS, MIDDLE = 32639, 32896  # of 16 bits: both bytes of zero are 128
 
 
 @cache
 def is_fast() -> bool:
-    """Whether this processor has the instructions."""
+    """Whether this processor has VNNI."""
     return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx512_vnni"))
 
 
 def nbytes(rows: int, columns: int) -> int:
-    """Of the memory of a matrix (rows, columns): its codes, and their sums by row, in int32."""
+    """Bytes of a matrix (rows, columns): its codes, and the sum of each row in int32."""
     return _whole(rows) * (_whole(columns) + 4)
 
 
 class Codes:
-    """A matrix of codes (n, K), int8: as `memory`, and as the tensor `opaque` that oneDNN multiplies by."""
+    """Codes (n, K), int8: `memory`, and oneDNN's tensor over it, `opaque`."""
 
     def __init__(self, memory: Tensor, rows: int, columns: int) -> None:
-        """`memory`: nbytes(rows, columns), int8. Of a shape that is_known."""
+        """`memory`: nbytes(rows, columns), int8. The shape must be `is_known`."""
         self.memory, self._rows, self._columns = memory, _whole(rows), _whole(columns)
         self.opaque = _opaque(memory, rows, columns)
 
     @property
     def matrix(self) -> Tensor:
-        """All codes, in the kernel's order."""
+        """All codes, in the kernel's layout."""
         return self.memory[: self._rows * self._columns].view(self._rows, self._columns)
 
     def write(self, begin: int, codes: Tensor, sums: Tensor) -> None:
-        """Rows from `begin` on, a multiple of BLOCK, and so many, but for the last. `sums` (n,), int32: theirs."""
+        """Writes rows from `begin`, and their `sums` (n,), int32. `begin` and n: multiples of BLOCK, but at the end."""
         words, behind = _words(codes), self.memory[self._rows * self._columns :].view(torch.int32)
         place = self.memory[begin * self._columns :].view(torch.int32)[: words.numel()]
         place.view(words.shape).copy_(words)
@@ -59,8 +59,8 @@ class Codes:
 
 
 def _words(codes: Tensor) -> Tensor:
-    """Codes (n, K) in the kernel's order, filled up with zeros: words of four columns, int32 (blocks of 64 rows, blocks
-    of 16 words, words, rows)."""
+    """Codes (n, K) -> the kernel's layout, padded with zeros, in int32 words of four columns: (blocks of 64 rows,
+    blocks of 16 words, words, rows)."""
     missing = -codes.shape[1] % BLOCK, -len(codes) % BLOCK
     if any(missing):
         codes = pad(codes, (0, missing[0], 0, missing[1]))
@@ -69,7 +69,7 @@ def _words(codes: Tensor) -> Tensor:
 
 @cache
 def _descriptor(rows: int, columns: int) -> Tensor | None:
-    """What oneDNN knows of codes of this shape, in bytes; None if it lays them out otherwise than here: tried once."""
+    """oneDNN's descriptor of codes of this shape, in bytes; None if its layout differs from ours."""
     some = torch.empty(2**16 + 1, dtype=torch.int8).random_(-127, 128, generator=torch.Generator().manual_seed(0))
     codes = some.repeat(-(-rows * columns // len(some)))[: rows * columns].view(rows, columns)
     packed = torch.ops.onednn.qlinear_prepack(codes, None)
@@ -90,7 +90,7 @@ def _descriptor(rows: int, columns: int) -> Tensor | None:
 
 @cache
 def is_known(rows: int, columns: int) -> bool:
-    """Whether oneDNN's layout for codes of this shape is the one that is written here."""
+    """Whether oneDNN's layout for codes of this shape is ours."""
     known = _torch() is not None and _descriptor(rows, columns) is not None
     trim_heap()  # a trial takes twice the matrix
     return known
@@ -98,7 +98,7 @@ def is_known(rows: int, columns: int) -> bool:
 
 @cache
 def _torch() -> ctypes.CDLL | None:
-    """torch's own library, which its compiled models call; None where it cannot make tensors of oneDNN's."""
+    """torch's C library; None if it cannot make oneDNN's tensors."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         needed = library.aoti_torch_create_tensor_from_blob_v2, torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
@@ -108,7 +108,7 @@ def _torch() -> ctypes.CDLL | None:
 
 
 def _opaque(memory: Tensor, rows: int, columns: int) -> Tensor:
-    """oneDNN's tensor over `memory`, which must live as long: made as torch's compiled models make their constants."""
+    """oneDNN's tensor over `memory`, which must outlive it; made as torch's compiled models make their constants."""
     library, descriptor = cast(ctypes.CDLL, _torch()), cast(Tensor, _descriptor(rows, columns))
     made = ctypes.c_void_p()
     failed = library.aoti_torch_create_tensor_from_blob_v2(
@@ -133,8 +133,8 @@ def _opaque(memory: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def in_bytes(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Tokens (M, K) -> their bytes (2 M, K), uint8, the low ones first, and what one step is worth: of one token a
-    number, of several (M, 1), float32."""
+    """Quantizes tokens (M, K) to 16 bits: low, then high bytes (2 M, K), uint8, and the step (float if M = 1, else
+    (M, 1), float32)."""
     step: Tensor | float
     if len(x) == 1:
         least, most = torch.aminmax(x)
@@ -149,7 +149,7 @@ def in_bytes(x: Tensor) -> tuple[Tensor, Tensor | float]:
 
 
 def product(codes: Codes, scales: Tensor, x: tuple[Tensor, Tensor | float]) -> Tensor:
-    """`x` of in_bytes, `scales` of the rows (n,), float32 -> (M, n), float32; of one token (n,)."""
+    """`x` from in_bytes, `scales` of the rows (n,), float32 -> (M, n), float32; for one token (n,)."""
     both, step = x
     a_step = step if isinstance(step, float) else 1.0
     weights = codes.opaque, scales, _zeros(len(scales)), None

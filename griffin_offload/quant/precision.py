@@ -1,6 +1,6 @@
-"""Which of the weights that stay are kept in which format."""
+"""The format of each group of resident weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..options import RESIDENT_DTYPES, RESTS, check
@@ -8,8 +8,8 @@ from ..options import RESIDENT_DTYPES, RESTS, check
 
 @dataclass(frozen=True)
 class Precision:
-    """What stays resident in which format of packed.FORMATS: `kept`, `others` (the layers' other matrices:
-    attention) and `head`; `rest`: the neurons that are no experts, None if they are dropped."""
+    """Formats, by name (formats.FORMATS; '' is the model's own dtype), of the kept neurons, of the layers' other
+    matrices (attention) and of lm_head. `rest`: the format of all other neurons; None: they are dropped."""
 
     kept: str = ""
     others: str = ""
@@ -21,7 +21,7 @@ class Precision:
         return self != NATIVE
 
     def to_json(self) -> dict[str, Any]:
-        """The names that `--json` has: the kept neurons are "experts"."""
+        """In `--json` the kept neurons are called "experts"."""
         return {"experts": self.kept, "others": self.others, "head": self.head, "rest": self.rest}
 
     def __str__(self) -> str:
@@ -29,12 +29,14 @@ class Precision:
 
 
 NATIVE = Precision()
-# A head in 4 bits would cost more than its bytes are worth: it has the last word on every token.
-RESIDENT = {"bfloat16": NATIVE, "int8": Precision("int8", "int8", "int8"), "int4": Precision("int4", "int4", "int8")}
+HEAD = "int8"  # lm_head's format with every quantized one: 4 bits cost too much quality for the bytes that they save
 
 
 def precision(resident_dtype: str, rest: str) -> Precision:
-    """Raises OptionError for a name that is not of choices.RESIDENT_DTYPES and RESTS."""
+    """Two options (RESIDENT_DTYPES, RESTS) -> the formats that they stand for. Raises OptionError."""
     check(resident_dtype, RESIDENT_DTYPES, "resident dtype")
     check(rest, RESTS, "rest")
-    return replace(RESIDENT[resident_dtype], rest=None if rest == "drop" else rest)
+    keeps = None if rest == "drop" else rest
+    if resident_dtype == RESIDENT_DTYPES[0]:
+        return Precision(rest=keeps)
+    return Precision(resident_dtype, resident_dtype, HEAD, keeps)

@@ -1,7 +1,6 @@
-"""A stored matrix (N, K): its protocol, the scratch memory that fills it, and the dense one.
+"""What a stored weight matrix can do, the scratch memory for filling one, and the dense format.
 
-N rows (outputs), K columns (inputs), M tokens.
-"""
+(N, K): N rows (outputs), K columns (inputs). M tokens."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +14,21 @@ from transformers.pytorch_utils import Conv1D
 from ..memory.arena import Arena, padded
 
 GROUP = 32
-LEAST = 16  # rows and columns of a matrix that is worth packing
-CHUNK = 256  # rows quantised or made dense at a time: they stay in the processor's cache
+LEAST = 16  # fewer rows or columns are not worth quantizing
+CHUNK = 256  # rows quantized or dequantized at a time: they fit the processor's cache
 
 
 class Scratch:
-    """What CHUNK rows of a matrix pass through on their way into packed weights: taken at the first use, and then used
-    again, so that packing leaves no holes in the heap."""
+    """Memory for CHUNK rows while they are quantized. Allocated once and reused, so that the heap gets no holes."""
 
     def __init__(self, columns: int, item: int, device: str) -> None:
-        """`columns`: of the widest matrix; `item`: bytes of its elements."""
+        """`columns` of the widest matrix; `item`: bytes of an element."""
         self._size, self._device = self.bytes(columns, item), device
         self._arena: Arena | None = None
 
     @staticmethod
     def bytes(columns: int, item: int) -> int:
-        """Rows as they are gathered, in float32, and as codes."""
+        """Bytes for the gathered rows, their float32 values, and their codes."""
         return sum(padded(CHUNK * groups(columns) * GROUP * size) for size in (item, 4, 1))
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -39,7 +37,7 @@ class Scratch:
         return self._arena.take(shape, dtype)
 
     def rewind(self) -> None:
-        """For the next rows: what was taken for the last must no longer be used."""
+        """Before the next rows: tensors of the last ones must no longer be used."""
         if self._arena:
             self._arena.rewind()
 
@@ -47,26 +45,26 @@ class Scratch:
         self._arena = None
 
 
-# Rows begin to end of a dense matrix: (end - begin, K), of the scratch if they lie nowhere yet.
+# (begin, end, scratch) -> rows [begin, end) of a dense matrix, (end - begin, K); in the scratch if they are made.
 RowsOf = Callable[[int, int, Scratch], Tensor]
 
 
 class Weight(Protocol):
-    """A matrix (N, K) that knows its product."""
+    """A matrix (N, K), in any format."""
 
     def linear(self, x: Tensor) -> Tensor:
-        """x (..., K) -> (..., N), in x's dtype."""
+        """x (..., K) -> x Wᵀ (..., N), in x's dtype."""
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """What a token reads of it."""
+        """The tensors that a token reads."""
 
 
 class Stored(Weight, Protocol):
-    """One that is in one piece."""
+    """A matrix that can be filled."""
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
-        """Take the values of the rows from `first` to `last`, or all, a few at a time: `rows` counts from `first`."""
+        """Quantizes rows [first, last) (default: all) into place, CHUNK at a time. `rows` counts from `first`."""
 
 
 class Dense:
@@ -97,35 +95,36 @@ def groups(columns: int) -> int:
     return -(-columns // GROUP)
 
 
-class Derived:
-    """What was made of a tensor, as long as it lives unchanged."""
+class DerivedCache:
+    """One-entry cache of a value derived from a tensor; invalid once the tensor is changed or freed."""
 
     def __init__(self) -> None:
-        self._last: tuple[Any, int, Any] | None = None
+        self._last: tuple[Any, int, Any] | None = None  # tensor, its version, value
 
     def get(self, x: Tensor) -> Any:
         last = self._last
         return last[2] if last and last[0]() is x and last[1] == x._version else None
 
-    def put(self, x: Tensor, made: Any) -> None:
-        self._last = None if x.is_inference() else (weakref.ref(x), x._version, made)
+    def put(self, x: Tensor, value: Any) -> None:
+        self._last = None if x.is_inference() else (weakref.ref(x), x._version, value)
 
     def forget(self) -> None:
         self._last = None
 
 
 def chunks(end: int, size: int = CHUNK, begin: int = 0) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each chunk of rows."""
     for start in range(begin, end, size):
         yield start, min(start + size, end)
 
 
 def linear_module(parent: nn.Module, name: str) -> Any | None:
-    """The module whose weight `name` is, if all that it does is to multiply by it: torch's Linear, GPT-2's Conv1D."""
+    """The module with the weight `name`, if it only multiplies by it: torch's Linear or GPT-2's Conv1D. Else None."""
     path, _, attribute = name.rpartition(".")
     module = parent.get_submodule(path)
     return module if attribute == "weight" and type(module) in (nn.Linear, Conv1D) else None
 
 
 def dense_matrix(module: Any, weight: Tensor) -> Tensor:
-    """A linear module's weight as (N, K): Conv1D's lies the other way round."""
+    """A linear module's weight as (N, K); Conv1D's is transposed."""
     return weight.t() if isinstance(module, Conv1D) else weight

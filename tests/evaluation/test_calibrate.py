@@ -1,4 +1,4 @@
-"""The curves against a slow measurement by hand, the branch cache against whole sequences, and the command."""
+"""The curves against a slow measurement by hand, the forked cache against whole sequences, and the command."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ from griffin_offload.checkpoint.key import checkpoint_key
 from griffin_offload.errors import BudgetError, OptionError, PromptError
 from griffin_offload.evaluation import calibrate
 from griffin_offload.evaluation.figures import observe
-from griffin_offload.evaluation.scoring import passage
-from griffin_offload.evaluation.scoring.passage import Row
-from griffin_offload.evaluation.scoring.prompt_cache import branch, prompt_cache
+from griffin_offload.evaluation.scoring.prompt_cache import forked_cache, prompt_cache
+from griffin_offload.evaluation.scoring.reads import fits
 from griffin_offload.evaluation.scoring.scored import Pair
+from griffin_offload.evaluation.scoring.variant import ScoredRow
 from griffin_offload.paths import cache_folder
 from griffin_offload.pruning.layer_allocation import Curves, calibration_path, load_curves
 
@@ -83,7 +83,7 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     told: list[tuple[int, int]] = []
     once = measure(folder, on_progress=lambda *at: told.append(at))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr(passage, "LOGITS", 3 * C * 300 * 4)  # 3 rows a forward
+    monkeypatch.setattr("griffin_offload.planning.scoring.LOGITS", 3 * C * 300 * 4)  # 3 rows a forward
     monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 4)
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
@@ -96,8 +96,8 @@ def test_few_rows_fit_where_many_do_not(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "model", "llama")
     pairs: list[Pair] = [(tiny_prompt(P), tiny_prompt(C))]
     engine = Engine(folder, device_memory="4GiB")
-    row = Row(kept=tuple(layer.whole for layer in engine.skeleton.layers))
-    room = [count for count in (1, 10, 1_000_000) if passage.fits(engine, pairs, [Row()] + [row] * count)]
+    row = ScoredRow(kept=tuple(layer.whole for layer in engine.skeleton.layers))
+    room = [count for count in (1, 10, 1_000_000) if fits(engine, pairs, [ScoredRow()] + [row] * count)]
     assert room == [1, 10]
 
 
@@ -126,24 +126,24 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C)
 
 
-# The branch cache
+# The forked cache
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3_text", "gpt2"])
 @torch.no_grad()
-def test_a_branch_continues_its_prompt(kind: str, tmp_path: Path) -> None:
+def test_a_forked_cache_continues_its_prompt(kind: str, tmp_path: Path) -> None:
     """Two different continuations of one prompt, against each as a whole sequence."""
     model = oracle.load(tiny_checkpoint(tmp_path / kind, kind))
     prompt, one, two = tiny_prompt(P), tiny_prompt(C, seed=1), tiny_prompt(C, seed=2)
     before = prompt_cache()
-    after = branch(before, P, model.config.num_hidden_layers)  # made before the prompt is read, as in lock-step
+    after = forked_cache(before, P, model.config.num_hidden_layers)  # made before the prompt is read, as in lock-step
     assert after.get_seq_length() == P
     model(torch.tensor([prompt]), past_key_values=before, use_cache=True)
     logits = model(torch.tensor([one, two]), past_key_values=after, use_cache=True).logits
     for ours, ids in zip(logits, (one, two), strict=True):
         whole = whole_sequence(model, prompt + ids)
         torch.testing.assert_close(ours, whole[P:], rtol=1e-4, atol=1e-4)
-    again = branch(before, P, model.config.num_hidden_layers)  # the first one left the prompt's cache as it was
+    again = forked_cache(before, P, model.config.num_hidden_layers)  # the first one left the prompt's cache as it was
     repeated = model(torch.tensor([one, two]), past_key_values=again, use_cache=True).logits
     assert torch.equal(repeated, logits)
 

@@ -101,7 +101,7 @@ def test_a_grid_scores_the_same_places(llama: Path, ids: list[int]) -> None:
     assert lengths == [(p, g, label) for p in (16, 40) for g in (24, 8) for label in ("full", "50%")]
     for result in found:
         cut = [(context[-result.prompt_tokens :], after[: result.continue_tokens]) for context, after in pairs]
-        assert result.perplexity == pytest.approx(by_hand(model, cut, result.sparsity)[0], rel=1e-3)
+        assert result.perplexity == pytest.approx(by_hand(model, cut, result.variant.sparsity)[0], rel=1e-3)
 
 
 def test_bos_stands_before_every_prompt_or_nowhere(llama: Path) -> None:
@@ -225,7 +225,7 @@ def test_smollm2_equals_the_oracle_and_loses_what_pruning_costs(smol: Path) -> N
     pairs = windows(encode_text(engine, text_paragraph())[0], 128, 32, 2)
     full, half = perplexity(engine, pairs, [FULL, Variant(0.5)], prompt_tokens=[128], continue_tokens=[32])
     for result in (full, half):
-        value, agreement = by_hand(model, pairs, result.sparsity)
+        value, agreement = by_hand(model, pairs, result.variant.sparsity)
         assert result.perplexity == pytest.approx(value, rel=1e-3)
         assert result.agreement == pytest.approx(agreement, abs=0.02)
     assert 1 < full.perplexity < half.perplexity < 50 * full.perplexity

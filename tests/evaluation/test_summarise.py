@@ -253,7 +253,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(data: Path, model: Path) -> None:
     with pytest.raises(GriffinError, match="begun with sampled true, and this run has false"):
         run(*options(data, model))
     resumed = run(*options(data, model), "--sampled", "--json")
-    assert "going on after 4 of 6 summaries" in resumed.stderr
+    assert "continuing after 4 of 6 summaries" in resumed.stderr
     assert out.read_bytes() == full.read_bytes()
     assert resumed.stdout == uninterrupted.stdout
     assert sorted(path.name for path in data.parent.iterdir()) == ["data.jsonl", "full.jsonl", "out.jsonl"]

@@ -17,7 +17,6 @@ from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
 from griffin_offload.model import attention
 from griffin_offload.model.architecture import ARCHITECTURES, Architecture, FeedForward
-from griffin_offload.model.attention import OWN_MASKS
 from griffin_offload.model.detect import find_structure
 from griffin_offload.model.modules import PIECE, Pieces
 from griffin_offload.model.refused import REFUSED
@@ -92,7 +91,7 @@ def test_every_type(every: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if biases := other_biases(every.kind):
         with subtests.test("with the biases the other way"):
             assert_pruned_is_masked(tiny_checkpoint(tmp_path / "biases", every.kind, **biases))
-    if model_type(every.kind) not in OWN_MASKS:
+    if not ARCHITECTURES[model_type(every.kind)].own_mask:
         with subtests.test("attention in pieces is attention"):
             assert_attention_in_pieces(engine, every.folder, monkeypatch)
 

@@ -407,6 +407,9 @@ def test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk(tmp_path: P
 # The command
 
 
+BESIDE = " cannot be combined with --calibration"
+
+
 @pytest.fixture
 def run(llama: Path, tmp_path: Path) -> Callable[..., Result]:
     (tmp_path / "t.txt").write_text(text_paragraph())
@@ -456,18 +459,18 @@ def test_too_few_texts_are_told(run: Callable[..., Result]) -> None:
     ("arguments", "code", "words"),
     [
         (["--calibration", "t.txt"], 2, "--out"),
-        (["--calibration", "t.txt", "--out", "out", "--prompt", "a"], 2, "--prompt is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--raw"], 2, "--raw is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--selection", "random"], 2, "--selection is of a prompt"),
-        (["--calibration", "t.txt", "--out", "out", "--prior", "p.st"], 2, "--prior is of a prompt"),
+        (["--calibration", "t.txt", "--out", "out", "--prompt", "a"], 2, "--prompt" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--raw"], 2, "--raw" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--selection", "random"], 2, "--selection" + BESIDE),
+        (["--calibration", "t.txt", "--out", "out", "--prior", "p.st"], 2, "--prior" + BESIDE),
         (["--calibration", "t.txt", "--out", "out", "--score", "random"], 2, "leave out --calibration"),
         (["--calibration", "t.txt", "--out", "out", "--score", "best"], 2, "'best' is not one of"),
-        (["--prompt", "a", "--out", "out", "--host-memory", "1GiB"], 2, "--host-memory is of calibration texts"),
+        (["--prompt", "a", "--out", "out", "--host-memory", "1GiB"], 2, "--host-memory needs --calibration FILE"),
         (["--calibration", "t.txt", "--out", "out", "--samples", "2", "--host-memory", "some"], 1, "some"),
-        (["--score", "wanda", "--out", "out"], 2, "give --calibration FILE"),
-        (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples is of calibration texts"),
-        (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "give --calibration FILE"),
-        (["--prompt", "a", "--out", "out", "--prior-weight", "0.5"], 2, "--prior-weight is of a --prior"),
+        (["--score", "wanda", "--out", "out"], 2, "needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "needs --calibration FILE"),
+        (["--prompt", "a", "--out", "out", "--prior-weight", "0.5"], 2, "--prior-weight needs --prior FILE"),
         (["--prompt", "a", "--out", "out", "--prior", "p.st"], 1, "p.st does not exist"),
         (["--calibration", "out.txt", "--out", "out"], 1, "out.txt: no such file"),
         (["--calibration", "t.txt:0", "--out", "out"], 1, "the share 0 of t.txt is not above 0"),

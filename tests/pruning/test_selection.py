@@ -10,8 +10,9 @@ from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
+from griffin_offload.options import SCORES
 from griffin_offload.pruning.selection import SELECTIONS, Selection, kept_neurons, magnitude, select_neurons
-from griffin_offload.pruning.statistic import CHUNK, neuron_statistic
+from griffin_offload.pruning.statistic import CHUNK, STATISTICS, neuron_statistic
 
 PROMPT, NEW = tiny_prompt(), 12
 
@@ -33,6 +34,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_kept_neurons(neurons: int, sparsity: float, kept: int) -> None:
     assert kept_neurons(neurons, sparsity) == kept
+
+
+def test_the_options_name_every_statistic() -> None:
+    assert tuple(STATISTICS) == SCORES
 
 
 @pytest.mark.parametrize("name", ["topk", "sampling", "topk-sampling", "random"])

@@ -18,9 +18,19 @@ from griffin_offload import Engine
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
+from griffin_offload.options import RESIDENT_DTYPES, RESTS
 from griffin_offload.quant.formats import FORMATS, allocate_weight
 from griffin_offload.quant.joined import Part, Split, take_joined
+from griffin_offload.quant.precision import precision
 from griffin_offload.quant.weight import CHUNK, GROUP, LEAST, Scratch, dense_matrix, linear_module
+
+
+def test_the_options_name_every_format() -> None:
+    named = set(FORMATS) - {""}
+    assert set(RESIDENT_DTYPES) == {"bfloat16", *named}
+    assert set(RESTS) == {"drop", *named}
+    assert all(precision(name, "drop").kept == (name if name in named else "") for name in RESIDENT_DTYPES)
+
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
 

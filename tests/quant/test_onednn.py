@@ -12,7 +12,7 @@ from torch import Tensor
 from griffin_offload.memory.arena import Arena
 from griffin_offload.quant import onednn as vnni
 from griffin_offload.quant.formats import FORMATS, allocate_weight
-from griffin_offload.quant.int8 import Int8, Int8Vnni
+from griffin_offload.quant.int8 import Int8, Int8OneDnn
 from griffin_offload.quant.weight import Scratch
 
 needs_vnni = pytest.mark.skipif(not vnni.is_fast(), reason="this processor has no AVX512-VNNI")
@@ -57,7 +57,7 @@ def test_products_lose_nothing_but_the_weights_rounding(shape: tuple[int, int], 
     x[:, 3] = 800.0  # an outlier, as states have them: 8 bits would leave nothing of the others
     x = x.bfloat16()
     weight = filled(matrix)
-    assert isinstance(weight, Int8Vnni)
+    assert isinstance(weight, Int8OneDnn)
     exact = x.double() @ rounded(matrix).double().T
     step = 800 / vnni.LEVELS / 12**0.5  # of a state: its mean error
     noise = 5 * step * rounded(matrix).double().norm(dim=1)

@@ -5,7 +5,6 @@ blocks.py     the layouts of quantized blocks
 decode.py     blocks -> dense rows
 config.py     a header <-> transformers' config
 tokenizer.py  a header <-> transformers' tokenizer
-link.py       a note in our cache: which file holds a model's weights
-linked.py     such a note -> a checkpoint
+link.py       the note in our cache that says which file has a model's weights
 writer.py     writes a file, tensor by tensor
 """

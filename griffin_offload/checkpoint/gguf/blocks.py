@@ -1,10 +1,10 @@
-"""GGUF's quantised blocks -> float32: numbers of a few bits that share a scale.
+"""GGUF's quantized blocks -> float32. A block is some numbers of a few bits that share a scale.
 
 Layouts and formulas: ggml-quants.c of https://github.com/ggml-org/llama.cpp, and the `gguf` package, whose numpy code
-gives the same values to the bit (products of a half by small integers are exact in float32, and only the last addition
-rounds) at a third of the speed or less. Here each step passes over memory that stays in a core's cache.
+gives the same bits at a third of the speed or less: here every step works in a core's cache. (Products of a half and
+small integers are exact in float32; only the last addition rounds.)
 
-n blocks; `out` (n, elements), float32; `spare` (n, elements), uint8: what a step leaves for the next.
+n blocks; `out` (n, elements), float32; `spare` (n, elements), uint8: scratch memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Unpack = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class BlockType:
-    """`elements` of a tensor take `bytes` of its file. `unpack(blocks, out, spare)`: blocks (n, bytes), uint8."""
+    """A block has `elements` numbers in `bytes` bytes. `unpack(blocks, out, spare)`: blocks (n, bytes), uint8."""
 
     name: str
     elements: int
@@ -30,35 +30,34 @@ class BlockType:
 
 
 def _halves(blocks: Tensor) -> Tensor:
-    """Two bytes a number: (n, 2 k) -> (n, k), float32."""
+    """float16 in bytes (n, 2 k) -> (n, k), float32."""
     return blocks.view(torch.float16).float()
 
 
-# Blocks of 256: to which of their 8 places, of 32 elements each, the low nibbles of 4 groups of bytes belong, then the
-# high ones.
+# Blocks of 256 have 8 places of 32 elements: those of the low nibbles of 4 groups of bytes, then of the high ones.
 _Q5_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _Q6_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)
 
 
 def _nibbles(packed: Tensor, spare: Tensor) -> Tensor:
-    """Bytes (a, b, size) -> (2, a, b, size): their low four bits, then their high four."""
+    """Bytes (a, b, size) -> (2, a, b, size): the low four bits, then the high four."""
     nibbles = spare.view(2, *packed.shape)
     low, high = nibbles
-    high.copy_(packed)  # out of the blocks, once: the steps from here on are over whole vectors
+    high.copy_(packed)  # contiguous from here on
     torch.bitwise_and(high, 15, out=low)
     high.bitwise_right_shift_(4)
     return nibbles
 
 
 def _put(planes: Tensor, order: Sequence[int], out: Tensor) -> None:
-    """planes (k, m, size) -> out, as (m, k, size), where plane i comes to place order[i]."""
+    """Planes (k, m, size) -> out as (m, k, size), with plane i at place order[i]."""
     places = out.view(planes.shape[1], len(planes), -1)
     for plane, place in zip(planes, order, strict=True):
         places[:, place].copy_(plane)
 
 
 def _add_upper_bits(planes: Tensor, order: Sequence[int], packed: Tensor, count: int) -> None:
-    """The `count` bits above four: packed (n, g size), each byte with those of 8 / count places, the first lowest."""
+    """Adds the `count` bits above four: packed (n, g size); a byte has those of 8 / count places, the first lowest."""
     upper, share = torch.empty_like(planes), 8 // count
     groups = [group.contiguous() for group in packed.split(planes.shape[2], dim=1)]
     for bits, place in zip(upper, order, strict=True):
@@ -67,13 +66,13 @@ def _add_upper_bits(planes: Tensor, order: Sequence[int], packed: Tensor, count:
 
 
 def _add_fifth_bits(planes: Tensor, packed: Tensor) -> None:
-    """Q5_0's and Q5_1's: bit i of four bytes belongs to element i."""
+    """Adds the fifth bits of Q5_0 and Q5_1: bit i of four bytes is element i's."""
     bits = _BITS.index_select(0, packed.flatten().int()).view(torch.uint8).view(-1, 2, 16)
     for plane, upper in zip(planes, bits.unbind(1), strict=True):
         plane.bitwise_or_(upper)
 
 
-# Byte -> eight bytes in one word, each 16 where its bit is set.
+# Byte -> eight bytes in one word, each 16 if its bit is set.
 _BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).mul(16).to(torch.uint8).view(torch.int64).flatten()
 
 
@@ -115,8 +114,8 @@ def _q8_0(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
 def _scale_k(blocks: Tensor, out: Tensor) -> None:
     """q -> d s q - dmin m, in 8 groups of 32: d and dmin, then s and m of 6 bits each in 12 bytes.
 
-    Four bytes of s (two bits of the last four s above), four of m (likewise), four of nibbles of the last s and m. Two
-    bits shifted in from a word's next byte are masked out."""
+    These are four bytes of s (above them two bits of the last four s), four of m (likewise), and four of nibbles of the
+    last s and m. Bits shifted in from a word's next byte are masked out."""
     s, m, last = blocks[:, 4:16].view(torch.int32).t().contiguous()  # four numbers a word
     s = torch.stack([s & 0x3F3F3F3F, (last & 0x0F0F0F0F) | (s >> 2 & 0x30303030)], dim=1)
     m = torch.stack([m & 0x3F3F3F3F, (last >> 4 & 0x0F0F0F0F) | (m >> 2 & 0x30303030)], dim=1)
@@ -126,13 +125,13 @@ def _scale_k(blocks: Tensor, out: Tensor) -> None:
 
 
 def _q4_k(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
-    """What `_scale_k` reads, 128 bytes of nibbles in 4 groups."""
+    """16 bytes for `_scale_k`, 128 bytes of nibbles in 4 groups."""
     _put(_nibbles(blocks[:, 16:].unflatten(1, (4, 32)), spare).flatten(1, 2), (0, 1), out)
     _scale_k(blocks, out)
 
 
 def _q5_k(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
-    """What `_scale_k` reads, 32 bytes of fifth bits, 128 of nibbles in 4 groups."""
+    """16 bytes for `_scale_k`, 32 of fifth bits, 128 of nibbles in 4 groups."""
     planes = _nibbles(blocks[:, 48:].unflatten(1, (4, 32)).transpose(0, 1), spare).flatten(0, 1)
     _add_upper_bits(planes, _Q5_ORDER, blocks[:, 16:48], 1)
     _put(planes, _Q5_ORDER, out)
@@ -174,13 +173,13 @@ BLOCK_TYPES = {
 
 
 def block_type(name: str) -> BlockType:
-    """Of gguf's name for a type: one of the above, or what the gguf package unpacks. Raises UnsupportedArchitecture."""
+    """gguf's name of a type -> a type above, or one that the gguf package unpacks. Raises UnsupportedArchitecture."""
     return BLOCK_TYPES.get(name) or _by_the_package(name)
 
 
 @cache
 def _by_the_package(name: str) -> BlockType:
-    """The rarer types, at a tenth of the speed."""
+    """A rarer type, at a tenth of the speed."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -188,7 +187,7 @@ def _by_the_package(name: str) -> BlockType:
     elements, size = GGML_QUANT_SIZES[kind]
 
     def unpack(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
-        for part, target in zip(blocks.split(256), out.split(256), strict=True):  # it takes much memory for each
+        for part, target in zip(blocks.split(256), out.split(256), strict=True):  # it takes much memory for each block
             dense = dequantize(part.numpy().reshape(1, -1), kind)
             target.copy_(torch.from_numpy(dense).view(target.shape))
 

@@ -1,22 +1,21 @@
-"""What a GGUF file says about its model besides the weights: transformers' config, tokenizer and generation config.
-
-The same tables give the fields of a file that is written."""
+"""A GGUF file's header <-> transformers' config, tokenizer and generation config."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture
+from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line
 from .header import GgufFile
 from .tokenizer import split_as
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp writes a model type: q and k rows interleaved for its rotary code, or norms plus one.
+class GgufArchitecture:
+    """How llama.cpp writes a model type.
 
-    `fields`: of this type alone, as in _FIELDS. `written_as_it`: other types whose models are the same but in name."""
+    `interleaved`: the rows of q and k alternate, for its rotary code. `norm_offset`: is added to norms. `fields`: more
+    of _FIELDS. `written_as_it`: types that differ in name only."""
 
     model_type: str
     interleaved: bool = False
@@ -25,7 +24,7 @@ class Architecture:
     written_as_it: tuple[str, ...] = ()
 
     def changes(self, config: Any, name: str) -> tuple[int, float]:
-        """What is changed in a tensor, by its name in the file: heads whose rows are interleaved (0: none), offset."""
+        """A tensor's name in the file -> (heads with interleaved rows or 0, offset that is added)."""
         heads = 0
         if self.interleaved and (".attn_q." in name or ".attn_k." in name):
             heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
@@ -34,12 +33,12 @@ class Architecture:
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
-ARCHITECTURES = {
-    "llama": Architecture("llama", interleaved=True, written_as_it=("mistral",)),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "gemma2": Architecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
-    "gemma3": Architecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
+GGUF_ARCHS = {
+    "llama": GgufArchitecture("llama", interleaved=True, written_as_it=("mistral",)),
+    "qwen2": GgufArchitecture("qwen2"),
+    "qwen3": GgufArchitecture("qwen3"),
+    "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
+    "gemma3": GgufArchitecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
 }
 # GGUF field (after the architecture's name) -> transformers' config
 _FIELDS = {
@@ -53,23 +52,23 @@ _FIELDS = {
 }
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 ROPE_FACTORS = "rope_freqs.weight"
-# Not in the file. Every other size of these two divides by the square root of head_dim.
+# (type, layers) -> a value that the file does not have; other sizes of these types divide by the root of head_dim.
 QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
-# Byte-level vocabularies to which llama.cpp adds a BOS, as their own tokenizers do, when the file does not say.
+# Byte-level vocabularies that get a BOS if the file does not say, in llama.cpp and in their own tokenizers.
 BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
-def described(file: GgufFile) -> Architecture:
-    return ARCHITECTURES[file.fields["general.architecture"]]
+def arch_of(file: GgufFile) -> GgufArchitecture:
+    return GGUF_ARCHS[file.fields["general.architecture"]]
 
 
 def require_supported(file: GgufFile, name: str) -> None:
-    """Raise UnsupportedArchitecture for what would come out wrong."""
+    """Raises UnsupportedArchitecture or CheckpointError for a file that would be read wrongly."""
     architecture = file.fields.get("general.architecture", "?")
-    if architecture not in ARCHITECTURES:
+    if architecture not in GGUF_ARCHS:
         raise UnsupportedArchitecture(
-            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(ARCHITECTURES)} can be read. "
+            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
             "Its original safetensors folder may still work"
         )
     if (parts := file.fields.get("split.count", 1)) > 1:
@@ -85,35 +84,36 @@ def require_supported(file: GgufFile, name: str) -> None:
 
 
 def read_config(file: GgufFile, name: str) -> Any:
-    """transformers' config, from the header. Raises CheckpointError where it says too little or contradicts itself."""
+    """A header -> transformers' config. Raises CheckpointError if it says too little or contradicts itself."""
     from transformers import AutoConfig
 
-    architecture, prefix = described(file), file.fields["general.architecture"]
+    architecture, prefix = arch_of(file), file.fields["general.architecture"]
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    said = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
-    values = {ours: said[theirs] for theirs, ours in _FIELDS.items() if theirs in said}
-    values |= {ours: said[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in said}
+    header = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
+    values = {ours: header[theirs] for theirs, ours in _FIELDS.items() if theirs in header}
+    values |= {ours: header[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in header}
     required = {*_FIELDS.values()} - {"num_key_value_heads"}
     if wrong := sorted(key for key in required if not isinstance(values.get(key), int | float) or values[key] <= 0):
         raise CheckpointError(f"{name}: its header does not say {', '.join(wrong)}")
     if "token_embd.weight" not in shapes or values["num_hidden_layers"] > len(shapes):
         raise CheckpointError(f"{name} has no embeddings, or fewer layers than its header says")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values["head_dim"] = said.get("attention.key_length") or said.get("rope.dimension_count")
+    values["head_dim"] = header.get("attention.key_length") or header.get("rope.dimension_count")
     values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
     values["vocab_size"] = shapes["token_embd.weight"][0]
     values["tie_word_embeddings"] = "output.weight" not in shapes
-    if "rope.freq_base" in said:
-        values["rope_theta"] = said["rope.freq_base"]
-    values |= {ours: said[theirs] for theirs, ours in architecture.fields.items() if theirs in said}
+    if "rope.freq_base" in header:
+        values["rope_theta"] = header["rope.freq_base"]
+    values |= {ours: header[theirs] for theirs, ours in architecture.fields.items() if theirs in header}
     if architecture.model_type.startswith("gemma"):
         size = architecture.model_type, values["num_hidden_layers"]
         values["query_pre_attn_scalar"] = QUERY_SCALARS.get(size, values["head_dim"])
     try:
         config = AutoConfig.for_model(architecture.model_type, dtype="bfloat16", **values)
-    except Exception as error:  # whichever check of transformers the values fail
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name}: its header describes no {architecture.model_type} model ({reason})") from error
+    except Exception as error:  # transformers checks fields with exceptions of its own
+        raise CheckpointError(
+            f"{name}: its header describes no {architecture.model_type} model ({one_line(error)})"
+        ) from error
     factors = next((tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS), None)
     if factors is not None:
         config.rope_parameters = _llama3_rope(config, file.dense(factors), name)
@@ -121,9 +121,9 @@ def read_config(file: GgufFile, name: str) -> Any:
 
 
 def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
-    """Llama 3.1's position scaling: a GGUF holds only the divisors of its frequencies, (head_dim / 2,) float32.
+    """Llama 3.1's position scaling, of which a GGUF has only the divisors of the frequencies: (head_dim / 2,), float32.
 
-    Rebuilt from the published constants and the largest divisor, and compared with what the file says."""
+    Rebuilt from the published constants and the largest divisor, and compared with the file's."""
     import torch
 
     plain = dict(config.rope_parameters)
@@ -143,7 +143,7 @@ def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
 
 
 def rope_factors(config: Any) -> Any:
-    """The divisors of its frequencies that a GGUF holds for Llama 3.1's position scaling: (head_dim / 2,) float32."""
+    """A config with Llama 3.1's position scaling -> the divisors of its frequencies: (head_dim / 2,), float32."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -155,29 +155,26 @@ def rope_factors(config: Any) -> Any:
 
 def written_as(model_type: str) -> str | None:
     """The architecture's name in a GGUF file; None for a type that we cannot write."""
-    for name, architecture in ARCHITECTURES.items():
-        if model_type in (architecture.model_type, *architecture.written_as_it):
-            return name
-    return None
+    return next((name for name, a in GGUF_ARCHS.items() if model_type in (a.model_type, *a.written_as_it)), None)
 
 
 def written_types() -> tuple[str, ...]:
-    return tuple(t for a in ARCHITECTURES.values() for t in (a.model_type, *a.written_as_it))
+    return tuple(t for a in GGUF_ARCHS.values() for t in (a.model_type, *a.written_as_it))
 
 
 def config_fields(config: Any, name: str) -> dict[str, Any]:
-    """A config as the header of an architecture's files says it: what `read_config` reads, and what llama.cpp wants."""
+    """transformers' config -> the header's fields, for `read_config` and for llama.cpp."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
-    table = _FIELDS | ARCHITECTURES[name].fields
-    said = {theirs: getattr(config, ours) for theirs, ours in table.items() if getattr(config, ours, None) is not None}
-    said |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
-    said |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
-    return {f"{name}.{key}": value for key, value in said.items()}
+    table = _FIELDS | GGUF_ARCHS[name].fields
+    fields = {key: getattr(config, ours) for key, ours in table.items() if getattr(config, ours, None) is not None}
+    fields |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
+    fields |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
+    return {f"{name}.{key}": value for key, value in fields.items()}
 
 
 def lost(config: Any, read: Any) -> list[str]:
-    """Fields of a config that the one read back from a file has otherwise, and that change what the model computes."""
+    """Names of the config's fields that differ in the one read back from a file, and change the model's results."""
     ours, theirs = config.to_dict(), read.to_dict()
     return sorted(
         key for key, value in ours.items() if key in theirs and key not in _NO_MATTER and not _same(value, theirs[key])
@@ -186,13 +183,13 @@ def lost(config: Any, read: Any) -> list[str]:
 
 _NO_MATTER = {
     *("model_type", "architectures", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),  # said elsewhere in the file
+    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache"),  # elsewhere in the file
     *("attention_dropout", "initializer_range", "pretraining_tp", "max_window_layers", "_sliding_window_pattern"),
 }
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Numbers to the precision of the file's float32."""
+    """Whether two values are equal, numbers to float32's precision."""
     if isinstance(one, dict) and isinstance(two, dict):
         return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
     if isinstance(one, float | int) and isinstance(two, float | int):
@@ -201,20 +198,21 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
-    """Tokenizer and generation config, with BOS and end-of-turn tokens as the file wants them."""
+    """Writes tokenizer and generation config, with the file's BOS and end-of-turn tokens.
+
+    Raises CheckpointError, BudgetError."""
     from tokenizers.processors import TemplateProcessing
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     try:
-        # Not AutoTokenizer: it gives the same tokenizer.json, after reading the whole header again, slowly.
+        # Not AutoTokenizer, which gives the same but first reads the whole header again, slowly.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    except Exception as error:  # transformers promises no particular one
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"the tokenizer in {name} cannot be used: {reason}") from error
+    except Exception as error:  # many libraries, many exceptions
+        raise CheckpointError(f"the tokenizer in {name} cannot be used: {one_line(error)}") from error
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
-    said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
-    add_bos = said.get("add_bos_token", said.get("model") == "llama" or said.get("pre") in BOS_BY_DEFAULT)
+    header = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
+    add_bos = header.get("add_bos_token", header.get("model") == "llama" or header.get("pre") in BOS_BY_DEFAULT)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     if add_bos and bos and tokenizer.encode("a")[:1] != [bos_id]:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -226,7 +224,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         raise BudgetError(f"{name}: its tokenizer cannot be written ({error}); is the disk full?") from error
 
     vocabulary, template = tokenizer.get_vocab(), tokenizer.chat_template or ""
-    ends = [said.get("eos_token_id"), said.get("eot_token_id")]
+    ends = [header.get("eos_token_id"), header.get("eot_token_id")]
     ends += [vocabulary[token] for token in END_OF_TURN if token in vocabulary and token in template]
     unique = list(dict.fromkeys(int(end) for end in ends if end is not None))
     eos = unique if len(unique) > 1 else next(iter(unique), None)

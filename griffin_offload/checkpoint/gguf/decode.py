@@ -1,6 +1,4 @@
-"""An encoded tensor's bytes -> its numbers, some at a time, and where in memory they come to.
-
-D: numbers a row."""
+"""Decodes a GGUF tensor's bytes, some blocks at a time, and puts the numbers in their places. D: numbers a row."""
 
 from collections.abc import Iterator
 
@@ -10,19 +8,19 @@ from torch import Tensor
 from ..headers import TensorInfo
 from .blocks import block_type
 
-CHUNK = 2**19  # numbers at a time: few enough for a core's cache, many enough that calls do not count (measured)
-SCRATCH = 8 * CHUNK  # bytes of a decoder: CHUNK numbers in float32, their bits, and what a step takes besides
+CHUNK = 2**19  # numbers at a time: they fit a core's cache, and calls cost nothing (measured)
+SCRATCH = 8 * CHUNK  # bytes of a decoder: CHUNK numbers in float32, their bits, and a step's temporaries
 
 
 class Decoder:
-    """Memory for a chunk of numbers, kept from one tensor to the next. Not for use by two threads at once."""
+    """Decodes into memory that it keeps from one tensor to the next. For one thread at a time."""
 
     def __init__(self) -> None:
         self._dense = torch.empty(CHUNK)
         self._spare = torch.empty(CHUNK, dtype=torch.uint8)
 
     def chunks(self, info: TensorInfo, stored: Tensor) -> Iterator[Tensor]:
-        """Whole blocks of a tensor, (bytes,) uint8 -> (n,) float32 each, n at most `step(info)`; gone with the next."""
+        """Whole blocks, (bytes,) uint8 -> tensors (n,), float32, n at most `step(info)`, each valid until the next."""
         assert info.encoding
         kind, offset = block_type(info.encoding.kind), info.encoding.offset
         for blocks in stored.view(-1, kind.bytes).split(step(info) // kind.elements):
@@ -33,7 +31,7 @@ class Decoder:
 
 
 def step(info: TensorInfo) -> int:
-    """Numbers to decode at a time: whole blocks, and of interleaved heads some whole ones, or an even part of one."""
+    """Numbers to decode at a time: whole blocks; of interleaved heads whole ones, or an even part of one."""
     assert info.encoding
     if not info.encoding.heads:
         return CHUNK
@@ -44,12 +42,14 @@ def step(info: TensorInfo) -> int:
 
 
 def place(info: TensorInfo, target: Tensor, done: int, chunk: Tensor) -> None:
-    """Write numbers [done, done + n) of the file's order to their places in `target`, rounding as Tensor.to does."""
+    """Writes numbers [done, done + n), in the file's order, to their places in `target`, rounded as by Tensor.to."""
     if not info.encoding or not info.encoding.heads:
         target.view(-1)[done : done + len(chunk)] = chunk
         return
     row, half = _row_and_half(info)
-    pairs = min(half, step(info) // (2 * row))  # in the file, row i of a head's first half comes before i of its second
+    pairs = min(
+        half, step(info) // (2 * row)
+    )  # in the file, row i of a head's first half is before row i of its second
     head, first = done // (2 * half * row), done // (2 * row) % half
     parts = chunk.view(-1, pairs, 2, row)
     heads = target.view(-1, 2, half, row)[head : head + len(parts), :, first : first + pairs]
@@ -57,7 +57,7 @@ def place(info: TensorInfo, target: Tensor, done: int, chunk: Tensor) -> None:
 
 
 def interleaved(tensor: Tensor, heads: int) -> Iterator[Tensor]:
-    """The inverse of `place`: the rows (R, D) or (R,) of some heads as a GGUF file has them, a head at a time."""
+    """Rows (R, D) or (R,) of some heads -> each head's rows in a GGUF file's order: the inverse of `place`."""
     for head in tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1):
         yield head.transpose(0, 1).contiguous()
 

@@ -1,6 +1,6 @@
-"""The header of a GGUF file: parsed and checked before any tensor is read, and the fields of a new one as bytes.
+"""The header of a GGUF file, checked before any tensor is read; and the fields of a new file as bytes.
 
-gguf's own GGUFReader takes 10 s for a vocabulary of 262144 words, and transformers runs it twice more; this, 0.3 s.
+gguf's own GGUFReader takes 10 s for a vocabulary of 262144 words, and transformers runs it twice; this takes 0.3 s.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian)."""
 
 import mmap
@@ -22,7 +22,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """`shape` as in torch; `kind` is gguf's GGMLQuantizationType; `begin` counts from the start of the file."""
+    """`shape` is torch's; `kind` is gguf's GGMLQuantizationType; `begin` is an offset in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,9 +37,9 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """`fields` holds every value but arrays of strings (the vocabulary), of which it holds the length.
+    """`fields`: every value, but of arrays of strings (the vocabulary) only the length.
 
-    `places`: where each field, its key included, lies in the file: [begin, end)."""
+    `places`: the bytes [begin, end) of each field and its key in the file."""
 
     path: Path
     fields: dict[str, Any]
@@ -47,14 +47,14 @@ class GgufFile:
     places: dict[str, tuple[int, int]]
 
     def raw(self, key: str) -> bytes:
-        """A field as it stands in the file, for another file's header."""
+        """The bytes of a field and its key, for another file's header."""
         begin, end = self.places[key]
         with self.path.open("rb") as file:
             file.seek(begin)
             return file.read(end - begin)
 
     def dense(self, tensor: GgufTensor) -> "NDArray[np.float32]":
-        """Read and dequantise a small tensor: float32, of its shape."""
+        """Reads and dequantizes a small tensor: float32, in its shape."""
         import numpy as np
         from gguf import dequantize
 
@@ -64,7 +64,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path, name: str) -> GgufFile:
-    """Raises CheckpointError for what is no GGUF file, or cut off, or lies about sizes. `name` is for messages."""
+    """Reads a header; `name` is for errors. Raises CheckpointError for a file that is not GGUF, cut off or damaged."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{name} is not a GGUF file: it does not begin with the letters GGUF")
@@ -84,8 +84,7 @@ def read_gguf(path: Path, name: str) -> GgufFile:
 
 
 def field_bytes(key: str, value: Any) -> bytes:
-    """A field of a new header: a bool, int (uint32, or uint64 where it must be), float (float32), str, or a list of
-    one of them (ints: int32)."""
+    """A field of a new header: bool, int (uint32, or uint64 if large), float (float32), str, or list (ints: int32)."""
     if not isinstance(value, list):
         kind = _kind(value, whole=10 if isinstance(value, int) and value >= 2**32 else 4)
         return string_bytes(key) + struct.pack("<I", kind) + _packed(kind, [value])
@@ -109,7 +108,7 @@ def _packed(kind: int, values: list[Any]) -> bytes:
 
 
 class _Cursor:
-    """Reads little-endian values one after another; every length is checked against the file's."""
+    """Reads little-endian values one after another, and checks every length against the file's."""
 
     def __init__(self, blob: mmap.mmap) -> None:
         self.blob, self.at = blob, 0
@@ -127,14 +126,14 @@ class _Cursor:
         alignment = int(fields.get("general.alignment", 32))
         if alignment < 1:
             raise ValueError(f"alignment {alignment}")
-        start = -(-self.at // alignment) * alignment  # where the data begins, from which offsets count
+        start = -(-self.at // alignment) * alignment  # of the data; offsets count from here
         return fields, tuple(replace(tensor, begin=start + tensor.begin) for tensor in table), places
 
     def _tensor(self) -> GgufTensor:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name, (dimensions,) = self._string(), self._read("I")
-        shape = tuple(reversed(self._read(f"{dimensions}Q")))  # the file has the fastest-moving dimension first
+        shape = tuple(reversed(self._read(f"{dimensions}Q")))  # the file has them in reverse
         number, offset = self._read("IQ")
         if number not in {*GGMLQuantizationType}:
             raise UnsupportedArchitecture(

@@ -1,8 +1,8 @@
-"""A tokenizer as the fields of a GGUF file's header, and how a file's texts are split before merges.
+"""A tokenizer <-> the fields of a GGUF file's header, with the way texts are split before merges.
 
-llama.cpp knows that by a name, `pre`, which its converter finds by hashing the tokens of one text. Here the tokenizer's
-own steps are compared with what each name stands for (src/llama-vocab.cpp of https://github.com/ggml-org/llama.cpp), so
-that a name is written only where llama.cpp splits as the tokenizer does."""
+llama.cpp has a name, `pre`, for each way of splitting; its converter finds it by hashing the tokens of one text. We
+compare the tokenizer's own steps with what each name means in src/llama-vocab.cpp of
+https://github.com/ggml-org/llama.cpp, and write a name only if llama.cpp splits as the tokenizer does."""
 
 import json
 from typing import Any
@@ -15,8 +15,8 @@ _SIGNS, _SPACES = r" ?[^\s\p{L}\p{N}]+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _REST = rf"{_SIGNS}[\r\n]*|{_SPACES}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BYTES, _DIGITS = ("ByteLevel", False), ("Digits", True)
-_GPT2 = ("ByteLevel", True)  # which splits as GPT-2 does
-# Name -> the steps of a tokenizer.json's pre_tokenizer. All texts become bytes in the last one.
+_GPT2 = ("ByteLevel", True)  # splits as GPT-2 does
+# Name -> the steps of a tokenizer.json's pre_tokenizer. The last one makes bytes.
 PRE: dict[str, tuple[tuple[str, Any], ...]] = {
     "gpt-2": (_GPT2,),
     "smollm": (_DIGITS, _GPT2),
@@ -28,39 +28,38 @@ PRE: dict[str, tuple[tuple[str, Any], ...]] = {
     ),
 }
 ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word of the vocabulary is one token, whatever the merges
+WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word of the vocabulary becomes one token without merges
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's token types
 _UNDERLINE = "\u2581"  # a space, in SentencePiece's vocabularies
 
 
 def split_as(backend: Any, fields: dict[str, Any]) -> None:
-    """Make a tokenizer, read from a file of these fields, split texts as the file says; a `pre` that we do not know is
-    left to transformers."""
+    """Makes a tokenizer split texts as a file with these fields says. An unknown `pre` is left to transformers."""
     from tokenizers import Tokenizer, decoders, normalizers
 
-    said = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    pre = ALIASES.get(said.get("pre", ""), said.get("pre", ""))
-    if said.get("model") == "gpt2" and pre in PRE:
+    header = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    pre = ALIASES.get(header.get("pre", ""), header.get("pre", ""))
+    if header.get("model") == "gpt2" and pre in PRE:
         model = {"type": "BPE", "vocab": {}, "merges": []}
         empty = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": as_json(PRE[pre])}
         backend.pre_tokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
         backend.model.ignore_merges = pre in WHOLE_WORDS_FIRST
-    elif said.get("model") == "llama" and said.get("add_space_prefix") is False:  # transformers adds one for Llama
+    elif header.get("model") == "llama" and header.get("add_space_prefix") is False:  # transformers adds one for Llama
         backend.normalizer, backend.pre_tokenizer = normalizers.Replace(" ", _UNDERLINE), None
         steps = [decoders.Replace(_UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
         backend.decoder = decoders.Sequence(steps)
 
 
 def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> dict[str, Any]:
-    """The fields of a tokenizer for an embedding table of `rows` rows; `ends`: tokens that end an answer.
+    """A tokenizer -> a header's fields, for an embedding of `rows` rows. `ends`: tokens that end an answer.
 
-    Raises ExportError for one that llama.cpp would not run as it is."""
-    said = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = said["model"]
+    Raises ExportError if llama.cpp would tokenize otherwise."""
+    parsed = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = parsed["model"]
     vocabulary = model.get("vocab")
     if model.get("type") != "BPE":
         raise ExportError(f"{name}: a tokenizer of type {model.get('type')} cannot be written to GGUF: {_WAY_OUT}")
-    added = {token["id"]: token for token in said["added_tokens"]}
+    added = {token["id"]: token for token in parsed["added_tokens"]}
     words = {number: word for word, number in vocabulary.items()} | {n: t["content"] for n, t in added.items()}
     if max(words) >= rows:
         raise ExportError(f"{name}: the tokenizer has {max(words) + 1} tokens, the embedding table {rows}")
@@ -68,10 +67,10 @@ def vocabulary_fields(tokenizer: Any, rows: int, ends: list[int], name: str) -> 
     fields: dict[str, Any] = {"model": "gpt2", "tokens": [words.get(i, f"[PAD{i}]") for i in range(rows)]}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
-        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(said, name)}
+        fields |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(parsed, name)}
         fields["scores"] = _scores(fields["tokens"], merges)
     else:
-        fields |= {"pre": _pre(said, name)}
+        fields |= {"pre": _pre(parsed, name)}
         if merges:
             fields["merges"] = merges
     fields["token_type"] = types
@@ -111,19 +110,19 @@ def _special(tokenizer: Any, ends: list[int]) -> dict[str, Any]:
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """SentencePiece joins the two pieces that make the best token: the earlier a token's first merge, the better."""
+    """SentencePiece's score of each token: the earlier its first merge, the higher."""
     first: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         first.setdefault("".join(merge.split(" ")), rank)
     return [-float(first.get(token, len(merges))) for token in tokens]
 
 
-def _pre(said: dict[str, Any], name: str) -> str:
-    """The name of a byte-level tokenizer's splitting."""
-    steps = _steps(said.get("pre_tokenizer"))
+def _pre(parsed: dict[str, Any], name: str) -> str:
+    """The `pre` of a byte-level tokenizer. Raises ExportError."""
+    steps = _steps(parsed.get("pre_tokenizer"))
     found = next((pre for pre, known in PRE.items() if known == steps), None)
-    normalizer = (said.get("normalizer") or {}).get("type")
-    if found is None or normalizer not in (None, "NFC"):  # llama.cpp leaves NFC out: most texts are in it
+    normalizer = (parsed.get("normalizer") or {}).get("type")
+    if found is None or normalizer not in (None, "NFC"):  # llama.cpp does not normalize; most texts are in NFC
         raise ExportError(
             f"{name}: its tokenizer splits texts in a way that has no known name in llama.cpp "
             f"(known: {', '.join(PRE)}): {_WAY_OUT}, or give a GGUF file of the model"
@@ -132,7 +131,7 @@ def _pre(said: dict[str, Any], name: str) -> str:
 
 
 def _steps(pre: Any) -> tuple[tuple[str, Any], ...]:
-    """A pre_tokenizer of tokenizer.json as in PRE; () for one that holds something else."""
+    """A pre_tokenizer of tokenizer.json -> steps as in PRE; () if it has others."""
     if not pre:
         return ()
     if pre["type"] == "Sequence":
@@ -160,11 +159,11 @@ def as_json(steps: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": parts} if len(parts) > 1 else parts[0]
 
 
-def _adds_space(said: dict[str, Any], name: str) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before a text."""
-    steps = said.get("normalizer") or {}
+def _adds_space(parsed: dict[str, Any], name: str) -> bool:
+    """Whether a SentencePiece tokenizer puts a space before a text. Raises ExportError."""
+    steps = parsed.get("normalizer") or {}
     steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps] if steps else []
-    pre = said.get("pre_tokenizer") or {}
+    pre = parsed.get("pre_tokenizer") or {}
     kinds = [step["type"] for step in steps]
     if pre.get("type") == "Metaspace" and pre["replacement"] == _UNDERLINE and not pre.get("split") and not kinds:
         return bool(pre.get("prepend_scheme", "always") != "never")

@@ -1,8 +1,7 @@
-"""Writes a GGUF file whose tensors are known beforehand and come one by one, in any order.
+"""Writes a GGUF file, tensor by tensor in any order: all offsets follow from the shapes.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian). Every offset follows from
-the shapes, so that a piece goes straight to its place and no tensor has to be kept (the gguf package's writer wants
-whole ones, in order).
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian). The gguf package's writer
+wants whole tensors, in order.
 """
 
 import math
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
+from ...files import write_at
 from ...memory.arena import ALIGN
 from ..reader import as_bytes
 from .decode import CHUNK
@@ -27,7 +27,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Layout:
-    """A file's header, and where its tensors lie: by name the type, the first byte and the bytes; `bytes` of it all."""
+    """A file's header, its size in bytes, and by tensor name: type, first byte and bytes."""
 
     header: bytes
     places: Mapping[str, tuple[str, int, int]]
@@ -35,11 +35,11 @@ class Layout:
 
 
 def layout(fields: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> Layout:
-    """`fields` as sources/gguf_file.field_bytes takes them, or bytes as they stand in another file; `tensors`: shape
-    (as in torch) and gguf's type."""
+    """Lays a file out. `fields`: values for header.field_bytes, or bytes from another file's header; `tensors`: torch's
+    shape and gguf's type."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    fields = {**fields, "general.alignment": ALIGN}  # from such places our reader reads straight to where they stay
+    fields = {**fields, "general.alignment": ALIGN}  # from there our reader reads without a copy
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
     header += b"".join(v if isinstance(v, bytes) else field_bytes(key, v) for key, v in fields.items())
     table, offset, places = [], 0, {}
@@ -58,9 +58,9 @@ def layout(fields: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...
 
 
 class GgufWriter:
-    """The file `path`, written anew. Raises OSError where the disk does, ExportError for numbers beyond a type's range.
+    """A new file `path`. A context manager: without an error it checks at the end that every tensor was written.
 
-    Use as a context manager; leaving it without an error checks that every tensor was written."""
+    Raises OSError, and ExportError for numbers beyond a type's range."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._places, self._missing = layout.places, set(layout.places)
@@ -86,12 +86,12 @@ class GgufWriter:
             assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
 
     def write_header(self, layout: Layout) -> None:
-        """Put a header in the file's place for it; one with other values is as long."""
+        """Writes the header; again with other values, as long as the first."""
         assert len(layout.header) == self._header
-        self._write(memoryview(layout.header), 0)
+        write_at(self._fd, memoryview(layout.header), 0)
 
     def write_pieces(self, name: str, pieces: Iterable[Tensor], offset: float = 0.0) -> Iterator[int]:
-        """Put contiguous pieces of whole blocks, one behind the other, in a tensor's place; yields each piece's bytes.
+        """Writes a tensor in contiguous pieces of whole blocks, in order; yields each piece's bytes.
 
         `offset` is added to every number."""
         kind, at, size = self._places[name]
@@ -99,22 +99,17 @@ class GgufWriter:
         end = at + size
         for piece in pieces:
             begin = at
-            for part in piece.view(-1).split(CHUNK):  # what encoding takes besides stays small
+            for part in piece.view(-1).split(CHUNK):  # so that encoding takes little memory
                 data = _encoded(part.float() + offset if offset else part, kind, name)
                 assert at + len(data) <= end
-                self._write(data, at)
+                write_at(self._fd, data, at)
                 at += len(data)
             yield at - begin
         assert at == end
 
-    def _write(self, data: memoryview, offset: int) -> None:
-        while data:
-            count = os.pwrite(self._fd, data, offset)
-            data, offset = data[count:], offset + count
-
 
 def _encoded(part: Tensor, kind: str, name: str) -> memoryview:
-    """Numbers (n,), of a float dtype, in one of gguf's types."""
+    """Numbers (n,), any float dtype -> bytes of one of gguf's types."""
     if kind in DTYPES:
         dense = part.to(DTYPES[kind])
         if kind == "F16" and not torch.isfinite(dense).all():

@@ -1,7 +1,7 @@
 """One run of one method, in a process of its own: `python -m griffin_offload.evaluation.bench.competitors JOB`.
 
-JOB is a `Job` as JSON. One line of JSON goes to stdout: what was measured, or {"error": why not}. All else goes to
-stderr. Libraries are imported by the method that needs them, so that each holds only its own."""
+JOB is a `Job` as JSON. One line of JSON goes to stdout: what was measured, or {"error": why not}. Everything else goes
+to stderr. Each method imports its own libraries, so that it holds no others."""
 
 import json
 import os
@@ -18,19 +18,20 @@ from typing import Any
 from ...errors import BudgetError, OptionError
 from ...memory.measure import PROC, PeakMeter, disk_bandwidth
 from ...model.bandwidth import memory_bandwidth, read_by_a_token
+from ...options import Pruning, as_dict, build
 from ...sources.resolve import weight_files
 from ...units import MIB
 
-LAYERS = 4  # of which the arithmetic is measured
-SAMPLE = 512 * MIB  # read to measure the disk
+LAYERS = 4  # whose arithmetic is measured
+SAMPLE = 512 * MIB  # to read when the disk is measured
 OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
 class Job:
-    """`model`: a folder, or the .gguf file for llama-cpp. Bytes: `budget`, and what accelerate may keep, `resident`.
-
-    `max_seconds` of making tokens after the first; `scratch`: a folder for what accelerate may have to write."""
+    """What a child is to run. `model`: a folder, or the .gguf file for llama-cpp; `budget`, and `resident` (what
+    accelerate may keep): bytes; `max_seconds`: no token begins later after the first; `scratch`: a folder for weights
+    that accelerate writes; `pruning`: of Griffin's methods."""
 
     method: str
     model: str
@@ -39,14 +40,11 @@ class Job:
     vocabulary: int
     budget: int
     resident: int
-    sparsity: float | None
-    resident_dtype: str
     max_seconds: float
     dtype: str | None
     scratch: str
     cold: bool
-    ffn_skip: float = 0.0
-    ffn_skip_mode: str = "token"
+    pruning: Pruning = Pruning()  # noqa: RUF009 - frozen
 
     def prompt(self) -> list[int]:
         """The same random ids for every method."""
@@ -54,11 +52,17 @@ class Job:
         return [ids.randrange(self.vocabulary) for _ in range(self.prompt_tokens)]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({**asdict(self), "pruning": as_dict(self.pruning)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        values = json.loads(text)
+        pruning = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("pruning").items()}
+        return cls(**values, pruning=build(Pruning, pruning))
 
 
 class Clock:
-    """A streamer of transformers' generate: when the prompt went in, and when each token came out."""
+    """A streamer of transformers' generate that takes the time of the prompt and of each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -83,15 +87,14 @@ class Deadline:
 
 
 class Usage:
-    """What this process read, and the most memory that it held, since this was made."""
+    """What this process read, and the most memory it held, since this object was made."""
 
     def __init__(self) -> None:
         self.meter, self.before, self.start = PeakMeter("cpu"), _io(), time.perf_counter()
 
     def measured(self, load_s: float, times: list[float], begin: float, ttft_s: float) -> dict[str, Any]:
-        """`times`: when the prompt pass began, and when each token came; `begin`: when the answer was asked for.
-
-        `total_s` is what a user waits for, but for the libraries' import."""
+        """The measurements of a run. `times`: when the prompt pass began, and when each token came; `begin`: when the
+        answer was asked for. `total_s`: what a user waits for, without the import of libraries."""
         peak = self.meter.peak()
         after = _io()
         return {
@@ -113,52 +116,44 @@ def full(job: Job) -> dict[str, Any]:
 
 
 def accelerate(job: Job) -> dict[str, Any]:
-    """transformers with accelerate: what does not fit is read from disk, every token again."""
+    """transformers with accelerate: weights that do not fit are read from disk for every token."""
     return _transformers(
         job, device_map="auto", max_memory={"cpu": job.resident}, offload_folder=str(Path(job.scratch) / "offload")
     )
 
 
-def _transformers(job: Job, **how: Any) -> dict[str, Any]:
+def _transformers(job: Job, **placement: Any) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
     _import_modules(job)
     usage = Usage()
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype or "auto", **how).eval()
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype or "auto", **placement).eval()
     begin, clock = time.perf_counter(), Clock()
     ids = torch.tensor([job.prompt()])
     model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **_greedy(job))
     result = usage.measured(begin - usage.start, clock.times, begin, clock.times[1] - begin)
     weights = read_by_a_token(model)
     result["bytes_per_token"] = sum(w.numel() * w.element_size() for w in weights)
-    if not how and result["peak_bytes"] <= job.budget:  # else the disk would be measured: weights are mapped files
+    if (
+        not placement and result["peak_bytes"] <= job.budget
+    ):  # else the disk would be measured: weights are mapped files
         result["memory_bandwidth"] = memory_bandwidth(weights)
     return result
 
 
-def magnitude(job: Job) -> dict[str, Any]:
-    return _griffin(job, "magnitude")
-
-
 def griffin(job: Job) -> dict[str, Any]:
-    return _griffin(job, "topk")
-
-
-def _griffin(job: Job, selection: str) -> dict[str, Any]:
+    """This package, with the job's pruning."""
     from ...engine import Engine
-    from ...options import FfnSkip
 
     _import_modules(job)
     usage = Usage()
     engine = Engine(job.model, device="cpu", device_memory=job.budget, dtype=job.dtype)
     begin, opened = time.perf_counter(), usage.meter.peak()  # generate begins a peak of its own
-    how: dict[str, Any] = {"sparsity": job.sparsity, "selection": selection, "resident_dtype": job.resident_dtype}
-    how["skip"] = FfnSkip(job.ffn_skip, job.ffn_skip_mode) if job.ffn_skip else None
-    answer = engine.generate(job.prompt(), **how, **_greedy(job))
+    answer = engine.generate(job.prompt(), job.pruning, **_greedy(job))
     report = answer.report
     first = begin + report.time_to_first_token_s
-    # Of the times between only their number counts.
+    # Between the first and the last token only the number of times counts.
     times = [first - report.prompt_s, *[first] * (report.tokens - 1), first + report.decode_s][: report.tokens + 1]
     result = usage.measured(begin - usage.start, times, begin, report.time_to_first_token_s)
     return result | {
@@ -197,7 +192,7 @@ def llama_cpp(job: Job) -> dict[str, Any]:
 
 
 def reading(job: Job) -> dict[str, Any]:
-    """Bytes a second of sequential reading of the largest weights file; from the cache where runs find it there."""
+    """Bytes a second of reading the largest weights file in order: from the cache, unless runs are cold."""
     file = max(weight_files(Path(job.model)), key=lambda path: path.stat().st_size)
     if not job.cold:
         _read(file, 0)  # now it is there
@@ -210,7 +205,7 @@ def reading(job: Job) -> dict[str, Any]:
 
 
 def arithmetic(job: Job) -> dict[str, Any]:
-    """Seconds of a prompt's products: of a few layers with random weights, the best of three, times all layers."""
+    """Seconds of a prompt's products: the best of three passes over a few random layers, scaled to all layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -238,7 +233,7 @@ def arithmetic(job: Job) -> dict[str, Any]:
 
 
 def new_memory(job: Job) -> dict[str, Any]:
-    """Bytes a second at which the system gives memory that no one has used for long: what stays is paid for once."""
+    """Bytes a second at which the system hands out fresh memory: resident weights pay for it once."""
     from ...memory.arena import Arena
 
     memory, start = Arena(job.resident).memory, time.perf_counter()
@@ -249,7 +244,7 @@ def new_memory(job: Job) -> dict[str, Any]:
 METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "full": full,
     "accelerate": accelerate,
-    "magnitude": magnitude,
+    "magnitude": griffin,
     "griffin": griffin,
     "llama-cpp": llama_cpp,
     "reading": reading,
@@ -259,7 +254,7 @@ METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def _import_modules(job: Job) -> None:
-    """What transformers imports late: before the clock starts, so that the time is that of the model."""
+    """Imports what transformers would import late, before the clock starts."""
     import accelerate  # noqa: F401
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationMixin  # noqa: F401
 
@@ -267,14 +262,14 @@ def _import_modules(job: Job) -> None:
 
 
 def _greedy(job: Job) -> dict[str, Any]:
-    """Options of generate: exactly so many tokens, each the likeliest, but for the deadline."""
+    """Options of generate: exactly as many tokens as asked, each the likeliest, unless the deadline passes."""
     count = job.answer_tokens
     deadline = [Deadline(job.max_seconds)]
     return {"do_sample": False, "min_new_tokens": count, "max_new_tokens": count, "stopping_criteria": deadline}
 
 
 def _read(path: Path, flags: int) -> float:
-    """Bytes a second of reading the first SAMPLE bytes, to memory that is touched already. Raises OSError."""
+    """Bytes a second of reading the first SAMPLE bytes into memory that is in use already. Raises OSError."""
     from ...memory.arena import Arena
 
     memory = Arena(64 * MIB).memory.fill_(0)  # whole pages, huge where the system has them
@@ -290,7 +285,7 @@ def _read(path: Path, flags: int) -> float:
 
 
 def _io() -> dict[str, int]:
-    """Linux's counts of what this process read: `rchar` asked for, `read_bytes` from the disk. Empty elsewhere."""
+    """Linux's counts of bytes that this process read: `rchar` in all, `read_bytes` from the disk. Empty elsewhere."""
     with suppress(OSError):
         lines = (line.split(": ") for line in (PROC / "io").read_text().splitlines())
         return {name: int(count) for name, count in lines}
@@ -307,8 +302,8 @@ def _describe(error: Exception) -> str:
 
 def main(argument: str) -> None:
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is not the result
-    job = Job(**json.loads(argument))
+    os.dup2(2, 1)  # libraries may print: it must not mix with the result
+    job = Job.from_json(argument)
     try:
         result = METHODS[job.method](job)
     except Exception as error:  # any library's: it becomes a row of the table

@@ -1,4 +1,4 @@
-"""Memory that a child process is held to, by a control group of the system, and caches that are cold."""
+"""Holds a child process to a memory limit, by a control group of the system; drops the file caches."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ ENTER = 'echo $$ > "$0" && exec "$@"'  # of sh: into the control group first, th
 
 @dataclass(frozen=True)
 class _Files:
-    """What a version of control groups calls: limit, limit of memory and swap, peak, counts of kills."""
+    """The file names of one version of control groups: limit, limit with swap, peak, count of kills."""
 
     limit: str
     swap: str
@@ -57,7 +57,7 @@ class Group:
 
 @contextmanager
 def control_group(limit: int) -> Iterator[Group]:
-    """A control group that holds its processes to `limit` bytes, without swap. Raises OSError where none can be."""
+    """A control group that holds its processes to `limit` bytes, without swap. Raises OSError without one."""
     group = _make_group(limit)
     try:
         yield group
@@ -95,7 +95,7 @@ def _make_group(limit: int) -> Group:
 
 
 def _parents() -> Iterator[tuple[Path, _Files]]:
-    """Groups that ours may be made in: the one that this process is in, or where that may have none, the one above."""
+    """Groups that ours may be made in: the one of this process, or else the one above it."""
     with suppress(OSError):
         for line in (PROC / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -108,6 +108,6 @@ def _parents() -> Iterator[tuple[Path, _Files]]:
 
 
 def drop_caches() -> None:
-    """Forget all file pages, so that every run reads from the disk. Raises OSError."""
+    """Drop all cached file pages, so that the next run reads from the disk. Raises OSError."""
     os.sync()  # only clean pages can be dropped
     DROP_CACHES.write_text("3")

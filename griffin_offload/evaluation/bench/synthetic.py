@@ -1,6 +1,6 @@
-"""A checkpoint with a known model's shape and random weights: speed and memory do not depend on what weights say.
+"""A checkpoint with a known model's shape and random weights: speed and memory do not depend on their values.
 
-It is what transformers' save_pretrained would leave: config, generation config, tokenizer and safetensors."""
+It holds what transformers' save_pretrained writes: config, generation config, tokenizer and safetensors."""
 
 import errno
 import math
@@ -19,13 +19,14 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from ...checkpoint.safetensors_writer import CheckpointWriter
 from ...errors import BudgetError
+from ...files import require_disk
 from ...model.skeleton import Skeleton
 from ...paths import cache_folder
-from ...sources.hub import Progress, is_complete, require_disk
+from ...sources.hub import Progress, is_complete
 from ...sources.resolve import CatalogueModel
 from ...units import MIB
 
-BLOCK, PIECE = 2**24, 2**22  # normals drawn; elements written at a time, from a place of their own in the block
+BLOCK, PIECE = 2**24, 2**22  # random numbers drawn; elements written at a time, from a random place in the block
 STD = 0.02
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIALS = [PAD, BOS, EOS]  # ids 0, 1, 2
@@ -37,7 +38,7 @@ def synthetic_folder(alias: str) -> Path:
 
 
 def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None = None) -> Path:
-    """`folder`, with the checkpoint in it: written if it is not there yet, and whole or not at all.
+    """Writes the checkpoint into `folder`, whole or not at all, unless it is there already. Returns the folder.
 
     on_progress(what, done, total), in bytes. Raises BudgetError where the disk has no room, OSError."""
     if is_complete(folder):
@@ -70,7 +71,7 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
 def _write_weights(
     folder: Path, shapes: dict[str, tuple[int, ...]], norm: float, alias: str, on_progress: Progress | None
 ) -> None:
-    """Matrices normal with STD, norms' weights `norm`, biases 0; the same ones every time."""
+    """Matrices of random numbers with STD, norms' weights `norm`, biases 0; the same ones every time."""
     generator = torch.Generator().manual_seed(0)
     block = torch.empty(BLOCK).normal_(std=STD, generator=generator).bfloat16()
     total = 2 * sum(map(math.prod, shapes.values()))
@@ -88,7 +89,7 @@ def _write_weights(
 def _pieces(
     name: str, shape: tuple[int, ...], block: Tensor, norm: float, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """The elements of a tensor, in order: bfloat16 (PIECE,), the last one shorter."""
+    """The elements of a tensor in pieces: bfloat16 (PIECE,), the last one shorter."""
     count = math.prod(shape)
     for begin in range(0, count, PIECE):
         size = min(PIECE, count - begin)
@@ -114,7 +115,7 @@ def _write_rest(folder: Path, config: Any) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What processes left that were killed while they wrote this folder."""
+    """Removes what processes left that were killed while they wrote this folder."""
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         pid = leftover.name.split(".")[-2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):

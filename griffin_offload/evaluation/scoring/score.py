@@ -1,7 +1,7 @@
 """Log-likelihood of a continuation after a context, with the model pruned to that context (arXiv:2404.01365).
 
-The context is the prompt: it goes through the full model, and its experts are chosen. The continuation is
-teacher-forced through the experts only. Its first token is predicted from the prompt pass, thus by the full model.
+The context is the prompt: the full model reads it, and its neurons are chosen. The continuation is teacher-forced
+through the kept neurons alone; its first token is predicted by the prompt's forward, thus by the full model.
 Perplexity, multiple choice and lm-eval all stand on this.
 
 C tokens of continuation, V vocabulary."""
@@ -15,11 +15,12 @@ from ...engine import Engine
 from ...errors import OptionError, PromptError
 from ...offload.skip_by_prompt import check_skip
 from ...options import OnLayer
-from .passage import Passage, Row, passages
-from .prompt_cache import can_branch
-from .scored import Pair, Scored, reduce
+from .passage import Context, Passage
+from .prompt_cache import can_fork
+from .reads import plan_reads
+from .scored import Pair, Scored, progress_of, reduce
 from .skipped import similarities
-from .variant import FULL, Variant
+from .variant import FULL, ScoredRow, Variant
 
 OnPair = Callable[[int, int], None]  # done, total
 
@@ -31,71 +32,84 @@ def score(
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[list[Scored]]:
-    """Each pair under each variant: [pair][variant].
+    """Scores of each pair under each variant: [pair][variant].
 
-    One read of the weights serves all variants, and as many pairs as the budget has room for. Neurons are not cut out
-    but zeroed, so that a model is scored that would not fit; the engine is empty after it. Where a prompt leaves more
-    than keys and values behind, and for packed variants, by `score_slowly`. on_layer(done, total) counts the layers of
-    all reads.
+    One reading of the weights serves all variants, and as many pairs as the budget has room for. Neurons are zeroed
+    rather than cut out, so that a model can be scored that would not fit; the engine is empty afterwards. Quantized
+    variants, and models whose prompt leaves more than keys and values behind, are scored by `score_slowly`.
+    on_layer(done, total) counts the layers of all readings.
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
-    if not can_branch(engine.skeleton.config):
-        if any(variant.skip or variant.static for variant in variants):
-            raise OptionError(
-                f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored"
-            )
-        return score_slowly(engine, pairs, variants, on_pair, on_layer)
+    forks = can_fork(engine.skeleton.config)
+    _check_variants(engine, variants, forks)
+    slow = [variant for variant in variants if variant.quantized or not forks]
+    fast = [variant for variant in variants if variant not in slow]
+    found: list[dict[Variant, Scored]] = [{} for _ in pairs]
+    if fast and pairs:
+        together = _score_together(engine, pairs, fast, None if slow else on_pair, on_layer)
+        for of_pair, scored in zip(found, together, strict=True):
+            of_pair.update(zip(fast, scored, strict=True))
+    if slow:
+        for of_pair, scored in zip(found, score_slowly(engine, pairs, slow, on_pair, on_layer), strict=True):
+            of_pair.update(zip(slow, scored, strict=True))
+    return [[of_pair[variant] for variant in variants] for of_pair in found]
+
+
+def _check_variants(engine: Engine, variants: Sequence[Variant], forks: bool) -> None:
+    """Raises OptionError for what this model cannot be scored with."""
+    if not forks and any(variant.skip.share or variant.static for variant in variants):
+        raise OptionError(
+            f"{engine.name} remembers more than keys and values: skipped blocks and static models cannot be scored"
+        )
     for variant in variants:
-        if variant.skip:
+        if variant.skip.share:
             check_skip(engine.skeleton.layout, variant.skip)
-    packed = [variant for variant in variants if variant.quantized]
-    if packed:
-        plain = [variant for variant in variants if not variant.quantized]
-        first = score(engine, pairs, plain, None, on_layer) if plain else [[] for _ in pairs]
-        second = score_slowly(engine, pairs, packed, on_pair, on_layer)
-        return [
-            [dict(zip([*plain, *packed], [*one, *other], strict=True))[variant] for variant in variants]
-            for one, other in zip(first, second, strict=True)
-        ]
+            if variant.quantized:
+                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize nothing")
+
+
+def _score_together(
+    engine: Engine,
+    pairs: Sequence[Pair],
+    variants: Sequence[Variant],
+    on_pair: OnPair | None,
+    on_layer: OnLayer | None,
+) -> list[list[Scored]]:
+    """As `score`: the full model's row, and one for each other variant."""
     pruned = list(dict.fromkeys(variant for variant in variants if not variant.full))
-    rows = [Row(), *(variant.row(engine) for variant in pruned)]
-    if not pairs or not variants:
-        return [[] for _ in pairs]
-    row_of = {variant: number for number, variant in enumerate(pruned, 1)}  # a full one's is 0
+    rows = [ScoredRow(), *(variant.row(engine) for variant in pruned)]
+    places = {variant: place for place, variant in enumerate(pruned, 1)}
     found = score_rows(engine, pairs, rows, on_pair, on_layer)
-    return [[scored[row_of.get(variant, 0)] for variant in variants] for scored in found]
+    return [[scored[places.get(variant, 0)] for variant in variants] for scored in found]
 
 
 def score_rows(
     engine: Engine,
     pairs: Sequence[Pair],
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[list[Scored]]:
-    """As `score`, of a model that leaves keys and values alone behind: [pair][row]. The first row is the full model."""
+    """As `score`, by rows: [pair][row]. The first row is the full model; the model's cache is keys and values alone."""
     found: dict[int, list[Scored]] = {}
     similar = _similarities(engine, pairs) if any(row.skip for row in rows) else {}
-    reads = passages(engine, pairs, rows)
-    for done, (waiting, numbers) in enumerate(reads):
-
-        def tell_layer(layer: int, count: int, before: int = done) -> None:
-            if on_layer:
-                on_layer(before * count + layer, len(reads) * count)
-
+    longest = max(len(context) for context, _ in pairs)
+    reads = plan_reads(engine, pairs, rows)
+    for number, (waiting, numbers) in enumerate(reads):
         _tell(on_pair, len(found), len(pairs))
-        passing = Passage(engine, [pairs[number] for number in numbers], rows, similar)
-        found |= zip(numbers, passing.run(max(len(context) for context, _ in pairs), waiting, tell_layer), strict=True)
+        passage = Passage(engine, [pairs[n] for n in numbers], rows, similar)
+        scored = passage.run(longest, waiting, progress_of(on_layer, number, len(reads)))
+        found |= zip(numbers, scored, strict=True)
     _tell(on_pair, len(pairs), len(pairs))
     return [found[number] for number in range(len(pairs))]
 
 
-def _similarities(engine: Engine, pairs: Sequence[Pair]) -> dict[tuple[int, ...], Tensor]:
-    """Of every context's blocks, for the rows that skip some, by readings of their own."""
+def _similarities(engine: Engine, pairs: Sequence[Pair]) -> dict[Context, Tensor]:
+    """Similarities (P, L) of the blocks at every context, for the rows that skip some: in readings of their own."""
     contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
-    found: dict[tuple[int, ...], Tensor] = {}
-    for waiting, numbers in passages(engine, [(list(context), [0]) for context in contexts], [Row()]):
+    found: dict[Context, Tensor] = {}
+    for waiting, numbers in plan_reads(engine, [(list(context), [0]) for context in contexts], [ScoredRow()]):
         ours = [contexts[number] for number in numbers]
         found |= zip(ours, similarities(engine, ours, waiting), strict=True)
     return found
@@ -108,14 +122,14 @@ def score_slowly(
     on_pair: OnPair | None = None,
     on_layer: OnLayer | None = None,
 ) -> list[list[Scored]]:
-    """As `score`, by a sweep for each pair and variant, and one for the full model: the pruned models themselves.
+    """As `score`, with the pruned models themselves: a sweep for each pair and variant, and one for the full model.
 
-    Of one pair at a time the full model's log-probabilities are held, (C, V), float32."""
+    Holds the full model's log-probabilities of one pair at a time, (C, V), float32."""
     check_pairs(engine, pairs)
     for variant in variants if pairs else ():  # what cannot be planned is refused before anything is read
         variant.plan(engine, 1, 1)
         tokens = max(len(context) for context, _ in pairs), max(len(after) for _, after in pairs)
-        engine.plan(*tokens, sparsity=variant.shares, **variant.plan_options())
+        engine.plan(*tokens, variant)
     scored = []
     for done, (context, continuation) in enumerate(pairs):
         _tell(on_pair, done, len(pairs))
@@ -125,10 +139,10 @@ def score_slowly(
 
 
 def check_pairs(engine: Engine, pairs: Sequence[Pair]) -> None:
-    """Raises PromptError for the first pair that cannot be scored: before anything is read."""
+    """Raises PromptError for the first pair that cannot be scored, before anything is read."""
     for number, (context, continuation) in enumerate(pairs, 1):
         if not context:
-            raise PromptError(f"text {number} has no context: experts are chosen by a prompt of at least one token")
+            raise PromptError(f"text {number} has no context: neurons are chosen by a prompt of at least one token")
         if not continuation:
             raise PromptError(f"text {number} has nothing after its context to score")
         if (tokens := len(context) + len(continuation)) > engine.context_length:
@@ -158,10 +172,8 @@ def _score_pair(
 def _log_probabilities(
     engine: Engine, context: list[int], continuation: list[int], variant: Variant, on_layer: OnLayer | None
 ) -> Tensor:
-    """Of every token at every place of the continuation: (C, V), float32, on the CPU."""
-    output = engine.sweep(
-        context, None, len(continuation), on_layer=on_layer, sparsity=variant.shares, **variant.options()
-    )
+    """Log-probability of every token at every place of the continuation: (C, V), float32, on the CPU."""
+    output = engine.sweep(context, variant, len(continuation), seed=variant.seed, on_layer=on_layer)
     logits: Tensor = output.logits[0, -1:]
     if len(continuation) > 1:
         rest = torch.tensor([continuation[:-1]], device=engine.device)

@@ -1,4 +1,4 @@
-"""What is told of a continuation, token by token: from logits to Scored, and from many values to a mean.
+"""Scores of a continuation, token by token: from logits to Scored, and from many values to their mean.
 
 C tokens of continuation, T of them in one forward; R rows of a batch, V vocabulary."""
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-POSITIONS = 32  # of the logits in float32 at a time
+from ...options import OnLayer
+from ...planning.scoring import POSITIONS
+
 Pair = tuple[list[int], list[int]]  # token ids of a context, and of its continuation
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Of one continuation, token by token (C,). `log_probability`: of the true token, nats, float32;
-    `greedy`: the true token is the variant's most likely one; `agrees`: the variant's most likely token is the full
-    model's; `kl`: divergence of the variant's distribution from the full model's, KL(full || variant), nats, float32.
-    """
+    """Scores of one continuation, each (C,). `log_probability`: of the true token, nats, float32; `greedy`: the true
+    token is the variant's likeliest one; `agrees`: the variant's likeliest token is the full model's; `kl`:
+    KL(full model || variant) of the token's distribution, nats, float32."""
 
     log_probability: Tensor
     greedy: Tensor
@@ -25,19 +26,25 @@ class Scored:
     kl: Tensor
 
 
-class Compare:
-    """Logits beside the full model's, a few places at a time and in memory taken once: fresh pages cost time."""
+class Comparison:
+    """Compares logits with the full model's, a few tokens at a time, in memory taken once: fresh pages cost time."""
 
     def __init__(self, vocabulary: int, device: str) -> None:
         self._scratch = torch.empty(4, POSITIONS, vocabulary, dtype=torch.float32, device=device)
+        self._truth = torch.empty(0)  # (T, V), logits of the full model
 
-    def __call__(self, logits: Tensor, truth: Tensor, following: Tensor) -> list[Scored]:
-        """Logits (R, T, V), the full model's (T, V) and the true tokens (T,) -> each row's, as `reduce` has it."""
+    def __call__(self, logits: Tensor, following: Tensor, *, full_first: bool) -> list[Scored]:
+        """Logits (R, T, V) and the true tokens (T,) -> scores of each row, as `reduce` has them.
+
+        `full_first`: the first row is the full model's. It is kept for the other forwards over the same continuation,
+        which come next."""
+        if full_first:
+            self._truth = logits[0].clone()
         rows: list[list[Scored]] = [[] for _ in logits]
-        for begin in range(0, len(truth), POSITIONS):
+        for begin in range(0, len(following), POSITIONS):
             part = slice(begin, begin + POSITIONS)
-            theirs, weights, raw, ours = self._scratch[:, : len(truth[part])]
-            torch.log_softmax(raw.copy_(truth[part]), -1, out=theirs)
+            theirs, weights, raw, ours = self._scratch[:, : len(following[part])]
+            torch.log_softmax(raw.copy_(self._truth[part]), -1, out=theirs)
             torch.exp(theirs, out=weights)
             best = theirs.argmax(-1)
             for row, of_row in zip(rows, logits, strict=True):
@@ -54,7 +61,7 @@ class Compare:
 
 
 def reduce(ours: Tensor, truth: Tensor, following: Tensor) -> Scored:
-    """Log-probabilities of the variant and of the full model, each (C, V), and the true tokens, (C,)."""
+    """Log-probabilities (C, V) of the variant and of the full model, and the true tokens (C,) -> scores."""
     best = ours.argmax(-1)
     return Scored(
         log_probability=ours.gather(1, following[:, None])[:, 0],
@@ -65,13 +72,23 @@ def reduce(ours: Tensor, truth: Tensor, following: Tensor) -> Scored:
 
 
 def join(parts: Sequence[Scored]) -> Scored:
-    """One behind the other, on the CPU."""
+    """Scores of consecutive tokens -> scores of all of them, on the CPU."""
     names = [field.name for field in fields(Scored)]
     return Scored(*(torch.cat([getattr(part, name) for part in parts]).cpu() for name in names))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error: 0 for a single value, which has no spread."""
+    """The mean and its standard error; the error of a single value is 0."""
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
     return mean, (variance / len(values)) ** 0.5
+
+
+def progress_of(on_layer: OnLayer | None, number: int, passes: int) -> OnLayer:
+    """A callback for pass `number` of several over the model, which reports the progress of all of them."""
+
+    def tell(layer: int, layers: int) -> None:
+        if on_layer:
+            on_layer(number * layers + layer, passes * layers)
+
+    return tell

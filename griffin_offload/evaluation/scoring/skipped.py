@@ -1,11 +1,9 @@
-"""Blocks that a continuation leaves out, as FFN-SkipLLM does (see skip.py), and what it is compared with.
+"""Which blocks a continuation skips, as FFN-SkipLLM does (see ffn_skip.py), and the ablations it is compared with.
 
-What a prompt shows is seen in a reading of its own, since the rule needs all of its layers before the first token.
+The rule needs all layers of the prompt before the first token: the prompt is read once more for it, beforehand.
 P prompt tokens, T tokens of the continuation, R rows of a batch, L blocks."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,45 +11,59 @@ from torch import Tensor
 from ...engine import Engine
 from ...errors import OptionError
 from ...model.hooks import Residual
-from ...offload.lockstep import Lockstep, forwards
+from ...model.skeleton import Skeleton
+from ...offload.layer_hook import LayerHook
+from ...offload.lockstep import forwards
 from ...options import FfnSkip, OnLayer
 from ...pruning.ffn_skip import Skipping, Thresholds, most_saturated
 
-INSTEAD = ("", "random", "layers")  # of the rule's blocks: as many drawn by lot; the whole layers, attention too
+# In the place of the rule: as many blocks drawn at random; or the rule's, but whole layers, attention too.
+ABLATIONS = ("", "random", "layers")
 
 
 def similarities(
     engine: Engine, contexts: Sequence[Sequence[int]], waiting: int, on_layer: OnLayer | None = None
 ) -> list[Tensor]:
-    """Of each block of the full model at each token of each context: (P, L), float32, by one read of the weights.
+    """Similarity of each block of the full model, at each token of each context: (P, L), float32, by one reading.
 
     `waiting`: bytes that the forwards hold between two layers."""
-    found: list[list[Tensor]] = [[] for _ in contexts]
-    with ExitStack() as stack:
-        passage: Lockstep = stack.enter_context(engine.passage(max(map(len, contexts)), waiting, on_layer))
-        for layer in engine.skeleton.layout.block_layers:
-            module = engine.skeleton.modules[layer]
-            residual = Residual(module)
-            stack.callback(residual.remove)
-
-            def see(_: Any, args: Any, output: Any, residual: Residual = residual) -> None:
-                leaving = output[0] if isinstance(output, tuple) else output
-                found[passage.job].append(residual.similarity(leaving))
-
-            stack.callback(module.register_forward_hook(see).remove)
-        passage.run(forwards(engine.skeleton, [list(context) for context in contexts], engine.device))
-    return [torch.stack(columns, dim=1) for columns in found]
+    hooks = [_Similarities(engine.skeleton) for _ in contexts]
+    with engine.passage(max(map(len, contexts)), waiting, on_layer, hooks) as lockstep:
+        lockstep.run(forwards(engine.skeleton, [list(context) for context in contexts], engine.device))
+    return [torch.stack(hook.found, dim=1) for hook in hooks]
 
 
-class Skipped:
-    """Which tokens of a continuation leave out the block at hand, by row; `warmup` of them do not.
+class _Similarities(LayerHook):
+    """The similarity (P,) of each block that a forward has passed."""
 
-    `skips`: of each row, and what instead of its rule (see INSTEAD); `similarity`: the prompt's (P, L)."""
+    def __init__(self, skeleton: Skeleton) -> None:
+        self.found: list[Tensor] = []
+        self._skeleton = skeleton
+        self._residual: Residual | None = None
+
+    def before(self, layer: int, states: Tensor | None) -> None:
+        if self._skeleton.layers[layer].blocks:
+            self._residual = Residual(self._skeleton.modules[layer])
+
+    def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
+        if self._residual and states is not None:
+            self.found.append(self._residual.similarity(states))
+        self.close()
+
+    def close(self) -> None:
+        if self._residual:
+            self._residual.remove()
+        self._residual = None
+
+
+class ContinuationSkips:
+    """Which tokens of a continuation skip which blocks, row by row, one block after the other."""
 
     def __init__(
         self, skips: Sequence[tuple[FfnSkip | None, str]], tokens: int, similarity: Tensor, seed: int = 0
     ) -> None:
-        self._rows = [_Row(skip, instead, tokens, similarity, seed) if skip else None for skip, instead in skips]
+        """`skips`: each row's, and its ablation; `similarity`: the prompt's (P, L)."""
+        self._rows = [_RowSkips(skip, each, tokens, similarity, seed) if skip else None for skip, each in skips]
         self._tokens, self._device = tokens, similarity.device
         self._now = torch.empty(0)
 
@@ -69,25 +81,25 @@ class Skipped:
 
     @property
     def whole_layers(self) -> Tensor:
-        """(R, T), bool: where the layer at hand is left out with its attention."""
-        whole = [row is not None and row.instead == "layers" for row in self._rows]
+        """(R, T), bool: the tokens that skip the layer at hand with its attention."""
+        whole = [row is not None and row.ablation == "layers" for row in self._rows]
         return self._now & torch.tensor(whole, device=self._device)[:, None]
 
 
-class _Row:
-    def __init__(self, skip: FfnSkip, instead: str, tokens: int, similarity: Tensor, seed: int) -> None:
-        if instead not in INSTEAD:
-            raise OptionError(f"what is skipped instead is one of {INSTEAD}, not {instead!r}")
+class _RowSkips:
+    def __init__(self, skip: FfnSkip, ablation: str, tokens: int, similarity: Tensor, seed: int) -> None:
+        if ablation not in ABLATIONS:
+            raise OptionError(f"ablation {ablation!r} is not known; known: {', '.join(map(repr, ABLATIONS))}")
         blocks = similarity.shape[1]
-        self.instead = instead
-        self._may_skip = torch.arange(tokens, device=similarity.device) >= (skip.warmup if skip.mode == "token" else 0)
+        self.ablation = ablation
+        self._warm = torch.arange(tokens, device=similarity.device) >= (skip.warmup if skip.mode == "token" else 0)
         self._state = Skipping(skip, blocks, tokens, similarity.device)
         self._table: Tensor | None = None  # (T, L), bool, where it is known from the start
-        if instead == "random":
+        if ablation == "random":
             generator = torch.Generator().manual_seed(seed)
-            may = torch.tensor(list(skip.skippable(blocks)), dtype=torch.int64)
-            drawn = torch.rand(tokens, len(may), generator=generator).argsort(1)[:, : skip.count(blocks)]
-            self._table = torch.zeros(tokens, blocks, dtype=torch.bool).scatter_(1, may[drawn], True)
+            skippable = torch.tensor(list(skip.skippable(blocks)), dtype=torch.int64)
+            drawn = torch.rand(tokens, len(skippable), generator=generator).argsort(1)[:, : skip.count(blocks)]
+            self._table = torch.zeros(tokens, blocks, dtype=torch.bool).scatter_(1, skippable[drawn], True)
         elif skip.mode == "prompt":
             self._table = torch.zeros(tokens, blocks, dtype=torch.bool)
             self._table[:, most_saturated(similarity.mean(0), skip)] = True
@@ -95,8 +107,8 @@ class _Row:
             self._threshold = Thresholds(similarity, skip).of(skip.share)
 
     def at(self, block: int) -> Tensor:
-        skips = self._state.skips(block) if self._table is None else self._table[:, block].to(self._may_skip.device)
-        return skips & self._may_skip
+        skips = self._state.skips(block) if self._table is None else self._table[:, block].to(self._warm.device)
+        return skips & self._warm
 
     def update(self, block: int, skipped: Tensor, similarity: Tensor) -> None:
         if self._table is None:

@@ -19,8 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.evaluation.bench import bench, competitors, synthetic
-from griffin_offload.evaluation.bench.bench import Asked, Conditions, Lengths, Model, Row
+from griffin_offload.evaluation.bench import bench, competitors, runner, synthetic
+from griffin_offload.evaluation.bench.asked import Asked, Lengths
+from griffin_offload.evaluation.bench.bench import BenchRow
+from griffin_offload.evaluation.bench.runner import Conditions, Model, Runner, look
+from griffin_offload.options import FfnSkip, Pruning
 from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
 from griffin_offload.units import GIB, MIB
 
@@ -73,10 +76,6 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(griffin, ["bench", *map(str, arguments)])
-
-
-def llama_row(gguf: Path) -> Row:
-    return Row("llama-cpp", None, Lengths(8, 4), gguf=gguf)
 
 
 def asked(folder: Path, **more: Any) -> Asked:
@@ -173,7 +172,7 @@ def test_methods() -> None:
     [
         ((), 2, "give one model"),
         (("--model", "m", "--synthetic", "smollm2-135m"), 2, "give one model"),
-        (("--synthetic", "llama-9"), 2, "is no alias"),
+        (("--synthetic", "llama-9"), 2, "is not an alias"),
         (("--model", "m", "--llama-cpp", "gone.gguf"), 2, "no file gone.gguf"),
         (("--model", "m", "--lengths", "5"), 1, "not PROMPT+ANSWER"),
         (("--model", "m", "--sparsity", "1.5"), 1, "sparsity 1.5 is outside its range"),
@@ -188,9 +187,9 @@ def test_wrong_usage_is_one_line(arguments: tuple[str, ...], code: int, said: st
 
 
 def test_lengths_beyond_the_context_are_refused(llama: Path) -> None:
-    context = bench.look(asked(llama)).context
+    context = look(asked(llama)).context
     with pytest.raises(OptionError, match=f"{context}\\+2 tokens are more than tiny can take: {context}"):
-        bench.look(asked(llama, lengths=[Lengths(context, 2)]))
+        look(asked(llama, lengths=[Lengths(context, 2)]))
 
 
 # ---- a whole run
@@ -240,10 +239,8 @@ def test_every_method_makes_the_tokens_and_takes_time(whole: tuple[list[dict[str
 def test_without_llama_cpp_the_row_says_what_to_install(llama: Path, gguf: Path) -> None:
     (gguf.parent / "llama_cpp.py").write_text("raise ImportError('not there')")
     settings = asked(llama, ggufs=[gguf])
-    runner = bench._Runner(settings, bench.look(settings), Conditions(GIB, "as asked", "as asked"), "")
-    assert runner.run("llama-cpp", Lengths(8, 4), llama_row(gguf)) == {
-        "error": "needs llama.cpp: pip install llama-cpp-python"
-    }
+    runs = Runner(settings, look(settings), Conditions(GIB, "as asked", "as asked"), "")
+    assert runs.run("llama-cpp", Lengths(8, 4), gguf=gguf) == {"error": "needs llama.cpp: pip install llama-cpp-python"}
 
 
 def test_a_child_that_dies_is_a_row(
@@ -292,12 +289,12 @@ def test_the_deadline_counts_from_the_first_token() -> None:
 
 def test_one_prompt_for_all_methods() -> None:
     def job(method: str) -> competitors.Job:
-        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, None, "bfloat16", 1.0, None, "", False)
+        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, 1.0, None, "", False, Pruning((0.5, 0.25), "int8"))
 
     assert job("full").prompt() == job("griffin").prompt()
     assert len(job("full").prompt()) == 50
     assert max(job("full").prompt()) < 300
-    assert competitors.Job(**json.loads(job("full").to_json())) == job("full")
+    assert competitors.Job.from_json(job("full").to_json()) == job("full")
 
 
 def test_a_figure_that_cannot_be_written_is_refused_first(llama: Path) -> None:
@@ -308,16 +305,16 @@ def test_a_figure_that_cannot_be_written_is_refused_first(llama: Path) -> None:
 
 
 def test_a_child_that_says_nothing_sensible_is_an_error() -> None:
-    assert bench.run_child([sys.executable, "-c", "raise SystemExit('gone wrong')"], 60) == {
+    assert runner.run_child([sys.executable, "-c", "raise SystemExit('gone wrong')"], 60) == {
         "error": "the process failed (1): gone wrong"
     }
-    assert "not done after" in bench.run_child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)["error"]
+    assert "not done after" in runner.run_child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)["error"]
 
 
 def test_the_full_model_is_not_run_uncapped_beyond_the_budget(tmp_path: Path) -> None:
     model = Model(file_bytes=GIB, weight_bytes=3 * GIB, vocabulary=300, context=256)
-    free = bench._Runner(asked(tmp_path), model, Conditions(2 * GIB, "as asked", ""), "")
-    capped = bench._Runner(asked(tmp_path), model, Conditions(2 * GIB, "", ""), "")
+    free = Runner(asked(tmp_path), model, Conditions(2 * GIB, "as asked", ""), "")
+    capped = Runner(asked(tmp_path), model, Conditions(2 * GIB, "", ""), "")
     refused = free.refusal("full")
     assert refused is not None
     assert refused["error"].startswith("not run: 3.00 GiB of weights, more than the budget")
@@ -327,18 +324,18 @@ def test_the_full_model_is_not_run_uncapped_beyond_the_budget(tmp_path: Path) ->
 
 def test_a_control_group_holds_a_child_to_its_memory(tmp_path: Path, gguf: Path) -> None:
     try:
-        with bench.control_group(GIB) as group:
+        with runner.control_group(GIB) as group:
             assert group.path.is_dir()
     except OSError as error:
         pytest.skip(f"no control group here: {error}")
     assert not group.path.exists()
     model = Model(file_bytes=GIB, weight_bytes=GIB, vocabulary=300, context=256)
     settings = Asked("tiny", tmp_path, 150 * MIB, [Lengths(8, 6)], ["llama-cpp"], [0.5], ggufs=[gguf])
-    runner = bench._Runner(settings, model, Conditions(150 * MIB, "", "as asked"), "")
-    killed = runner.run("llama-cpp", Lengths(8, 6), llama_row(gguf))
+    runs = Runner(settings, model, Conditions(150 * MIB, "", "as asked"), "")
+    killed = runs.run("llama-cpp", Lengths(8, 6), gguf=gguf)
     assert killed["error"] == "out of memory at 150 MiB"
     assert 100 * MIB < killed["group_peak_bytes"] <= 150 * MIB
-    assert runner.run("llama-cpp", Lengths(8, 4), llama_row(gguf))["tokens"] == 4
+    assert runs.run("llama-cpp", Lengths(8, 4), gguf=gguf)["tokens"] == 4
 
 
 # ---- what is said
@@ -356,13 +353,13 @@ def test_the_conditions_say_what_held() -> None:
 
 def test_a_stopped_run_is_marked(tmp_path: Path) -> None:
     run = {"tokens": 3, "tokens_per_s": 2.0, "prompt_s": 1.0, "peak_bytes": MIB}
-    row = Row("griffin", 0.5, Lengths(8, 4), runs=[run, run | {"tokens_per_s": 4.0}])
+    row = BenchRow("griffin", Lengths(8, 4), Pruning(0.5, "bfloat16"), runs=[run, run | {"tokens_per_s": 4.0}])
     assert (row.extrapolated, row.median("tokens_per_s"), row.label) == (True, 3.0, "griffin 50%")
 
 
 def test_rows_that_skip_blocks_stand_beside_those_that_do_not(tmp_path: Path) -> None:
     found = asked(tmp_path, methods=["griffin"], ffn_skips=[0.25, 0.5], ffn_skip_mode="prompt")
-    labels = [row.label for row in bench._rows(found)]
+    labels = [row.label for row in bench.bench_rows(found)]
     assert labels == ["griffin 50%", "griffin 50% skip 25% by prompt", "griffin 50% skip 50% by prompt"]
     for wrong in ({"ffn_skips": [1.5]}, {"ffn_skips": [0.0]}, {"ffn_skip_mode": "layer"}):
         with pytest.raises(OptionError):
@@ -372,9 +369,9 @@ def test_rows_that_skip_blocks_stand_beside_those_that_do_not(tmp_path: Path) ->
 @pytest.mark.parametrize("mode", ["token", "prompt"])
 def test_a_run_that_skips_blocks_reads_less_for_a_token(tmp_path: Path, mode: str) -> None:
     folder = tiny_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=8)
-    plain = competitors.Job("griffin", str(folder), 8, 24, 300, 2 * GIB, GIB, 0.0, "bfloat16", 60.0, None, "", False)
+    plain = competitors.Job("griffin", str(folder), 8, 24, 300, 2 * GIB, GIB, 60.0, None, "", False, Pruning(0.0))
     full = competitors.griffin(plain)
-    less = competitors.griffin(replace(plain, ffn_skip=1.0, ffn_skip_mode=mode))
+    less = competitors.griffin(replace(plain, pruning=Pruning(0.0, skip=FfnSkip(1.0, mode))))
     assert full["skipped"] == 0 < less["skipped"]
     assert full["bytes_per_token"] - less["bytes_per_token"] == pytest.approx(
         less["skipped"] * 8 * 3 * 96 * 32 * 4, 1e-3

@@ -14,14 +14,14 @@ from griffin_offload import Engine
 from griffin_offload.checkpoint.key import checkpoint_key
 from griffin_offload.errors import BudgetError, OptionError, PromptError
 from griffin_offload.evaluation.perplexity import encode_text, windows
-from griffin_offload.evaluation.scoring import passage
-from griffin_offload.evaluation.scoring.passage import Row
-from griffin_offload.evaluation.scoring.prompt_cache import can_branch
+from griffin_offload.evaluation.scoring.prompt_cache import can_fork
+from griffin_offload.evaluation.scoring.reads import plan_reads
 from griffin_offload.evaluation.scoring.score import score, score_slowly
 from griffin_offload.evaluation.scoring.scored import Pair, Scored, mean_and_error
-from griffin_offload.evaluation.scoring.variant import FULL, Variant, all_variants
+from griffin_offload.evaluation.scoring.variant import FULL, ScoredRow, Variant, all_variants
 from griffin_offload.memory.measure import bytes_read
 from griffin_offload.paths import cache_folder
+from griffin_offload.planning import scoring as planned_bytes
 from griffin_offload.planning.plan import make_plan
 from griffin_offload.pruning.layer_allocation import Curves, calibration_path, save_curves
 from griffin_offload.pruning.selection import SELECTIONS
@@ -83,7 +83,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sparsity_by_layer_and_another_selection(llama: Path) -> None:
     model, (pair, _) = oracle.load(llama), pairs()
     shares = (0.0, 0.75, 0.5)
-    variants = [Variant(shares), Variant(0.5, "magnitude")]
+    variants = [Variant(shares), Variant(0.5, selection="magnitude")]
     ((by_layer, by_magnitude),) = score(Engine(llama, dtype="float32"), [pair], variants)
     chosen = [oracle.experts(model, pair[0], share)[layer] for layer, share in enumerate(shares)]
     assert_equal(by_layer, expected(model, pair, chosen))
@@ -92,7 +92,7 @@ def test_a_sparsity_by_layer_and_another_selection(llama: Path) -> None:
 
 def test_a_drawn_selection_follows_its_seed(llama: Path) -> None:
     engine, (pair, _) = Engine(llama, dtype="float32"), pairs()
-    variants = [Variant(0.5, "random", seed=seed) for seed in (1, 2, 1)]
+    variants = [Variant(0.5, selection="random", seed=seed) for seed in (1, 2, 1)]
     ((first, other, again),) = score(engine, [pair], variants)
     assert torch.equal(first.log_probability, again.log_probability)
     assert not torch.equal(first.log_probability, other.log_probability)
@@ -182,12 +182,12 @@ def test_a_variant_that_is_none(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("variant", "label"),
     [
-        (Variant(0.0, "random", "sensitivity", 3), "full"),
+        (Variant(0.0, selection="random", allocation="sensitivity", seed=3), "full"),
         (Variant((0.0, 0.0)), "full"),
         (Variant(0.5), "50%"),
         (Variant(0.125), "12.5%"),
         (Variant((0.25, 0.75)), "50% by layer"),
-        (Variant(0.25, "random", "sensitivity", 1), "25% random seed 1 sensitivity"),
+        (Variant(0.25, selection="random", allocation="sensitivity", seed=1), "25% random seed 1 sensitivity"),
     ],
 )
 def test_labels(variant: Variant, label: str) -> None:
@@ -196,7 +196,12 @@ def test_labels(variant: Variant, label: str) -> None:
 
 def test_all_variants_has_the_full_model_once() -> None:
     found = all_variants([0.0, 0.5], ["topk", "random"], ["uniform", "sensitivity"], seed=7)
-    assert found == [FULL, *(Variant(0.5, s, a, 7) for s in ("topk", "random") for a in ("uniform", "sensitivity"))]
+    pruned = [
+        Variant(0.5, selection=selection, allocation=allocation, seed=7)
+        for selection in ("topk", "random")
+        for allocation in ("uniform", "sensitivity")
+    ]
+    assert found == [FULL, *pruned]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +255,12 @@ def reads(engine: Engine, before: int) -> int:
     return round(times)
 
 
-EVERY_WAY = [Variant(0.5), FULL, Variant((0.9, 0.0, 0.5)), *(Variant(0.6, name, seed=3) for name in SELECTIONS)]
+EVERY_WAY = [
+    Variant(0.5),
+    FULL,
+    Variant((0.9, 0.0, 0.5)),
+    *(Variant(0.6, selection=name, seed=3) for name in SELECTIONS),
+]
 
 
 # Sliding windows, ALiBi, biases, Conv1D, routed and shared experts, latent keys.
@@ -262,7 +272,7 @@ gemma4_text-moe""".split()  # noqa: SIM905
 def test_equals_the_slow_form(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
     found = score(engine, all_kinds_of_pairs(), EVERY_WAY)
-    monkeypatch.setattr(passage, "LOGITS", 3 * 11 * 300 * 4)  # three rows of the first pair
+    monkeypatch.setattr(planned_bytes, "LOGITS", 3 * 11 * 300 * 4)  # three rows of the first pair
     in_parts = score(engine, all_kinds_of_pairs(), EVERY_WAY)
     slowly = score_slowly(engine, all_kinds_of_pairs(), EVERY_WAY)
     for fast, parts, slow in zip(found, in_parts, slowly, strict=True):
@@ -286,7 +296,7 @@ def test_a_long_prompt_and_many_rows_go_through_a_block_in_pieces(
 @pytest.mark.parametrize("kind", ["lfm2", "jamba", "deepseek_v32"])
 def test_a_prompt_that_leaves_more_than_keys_and_values_is_scored_slowly(tmp_path: Path, kind: str) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
-    assert not can_branch(engine.config)
+    assert not can_fork(engine.skeleton.config)
     variants = [Variant(0.5), FULL]
     for found, wanted in zip(score(engine, pairs(), variants), score_slowly(engine, pairs(), variants), strict=True):
         for one, two in zip(found, wanted, strict=True):
@@ -295,7 +305,9 @@ def test_a_prompt_that_leaves_more_than_keys_and_values_is_scored_slowly(tmp_pat
 
 def test_the_same_variant_twice_and_the_full_model_in_two_ways(llama: Path) -> None:
     half, same, full, other = score(
-        Engine(llama, dtype="float32"), pairs()[:1], [Variant(0.5), Variant(0.5), FULL, Variant(0.0, "random")]
+        Engine(llama, dtype="float32"),
+        pairs()[:1],
+        [Variant(0.5), Variant(0.5), FULL, Variant(0.0, selection="random")],
     )[0]
     assert torch.equal(half.kl, same.kl)
     assert torch.equal(full.log_probability, other.log_probability)
@@ -319,8 +331,8 @@ def test_one_read_serves_all_pairs_and_variants(large: Path) -> None:
 
 def planned(engine: Engine, some: list[Pair], variants: list[Variant]) -> int:
     """The budget that a single read for these needs."""
-    rows = [Row(), *(variant.row(engine) for variant in variants)]
-    ((waiting, _),) = passage.passages(engine, some, rows)
+    rows = [ScoredRow(), *(variant.row(engine) for variant in variants)]
+    ((waiting, _),) = plan_reads(engine, some, rows)
     request = replace(engine.opened.request(len(some[0][0]), 1), export=True, waiting=waiting)
     return make_plan(engine.sizes, request).peak
 
@@ -366,7 +378,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(large: Path) -> No
 def test_smollm2_equals_the_slow_form(smol: Path) -> None:
     engine = Engine(smol, dtype="float32")
     both = windows(encode_text(engine, text_paragraph())[0], 128, 32, 2)
-    variants = [FULL, Variant(0.5), Variant(0.5, "random")]
+    variants = [FULL, Variant(0.5), Variant(0.5, selection="random")]
     before = bytes_read() or 0
     found = score(engine, both, variants)
     assert reads(engine, before) == 1

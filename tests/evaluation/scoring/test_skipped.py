@@ -14,10 +14,9 @@ from transformers import DynamicCache
 
 from griffin_offload import Engine
 from griffin_offload.errors import OptionError
-from griffin_offload.evaluation.scoring.passage import Row
 from griffin_offload.evaluation.scoring.score import score, score_rows
-from griffin_offload.evaluation.scoring.skipped import Skipped, similarities
-from griffin_offload.evaluation.scoring.variant import Variant
+from griffin_offload.evaluation.scoring.skipped import ContinuationSkips, similarities
+from griffin_offload.evaluation.scoring.variant import ScoredRow, Variant
 from griffin_offload.options import FfnSkip
 from griffin_offload.pruning.ffn_skip import Thresholds, most_saturated
 from griffin_offload.pruning.prior import Prior
@@ -123,7 +122,7 @@ def test_similarities_are_those_of_each_token_alone(folder: Path, kind: str) -> 
 def test_scores_are_those_of_tokens_one_by_one(folder: Path, kind: str, skip: FfnSkip) -> None:
     context, continuation = tiny_prompt(24), tiny_prompt(12, seed=5)
     engine = Engine(folder, dtype="float32")
-    ((full, found),) = score_rows(engine, [(context, continuation)], [Row(), Row(skip=skip)])
+    ((full, found),) = score_rows(engine, [(context, continuation)], [ScoredRow(), ScoredRow(skip=skip)])
     slow = Slow(folder, kind)
     similarity, first, cache = slow.prompt(context)
     wanted = [first, *slow.follow(continuation[:-1], cache, skip, similarity)]
@@ -135,7 +134,9 @@ def test_scores_are_those_of_tokens_one_by_one(folder: Path, kind: str, skip: Ff
 def test_a_share_of_0_is_the_full_model_and_cold_ends_leave_nothing_to_skip(folder: Path) -> None:
     pair = tiny_prompt(20), tiny_prompt(9, seed=3)
     skips = [FfnSkip(0.0), FfnSkip(0.0, "prompt"), FfnSkip(1.0, cold=(3, 3)), FfnSkip(1.0, cold=(1, 1), warmup=8)]
-    ((full, *others),) = score_rows(Engine(folder, dtype="float32"), [pair], [Row(), *(Row(skip=s) for s in skips)])
+    ((full, *others),) = score_rows(
+        Engine(folder, dtype="float32"), [pair], [ScoredRow(), *(ScoredRow(skip=s) for s in skips)]
+    )
     for found in others:
         torch.testing.assert_close(found.log_probability, full.log_probability, rtol=0, atol=1e-5)
 
@@ -146,31 +147,31 @@ def test_all_between_the_cold_ends_is_the_model_without_these_blocks(folder: Pat
     whole = engine.sizes.kept(0)
     kept = tuple((0,) if 0 < layer < LAYERS - 1 else k for layer, k in enumerate(whole))
     skips = [FfnSkip(1.0, cold=(1, 1), warmup=0), FfnSkip(1.0, "prompt", cold=(1, 1))]
-    rows = [Row(), Row(kept=kept), *(Row(skip=s) for s in skips)]
+    rows = [ScoredRow(), ScoredRow(kept=kept), *(ScoredRow(skip=s) for s in skips)]
     ((_, without, *others),) = score_rows(engine, [pair], rows)
     for found in others:
         torch.testing.assert_close(found.log_probability, without.log_probability, rtol=0, atol=1e-5)
 
 
-def test_what_is_skipped_instead() -> None:
+def test_blocks_skipped_at_random() -> None:
     similarity = torch.rand(30, 8)
     skip = FfnSkip(0.25, cold=(1, 2), warmup=3)
-    drawn = Skipped([(skip, "random"), (None, "")], 9, similarity, seed=1)
+    drawn = ContinuationSkips([(skip, "random"), (None, "")], 9, similarity, seed=1)
     table = torch.stack([drawn.at(block) for block in range(8)], dim=2)
     assert table[0].sum(1).tolist() == [0] * 3 + [2] * 6
     assert not table[0, :, [0, 6, 7]].any()
     assert not table[1].any()
-    again = Skipped([(skip, "random")], 9, similarity, seed=2)
+    again = ContinuationSkips([(skip, "random")], 9, similarity, seed=2)
     assert not torch.equal(table[0], torch.stack([again.at(block)[0] for block in range(8)], dim=1))
-    with pytest.raises(OptionError, match="instead"):
-        Skipped([(skip, "sideways")], 9, similarity)
+    with pytest.raises(OptionError, match="ablation 'sideways'"):
+        ContinuationSkips([(skip, "sideways")], 9, similarity)
 
 
 def test_a_whole_layer_left_out_is_a_model_without_it(folder: Path) -> None:
     pair = tiny_prompt(20), tiny_prompt(9, seed=3)
     engine = Engine(folder, dtype="float32")
     skip = FfnSkip(1.0, "prompt", cold=(2, 2))
-    ((_, found),) = score_rows(engine, [pair], [Row(), Row(skip=skip, instead="layers")])
+    ((_, found),) = score_rows(engine, [pair], [ScoredRow(), ScoredRow(skip=skip, ablation="layers")])
     model = oracle.load(folder)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -189,8 +190,8 @@ def test_a_static_row_reads_its_context_pruned_too(tmp_path: Path, name: str) ->
     context, continuation = tiny_prompt(20), tiny_prompt(9, seed=3)
     other = oracle.statistic(model, tiny_prompt(30, seed=9))
     prior = Prior(tuple((score**2,) for score in other))
-    static = Row(Selection(prior=prior, prior_weight=1.0), engine.sizes.kept(0.5), static=True)
-    rows = [Row(), static, Row(kept=engine.sizes.kept(0.5)), replace(static, static=False)]
+    static = ScoredRow(Selection(prior=prior, prior_weight=1.0), engine.sizes.kept(0.5), static=True)
+    rows = [ScoredRow(), static, ScoredRow(kept=engine.sizes.kept(0.5)), replace(static, static=False)]
     pairs = [(context, continuation), (context, continuation[:1]), (context[:7], continuation)]
     for (before, after), found in zip(pairs, score_rows(engine, pairs, rows), strict=True):
         experts = oracle.experts(model, tiny_prompt(30, seed=9), 0.5)
@@ -202,12 +203,12 @@ def test_a_static_row_reads_its_context_pruned_too(tmp_path: Path, name: str) ->
         truth = full.log_softmax(-1)
         kl = (truth.exp() * (truth - logits.log_softmax(-1))).sum(-1)
         torch.testing.assert_close(found[1].kl, kl, rtol=1e-4, atol=1e-5)
-        (alone,) = score_rows(engine, [(before, after)], [Row(), rows[2], rows[3]])
+        (alone,) = score_rows(engine, [(before, after)], [ScoredRow(), rows[2], rows[3]])
         for one, other_row in zip(alone, (found[0], found[2], found[3]), strict=True):
             torch.testing.assert_close(one.log_probability, other_row.log_probability, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [Variant(0.0, skip=FfnSkip(0.5)), Variant(0.5, "random", static=True)])
+@pytest.mark.parametrize("variant", [Variant(0.0, skip=FfnSkip(0.5)), Variant(0.5, selection="random", static=True)])
 def test_a_model_with_other_memory_is_refused(tmp_path: Path, variant: Variant) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "lfm2", "lfm2"), dtype="float32")
     with pytest.raises(OptionError, match="more than keys and values"):

@@ -1,0 +1,89 @@
+"""What a benchmark is asked to measure: lengths, methods, and the ways of pruning of Griffin's rows."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from ...errors import OptionError
+from ...options import FfnSkip, Pruning, check
+
+METHODS = ("full", "accelerate", "magnitude", "griffin", "llama-cpp")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the prompt, and of the answer."""
+
+    prompt: int
+    answer: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt}+{self.answer}"
+
+
+def parse_lengths(text: str) -> list[Lengths]:
+    """'512+128,2048+256' -> lengths. Raises OptionError; an answer has at least 2 tokens, or it has no speed."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,7})\s*\+\s*(\d{1,7})\s*", part)
+        if not match or int(match[1]) < 1 or int(match[2]) < 2:
+            raise OptionError(
+                f"lengths {part.strip()!r} are not PROMPT+ANSWER tokens, at least 1+2: write 512+128,2048+256"
+            )
+        found.append(Lengths(int(match[1]), int(match[2])))
+    return list(dict.fromkeys(found))
+
+
+def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
+    """'full,griffin' -> names; None: all that can run. Raises OptionError."""
+    if text is None:
+        return [name for name in METHODS if name != "llama-cpp" or ggufs]
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        check(name, METHODS, "method")
+    if "llama-cpp" in names and not ggufs:
+        raise OptionError("method 'llama-cpp' reads a GGUF file of the same weights: give --llama-cpp FILE.gguf")
+    return names if "llama-cpp" in names or not ggufs else [*names, "llama-cpp"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure. `folder`: the checkpoint; `budget`: bytes, for every method; `cold`: drop the page cache before
+    each run, None: where root allows it.
+
+    `sparsities`, `resident_dtypes`, `ffn_skips` (shares of skipped blocks, beside none): of Griffin's rows, a row for
+    each combination; `ggufs`: files of the same weights for llama.cpp, a row each. Raises OptionError."""
+
+    name: str
+    folder: Path
+    budget: int
+    lengths: Sequence[Lengths]
+    methods: Sequence[str]
+    sparsities: Sequence[float]
+    repeats: int = 3
+    max_seconds: float = 120.0
+    dtype: str | None = None
+    threads: int | None = None
+    resident_dtypes: Sequence[str] = ("bfloat16",)
+    ffn_skips: Sequence[float] = ()
+    ffn_skip_mode: str = "token"
+    ggufs: Sequence[Path] = ()
+    capped: bool = True
+    cold: bool | None = None
+
+    def __post_init__(self) -> None:
+        for share in self.ffn_skips:
+            if not 0 < share <= 1:
+                raise OptionError(f"ffn_skip {share:g} is outside its range: above 0, up to 1")
+        self.prunings  # noqa: B018 - the other options are checked there
+
+    @property
+    def prunings(self) -> list[Pruning]:
+        """Those of Griffin's rows."""
+        skips = [FfnSkip(share, self.ffn_skip_mode) for share in (0.0, *self.ffn_skips)]
+        return [
+            Pruning(sparsity, dtype, skip=skip)
+            for sparsity, dtype, skip in product(self.sparsities, self.resident_dtypes, skips)
+        ]
