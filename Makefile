@@ -1,11 +1,11 @@
-# make demo: the main job on a real model.  make test: the tests.  make check: style and types.  make docs: docs/commands.md.  (README: "Try it")
+# make demo: the main job on a real model.  make test: the tests.  make quick: in a minute.  make check: style and types.  make docs: docs/commands.md.  (README: "Try it")
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PROMPT ?= The Library of Alexandria was one of the largest libraries of the ancient world. Explain in a few sentences why people still talk about it today.
 
-.PHONY: demo test check docs clean setup
+.PHONY: demo test quick check docs clean setup
 
 demo: setup
 	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
@@ -13,7 +13,11 @@ demo: setup
 
 test: setup
 	$(BIN)/griffin pull smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
+
+quick: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick
 
 check: setup
 	$(BIN)/ruff check .

@@ -15,11 +15,49 @@ from cases import Case
 from tiny import COMMON, TINY
 from torch.backends import mkldnn
 
+# For every commit: the rules, the pure functions, three types against the oracle, each main command once.
+QUICK = (
+    "test_folders.py",
+    "test_readme.py",
+    "test_usage.py",
+    "test_jsonl.py",
+    "checkpoint/test_headers.py::test_the_good_header_is_good",
+    "checkpoint/test_headers.py::test_every_layout_is_read_as_safetensors_does",
+    "cli/test_commands.py::test_the_answer_alone_is_on_stdout_and_the_report_on_stderr",
+    "cli/test_commands.py::test_export_prints_the_folder_and_how_to_load_it",
+    "cli/test_commands.py::test_mem_report_of_a_model",
+    "cli/test_commands.py::test_chat_answers_each_line_of_a_pipe",
+    "model/test_architectures.py::test_every_type[llama]",
+    "model/test_architectures.py::test_every_type[phi3]",
+    "model/test_architectures.py::test_every_type[mixtral]",
+    "pruning/test_calibration_texts.py",
+    "pruning/test_ffn_skip.py",
+    "pruning/test_layer_allocation.py",
+    "pruning/test_prior.py",
+    "quant/test_formats.py::test_a_product_in_float32_is_that_of_the_rounded_matrix",
+)
+# What measures time or memory, or the whole machine's.
+ALONE = (
+    "test_engine.py::test_pruned_takes_less_than_full_and_each_stays_inside_its_plan",
+    "test_engine.py::test_what_does_not_fit_is_refused_and_what_is_suggested_works",
+    "test_folders.py::test_help_is_quick_and_imports_nothing_heavy",
+    "evaluation/bench/",
+    "export/test_to_safetensors.py::test_the_pruned_model_is_never_held",
+    "offload/test_neuron_scores.py::test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk",
+    "planning/",
+)
 _REAL_CACHE = os.environ.get("GRIFFIN_CACHE")
 
 torch.set_num_threads(1)  # two threads on two busy cores wait for each other: 6 times slower even on the real models
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for names, mark in ((QUICK, pytest.mark.quick), (ALONE, pytest.mark.alone)):
+            if item.nodeid.removeprefix("tests/").startswith(names):
+                item.add_marker(mark)
 
 
 @pytest.fixture(autouse=True)
