@@ -4,11 +4,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BudgetError
+from .errors import BudgetError, FetchError
 from .units import MIB, format_bytes
 
 DISK_RESERVE = 64 * MIB  # of a disk, left free
@@ -16,11 +16,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says where ther
 
 
 @contextmanager
-def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
+def write_whole(path: Path, *, sync: bool = False, make_folder: bool = True) -> Iterator[Path]:
     """Yields a new path beside `path`; what the block writes there becomes `path`, or is removed if the block fails.
 
-    Makes the folder. `sync`: only once it is on the disk. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    `sync`: put it on the disk before it becomes `path`. Raises OSError."""
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         yield temporary
@@ -32,10 +33,35 @@ def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """Writes UTF-8 text, whole or not at all. Raises OSError."""
-    with write_whole(path, sync) as temporary:
+def write_text(path: Path, text: str, *, sync: bool = False, make_folder: bool = True) -> None:
+    """Writes UTF-8 text, whole or not at all. Raises OSError, or ValueError for text that is not Unicode."""
+    with write_whole(path, sync=sync, make_folder=make_folder) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def make_once(folder: Path, build: Callable[[Path], Path], is_there: Callable[[Path], bool]) -> Path:
+    """`folder`, made by one process only, whole or not at all: build(work) makes a folder in `work` and returns it.
+
+    Raises BudgetError for a full disk, FetchError for other errors of the file system."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    work = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
+            if not is_there(folder):  # else another process has just made it
+                for leftover in (folder, work):  # of a process that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
+                work.mkdir()
+                try:
+                    build(work).rename(folder)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
+        raise FetchError(f"{folder} cannot be made ({error}); GRIFFIN_CACHE=FOLDER names another place") from error
+    return folder
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -1,7 +1,8 @@
 """What every test gets: no network, a cache of its own, quiet libraries, and the real models where there are any."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
@@ -10,7 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
 import pytest
 import torch
 import transformers
-from tiny import COMMON, TINY, tiny_checkpoint
+from cases import Case
+from tiny import COMMON, TINY
 from torch.backends import mkldnn
 
 _REAL_CACHE = os.environ.get("GRIFFIN_CACHE")
@@ -39,16 +41,23 @@ def _own_cache(request: pytest.FixtureRequest, test_cache: Path, monkeypatch: py
         monkeypatch.setenv("GRIFFIN_CACHE", str(test_cache))
 
 
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """case(kind): the tiny model of a kind, with the oracle's answers, made when first asked for."""
+    base = tmp_path_factory.mktemp("cases")
+    return cache(lambda kind: Case(kind, base / kind))
+
+
 @pytest.fixture(scope="session", params=COMMON)
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(request: pytest.FixtureRequest, case: Callable[[str], Case]) -> Path:
     """A tiny checkpoint of each common architecture in turn; its folder is named by the model type."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / request.param, request.param)
+    return case(request.param).folder
 
 
-@pytest.fixture(scope="module", params=TINY)
-def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint of every architecture in turn."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("every") / request.param, request.param)
+@pytest.fixture(params=TINY)
+def every(request: pytest.FixtureRequest, case: Callable[[str], Case]) -> Case:
+    """The tiny model of every architecture in turn."""
+    return case(request.param)
 
 
 @pytest.fixture(scope="session")

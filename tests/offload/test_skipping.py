@@ -8,6 +8,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from cases import Case
 from engines import copying
 from tiny import TINY, tiny_checkpoint, tiny_prompt
 from torch import Tensor
@@ -224,14 +225,14 @@ def mixes(engine: Engine) -> bool:
     return any(len(found) > 1 or block.routed for found in blocks for block in found)
 
 
-def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: Path) -> None:
+def test_types_whose_similarity_cannot_be_told_are_refused_and_no_others(every: Case) -> None:
     """What leaves a layer, less what its last module puts out, is what leaves it when its block has no z."""
-    engine = Engine(every)
+    engine = Engine(every.folder)
     if mixes(engine):
         with pytest.raises(OptionError, match="one plain feed-forward block"):
             check_skip(engine.skeleton.layout, FfnSkip(0.25))
         return
-    model, prompt = oracle.load(every), tiny_prompt(20)
+    model, prompt = every.model, tiny_prompt(20)
     told = True
     for block in oracle.blocks(model):
         seen = entering(model, prompt, block.layer)

@@ -1,12 +1,15 @@
 """Weights in 8 and 4 bits: each format against a slow reference, and the engine against a whole model whose weights
 were rounded so, for every architecture."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import torch
+from cases import Case
 from engines import Logits, copying
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor, nn
@@ -34,23 +37,17 @@ ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weig
 
 def rounded8(matrix: Tensor) -> Tensor:
     """(N, K), float32: each row to 255 levels about 0."""
-    out = torch.empty_like(matrix)
-    for i, row in enumerate(matrix):
-        scale = row.abs().max().clamp_min(1e-12) / 127
-        out[i] = (row / scale).round() * scale
-    return out
+    scale = matrix.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (matrix / scale).round() * scale
 
 
 def rounded4(matrix: Tensor) -> Tensor:
     """(N, K), float32: each GROUP of a row to 16 levels from its least to its largest; a last group has zeros too."""
-    out = torch.empty_like(matrix)
-    for i, row in enumerate(matrix):
-        for begin in range(0, len(row), GROUP):
-            group = row[begin : begin + GROUP]
-            whole = nn.functional.pad(group, (0, GROUP - len(group)))
-            least, step = whole.min(), ((whole.max() - whole.min()) / 15).clamp_min(1e-10)
-            out[i, begin : begin + GROUP] = ((group - least) / step).round() * step + least
-    return out
+    rows, columns = matrix.shape
+    groups = nn.functional.pad(matrix, (0, -columns % GROUP)).view(rows, -1, GROUP)
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((most - least) / 15).clamp_min(1e-10)
+    return (((groups - least) / step).round() * step + least).reshape(rows, -1)[:, :columns]
 
 
 ROUNDED: dict[str, Any] = {"": lambda matrix: matrix.clone(), "int8": rounded8, "int4": rounded4}
@@ -124,23 +121,28 @@ def test_a_split_is_the_whole(halves: bool) -> None:
     torch.testing.assert_close(split.linear(x @ up.T), x @ up.T @ down.T)
 
 
+def test_every_type_answers_as_a_model_rounded_so(every: Case) -> None:
+    assert_answers_as_rounded(Engine(every.folder, dtype="float32"), every, "int4", "int8", 0.75)
+
+
+# One of each layout: fused, transposed, with biases, routed, interleaved, shared experts, layers of several kinds.
+LAYOUTS = ["llama", "phi3", "gpt2", "opt", "mixtral", "gpt_oss", "granitemoeshared", "nemotron_h"]
+
+
 @pytest.mark.parametrize(
     ("resident_dtype", "rest", "sparsity"),
-    [
-        ("int8", "drop", 0.5),
-        ("int4", "drop", 0.5),
-        ("bfloat16", "int4", 0.5),
-        ("int4", "int8", 0.75),
-        ("int8", "drop", 0),
-    ],
+    [("int8", "drop", 0.5), ("int4", "drop", 0.5), ("bfloat16", "int4", 0.5), ("int8", "drop", 0)],
 )
-def test_every_type_answers_as_a_model_rounded_so(every: Path, resident_dtype: str, rest: str, sparsity: float) -> None:
-    assert_answers_as_rounded(Engine(every, dtype="float32"), every, resident_dtype, rest, sparsity)
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_every_layout_in_every_format(
+    case: Callable[[str], Case], kind: str, resident_dtype: str, rest: str, sparsity: float
+) -> None:
+    engine = Engine(case(kind).folder, dtype="float32")
+    assert_answers_as_rounded(engine, case(kind), resident_dtype, rest, sparsity)
 
 
-def test_a_layer_packed_on_its_device_is_the_same(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "m", "llama")
-    assert_answers_as_rounded(copying(folder), folder, "int4", "int8", 0.5)
+def test_a_layer_packed_on_its_device_is_the_same(case: Callable[[str], Case]) -> None:
+    assert_answers_as_rounded(copying(case("llama").folder), case("llama"), "int4", "int8", 0.5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mixtral"])
@@ -170,12 +172,12 @@ def test_an_expert_set_for_each_prompt_is_each_prompt_alone(
 @pytest.mark.parametrize("shards", [1, 3])
 def test_tied_and_sharded(tmp_path: Path, tied: bool, shards: int) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "gemma3_text", tied=tied, shards=shards)
-    assert_answers_as_rounded(Engine(folder), folder, "int8", "drop", 0.5)
+    assert_answers_as_rounded(Engine(folder), Case("gemma3_text", folder), "int8", "drop", 0.5)
 
 
 def test_one_engine_goes_from_format_to_format(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", tied=True)
-    engine = Engine(folder, host_memory="1GiB")
+    engine, whole = Engine(folder, host_memory="1GiB"), Case("llama", folder)
     for resident_dtype, rest, sparsity in [
         ("int8", "drop", 0.5),
         ("bfloat16", "drop", 0.5),
@@ -184,7 +186,7 @@ def test_one_engine_goes_from_format_to_format(tmp_path: Path) -> None:
         ("bfloat16", "drop", 0),
         ("int8", "drop", 0),
     ]:
-        assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
+        assert_answers_as_rounded(engine, whole, resident_dtype, rest, sparsity)
 
 
 @pytest.mark.parametrize(("resident_dtype", "rest"), [("int8", "drop"), ("int4", "drop"), ("int4", "int8")])
@@ -192,9 +194,9 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
     sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     folder = tiny_checkpoint(tmp_path / "m", "llama", **sizes, **heads)
-    engine = Engine(folder)
+    engine, whole = Engine(folder), Case("llama", folder)
     for sparsity in (0.5, 0):
-        assert_answers_as_rounded(engine, folder, resident_dtype, rest, sparsity)
+        assert_answers_as_rounded(engine, whole, resident_dtype, rest, sparsity)
     layer: Any = engine.skeleton.modules[0]
     modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
@@ -257,10 +259,9 @@ def test_rows_that_are_no_whole_blocks_are_not_joined() -> None:
     assert not any(isinstance(part, Part) for part in take_joined("int4", Arena(2**16), [64, 40], 64, torch.bfloat16))
 
 
-def assert_answers_as_rounded(engine: Engine, folder: Path, resident_dtype: str, rest: str, sparsity: float) -> None:
+def assert_answers_as_rounded(engine: Engine, case: Case, resident_dtype: str, rest: str, sparsity: float) -> None:
     prompt, tokens, logits = tiny_prompt(), 6, Logits()
-    model = oracle.load(folder)
-    experts = oracle.experts(model, prompt, sparsity)
+    model, experts = copy.deepcopy(case.model), case.kept(prompt, sparsity)
     generation = engine.generate(
         prompt,
         sparsity=sparsity,
