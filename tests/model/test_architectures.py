@@ -83,7 +83,7 @@ def test_every_type(every: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with subtests.test("streamed is resident, and pruned is masked"):
         assert_equals_oracle(engine, every)
     with subtests.test("a batch answers as each alone"):
-        assert_batch_answers_as_each_alone(engine)
+        assert_batch_answers_as_each_alone(engine, every)
     with subtests.test("an export is the resident model"):
         assert_export_is_resident(engine, every, tmp_path / "out")
     with subtests.test("in shards, and tied the other way"):
@@ -138,15 +138,13 @@ def assert_states_equal(ours: Any, theirs: Any) -> None:
         assert type(ours) is type(theirs)
 
 
-def assert_batch_answers_as_each_alone(engine: Engine) -> None:
+def assert_batch_answers_as_each_alone(engine: Engine, case: Case) -> None:
     """The whole model for prompts of different lengths, and kept neurons of its own for each; one token too."""
     prompts = [tiny_prompt(30), tiny_prompt(22, 1), tiny_prompt(1)]
-    alone = [greedy(engine, prompt, 0.0) for prompt in prompts]
     together = engine.generate_batch(prompts, sparsity=0.0, max_new_tokens=NEW, do_sample=False)
-    assert [answer.token_ids for answer in together] == alone
-    alone = [greedy(engine, prompt, 0.5) for prompt in prompts]
+    assert [answer.token_ids for answer in together] == [case.answer(ids, 0.0, NEW)[0] for ids in prompts]
     each = engine.generate_batch(prompts, per_prompt=True, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
-    assert [answer.token_ids for answer in each] == alone
+    assert [answer.token_ids for answer in each] == [case.answer(ids, 0.5, NEW)[0] for ids in prompts]
 
 
 def assert_export_is_resident(engine: Engine, case: Case, out: Path) -> None:
