@@ -196,7 +196,9 @@ class Repl:
             self.chat.set(name, value.strip())
         show = self.chat.settings()
         for key in [name] if name else show:
-            console.note(f"{key}: {'default' if show[key] is None else show[key]}")
+            value = show[key]
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            console.note(f"{key}: {'default' if value is None else shown}")
 
     def _mem(self, argument: str) -> None:
         if self.last is None:

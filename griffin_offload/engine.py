@@ -289,11 +289,7 @@ class Engine:
 
     @contextmanager
     def passage(
-        self,
-        tokens: int,
-        waiting: int = 0,
-        on_layer: OnLayer | None = None,
-        job_hooks: Sequence[LayerHook] = (),
+        self, tokens: int, waiting: int = 0, on_layer: OnLayer | None = None, job_hooks: Sequence[LayerHook] = ()
     ) -> Generator[Lockstep, None, None]:
         """The whole model passes once, layer by layer, through as many forwards as are given to its `run`; nothing
         stays. `tokens`: of the largest forward; `waiting`: bytes that all of them hold between two layers;

@@ -17,13 +17,7 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.measure import resident_set
 from .model.architecture import ARCHITECTURES
 from .model.kv_cache import make_cache
-from .model.pretrained import (
-    check_layers,
-    load_config,
-    load_generation_config,
-    load_tokenizer,
-    open_checkpoint,
-)
+from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
 from .offload.probe import probe
 from .options import Placement, Pruning

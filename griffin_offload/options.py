@@ -143,10 +143,7 @@ class Placement(_Checked):
 
     device: str | None = option(None, "cuda, mps or cpu.", metavar="NAME", default="the best there is")
     device_memory: int | str | None = option(
-        None,
-        "The most memory to use: 4GiB, 4900MB or bytes.",
-        metavar="SIZE",
-        default="what is free, less a margin",
+        None, "The most memory to use: 4GiB, 4900MB or bytes.", metavar="SIZE", default="what is free, less a margin"
     )
     dtype: str | None = option(None, "Precision of the weights.", choices=DTYPES, default="the checkpoint's")
     host_memory: int | str = option(
@@ -191,11 +188,7 @@ class FfnSkip(_Checked):
         default="2,2",
     )
     warmup: int = whole(
-        4,
-        "In token mode: the first N tokens of the answer skip nothing.",
-        low=0,
-        allowed="0 or more",
-        default="4",
+        4, "In token mode: the first N tokens of the answer skip nothing.", low=0, allowed="0 or more", default="4"
     )
     run: int = whole(
         0,

@@ -1,6 +1,6 @@
 """Word problems of one or two sums, with their reasoning: a seeded generator, and few-shot prompts of them.
 
-Written for this and for no model: nobody has been trained on them. A problem is a row that `samples.py` reads too."""
+No model has been trained on them. A problem is also a row for pruning/calibration_texts.py."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ QUESTION, ANSWER, END = "Question: ", "\nAnswer:", "\n"
 
 
 def problems(count: int, seed: int = 0) -> list[Problem]:
-    """`count` of them, no two alike; another seed gives others."""
+    """`count` problems, no two alike; another seed gives others."""
     draw = random.Random(f"arithmetic {seed}")
     found: dict[str, Problem] = {}
     while len(found) < count:
@@ -103,9 +103,9 @@ def _problem(question: str, steps: Sequence[str], answer: int) -> Problem:
 
 
 def few_shot(engine: Engine, tests: Sequence[Problem], examples: Sequence[Problem]) -> list[Pair]:
-    """Each test's question behind the examples, and its answer with the line's end: token ids.
+    """Token ids of each test's question after the examples, and of its answer up to the end of the line.
 
-    A model that finds every token of the answer likeliest answers right, in just these words, when it is asked."""
+    A model for which each of these tokens is the likeliest gives exactly this answer when it is asked."""
     before = "".join(f"{QUESTION}{p['question']}{ANSWER} {p['answer']}{END}" for p in examples)
     pairs = []
     for test in tests:

@@ -83,11 +83,11 @@ def _fault(row: Row) -> str | None:
     key = _context_key(row)
     context, choices, right = row.get(key), row.get("choices"), row.get("answer")
     if not isinstance(context, str) or not context.strip():
-        return f'the "{key}" is no text'
+        return f'"{key}" is not a text'
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c.strip() for c in choices):
-        return 'the "choices" are no list of texts'
+        return '"choices" is not a list of texts'
     if type(right) is not int or not 0 <= right < len(choices):  # true and false are ints too
-        return f'the "answer" is no number from 0 to {len(choices) - 1}, the index of the right choice'
+        return f'"answer" is not a number from 0 to {len(choices) - 1}, the index of the right choice'
     return None
 
 

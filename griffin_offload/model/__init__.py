@@ -5,6 +5,7 @@ refused.py         model types that are refused, with the reason
 detect.py          finds the blocks of a type that is in no table
 layout.py          a model's layers, blocks and shapes, as data
 skeleton.py        builds the model on meta and binds it to a checkpoint
+weight_slots.py    puts weights into the modules, and takes them out
 config_facts.py    sizes that a config tells
 pretrained.py      a folder's config, generation config and tokenizer, checked
 modules.py         forwards that replace a module's own

@@ -84,9 +84,7 @@ class Skeleton:
             tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
             linear_head = linear_module(self.model, layout.lm_head) is not None
             layout = replace(
-                layout,
-                embedding_on_disk=not tied,
-                lm_head_alone=linear_head and _in_one_piece(layout, layout.lm_head),
+                layout, embedding_on_disk=not tied, lm_head_alone=linear_head and _in_one_piece(layout, layout.lm_head)
             )
             self.slots = WeightSlots(self.model, layout, rows)
         else:

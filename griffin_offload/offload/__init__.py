@@ -1,12 +1,16 @@
-"""The passes over the layers.
+"""The passes over the layers: drivers (sweep, lockstep) and what they call as a layer passes.
 
+layer_hook.py      the contract: before, after, close
 layer_stream.py    streams layers: prefetch, onload, keep, free
 prefetch.py        the reader thread
-resident_layer.py  memory for one layer's kept weights
-gather.py          kept rows and columns -> compact weights
-outer_weights.py   embeddings, final norm and lm_head
-sweep.py           one prompt through every layer, pruned on the way
+staging.py         where each layer is read to
+sweep.py           one prompt through every layer
 lockstep.py        many forwards over one reading
+pruner.py          chooses and gathers the kept neurons of a layer
+gather.py          kept rows and columns -> compact weights
+resident_layer.py  memory for one layer's kept weights
+resident_model.py  what is in memory between prompts, by named states
+outer_weights.py   embeddings, final norm and lm_head
 skip_by_token.py   skipped blocks, token by token
 skip_by_prompt.py  skipped blocks, for a whole answer
 neuron_scores.py   scores of all neurons over many samples

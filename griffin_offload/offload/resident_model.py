@@ -91,13 +91,7 @@ class ResidentModel:
         return Sweep(self._stream(self.layers, plan, reader, on_layer), HookSequence(hooks))
 
     def prepare_each(
-        self,
-        plan: Plan,
-        selection: Selection,
-        reader: Reader,
-        on_layer: OnLayer | None,
-        prompts: int,
-        seed: int | None,
+        self, plan: Plan, selection: Selection, reader: Reader, on_layer: OnLayer | None, prompts: int, seed: int | None
     ) -> Lockstep:
         """The same for several prompts that share one reading, each with neurons of its own. Nothing is to stay."""
         self.unload(keep_tier=True)

@@ -5,6 +5,7 @@ request.py        what a plan is made for
 rows.py           the rows of a plan
 plan.py           a request -> a plan, or what would fit
 ladder.py         the best plan that fits, where nobody says
+waiting.py        what a forward holds while it waits for others
 scoring.py        what scoring continuations holds besides the model
 catalogue_fit.py  which models of the catalogue fit
 """

@@ -52,8 +52,5 @@ def catalogue_sizes(fields: Mapping[str, Any]) -> ModelSizes:
     skeleton = Skeleton(AutoConfig.for_model(**{**fields, "num_hidden_layers": 1}), torch.bfloat16)
     one = model_sizes(skeleton.layout)
     return replace(
-        one,
-        layers=one.layers * layers,
-        cache_per_token=one.cache_per_token * layers,
-        windows=windows(config),
+        one, layers=one.layers * layers, cache_per_token=one.cache_per_token * layers, windows=windows(config)
     )

@@ -21,12 +21,11 @@ from ..units import MIB, format_bytes
 from .hub import Progress
 
 
-def link(path: Path, out: Path) -> Path:
-    """Makes and returns the folder `out` for the model in the GGUF file `path`, with a note instead of the weights.
+def link(path: Path, out: Path) -> None:
+    """Makes the folder `out` for the model in the GGUF file `path`, with a note instead of the weights.
 
     Raises CheckpointError for a damaged file, UnsupportedArchitecture."""
     write_link(out, _describe(path, out, path.name))
-    return out
 
 
 def convert(path: Path, out: Path, *, on_progress: Progress | None = None, name: str = "") -> None:

@@ -199,7 +199,11 @@ def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
 def _linked(file: Path) -> Path:
     from .gguf_convert import link
 
-    return make_once(_gguf_folder(file), lambda work: link(file, work / "model"), lambda f: gguf_link(f) is not None)
+    def build(work: Path) -> Path:
+        link(file, work / "model")
+        return work / "model"
+
+    return make_once(_gguf_folder(file), build, lambda folder: gguf_link(folder) is not None)
 
 
 def _gguf_folder(file: Path) -> Path:

@@ -33,9 +33,10 @@ class Point(NamedTuple):
 
 
 def cut_prompts(engine: Engine, text: str, count: int, tokens: int, what: str = "prompts") -> list[list[int]]:
-    """`count` prompts (an error calls them `what`) of `tokens` tokens, spread evenly over a text so that they differ.
+    """`count` prompts of `tokens` tokens, spread evenly over a text so that they differ. Errors call them `what`.
 
-    Each begins as the tokenizer begins a text (Llama's and Gemma's <s>). Raises PromptError for too short a text."""
+    Each begins with the tokenizer's BOS where a text does (Llama's and Gemma's <s>). Raises PromptError for too short a
+    text."""
     ids = engine.encode(text, raw=True)
     first, ids = _split_bos(engine, ids)
     size = tokens - len(first)
@@ -156,7 +157,7 @@ def _down_projections(engine: Engine) -> list[nn.Module]:
 
 
 def overlaps(statistic: Tensor, kept: int) -> Tensor:
-    """Jaccard overlap (common over all) of the k experts of each pair of prompts: s² (P, F) -> (P(P-1)/2,)."""
+    """Jaccard overlap (common over all) of the k kept neurons of each pair of prompts: s² (P, F) -> (P(P-1)/2,)."""
     chosen = torch.zeros_like(statistic)
     for row, of_prompt in zip(chosen, statistic, strict=True):
         row[select_neurons(of_prompt, kept)] = 1
@@ -166,7 +167,7 @@ def overlaps(statistic: Tensor, kept: int) -> Tensor:
 
 
 def chance_overlap(neurons: int, kept: int) -> float:
-    """The overlap of two random sets of k of F neurons: k²/F common ones give k / (2F - k)."""
+    """Overlap of two random sets of k of F neurons: they share k²/F on average, which gives k / (2F - k)."""
     return kept / (2 * neurons - kept)
 
 
@@ -210,15 +211,17 @@ def _series(key: tuple[str, ...], differs: Sequence[bool]) -> str:
     return ", ".join(part for part, tells in zip(key, differs, strict=True) if tells) or key[0]
 
 
-class _Row(NamedTuple):
+class _Measured(NamedTuple):
     key: tuple[str, ...]  # model, selection, allocation, seed, resident dtype, rest, lengths
     point: Point
 
 
-def _read_results(path: Path) -> list[_Row]:
+def _read_results(path: Path) -> list[_Measured]:
     try:
         facts = json.loads(path.read_bytes())
-        rows = [_row(facts | result) for result in facts["results"]]  # lengths stand with a result where they differ
+        rows = [
+            _measured(facts | result) for result in facts["results"]
+        ]  # lengths stand with a result where they differ
     except OSError as error:
         raise OptionError(f"cannot read the results {path}: {str(error.strerror).lower()}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -230,11 +233,18 @@ def _read_results(path: Path) -> list[_Row]:
     return rows
 
 
-def _row(result: dict[str, Any]) -> _Row:
+def _measured(result: dict[str, Any]) -> _Measured:
     model = Path(result["model"]).name
     lengths = f"prompt {result.get('prompt_tokens', '?')}", f"continuation {result.get('continue_tokens', '?')}"
-    how = result.get("resident_dtype", "bfloat16"), f"rest {result.get('rest', 'drop')}"
-    key = (model, str(result["selection"]), str(result["allocation"]), f"seed {result.get('seed', 0)}", *how, *lengths)
+    formats = result.get("resident_dtype", "bfloat16"), f"rest {result.get('rest', 'drop')}"
+    key = (
+        model,
+        str(result["selection"]),
+        str(result["allocation"]),
+        f"seed {result.get('seed', 0)}",
+        *formats,
+        *lengths,
+    )
     shares = result["sparsity"] if isinstance(result["sparsity"], list) else [result["sparsity"]]
     numbers = float(result["perplexity"]), float(result["standard_error"])
-    return _Row(key, Point("", model, sum(shares) / len(shares), int(result["resident_bytes"]), *numbers))
+    return _Measured(key, Point("", model, sum(shares) / len(shares), int(result["resident_bytes"]), *numbers))

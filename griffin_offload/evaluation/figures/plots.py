@@ -33,17 +33,17 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "griffin",  # the same data, the same file
 }
-# Okabe and Ito's colours, told apart by all; yellow is left out, since it is weak on white.
+# Okabe and Ito's colours, which everybody can tell apart, without yellow, which is weak on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 CURVE = 400  # points of a curve over neurons: more cannot be seen
-MANY = 50  # layers, from which on a line has no room for markers
+MANY = 50  # layers: a line with more has no room for markers
 
 
 def check(path: Path) -> None:
-    """Raises OptionError where a figure cannot be drawn to `path`: to call before the work that it would show."""
+    """Raises OptionError where a figure cannot be drawn to `path`. To be called before the work that it shows."""
     if path.suffix.lower() not in FORMATS:
-        raise OptionError(f"{path}: a figure is written as {', '.join(FORMATS)}; give --out a name that ends so")
+        raise OptionError(f"{path}: the name of a figure ends in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise OptionError(f"{path}: the folder {path.parent} does not exist: make it first")
     try:
@@ -81,7 +81,8 @@ def flocking(panels: Mapping[str, Mapping[int, Tensor]], path: Path, title: str)
 
 
 def jaccard(overlap: Mapping[float, Sequence[Tensor]], neurons: Sequence[int], path: Path, title: str) -> None:
-    """Overlap of experts by layer, one panel a density: by density, one (pairs,) a layer; `neurons`: F of each layer.
+    """Overlap of kept neurons by layer, a panel for each density. `overlap`: by density, (pairs,) of each layer;
+    `neurons`: F of each layer.
 
     The band is one standard deviation over pairs, the dashed line what random sets would share."""
     layers = range(len(neurons))

@@ -22,37 +22,24 @@ from .skipped import ContinuationSkips
 from .variant import ScoredRow
 
 
-class PromptJob(LayerHook):
-    """A context, read by the full model, or by a static row's own pruned one: its KV cache, its last logits, and, of
-    the layer at hand, the neurons that each of its rows drops. `numbers`: of the rows that continue it."""
+class Job(LayerHook):
+    """A forward whose z can be seen, block by block, while it passes a layer."""
 
-    def __init__(self, engine: Engine, ids: Sequence[int], numbers: Sequence[int], rows: Sequence[ScoredRow]) -> None:
-        self.ids, self.cache, self.numbers, self.rows = tuple(ids), prompt_cache(), numbers, rows
-        self._engine, self._prunes = engine, any(row.kept or row.skip for row in rows)
-        self._logits = torch.empty(0)  # (1, V), of the last token
+    def __init__(self, engine: Engine, rows: Sequence[ScoredRow]) -> None:
+        self._engine, self._skeleton = engine, engine.skeleton
+        self._prunes = any(row.kept or row.skip for row in rows)
         self._layer = 0
-        self._statistics: list[Tensor] = []  # by block: (F,) or (E, F)
-        self._dropped: dict[int, Tensor] = {}  # by block: (R, F) or (R, E, F), bool
         self._taps: list[Tap] = []
 
-    def __call__(self) -> None:
-        ids = torch.tensor([self.ids], device=self._engine.device)
-        options = self._engine.opened.last_logits
-        output = self._engine.skeleton.model(ids, past_key_values=self.cache, use_cache=True, **options)
-        self._logits = output.logits[0, -1:].clone()
-
-    def predict(self, token: int, full: "PromptJob") -> Scored:
-        """Scores (1,) of the first token after the prompt; `full`: the same prompt, read by the full model."""
-        ours, theirs = (prompt._logits.float().log_softmax(-1) for prompt in (self, full))
-        return join([reduce(ours, theirs, torch.tensor([token], device=ours.device))])
-
     def before(self, layer: int, states: Tensor | None) -> None:
+        self._layer = layer
         if self._prunes:
-            module, blocks = self._engine.skeleton.modules[layer], self._engine.skeleton.layers[layer].blocks
-            shapes = [block.statistic_shape for block in blocks]
-            self._layer, self._dropped = layer, {}
-            self._statistics = [torch.zeros(shape, dtype=torch.float32, device=self._engine.device) for shape in shapes]
-            self._taps = [Tap(module, block.path, partial(self._see, place)) for place, block in enumerate(blocks)]
+            module, blocks = self._skeleton.modules[layer], self._skeleton.layers[layer].blocks
+            self._taps = [Tap(module, block.path, partial(self.see, place)) for place, block in enumerate(blocks)]
+
+    def see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
+        """What goes on in the place of z (..., F) of the layer's block `place`; None: z itself."""
+        raise NotImplementedError
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         self.close()
@@ -61,7 +48,36 @@ class PromptJob(LayerHook):
         while self._taps:
             self._taps.pop().remove()
 
-    def _see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
+
+class PromptJob(Job):
+    """A context, read by the full model, or by a static row's own pruned one: its KV cache, its last logits, and, of
+    the layer at hand, the neurons that each of its rows drops. `numbers`: of the rows that continue it."""
+
+    def __init__(self, engine: Engine, ids: Sequence[int], numbers: Sequence[int], rows: Sequence[ScoredRow]) -> None:
+        self.ids, self.cache, self.numbers, self.rows = tuple(ids), prompt_cache(), numbers, rows
+        super().__init__(engine, rows)
+        self._logits = torch.empty(0)  # (1, V), of the last token
+        self._statistics: list[Tensor] = []  # by block: (F,) or (E, F)
+        self._dropped: dict[int, Tensor] = {}  # by block: (R, F) or (R, E, F), bool
+
+    def __call__(self) -> None:
+        ids = torch.tensor([self.ids], device=self._engine.device)
+        options = self._engine.opened.last_logits
+        output = self._skeleton.model(ids, past_key_values=self.cache, use_cache=True, **options)
+        self._logits = output.logits[0, -1:].clone()
+
+    def predict(self, token: int, full: "PromptJob") -> Scored:
+        """Scores (1,) of the first token after the prompt; `full`: the same prompt, read by the full model."""
+        ours, theirs = (prompt._logits.float().log_softmax(-1) for prompt in (self, full))
+        return join([reduce(ours, theirs, torch.tensor([token], device=ours.device))])
+
+    def before(self, layer: int, states: Tensor | None) -> None:
+        super().before(layer, states)
+        shapes, device = [block.statistic_shape for block in self._skeleton.layers[layer].blocks], self._engine.device
+        self._statistics = [torch.zeros(shape, dtype=torch.float32, device=device) for shape in shapes]
+        self._dropped = {}
+
+    def see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         """Adds z to the statistic, or zeroes what a static row drops."""
         if self.rows[0].static:
             (dropped,) = self.dropped(place)
@@ -77,8 +93,8 @@ class PromptJob(LayerHook):
         return self._dropped[place]
 
     def _choose(self, place: int) -> Tensor:
-        block, statistic = self._engine.skeleton.layers[self._layer].blocks[place], self._statistics[place]
-        dense = {name: self._engine.skeleton.modules[self._layer].get_parameter(name) for name in block.rows}
+        block, statistic = self._skeleton.layers[self._layer].blocks[place], self._statistics[place]
+        dense = {name: self._skeleton.modules[self._layer].get_parameter(name) for name in block.rows}
         dropped = torch.zeros((len(self.rows), *statistic.shape), dtype=torch.bool, device=statistic.device)
         known: dict[tuple[Selection, int], Tensor] = {}  # rows often differ in another layer
         for row, of_row in zip(dropped, self.rows, strict=True):
@@ -94,7 +110,7 @@ class PromptJob(LayerHook):
         return dropped
 
 
-class ContinuationJob(LayerHook):
+class ContinuationJob(Job):
     """All tokens of a continuation but the last, read by R of a prompt's rows."""
 
     def __init__(
@@ -107,58 +123,51 @@ class ContinuationJob(LayerHook):
         similarity: Tensor | None = None,
     ) -> None:
         """`part`: which of the prompt's rows; `similarity`: of the prompt, (P, L), where a row skips blocks."""
+        super().__init__(engine, rows := prompt.rows[part])
         self.numbers, self.scored = prompt.numbers[part], list[Scored]()  # by row, all tokens after the first
-        self._engine, self._prompt, self._ids, self._part = engine, prompt, ids, part
-        self._comparison, rows = comparison, prompt.rows[part]
-        self._prunes = any(row.kept or row.skip for row in rows)
+        self._prompt, self._ids, self._part, self._comparison = prompt, ids, part, comparison
         self._skips: ContinuationSkips | None = None
         if any(row.skip for row in rows):
             assert similarity is not None
             self._skips = ContinuationSkips([(row.skip, row.ablation) for row in rows], len(ids) - 1, similarity)
-        self._taps: list[Tap] = []
         self._residual: Residual | None = None
         self._entering: Tensor | None = None
         self._skipping = torch.empty(0)  # (R, T), bool: who skips the block of the layer at hand
 
     def __call__(self) -> None:
-        skeleton = self._engine.skeleton
         ids = torch.tensor([self._ids], device=self._engine.device)
-        cache = forked_cache(self._prompt.cache, len(self._prompt.ids), len(skeleton.layers))
+        cache = forked_cache(self._prompt.cache, len(self._prompt.ids), len(self._skeleton.layers))
         rows = ids[:, :-1].expand(len(self.numbers), -1)
-        logits = skeleton.model(rows, past_key_values=cache, use_cache=True).logits
+        logits = self._skeleton.model(rows, past_key_values=cache, use_cache=True).logits
         self.scored = self._comparison(logits, ids[0, 1:], full_first=self.numbers[0] == 0)
 
     def before(self, layer: int, states: Tensor | None) -> None:
-        skeleton = self._engine.skeleton
-        module, blocks = skeleton.modules[layer], skeleton.layers[layer].blocks
-        if self._prunes:
-            self._taps = [Tap(module, block.path, partial(self._see, layer, i)) for i, block in enumerate(blocks)]
-        if self._skips and blocks:
-            self._residual, self._entering = Residual(module), states
-            self._skipping = self._skips.at(skeleton.layout.block_layers.index(layer))
+        super().before(layer, states)
+        if self._skips and self._skeleton.layers[layer].blocks:
+            self._residual, self._entering = Residual(self._skeleton.modules[layer]), states
+            self._skipping = self._skips.at(self._skeleton.layout.block_layers.index(layer))
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         """Where a row skips whole layers, attention too, its states stay as they entered."""
         if self._skips and self._residual and self._entering is not None and states is not None:
             similarity = self._residual.similarity(states)
-            self._skips.update(self._engine.skeleton.layout.block_layers.index(layer), similarity)
+            self._skips.update(self._skeleton.layout.block_layers.index(layer), similarity)
             whole = self._skips.whole_layers
             states[whole] = self._entering[whole]
         self.close()
 
     def close(self) -> None:
-        while self._taps:
-            self._taps.pop().remove()
+        super().close()
         if self._residual:
             self._residual.remove()
         self._residual = self._entering = None
 
-    def _see(self, layer: int, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor:
+    def see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor:
         """z with zeros for the neurons that its row drops, and for the tokens that skip the block."""
-        skeleton = self._engine.skeleton
         dropped = self._prompt.dropped(place)[self._part]
         dropped = dropped if expert is None else dropped[:, expert]
-        pieces = pieces_of(skeleton.modules[layer], skeleton.layers[layer].blocks[place].path)
+        path = self._skeleton.layers[self._layer].blocks[place].path
+        pieces = pieces_of(self._skeleton.modules[self._layer], path)
         positions = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
         positions = positions + (pieces.begin if pieces else 0)
         absent = dropped[positions // (len(self._ids) - 1)]  # positions count through the rows, T tokens each

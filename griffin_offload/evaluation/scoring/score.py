@@ -45,15 +45,14 @@ def score(
     _check_variants(engine, variants, forks)
     slow = [variant for variant in variants if variant.quantized or not forks]
     fast = [variant for variant in variants if variant not in slow]
-    found: list[dict[Variant, Scored]] = [{} for _ in pairs]
+    found: dict[Variant, Sequence[Scored]] = {}  # by pair
     if fast and pairs:
-        together = _score_together(engine, pairs, fast, None if slow else on_pair, on_layer)
-        for of_pair, scored in zip(found, together, strict=True):
-            of_pair.update(zip(fast, scored, strict=True))
-    if slow:
-        for of_pair, scored in zip(found, score_slowly(engine, pairs, slow, on_pair, on_layer), strict=True):
-            of_pair.update(zip(slow, scored, strict=True))
-    return [[of_pair[variant] for variant in variants] for of_pair in found]
+        scored = _score_together(engine, pairs, fast, None if slow else on_pair, on_layer)
+        found |= zip(fast, zip(*scored, strict=True), strict=True)
+    if slow and pairs:
+        scored = score_slowly(engine, pairs, slow, on_pair, on_layer)
+        found |= zip(slow, zip(*scored, strict=True), strict=True)
+    return [[found[variant][number] for variant in variants] for number in range(len(pairs))]
 
 
 def _check_variants(engine: Engine, variants: Sequence[Variant], forks: bool) -> None:

@@ -53,7 +53,7 @@ class Variant(Pruning):
 
     @property
     def full(self) -> bool:
-        return not any(self.shares) and not self.precision.quantized and not self.skip.share
+        return not any(self.shares) and self.resident_dtype == RESIDENT_DTYPES[0] and not self.skip.share
 
     @property
     def quantized(self) -> bool:

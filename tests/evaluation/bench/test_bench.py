@@ -301,7 +301,7 @@ def test_a_figure_that_cannot_be_written_is_refused_first(llama: Path) -> None:
     pytest.importorskip("matplotlib")
     result = invoke("--model", llama, "--plot", "bars.txt")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "a figure is written as .png" in result.stderr
+    assert "the name of a figure ends in .png" in result.stderr
 
 
 def test_a_child_that_says_nothing_sensible_is_an_error() -> None:

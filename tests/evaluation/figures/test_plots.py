@@ -472,7 +472,7 @@ def test_too_few_prompts(texts: list[str], tmp_path: Path) -> None:
 def test_prompts_from_two_places(texts: list[str], tmp_path: Path) -> None:
     out = ["--out", tmp_path / "a.png"]
     wrong_usage("leave one out", "statistic", "--prompt-file", texts[0], "--data", texts[0], *out)
-    wrong_usage("from --data", "statistic", "--prompt-file", texts[0], "--windows", "2", *out)
+    wrong_usage("need --data FILE", "statistic", "--prompt-file", texts[0], "--windows", "2", *out)
 
 
 def test_layers_and_densities_out_of_range(folder: Path, texts: list[str], tmp_path: Path) -> None:
