@@ -1,6 +1,5 @@
-"""Skipped blocks against plain transformers with z at zero, one token and one block at a time."""
+"""Blocks that a prompt leaves out, against plain transformers with z at zero."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pytest
 import torch
 from cases import Case
 from engines import copying
-from tiny import TINY, tiny_checkpoint, tiny_prompt
+from skipping import TOKENS, greedy, leaving, prompt_similarity
+from tiny import TINY, tiny_prompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,204 +20,7 @@ from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError
 from griffin_offload.offload.skip_by_prompt import check_skip
 from griffin_offload.options import FfnSkip
-from griffin_offload.pruning.ffn_skip import WINDOW, Thresholds, most_saturated
-
-LAYERS = 6
-SIX = {"num_hidden_layers": LAYERS}
-DEEP: dict[str, dict[str, Any]] = {
-    "llama": SIX,
-    "llama-relu": SIX,  # with biases
-    "qwen2": SIX,
-    "opt": SIX,  # its projections lie in the layer itself
-    "phi": SIX,  # beside the attention
-    "gptj": {"n_layer": LAYERS},
-    "gpt2": {"n_layer": LAYERS},  # transposed
-    "phi3": SIX,  # gate and up in one
-    "gemma3_text": {**SIX, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2},  # a norm behind
-    "falcon-alibi": SIX,
-}
-TOKENS = 30  # so that the threshold is corrected
-
-
-@pytest.fixture(scope="module", params=DEEP)
-def deep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint of six layers, of each architecture in turn."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("deep") / request.param, request.param, **DEEP[request.param])
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("deep") / "llama", "llama", **SIX)
-
-
-@torch.no_grad()
-def leaving(model: Any, ids: list[int], cache: Any, off: set[int], layer: int, bare: bool = False) -> Tensor:
-    """The states (T, D) that leave a layer when the blocks `off` have no z; `bare`: nor the layer's own, nor a bias."""
-    seen: list[Tensor] = []
-    blocks = oracle.blocks(model)
-    experts = [torch.arange(0 if b.layer in off or (bare and b.layer == layer) else width(b)) for b in blocks]
-    bias = next(b for b in blocks if b.layer == layer).module.bias if bare else None
-    kept = None if bias is None else bias.clone()
-    hook = oracle.decoder_layers(model)[layer].register_forward_hook(
-        lambda _, args, out: seen.append((out[0] if isinstance(out, tuple) else out)[0])
-    )
-    try:
-        if bias is not None:
-            bias.zero_()
-        with oracle._masked(model, experts):
-            oracle._forward(model, ids, copy.deepcopy(cache))
-    finally:
-        hook.remove()
-        if bias is not None:
-            bias.copy_(kept)
-    return seen[0]
-
-
-def width(block: oracle.Block) -> int:
-    return block.module.weight.shape[0 if type(block.module).__name__ == "Conv1D" else 1]
-
-
-def similarity(model: Any, ids: list[int], cache: Any, off: set[int], layer: int) -> Tensor:
-    """(T,), by two forwards: one with the layer's block, one without."""
-    return torch.cosine_similarity(
-        leaving(model, ids, cache, off, layer, bare=True), leaving(model, ids, cache, off, layer), dim=-1
-    )
-
-
-def prompt_similarity(model: Any, prompt: list[int]) -> Tensor:
-    """(T, L)."""
-    return torch.stack([similarity(model, prompt, None, set(), layer) for layer in range(LAYERS)], 1)
-
-
-def skipped_slowly(model: Any, prompt: list[int], skip: FfnSkip, tokens: int) -> tuple[list[int], list[list[int]]]:
-    """The answer's greedy tokens, and the blocks that each of its tokens left out."""
-    table = prompt_similarity(model, prompt)
-    thresholds, target, in_window = Thresholds(table, skip), skip.share, 0
-    logits, cache = oracle._forward(model, prompt, None)
-    answer, left_out = [int(logits[-1].argmax())], []
-    blocks = oracle.blocks(model)
-    while len(answer) < tokens and answer[-1] not in oracle.end_tokens(model):
-        off: set[int] = set()
-        left = 0
-        for block in range(LAYERS):
-            cold = block < max(1, skip.cold[0]) or block >= LAYERS - skip.cold[1]
-            if len(left_out) < skip.warmup:
-                break
-            if left and not cold:
-                off.add(block)
-                left -= 1
-            else:
-                saturated = float(similarity(model, answer[-1:], cache, off, block)) >= thresholds.of(target)
-                left = skip.length(LAYERS) if saturated else 0
-        with oracle._masked(model, [torch.arange(0 if b.layer in off else width(b)) for b in blocks]):
-            logits, cache = oracle._forward(model, answer[-1:], cache)
-        answer.append(int(logits[-1].argmax()))
-        left_out.append(sorted(off))
-        after = len(left_out) - skip.warmup
-        in_window += len(off)
-        if after > 0 and after % WINDOW == 0:
-            target = min(1.0, max(0.0, target + skip.share - in_window / (WINDOW * LAYERS)))
-            in_window = 0
-    return answer, left_out
-
-
-def greedy(engine: Engine, prompt: list[int], skip: FfnSkip | None, sparsity: float = 0.0, **how: Any) -> Answer:
-    return engine.generate(prompt, sparsity=sparsity, skip=skip, max_new_tokens=TOKENS, do_sample=False, **how)
-
-
-def shares(left_out: list[list[int]]) -> list[float]:
-    return [sum(block in off for off in left_out) / len(left_out) for block in range(LAYERS)]
-
-
-@pytest.mark.parametrize("skip", [FfnSkip(0.25, cold=(1, 1)), FfnSkip(0.5, cold=(0, 0), warmup=0, run=2)])
-def test_each_token_skips_what_the_slow_rule_does(deep: Path, skip: FfnSkip) -> None:
-    prompt = tiny_prompt()
-    expected, left_out = skipped_slowly(oracle.load(deep), prompt, skip, TOKENS)
-    found = greedy(Engine(deep), prompt, skip)
-    assert found.token_ids == expected
-    assert found.report.skipped
-    assert list(found.report.skipped.by_layer) == pytest.approx(shares(left_out))
-    assert any(left_out), "the test would say nothing"
-
-
-def test_share_0_is_no_skipping(deep: Path) -> None:
-    engine = Engine(deep)
-    assert greedy(engine, tiny_prompt(), FfnSkip(0.0)).token_ids == greedy(engine, tiny_prompt(), None).token_ids
-
-
-def test_share_1_is_the_model_without_the_blocks_between_the_cold_ends(deep: Path) -> None:
-    skip = FfnSkip(1.0, cold=(1, 2), warmup=0)
-    model = oracle.load(deep)
-    kept = [torch.arange(0 if 1 <= b.layer < LAYERS - 2 else width(b)) for b in oracle.blocks(model)]
-    expected, _ = oracle.masked_generate(model, tiny_prompt(), kept, TOKENS)
-    found = greedy(Engine(deep), tiny_prompt(), skip)
-    assert found.token_ids == expected
-    assert found.report.skipped
-    assert found.report.skipped.by_layer == (0, 1, 1, 1, 0, 0)
-
-
-def test_the_first_tokens_and_the_cold_ends_skip_nothing(llama: Path) -> None:
-    full = greedy(Engine(llama), tiny_prompt(), None)
-    late = greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(2, 1), warmup=10))
-    made = len(late.token_ids) - 1
-    assert late.token_ids[:11] == full.token_ids[:11]  # the prompt gives the first, ten passes the others
-    assert late.report.skipped
-    assert late.report.skipped.by_layer == pytest.approx([0, 0] + [(made - 10) / made] * 3 + [0])
-    assert greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(3, 3))).token_ids == full.token_ids
-
-
-@pytest.mark.parametrize("how", [{}, {"sparsity": 0.5}, {"resident_dtype": "int8"}, {"sparsity": 0.5, "rest": "int8"}])
-def test_a_resident_model_skips_as_a_swept_one(llama: Path, how: dict[str, Any]) -> None:
-    engine, skip = Engine(llama), FfnSkip(0.5, cold=(1, 1), warmup=2)
-    plain = greedy(engine, tiny_prompt(), None, **how)
-    first, again = greedy(engine, tiny_prompt(), skip, **how), greedy(engine, tiny_prompt(), skip, **how)
-    assert first.token_ids == again.token_ids != plain.token_ids
-    assert first.report.skipped == again.report.skipped
-    assert greedy(engine, tiny_prompt(), None, **how).token_ids == plain.token_ids, "nothing of it is left behind"
-
-
-def test_the_bytes_of_skipped_blocks_are_not_counted(llama: Path) -> None:
-    report = greedy(Engine(llama), tiny_prompt(), FfnSkip(1.0, cold=(1, 1), warmup=0), 0.5).report
-    blocks = [3 * 32 * 48 * 4] * 4
-    assert report.bytes_per_token == report.plan.bytes_per_token - sum(blocks)
-    assert report.to_json()["ffn_skip"] == {
-        "mode": "token",
-        "asked": 1.0,
-        "reached": pytest.approx(4 / 6),
-        "by_layer": (0, 1, 1, 1, 1, 0),
-    }
-    assert dict(report.rows())["skipped blocks"] == "66.7% of 100.0% asked; by layer, in %: 0 100 100 100 100 0"
-
-
-def test_an_answer_of_one_token_skips_nothing(llama: Path) -> None:
-    found = Engine(llama).generate(tiny_prompt(), sparsity=0.0, skip=FfnSkip(0.5), max_new_tokens=1)
-    assert found.report.skipped
-    assert found.report.skipped.share == 0
-
-
-def test_several_prompts_are_refused(llama: Path) -> None:
-    with pytest.raises(OptionError, match="one prompt at a time, not for 2"):
-        Engine(llama).generate_batch([tiny_prompt(), tiny_prompt()], skip=FfnSkip(0.25))
-
-
-def test_speculative_decoding_is_refused(llama: Path) -> None:
-    with pytest.raises(OptionError, match="a token at a time"):
-        greedy(Engine(llama), tiny_prompt(), FfnSkip(0.5, warmup=0), prompt_lookup_num_tokens=3)
-
-
-def test_an_interrupt_leaves_nothing_behind(llama: Path) -> None:
-    engine = Engine(llama)
-    full = greedy(engine, tiny_prompt(), None)
-    said: list[str] = []
-
-    def interrupt(text: str) -> None:
-        said.append(text)
-        if len(said) == 12:
-            raise KeyboardInterrupt
-
-    found = greedy(engine, tiny_prompt(), FfnSkip(1.0, warmup=0), on_text=interrupt)
-    assert found.finish_reason == "interrupted"
-    assert greedy(engine, tiny_prompt(), None).token_ids == full.token_ids
+from griffin_offload.pruning.ffn_skip import most_saturated
 
 
 def mixes(engine: Engine) -> bool:
@@ -387,9 +190,6 @@ def test_what_fits_is_chosen_without_a_rest(llama: Path) -> None:
     engine = Engine(llama)
     assert engine.plan(20, 8, skip=by_prompt(0.5)).precision.rest is None
     assert engine.generate(tiny_prompt(), skip=by_prompt(0.5), max_new_tokens=2).report.skipped
-
-
-# Exports
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])

@@ -1,0 +1,106 @@
+"""`griffin chat`, its turns through a pipe."""
+
+import json
+import re
+from pathlib import Path
+
+from click.testing import Result
+from command_line import ANSWER, Run
+
+
+def chat(run: Run, model: Path, *lines: str, options: tuple[str, ...] = ()) -> Result:
+    result = run("chat", "--model", model, *ANSWER, *options, stdin="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_chat_answers_each_line_of_a_pipe(run: Run, model: Path, tmp_path: Path) -> None:
+    result = chat(run, model, "one", "", "two", f"/save {tmp_path / 'talk.json'}")
+    turns = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [turn["content"] for turn in turns[::2]] == ["one", "two"]
+    assert result.stdout == "".join(turn["content"] + "\n" for turn in turns[1::2]), "the answers and nothing else"
+    footers = re.findall(r"^8 tokens · [\d.]+ tokens/s · .* resident · first token after", result.stderr, re.MULTILINE)
+    assert len(footers) == 2
+
+
+def test_chat_goes_on_with_a_saved_conversation(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my talk.json"
+    first = chat(run, model, "one", f"/save {file}", "two").stdout
+    assert chat(run, model, f"/load {file}", "two").stdout == first[len(chat(run, model, "one").stdout) :]
+    file.write_text("not ours")
+    result = chat(run, model, f"/load {file}", f"/save {file}", "/save", "one")
+    assert result.stderr.count("error: ") == 3
+    assert file.read_text() == "not ours"
+    assert result.stdout == chat(run, model, "one").stdout
+
+
+def test_chat_undo_clear_and_regen(run: Run, model: Path) -> None:
+    once = chat(run, model, "one").stdout
+    assert chat(run, model, "one", "/undo", "one").stdout == once * 2
+    assert chat(run, model, "one", "two", "/clear", "one").stdout.endswith("\n" + once)
+    assert chat(run, model, "one", "/regen").stdout == once * 2
+    empty = chat(run, model, "/undo", "/regen", "/clear")
+    assert empty.stdout == ""
+    assert "nothing to take back" in empty.stderr
+    assert "error: there is no answer yet" in empty.stderr
+    assert "forgot the conversation; the system text stays" in empty.stderr
+
+
+def test_chat_system(run: Run, model: Path) -> None:
+    plain = chat(run, model, "one").stdout
+    told = chat(run, model, "one", options=("--system", "Be brief.")).stdout
+    assert told != plain
+    assert chat(run, model, "/system Be brief.", "one").stdout == told
+    assert chat(run, model, "/system none", "one", options=("--system", "Be brief.")).stdout == plain
+    assert "system: Be brief." in chat(run, model, "/system", options=("--system", "Be brief.")).stderr
+
+
+def test_chat_set(run: Run, model: Path) -> None:
+    plain = chat(run, model, "one").stdout
+    result = chat(run, model, "/set max_new_tokens 3", "one")
+    assert len(result.stdout) < len(plain)
+    assert "3 tokens · " in result.stderr
+    assert "cut at max_new_tokens" in result.stderr
+    assert chat(run, model, "/set sparsity 0.9", "one").stdout != plain
+    assert "resident" in chat(run, model, "one", "/mem").stderr
+    result = chat(
+        run, model, "/set", "/set sparsity 2", "/set heat 1", "/set top_k", "/set temperature 1", "/mem", "one"
+    )
+    assert re.search(r"^max_new_tokens: 8$", result.stderr, re.MULTILINE)
+    assert result.stderr.count("error: ") == 4
+    assert "nothing is resident" in result.stderr
+    assert result.stdout == plain, "a refused setting changes nothing"
+
+
+def test_chat_help_exit_and_unknown_commands(run: Run, model: Path) -> None:
+    result = chat(run, model, "/help", "/dance", "/exit", "one")
+    assert result.stdout == ""
+    names = "/help /clear /undo /regen /system /set /mem /save /load /exit"
+    assert f"error: no command /dance: there are {names}\n" in result.stderr
+    for name in names.split():
+        assert re.search(rf"^{name}\b", result.stderr, re.MULTILINE)
+
+
+def test_chat_takes_several_lines_as_one_turn(run: Run, model: Path, tmp_path: Path) -> None:
+    def heard(*lines: str) -> list[str]:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        chat(run, model, *lines, f"/save {file}")
+        return [turn["content"] for turn in json.loads(file.read_text())["messages"][::2]]
+
+    assert heard("a\\", "b\\", "c", "d") == ["a\nb\nc", "d"]
+    assert heard('"""', "a", "", "b", '"""', "d") == ["a\n\nb", "d"]
+    assert heard('"""a', 'b"""') == ["a\nb"]
+    assert heard('"""/undo"""') == ["/undo"], "in a block a slash is text"
+    assert chat(run, model, '"""', "a").stdout == chat(run, model, "a").stdout, "the end of the input ends a block"
+
+
+def test_a_turn_that_fails_is_shown_and_the_conversation_goes_on(run: Run, model: Path) -> None:
+    result = chat(run, model, "x" * 400, "one")
+    assert re.search(r"^error: .*256", result.stderr, re.MULTILINE)
+    assert result.stdout == chat(run, model, "one").stdout
+
+
+def test_a_base_model_chats_through_a_transcript(run: Run, base: Path) -> None:
+    result = chat(run, base, "one", options=("--system", "S."))
+    assert "has no chat template" in result.stderr
+    assert result.stdout.endswith("\n")

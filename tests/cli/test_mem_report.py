@@ -1,0 +1,66 @@
+"""`griffin mem-report`: of a model, of the last run, of this machine."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from command_line import ANSWER, KEYS, Run, failed
+
+from griffin_offload.units import MIB, parse_bytes
+
+
+def test_mem_report_of_a_model(run: Run, model: Path) -> None:
+    options = ("--sparsity", "0.5", "--prompt-tokens", "20", "--max-new-tokens", "10")
+    facts = json.loads(run("mem-report", "--model", model, *options, "--json").stdout)
+    assert (facts["prompt_tokens"], facts["max_new_tokens"], facts["sparsity"]) == (20, 10, 0.5)
+    assert [layer["kept"] for layer in facts["layers"]] == [48, 48, 48]
+    screen = run("mem-report", "--model", model, *options).stdout
+    for row in facts["rows"]:
+        assert row["name"] in screen
+    assert len(re.findall(r"^ +[012] +48 +96 ", screen, re.MULTILINE)) == 3, "layer by layer"
+    assert "to spare" in screen
+
+
+def test_mem_report_of_a_model_that_does_not_fit_says_what_would(run: Run, model: Path) -> None:
+    common = ("mem-report", "--model", model, "--prompt-tokens", "20")
+    result = run(*common, "--device-memory", "10MB")
+    failed(result, 1, "the budget is 9.54 MiB")
+    smallest = re.search(r"--device-memory (\w+)", result.stderr)
+    assert smallest
+    enough = parse_bytes(smallest[1]) + 32 * MIB  # this process has grown a little since it was measured
+    assert run(*common, "--device-memory", enough).exit_code == 0
+
+
+def test_mem_report_of_the_last_run(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path))
+    failed(run("mem-report", "--last"), 1, "no run")
+    facts = json.loads(
+        run("generate", "--model", model, "--prompt", "Hi", "--sparsity", "0.5", *ANSWER, "--json").stdout
+    )
+    last = json.loads(run("mem-report", "--last", "--json").stdout)
+    assert {key: last[key] for key in KEYS} == {key: facts[key] for key in KEYS}
+    assert "text" not in last, "what was asked and answered is nobody's business"
+    screen = run("mem-report", "--last").stdout
+    assert f"{model} at 50% sparsity, float32 on cpu" in screen
+    assert "predicted" in screen
+    assert "of the prediction" in screen
+    (tmp_path / "last.json").write_text("{}")
+    failed(run("mem-report", "--last"), 1, "another version")
+
+
+def test_mem_report_of_this_machine(run: Run) -> None:
+    facts = json.loads(run("mem-report", "--device-memory", "24GiB", "--json").stdout)
+    assert facts["machine"]["budget"] == 24 * 2**30
+    assert facts["machine"]["ram_total"] > facts["machine"]["ram_available"] > 0
+    assert facts["machine"]["disk_read_bandwidth"] > 0
+    models = {row["alias"]: row for row in facts["models"]}
+    big = models["llama-2-13b"]
+    assert big["full_bytes"] > 24 * 2**30 > big["resident_50"] > big["resident_75"]
+    assert big["best"].startswith("bfloat16, 50% in int8")
+    assert big["resident_50"] < big["best_bytes"] < 24 * 2**30
+    assert models["smollm2-135m"]["best"] == "bfloat16"
+    screen = run("mem-report", "--device-memory", "24GiB").stdout
+    assert "24.00 GiB" in screen
+    for name in ("RAM", "GPU", "disk", "llama-2-13b", "smollm2-135m"):
+        assert name in screen
