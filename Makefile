@@ -1,4 +1,5 @@
-# make demo: the main job on a real model.  make test: the tests.  make quick: in a minute.  make check: style and types.  make docs: docs/commands.md.  (README: "Try it")
+# make demo: the main job on a real model.    make test: the tests.    make quick: those for every commit, in a minute.
+# make check: style and types.    make docs: writes docs/commands.md.    (README: "Try it", CONTRIBUTING.md)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

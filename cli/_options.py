@@ -113,6 +113,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
 
 
 def kind(told: Option) -> Any:
+    if told.strict:
+        return click.IntRange(int(told.low))
     return click.Choice(told.choices) if told.choices else TYPES.get(told.parse, told.parse)
 
 

@@ -41,7 +41,8 @@ def check(name: str, known: Sequence[str], what: str) -> None:
 class Option:
     """What is known of one option. `parse` reads it from text; `wanted` says in words what that text should be.
 
-    `low` to `high`, or more than `above`: the range, which `allowed` gives in words. `default`: what --help says of a
+    `low` to `high`, or more than `above`: the range, which `allowed` gives in words. `strict`: a command refuses what is
+    outside as wrong usage. `default`: what --help says of a
     default that the field itself cannot show. `prefix`: a group within a group, whose names begin with it."""
 
     help: str
@@ -53,6 +54,7 @@ class Option:
     high: float = math.inf
     above: float = -math.inf
     allowed: str = ""
+    strict: bool = False
     default: str = ""
     prefix: str = ""
 
@@ -349,6 +351,7 @@ class ExportFormat(_Checked):
         "Round the kept neurons of every layer up to a multiple of N. llama.cpp's K-quants need 256.",
         low=1,
         allowed="1 or more",
+        strict=True,
         default="1; for GGUF 32",
     )
 

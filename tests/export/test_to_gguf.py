@@ -175,7 +175,7 @@ def test_multiple_of(tmp_path: Path, llama: Path, multiple: int, kept: int) -> N
     facts = json.loads((tmp_path / "m" / "griffin.json").read_text())
     assert facts["kept"] == kept
     assert [len(layer) for layer in facts["experts"]] == [kept] * 3
-    with pytest.raises(OptionError, match="multiple of 0"):
+    with pytest.raises(OptionError, match="multiple_of 0 is outside its range"):
         export(llama, tmp_path / "other.gguf", multiple_of=0)
 
 
