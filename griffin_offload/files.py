@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BudgetError, FetchError
-from .units import MIB, format_bytes
 
-DISK_RESERVE = 64 * MIB  # of a disk, left free
+DISK_RESERVE = 64 * 2**20  # of a disk, left free
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says where there is no room
 
 
@@ -74,15 +73,6 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 def free_disk(folder: Path) -> int:
     """Free bytes of the disk that a folder, which need not exist yet, is on. Raises OSError."""
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-
-
-def require_disk(folder: Path, need: int, name: str) -> None:
-    """Raises BudgetError if `folder` is on a disk with less than `need` bytes free, which `name` takes."""
-    if (free := free_disk(folder)) < need:
-        raise BudgetError(
-            f"{name} needs {format_bytes(need)} of disk and {folder} has {format_bytes(free)} free; "
-            "make room, or point HF_HOME and GRIFFIN_CACHE at a larger disk"
-        )
 
 
 def reason(error: Exception) -> str:

@@ -41,9 +41,9 @@ def check(name: str, known: Sequence[str], what: str) -> None:
 class Option:
     """What is known of one option. `parse` reads it from text; `wanted` says in words what that text should be.
 
-    `low` to `high`, or more than `above`: the range, which `allowed` gives in words. `strict`: a command refuses what is
-    outside as wrong usage. `default`: what --help says of a
-    default that the field itself cannot show. `prefix`: a group within a group, whose names begin with it."""
+    `low` to `high`, or more than `above`: the range, which `allowed` gives in words; `strict`: for a command, a value
+    outside it is wrong usage. `default`: what --help says of a default that the field itself cannot show.
+    `prefix`: a group within a group, whose names begin with it."""
 
     help: str
     parse: Callable[[str], Any] = str

@@ -1,7 +1,11 @@
-"""The cache folder, and names of models' folders."""
+"""Folders: where models are kept, what a model's folder is called, and room for a new one."""
 
 import os
 from pathlib import Path
+
+from .errors import BudgetError
+from .files import free_disk
+from .units import format_bytes
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -22,3 +26,12 @@ def source_name(model: str, path: Path) -> str:
     """A model's name without the folder that it is in."""
     given = Path(model)
     return given.name if given.is_file() else path.name if given.exists() else model
+
+
+def require_disk(folder: Path, need: int, name: str) -> None:
+    """Raises BudgetError if `folder` is on a disk with less than `need` bytes free, which `name` takes."""
+    if (free := free_disk(folder)) < need:
+        raise BudgetError(
+            f"{name} needs {format_bytes(need)} of disk and {folder} has {format_bytes(free)} free; "
+            "make room, or point HF_HOME and GRIFFIN_CACHE at a larger disk"
+        )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from griffin_offload.errors import BudgetError, FetchError
-from griffin_offload.files import free_disk, make_once, reason, require_disk, write_text, write_whole
+from griffin_offload.files import free_disk, make_once, reason, write_text, write_whole
+from griffin_offload.paths import require_disk
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..checkpoint.gguf.decode import CHUNK
 from ..checkpoint.gguf.header import GgufFile, GgufTensor, read_gguf
 from ..checkpoint.gguf.link import Link, StoredTensor, write_link
 from ..errors import BudgetError, CheckpointError, ExportError, UnsupportedArchitecture
-from ..files import require_disk
+from ..paths import require_disk
 from ..units import MIB, format_bytes
 from .hub import Progress
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound, one_line
-from ..files import FULL, require_disk
+from ..files import FULL
 from ..model.architecture import architecture
-from ..paths import has_config
+from ..paths import has_config, require_disk
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.

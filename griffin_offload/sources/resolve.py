@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
 from ..errors import CheckpointError, FetchError, ModelNotFound
-from ..files import make_once, require_disk
+from ..files import make_once
 from ..model.architecture import ARCHITECTURES
-from ..paths import cache_folder
+from ..paths import cache_folder, require_disk
 from ..units import MIB
 from . import hub
 from .catalogue import CATALOGUE, CatalogueModel, Wheel

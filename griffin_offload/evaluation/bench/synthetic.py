@@ -19,9 +19,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from ...checkpoint.safetensors_writer import CheckpointWriter
 from ...errors import BudgetError
-from ...files import require_disk
 from ...model.skeleton import Skeleton
-from ...paths import cache_folder
+from ...paths import cache_folder, require_disk
 from ...sources.hub import Progress, is_complete
 from ...sources.resolve import CatalogueModel
 from ...units import MIB
