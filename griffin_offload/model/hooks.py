@@ -1,4 +1,4 @@
-"""The hooks of the sweep: stream a decoder layer (on accelerate's contract), observe z, cut a long prompt into pieces.
+"""Observers of a layer: z, what its block adds, and (on accelerate's contract) the moments before and after it.
 
 B batch, T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever their shape.
 """
@@ -78,9 +78,9 @@ def pieces_of(layer: nn.Module, path: str) -> Pieces | None:
 
 
 class Residual:
-    """Tells how far a layer's feed-forward block turns the hidden state, while it is attached.
+    """Measures how far a layer's feed-forward block turns the hidden state, while it is attached.
 
-    What the block adds is what the last of the layer's modules to run puts out: the block, or a norm behind it."""
+    What the block adds is the output of the last of the layer's modules to run: the block, or a norm behind it."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._added: Tensor | None = None
@@ -92,14 +92,14 @@ class Residual:
         self._added = output[0] if isinstance(output, tuple) else output
 
     def settle(self) -> None:
-        """After a forward: from here on, listen to none but the module that ran last."""
+        """After a forward: from here on, listen only to the module that ran last."""
         for module in self._handles.keys() - {self._last}:
             self._handles.pop(module).remove()
 
     def similarity(self, leaving: Tensor, last: int | None = None) -> Tensor:
         """Cosine of the states (..., T, D) that leave the layer with those that entered its block: (N,), float32.
 
-        `last`: of so many tokens at the end alone."""
+        `last`: only of the last so many tokens."""
         assert self._added is not None
         begin = 0 if last is None else -last
         states, added = leaving.flatten(0, -2)[begin:], self._added.reshape(-1, leaving.shape[-1])[begin:]

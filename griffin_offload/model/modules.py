@@ -18,14 +18,14 @@ Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
 
 
 class RoutedExperts:
-    """The forward of a module of routed experts: one expert after the other, so that each one's z can be seen.
+    """The forward of a module of routed experts: one expert after the other, so that each one's z can be observed.
 
     The same sums as transformers' own loop; the weights' layout and the gate are the module's."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
         self.watch: Watch | None = None
-        self.quantized: dict[str, Sequence[Weight]] = {}  # of each expert, in the place of the module's parameter
+        self.quantized: dict[str, Sequence[Weight]] = {}  # by parameter: one weight for each expert
 
     def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Tokens (N, D), their experts (N, K), int64, and the experts' weights (N, K) -> (N, D)."""
@@ -54,7 +54,7 @@ class RoutedExperts:
 
 
 class Projection:
-    """The forward of a linear module: its own, or with a packed weight in the place of its parameter."""
+    """The forward of a linear module: its own, or a product with a quantized weight."""
 
     def __init__(self, module: Any) -> None:
         self._module, self._dense = module, module.forward
@@ -70,7 +70,7 @@ class Projection:
 
 
 class LookedUp:
-    """The forward of an embedding whose table stays in its file: only the rows that are asked for are read."""
+    """The forward of an embedding that stays in its file: only the rows of the tokens are read."""
 
     def __init__(self, module: Any, read: Callable[[list[int]], Tensor]) -> None:
         """`read(rows)`: those rows of the table, (len(rows), D), on the CPU."""
@@ -85,7 +85,7 @@ class LookedUp:
 
 
 class Pieces:
-    """The forward of a feed-forward module that computes a long prompt PIECE tokens at a time: every token for itself.
+    """The forward of a feed-forward module that computes a long prompt PIECE tokens at a time.
 
     `begin`: how many tokens came before the piece at hand."""
 

@@ -15,8 +15,8 @@ from .sizes import ModelSizes
 
 @dataclass(frozen=True)
 class Rung:
-    """`divergence`: KL of the next token's chances from the whole model's, nats, the larger of those that two small
-    models have on WikiText-2 (docs/results.md): larger models lose less."""
+    """One way to keep a model. `divergence`: KL of the next token's distribution from the whole model's, in nats: the
+    larger of two small models' on WikiText-2 (docs/results.md). Larger models lose less."""
 
     resident_dtype: str
     sparsity: float

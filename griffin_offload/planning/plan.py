@@ -1,8 +1,4 @@
-"""What a run will hold in memory, row by row, before any weight is read: sizes + budget -> Plan.
-
-Either of two moments can be the peak: the end of the sweep (staging and the prompt's activations beside all kept
-neurons), or the end of the answer (the whole KV cache, no staging). Each row says at which moment it counts.
-"""
+"""A request -> a plan of what the run will hold in memory, before any weight is read; or what would fit instead."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -19,12 +15,12 @@ from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
 from .sizes import Kept, ModelSizes
 
 DEFAULT_SPARSITY = 0.5
-DRIFT = 16 * MIB  # by which the next process may hold more before it starts: what is suggested allows for it
+DRIFT = 16 * MIB  # start-up memory varies by this much between processes; added to the budget that we suggest
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """`kept` of the layer's `neurons` (of all its blocks and routed experts) stay."""
+    """Neurons of a layer, over all its blocks and routed experts, and its bytes."""
 
     kept: int
     neurons: int
@@ -34,6 +30,9 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
+    RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free."""
+
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
     kept: Kept
@@ -62,7 +61,7 @@ class Plan:
 
     @property
     def reads_again(self) -> bool:
-        """Whether what stays is less than what a prompt passes through."""
+        """Whether a prompt passes through more than what stays resident."""
         return self.prunes or self.precision.quantized
 
     @property
@@ -75,11 +74,11 @@ class Plan:
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
-    kept, how = request.kept(sizes), request.precision
-    layers = _layer_plans(sizes, kept, how)
+    kept, precision = request.kept(sizes), request.precision
+    layers = _layer_plans(sizes, kept, precision)
     whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = plan_rows(sizes, request, kept)
-    staged = sizes.staged(kept, how)
+    staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
     if held and not request.copies:
         note = f"{held} of {len(layers)} layers"
@@ -88,14 +87,14 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         rows=rows,
         layers=layers,
         kept=kept,
-        precision=how,
+        precision=precision,
         budget=request.budget,
         sparsity=_overall(request.sparsity, layers),
         prompt_tokens=request.prompt_tokens,
         max_new_tokens=request.max_new_tokens,
         full_bytes=sizes.full,
-        resident_bytes=sizes.resident(kept, how),
-        bytes_per_token=_read_by_a_token(sizes, kept, how),
+        resident_bytes=sizes.resident(kept, precision),
+        bytes_per_token=_read_by_a_token(sizes, kept, precision),
         fits_whole=whole <= request.budget,
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
@@ -105,28 +104,31 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
 
 
 def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:
-    """The plan, of a run that left these neurons: it may be other blocks that are empty, or now that they are known."""
-    how = plan.precision
+    """The plan, corrected to the neurons that were actually kept."""
+    precision = plan.precision
     return replace(
         plan,
         kept=kept,
-        layers=_layer_plans(sizes, kept, how),
-        resident_bytes=sizes.resident(kept, how),
-        bytes_per_token=_read_by_a_token(sizes, kept, how),
+        layers=_layer_plans(sizes, kept, precision),
+        resident_bytes=sizes.resident(kept, precision),
+        bytes_per_token=_read_by_a_token(sizes, kept, precision),
     )
 
 
-def _layer_plans(sizes: ModelSizes, kept: Kept, how: Precision) -> tuple[LayerPlan, ...]:
+def _layer_plans(sizes: ModelSizes, kept: Kept, precision: Precision) -> tuple[LayerPlan, ...]:
     return tuple(
         LayerPlan(
-            s.count(k), s.count(s.whole), s.fixed_in(how) + s.feed_forward(k, how), s.fixed + s.feed_forward(s.whole)
+            s.count(k),
+            s.count(s.whole),
+            s.fixed_in(precision) + s.feed_forward(k, precision),
+            s.fixed + s.feed_forward(s.whole),
         )
         for s, k in zip(sizes.layers, kept, strict=True)
     )
 
 
-def _read_by_a_token(sizes: ModelSizes, kept: Kept, how: Precision) -> int:
-    return sizes.resident(kept, how) - (0 if how.head else sizes.lookup)
+def _read_by_a_token(sizes: ModelSizes, kept: Kept, precision: Precision) -> int:
+    return sizes.resident(kept, precision) - (0 if precision.head else sizes.lookup)
 
 
 def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:
@@ -158,12 +160,12 @@ def smallest_sparsity(sizes: ModelSizes, request: Request) -> float | None:
 
 
 def enough(plan: Plan) -> str:
-    """The --device-memory to suggest for a plan, with room for what the next process may hold more."""
+    """The --device-memory to suggest for a plan."""
     return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
 
 
 def _overall(sparsity: Sparsity, layers: Sequence[LayerPlan]) -> float:
-    """The one that was asked for, or what a list of them comes to."""
+    """The sparsity that was asked for, or the overall one of a list."""
     if isinstance(sparsity, int | float):
         return float(sparsity)
     return round(1 - sum(layer.kept for layer in layers) / max(1, sum(layer.neurons for layer in layers)), 4)

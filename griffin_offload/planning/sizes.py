@@ -1,4 +1,4 @@
-"""Bytes of a model's parts, in whatever precision, and of what works on them: sizes that a plan is made of."""
+"""Byte counts of weights (in any format), KV cache and activations: the inputs of a plan."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Kept = tuple[tuple[int, ...], ...]  # neurons by layer, and by block within it
 
 @dataclass(frozen=True)
 class NeuronTensor:
-    """A parameter of a block, in each of its routed experts: `rows` rows of `width` elements for a neuron, or columns
+    """One parameter of a block (of each routed expert): a neuron is `rows` rows of `width` elements, or as many columns
     (`down`). `width` 0: a bias."""
 
     rows: int
@@ -33,9 +33,9 @@ class NeuronTensor:
         elements = kept * self.rows * max(1, self.width)
         if not self.width or not format:
             return padded(routed * elements * item)
-        return self.packed(kept, routed, item, format)
+        return self.quantized(kept, routed, item, format)
 
-    def packed(self, kept: int, routed: int, item: int, format: str) -> int:
+    def quantized(self, kept: int, routed: int, item: int, format: str) -> int:
         shape = (self.width, kept) if self.down else (kept * self.rows, self.width)
         return routed * int(FORMATS[format].bytes(*shape, item)) if kept else 0
 
@@ -55,13 +55,13 @@ class BlockSizes:
         return max(t.rows * max(1, t.width) for t in self.tensors) * self.item * self.routed
 
     def bytes(self, kept: int, precision: Precision = NATIVE) -> int:
-        """Of the experts, and of the rest where it is kept too."""
+        """Bytes of `kept` neurons, and of the others where they are kept too."""
         rest = self.neurons - kept
         if precision.rest is None or not rest:
             return sum(t.bytes(kept, self.routed, self.item, precision.kept) for t in self.tensors)
         two = ((kept, precision.kept), (rest, precision.rest))
         return sum(
-            sum(t.packed(count, self.routed, self.item, format) for count, format in two)
+            sum(t.quantized(count, self.routed, self.item, format) for count, format in two)
             if t.width
             else t.bytes(self.neurons, self.routed, self.item)
             for t in self.tensors
@@ -72,7 +72,7 @@ class BlockSizes:
 class LayerSizes:
     """Bytes of a decoder layer: `fixed` (attention, norms, biases that stay) and its feed-forward blocks.
 
-    `matrices`: (rows, columns) of those fixed ones that can be packed."""
+    `matrices`: (rows, columns) of the fixed ones that can be quantized."""
 
     fixed: int
     blocks: tuple[BlockSizes, ...]
@@ -84,20 +84,20 @@ class LayerSizes:
         return tuple(block.neurons for block in self.blocks)
 
     def count(self, kept: tuple[int, ...]) -> int:
-        """Neurons, those of all routed experts counted."""
+        """Neurons, over all routed experts."""
         return sum(k * block.routed for k, block in zip(kept, self.blocks, strict=True))
 
     def fixed_in(self, precision: Precision) -> int:
         if not precision.others:
             return self.fixed
-        packed = sum(int(FORMATS[precision.others].bytes(n, k, self.item)) for n, k in self.matrices)
-        return self.fixed - self._matrices + packed
+        quantized = sum(int(FORMATS[precision.others].bytes(n, k, self.item)) for n, k in self.matrices)
+        return self.fixed - self._matrices + quantized
 
     def feed_forward(self, kept: tuple[int, ...], precision: Precision = NATIVE) -> int:
         return sum(block.bytes(k, precision) for k, block in zip(kept, self.blocks, strict=True))
 
     def staged(self, kept: tuple[int, ...], precision: Precision) -> int:
-        """Of what every prompt reads again: it does not stay as it is read."""
+        """Bytes that every prompt reads again, since they do not stay as they are read."""
         blocks = zip(kept, self.blocks, strict=True)
         changed = sum(block.bytes(block.neurons) for k, block in blocks if k < block.neurons or precision.kept)
         return changed + (self._matrices if precision.others else 0)
@@ -111,10 +111,10 @@ class LayerSizes:
 class ModelSizes:
     """Bytes of a model in the dtype it runs in (`item` bytes an element), and what its working memory depends on.
 
-    `outside`: embeddings, final norm, head. `lookup`: the part of it that one token does not read (an untied
-    embedding table); `in_file`: bytes of such a table that is read row by row, and held nowhere. `head`: (rows,
-    columns) of a head that can be packed, if the table is left in its file, and the bytes that both take otherwise.
-    `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens it keeps.
+    `outer`: embeddings, final norm, lm_head. `lookup`: the part of it that one token does not read (an untied
+    embedding); `in_file`: an embedding that is read row by row from its file, and held nowhere. `head`: rows, columns
+    of an lm_head that can be quantized, and the bytes that it and its embedding take otherwise.
+    `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens each layer keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time.
     """
@@ -135,7 +135,7 @@ class ModelSizes:
     context: int
 
     def kept(self, sparsity: Sparsity) -> Kept:
-        """k of every block at one sparsity, or at one for each layer. Raises OptionError for another number of them."""
+        """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
         each = [sparsity] * len(self.layers) if isinstance(sparsity, int | float) else list(sparsity)
         if len(each) != len(self.layers):
             raise OptionError(f"{len(each)} sparsities are given; the model has {len(self.layers)} layers")
@@ -154,7 +154,7 @@ class ModelSizes:
         return self.outer - dense + int(FORMATS[precision.head].bytes(rows, columns, self.item))
 
     def staged(self, kept: Kept, precision: Precision) -> int:
-        """Of the layer of which most is read again for every prompt."""
+        """Bytes of the layer of which most is read again for every prompt."""
         return max(layer.staged(k, precision) for layer, k in zip(self.layers, kept, strict=True))
 
     @property
@@ -163,7 +163,7 @@ class ModelSizes:
 
     @property
     def widest(self) -> int:
-        """Columns of the widest matrix that can be packed."""
+        """Columns of the widest matrix that can be quantized."""
         tensors = [(t, block) for layer in self.layers for block in layer.blocks for t in block.tensors]
         neurons = [block.neurons if t.down else t.width for t, block in tensors]
         return max([self.hidden, *neurons, *(columns for layer in self.layers for _, columns in layer.matrices)])
@@ -174,7 +174,7 @@ class ModelSizes:
         return sum(row * capacity(tokens, window) for row, window in rows)
 
     def activations(self, tokens: int, sequences: int = 1) -> int:
-        """An upper bound of what one layer's forward, the statistic and the head hold for `sequences` of `tokens`."""
+        """At most the bytes that a layer's forward, the statistic and the lm_head hold for `sequences` of `tokens`."""
         rows = tokens * sequences
         neurons = max((block.neurons for layer in self.layers for block in layer.blocks), default=0)
         cache_row = max(self.cache_per_token)
@@ -186,7 +186,7 @@ class ModelSizes:
         return layer + statistic + sequences * (self._masks(tokens, sequences > 1) + 6 * self.vocabulary * 4)
 
     def _masks(self, tokens: int, padded: bool) -> int:
-        """What attention writes out of tokens x tokens, of the kind of layer that writes most of it."""
+        """Bytes of masks and scores, tokens x tokens, in the kind of layer that holds most of them."""
         rows = min(tokens, PIECE) if self.in_pieces else tokens
         most = 0
         for window in set(self.windows):
