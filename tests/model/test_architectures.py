@@ -270,10 +270,10 @@ def test_no_mask_is_written_out_where_none_is_needed(tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
     masks: list[Any] = []
     handles = [
-        layer.module.register_forward_pre_hook(
+        layer.register_forward_pre_hook(
             lambda _, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
         )
-        for layer in engine.skeleton.layers
+        for layer in engine.skeleton.modules
     ]
     greedy(engine, PROMPT, 0.5)
     assert len(masks) >= 3

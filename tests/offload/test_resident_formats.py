@@ -135,9 +135,9 @@ def rounded_logits(
     found = [output.logits[0, -1]]
     experts_of = {(block.layer, block.name): kept for block, kept in zip(oracle.blocks(model), experts, strict=True)}
     blocks = [(i, layer, block) for i, layer in enumerate(engine.skeleton.layers) for block in layer.blocks]
-    for layer in engine.skeleton.layers:
+    for layer, within in zip(engine.skeleton.layers, engine.skeleton.modules, strict=True):
         for name in layer.fixed:
-            module = linear_module(layer.module, name)
+            module = linear_module(within, name)
             if resident_dtype != "bfloat16" and module is not None:
                 weight = dense_matrix(module, model.get_parameter(layer.prefix + name))
                 if min(weight.shape) >= LEAST:

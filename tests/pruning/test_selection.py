@@ -106,8 +106,8 @@ def test_magnitude_of_each_form_of_weights(tmp_path: Path, kind: str) -> None:
     chosen = [layer[0].clone() for layer in engine.kept_neurons()]
     engine.unload()
     engine.sweep(PROMPT, sparsity=0.0)
-    for layer, experts in zip(engine.skeleton.layers, chosen, strict=True):
-        by_hand = magnitude_by_hand(kind, layer.module)
+    for layer, experts in zip(engine.skeleton.modules, chosen, strict=True):
+        by_hand = magnitude_by_hand(kind, layer)
         assert torch.equal(experts, select_neurons(by_hand, experts.shape[-1]))
 
 
