@@ -25,8 +25,6 @@ DEEP: dict[str, dict[str, Any]] = {
     "gemma3_text": {**SIX, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2},  # a norm behind
     "falcon-alibi": SIX,
 }
-
-
 TOKENS = 30  # so that the threshold is corrected
 
 

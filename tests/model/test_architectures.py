@@ -10,18 +10,17 @@ import torch
 from cases import Case
 from tiny import TINY, UNSUPPORTED, tiny_checkpoint, tiny_prompt
 from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
 from griffin_offload.model import attention
-from griffin_offload.model.architecture import ARCHITECTURES, Architecture, FeedForward
+from griffin_offload.model.architecture import ARCHITECTURES, FeedForward
 from griffin_offload.model.detect import find_structure
 from griffin_offload.model.modules import PIECE, Pieces
 from griffin_offload.model.refused import REFUSED
 from griffin_offload.model.skeleton import Skeleton
-from griffin_offload.offload.probe import probe
 from griffin_offload.planning.catalogue_fit import catalogue_sizes
 from griffin_offload.sources.catalogue import CATALOGUE
 from griffin_offload.units import GIB
@@ -221,33 +220,6 @@ def assert_attention_in_pieces(whole: Engine, folder: Path, monkeypatch: pytest.
         slides = any(window and window < 40 for window in engine.sizes.windows)
         greedy(engine, prompts[0], 0.5)
         assert bool(asked) == (slides or bool(engine.sizes.score_heads))
-
-
-# The fall-back for a type in no table
-
-
-@pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2", "opt", "gemma2", "starcoder2", "falcon"])
-def test_a_type_in_no_table_is_probed_and_runs(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny_checkpoint(tmp_path / "m", kind)
-    expected = greedy(Engine(folder), PROMPT, 0.5)
-    monkeypatch.delitem(ARCHITECTURES, kind)
-    assert greedy(Engine(folder), PROMPT, 0.5) == expected
-
-
-def test_a_wrong_structure_fails_the_probe(tmp_path: Path) -> None:
-    """Up's rows without gate's; and a matrix that is not the whole of what z is made of."""
-    config = Engine(tiny_checkpoint(tmp_path / "m", "phi3")).config
-    halves = FeedForward(("mlp.gate_up_proj",), "mlp.down_proj", halves=False)
-    with pytest.raises(UnsupportedArchitecture, match="phi3"):
-        probe(config, Architecture("model.layers", {halves: ""}))
-
-
-def test_what_is_not_found_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny_checkpoint(tmp_path / "m", "bitnet")  # found, but a norm over all neurons fails the probe
-    monkeypatch.delitem(REFUSED, "bitnet")
-    with pytest.raises(UnsupportedArchitecture, match=r"bitnet.*tiny"):
-        Engine(folder)
-    assert "bitnet" in CONFIG_MAPPING_NAMES
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
