@@ -236,7 +236,7 @@ def test_a_type_in_no_table_is_probed_and_runs(tmp_path: Path, kind: str, monkey
 
 def test_a_wrong_structure_fails_the_probe(tmp_path: Path) -> None:
     """Up's rows without gate's; and a matrix that is not the whole of what z is made of."""
-    config = Engine(tiny_checkpoint(tmp_path / "m", "phi3")).config
+    config = Engine(tiny_checkpoint(tmp_path / "m", "phi3")).skeleton.config
     halves = FeedForward(("mlp.gate_up_proj",), "mlp.down_proj", halves=False)
     with pytest.raises(UnsupportedArchitecture, match="phi3"):
         probe(config, Architecture("model.layers", {halves: ""}))
