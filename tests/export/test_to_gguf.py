@@ -197,7 +197,7 @@ def test_llama_3_position_scaling(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "source", "llama", rope_parameters=rope, head_dim=64)
     file, plain = both(folder, tmp_path, gguf_type="f32")
     read = Engine(file, dtype="float32")
-    assert read.config.rope_parameters == rope
+    assert read.skeleton.config.rope_parameters == rope
     one, two = (engine.sweep(tiny_prompt(), sparsity=0.0).logits for engine in (read, Engine(plain)))
     assert torch.allclose(one, two, atol=1e-5)
 

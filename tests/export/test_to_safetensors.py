@@ -22,6 +22,7 @@ from tiny import TINY, text_paragraph, tiny_checkpoint, tiny_prompt
 from transformers import AutoConfig, AutoTokenizer
 
 from griffin_offload import Engine
+from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
 from griffin_offload.errors import ExportError, GriffinError, OptionError
 from griffin_offload.export import to_safetensors as export_module
@@ -217,6 +218,19 @@ def test_several_shards(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyP
     export(llama, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     assert_equals_resident(llama, tmp_path / "out", tiny_prompt())
+
+
+def test_no_two_threads_use_the_reader(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding is read by the main thread: before the layers', whose reader shares its buffers."""
+    pieces, readings = Reader.pieces, []
+
+    def alone(self: Reader, *arguments: Any) -> Any:
+        readings.append([thread for thread in threading.enumerate() if thread.name == "griffin-reader"])
+        return pieces(self, *arguments)
+
+    monkeypatch.setattr(Reader, "pieces", alone)
+    export(llama, tmp_path / "out")
+    assert readings == [[]]
 
 
 def test_progress_by_layer(tmp_path: Path, llama: Path) -> None:

@@ -185,7 +185,7 @@ def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
 def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     prior = engine.score_samples(Calibration(SAMPLES))
-    with pytest.raises(OptionError, match="all of them stay"):
+    with pytest.raises(OptionError, match="all of them are kept"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
     with pytest.raises(OptionError, match="'random' looks at no statistic"):
         engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, selection="random")

@@ -97,7 +97,7 @@ def test_a_model_whose_matrices_are_joined(tmp_path: Path, resident_dtype: str, 
     layer: Any = engine.skeleton.modules[0]
     modules = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     modules += [layer.mlp.gate_proj, layer.mlp.up_proj]
-    joined = [module.forward.packed._joined for module in modules]
+    joined = [module.forward.quantized._joined for module in modules]
     assert len(set(joined[:3])) == len(set(joined[3:])) == 1
     assert joined[0] is not joined[3]
 

@@ -184,10 +184,10 @@ def test_in_a_batch_every_prompt_counts_the_same(llama: Path) -> None:
     engine, model = Engine(llama), oracle.load(llama)
     engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=2, do_sample=False)
     each = [oracle.statistic(model, prompt, torch.float64) for prompt in prompts]
-    for index, layer in enumerate(engine.kept_neurons()):
+    for index, (layer, kept) in enumerate(zip(engine.resident.layers, engine.kept_neurons(), strict=True)):
         pooled = sum(s[index].square() / len(p) for s, p in zip(each, prompts, strict=True))
         torch.testing.assert_close(layer.statistics[0].double(), pooled, rtol=1e-4, atol=1e-6)
-        assert torch.equal(layer[0], select_neurons(pooled, 48))
+        assert torch.equal(kept[0], select_neurons(pooled, 48))
 
 
 def test_the_padding_changes_nothing(llama: Path) -> None:
@@ -216,8 +216,8 @@ def test_a_batch_is_read_once(llama: Path) -> None:
     for per_prompt in (True, False):
         engine.unload()
         report = engine.generate_batch(prompts, per_prompt=per_prompt, sparsity=0.5, max_new_tokens=4)[0].report
-        total = engine.checkpoint.bytes
-        assert 0.9 * total < report.bytes_read <= 1.1 * total  # the system counts a little besides
+        once = engine.checkpoint.bytes - engine.sizes.in_file  # of the embedding on disk, the tokens' rows are read
+        assert once < report.bytes_read <= once + 0.06 * engine.checkpoint.bytes
 
 
 def test_a_batch_plans_for_all_of_it(llama: Path) -> None:
