@@ -183,6 +183,7 @@ def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
     written: list[LayerWriter] = []
 
     def hooks(layers: list[ResidentLayer]) -> dict[str, Any]:
+        _write_outer(job, writer)  # before layers are read ahead: a reader serves one thread at a time
         written.append(LayerWriter(layout, layers, smaller, writer))
         if source.calibration:
             chosen: list[LayerHook] = [
@@ -196,7 +197,6 @@ def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
     with passing(
         skeleton, job.reader, job.plan, "cpu", hooks=hooks, spill=source.spill, on_layer=job.on_layer
     ) as lockstep:
-        _write_outer(job, writer)
         lockstep.run(forwards(skeleton, source.samples, "cpu"))
     (layer_writer,) = written
     skipped = saturation.skipped() if saturation else []

@@ -158,7 +158,8 @@ def passing(
 ) -> Iterator[Lockstep]:
     """A lockstep through which the whole model passes once; nothing of it stays.
 
-    `hooks(layers)`: what acts on the memory that layers pass through, as keywords of Lockstep."""
+    `hooks(layers)`: what acts on the memory that layers pass through, as keywords of Lockstep. Called once the outer
+    weights are loaded, before layers are read ahead."""
     layers = passing_layers(skeleton.layout, plan.kept, device)
     stream = LayerStream(skeleton, reader, layers, copies=copies, steady=plan.steady_heap, on_layer=on_layer)
     try:
