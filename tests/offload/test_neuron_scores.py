@@ -187,7 +187,7 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     prior = engine.score_samples(Calibration(SAMPLES))
     with pytest.raises(OptionError, match="all of them are kept"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
-    with pytest.raises(OptionError, match="'random' looks at no statistic"):
+    with pytest.raises(OptionError, match="'random' uses no statistic"):
         engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, selection="random")
     with pytest.raises(OptionError, match="weight 2 is outside"):
         engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, prior_weight=2)
