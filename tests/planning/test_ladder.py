@@ -100,7 +100,7 @@ def test_what_is_given_is_kept(folder: Path) -> None:
     assert describe(engine.plan(40, 4, sparsity=0.5, resident_dtype="auto")) == "int8, 50% dropped"
     with pytest.raises(BudgetError, match=r"sparsity 0\.5 needs"):
         taken("int4, 75% dropped", sparsity=0.5)
-    with pytest.raises(OptionError, match="resident dtype 'int3' is not known; known: bfloat16, int8, int4"):
+    with pytest.raises(OptionError, match="resident_dtype 'int3' is not known; known: auto, bfloat16, int8, int4"):
         engine.plan(40, 4, sparsity=0.5, resident_dtype="int3")
 
 
