@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
+from .files import reason
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Conversation:
                 os.unlink(name)
                 raise
         except (OSError, ValueError) as error:
-            raise GriffinError(f"cannot save the conversation as {path}: {_reason(error)}") from error
+            raise GriffinError(f"cannot save the conversation as {path}: {reason(error)}") from error
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
@@ -95,7 +96,7 @@ class Conversation:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise GriffinError(f"cannot load a conversation from {path}: {_reason(error)}") from error
+            raise GriffinError(f"cannot load a conversation from {path}: {reason(error)}") from error
 
         def need(ok: bool, what: str) -> None:
             if not ok:
@@ -114,16 +115,6 @@ class Conversation:
             need(ok, f"message {index + 1} should have the role {role!r} and a text as its content")
             result._turns.append({"role": role, "content": turn["content"]})
         return result
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    if isinstance(error, UnicodeError):
-        return "it is not UTF-8 text"
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    return f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def transcript(messages: list[dict[str, str]]) -> str:
