@@ -3,9 +3,9 @@
 options -> plan -> prompt pass -> kept neurons, resident -> tokens -> report"""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from transformers import set_seed
 
 from .checkpoint.reader import Reader
 from .errors import BudgetError, OptionError
+from .memory.capture import Capture
 from .memory.measure import PeakMeter, bytes_read
+from .model.compiled import why_not_compiled
+from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
 from .offload.skip_by_token import TokenSkipper
@@ -63,7 +66,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'."""
+    """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
+    how tokens are to be decoded by static steps; None: they are not."""
 
     asked: Asked
     start: float
@@ -73,11 +77,12 @@ class Run:
     streamers: list[Streamer]
     options: dict[str, Any]
     skipper: TokenSkipper | None
+    steps: Steps | None
 
 
 @dataclass
 class Measured:
-    """What a run took: seconds, and bytes."""
+    """What a run took: seconds, and bytes; and how its tokens were decoded (None: by the model's own forward)."""
 
     meter: PeakMeter
     read_before: int | None = field(default_factory=bytes_read)
@@ -85,6 +90,7 @@ class Measured:
     peak: int = 0
     bytes_read: int = 0
     interrupted: bool = False
+    steps: Steps | None = None
 
     def end(self, reader: Reader) -> None:
         read_after = bytes_read()
@@ -104,9 +110,9 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
         set_seed(asked.decoding.seed)
     try:
         if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
-            answer_each(opened, resident, run)
+            answer_each(opened, resident, run, measured)
         else:
-            answer_together(opened, resident, run)
+            answer_together(opened, resident, run, measured)
     except torch.OutOfMemoryError as error:  # a GPU that others use too
         raise BudgetError(f"{opened.device} is out of memory, planned {run.plan.peak} bytes: {error}") from None
     except KeyboardInterrupt:
@@ -140,7 +146,7 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     check_prunes(plan, selection)
     if asked.on_plan:
         asked.on_plan(plan)
-    skips = pruning.skip.share and not pruning.skip.by_prompt
+    skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
     return Run(
         asked=asked,
         start=start,
@@ -150,16 +156,24 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token) for _ in prompts],
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
+        steps=_planned_steps(opened, decoding.compile, skips),
     )
 
 
-def answer_together(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
+def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
+    if not (opened.static or compiles):
+        return None
+    why = "ffn-skip by token decides on the host" if skips else why_dynamic(opened.skeleton)
+    return Steps(compiled=compiles, why_dynamic=why)
+
+
+def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
     weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, weights)
     try:
-        with prefill, run.skipper or nullcontext():
+        with prefill, run.skipper or nullcontext(), decoding_steps(opened, run, measured):
             decode(opened, run, ids, mask, run.streamers)
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
@@ -167,7 +181,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run) -> Non
         raise
 
 
-def answer_each(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
+def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill the prompts in one sweep, layer by layer in turn; then decode each from its own neurons."""
 
     def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
@@ -177,9 +191,12 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
     jobs = [job(ids, streamer) for ids, streamer in zip(prompts, run.streamers, strict=True)]
     seed = run.asked.decoding.seed
     try:
-        with resident.prepare_each(
-            run.plan, run.selection, run.reader, run.asked.on_layer, len(prompts), seed
-        ) as lockstep:
+        with (
+            resident.prepare_each(
+                run.plan, run.selection, run.reader, run.asked.on_layer, len(prompts), seed
+            ) as lockstep,
+            decoding_steps(opened, run, measured),
+        ):
             lockstep.run(jobs)
     except (ValueError, TypeError) as error:
         if not any(streamer.times for streamer in run.streamers):
@@ -187,6 +204,23 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run) -> None:
         raise
     finally:
         resident.unload(keep_tier=True)
+
+
+@contextmanager
+def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[None]:
+    """Decode by static steps, where they were planned. The lm_head and the embedding must be there."""
+    measured.steps = run.steps
+    if not run.steps or run.steps.why_dynamic:
+        yield
+        return
+    skeleton = opened.skeleton
+    why_not = why_not_compiled(run.plan.precision.quantized, run.asked.per_prompt) if run.steps.compiled else ""
+    compiled = skeleton.compiled if run.steps.compiled and not why_not else None
+    with static_decoding(skeleton, Capture(opened.device), compiled) as step:
+        try:
+            yield
+        finally:
+            measured.steps = replace(step.steps, why_not_compiled=why_not)
 
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
@@ -226,6 +260,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
         prior=run.selection.prior_facts,
         skipped=skipped,
+        steps=measured.steps,
     )
     return [
         Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)

@@ -39,7 +39,8 @@ WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 class OpenModel:
     """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held before any
     weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
-    `rows`: reads the embedding's rows where it stays on disk."""
+    `static`: tokens are decoded by static steps, as CUDA graphs record them; `rows`: reads the embedding's rows where
+    it stays on disk."""
 
     name: str
     path: Path
@@ -54,6 +55,7 @@ class OpenModel:
     runtime: int
     converts: int
     copies: bool
+    static: bool
 
     @property
     def dtype(self) -> str:
@@ -109,6 +111,7 @@ class OpenModel:
             converts=self.converts,
             copies=self.copies,
             host_memory=self.host_memory,
+            static=self.static,
         )
 
     def plan(
@@ -217,6 +220,7 @@ def open_model(
         runtime=runtime,
         converts=_conversion_bytes(skeleton),
         copies=copies,
+        static=device == "cuda" or (copies and device == "cpu"),
     )
 
 

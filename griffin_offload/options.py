@@ -319,6 +319,10 @@ class Decoding(_Checked):
         allowed="0 to 4294967295",
     )
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
+    compile: bool = switch(
+        "Compile the decoder layers by torch.compile, which fuses their small steps: the first answer waits for it, "
+        "the result is kept on disk. Not for quantized weights."
+    )
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def sampling(self, selection: str = "topk") -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import GriffinError
 from .files import reason, write_text
+from .model.static_step import Steps
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
 from .units import format_bytes, format_rate
@@ -18,7 +19,7 @@ class Report:
 
     `read_s`: seconds that the reader was busy while the model computed. `memory_bandwidth`: of one token's products
     over the resident weights, measured after the answer; 0 for too few tokens. `prior`: facts and weight of the prior
-    that the choice of neurons used."""
+    that the choice of neurons used. `steps`: how tokens were decoded by static steps; None: not by any."""
 
     model: str
     model_path: Path
@@ -37,6 +38,7 @@ class Report:
     memory_bandwidth: float
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
+    steps: Steps | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -103,6 +105,7 @@ class Report:
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
             "ffn_skip": self.skipped and self.skipped.to_json(),
+            "steps": self.steps and self.steps.to_json(),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -135,6 +138,8 @@ class Report:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
             rows.append(("decoding", pace))
+            if self.steps:
+                rows.append(("steps", str(self.steps)))
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
         return rows

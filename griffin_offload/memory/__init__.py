@@ -3,6 +3,7 @@
 arena.py       memory that is allocated once and cut into tensors
 heap.py        settings of the C library's heap
 host_cache.py  layers kept in RAM between prompts
+capture.py     records a step of decoding, and replays it
 upload.py      pinned buffers and copies to a GPU
 spill.py       hidden states that wait in RAM or in a file
 measure.py     peak memory, bytes read, speed of the disk

@@ -12,6 +12,9 @@ modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
 kv_cache.py        the KV cache, allocated once
+static_cache.py    the KV cache at fixed addresses
+static_step.py     decodes a token by work that a CUDA graph can record
+compiled.py        compiles the decoder layers
 decode_kernels.py  torch's own kernels while one token is decoded
 bandwidth.py       how fast weights are read
 """

@@ -39,13 +39,16 @@ class Architecture:
     `own_mask`: its code reads the attention mask itself, so its attention cannot run in pieces.
     `similarity`: whether the state that enters a block is the state that leaves the layer, less the output of the
     layer's last module (FFN-SkipLLM needs it); or the config's field and value with which it is.
-    `sliding_heads`: key and value heads of its sliding layers over those of the config."""
+    `sliding_heads`: key and value heads of its sliding layers over those of the config.
+    `static`: whether its code does the same for every token of an answer, without asking the device for a number, so
+    that a CUDA graph can replay it (static_step.py)."""
 
     layers: str
     blocks: Mapping[FeedForward | Experts, str]
     own_mask: bool = False
     similarity: bool | tuple[str, object] = True
     sliding_heads: int = 1
+    static: bool = True
 
     def tells_similarity(self, config: Any) -> bool:
         """Whether `similarity` holds for a model with this config."""
@@ -139,7 +142,7 @@ ARCHITECTURES = {
     "gemma4_text": Architecture(  # the sum is scaled
         "model.layers", {GATED: SIZE, Experts("experts"): ROUTED_SIZE}, similarity=False
     ),
-    "gpt_neo": Architecture("transformer.h", {C_FC: SIZE}),
+    "gpt_neo": Architecture("transformer.h", {C_FC: SIZE}, static=False),
     "gpt_neox": Architecture("gpt_neox.layers", {H_TO_4H: SIZE}),
     "gpt_neox_japanese": Architecture("gpt_neox_japanese.layers", {H_TO_4H: ""}),
     "hunyuan_v1_moe": Architecture("model.layers", {ROUTED: SIZE, SHARED_MLP: SIZE}),
@@ -148,7 +151,9 @@ ARCHITECTURES = {
         {FUSED: "dense_intermediate_size", ROUTED: SIZE, SHARED_FUSED: "shared_intermediate_size"},
     ),
     "modernbert-decoder": Architecture("model.layers", {WI: SIZE}),
-    "mpt": Architecture("transformer.blocks", {FFN: ""}, similarity=False),  # the block adds the residual itself
+    "mpt": Architecture(  # the block adds the residual itself
+        "transformer.blocks", {FFN: ""}, similarity=False, static=False
+    ),
     "nanochat": Architecture("model.layers", {FC: SIZE}),
     "nemotron_h": Architecture(
         "model.layers",
@@ -166,7 +171,7 @@ ARCHITECTURES = {
     "persimmon": Architecture("model.layers", {H_TO_4H: SIZE}),
     "phi": Architecture("model.layers", {FC: SIZE}),
     "starcoder2": Architecture("model.layers", {C_FC: SIZE}),
-    "xglm": Architecture("model.layers", {LAYER_FC: "ffn_dim"}),
+    "xglm": Architecture("model.layers", {LAYER_FC: "ffn_dim"}, static=False),
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import and_masks, eager_mask, padding_mask_function, sdpa_mask
 
 from . import modules
 from .architecture import ARCHITECTURES
@@ -60,14 +60,27 @@ def writes_scores(model: Any) -> bool:
 
 
 def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
-    tokens, padding = arguments["q_length"], arguments.get("attention_mask")
-    window, from_start = arguments.get("local_size"), not (arguments.get("q_offset") or arguments.get("kv_offset"))
-    if tokens <= modules.PIECE or arguments["kv_length"] != tokens or not from_start:
+    if isinstance(arguments.get("kv_offset"), Tensor):
+        return _ring_mask(write, **arguments)
+    tokens, padding, window = arguments["q_length"], arguments.get("attention_mask"), arguments.get("local_size")
+    if tokens <= modules.PIECE or arguments["kv_length"] != tokens:
+        return write(**arguments)
+    if arguments.get("q_offset") or arguments.get("kv_offset"):
         return write(**arguments)
     skips = arguments.get("allow_is_causal_skip", True) and write is sdpa_mask
     if skips and (window is None or window >= tokens) and (padding is None or bool(padding.all())):
         return None
     return Mask(write, arguments, window)
+
+
+def _ring_mask(write: Callable[..., Any], **arguments: Any) -> Any:
+    """The mask of keys that lie in a ring: `kv_offset` (K,) tells the token of each (static_cache.Ring).
+
+    The padding is looked up token by token: transformers would compare its length with the offset, on the host."""
+    padding = arguments.pop("attention_mask", None)
+    if padding is not None:
+        arguments["mask_function"] = and_masks(arguments["mask_function"], padding_mask_function(padding.bool()))
+    return write(**arguments)
 
 
 def _attend(
@@ -80,8 +93,7 @@ def _attend(
     **more: Any,
 ) -> Any:
     if not isinstance(attention_mask, Mask):
-        alone = query.shape[2] == 1 and query.device.type == "cpu" and attend is sdpa_attention_forward
-        if alone and not module.training and (attention_mask is None or attention_mask.shape[3] == key.shape[2]):
+        if not module.training and _is_alone(attend, query, key, value, attention_mask):
             scale = query.shape[3] ** -0.5 if more.get("scaling") is None else more["scaling"]
             return attend_one(query, key, value, attention_mask, scale), None
         return attend(module, query, key, value, attention_mask, **more)
@@ -93,6 +105,17 @@ def _attend(
     return torch.cat(outputs, dim=1), None
 
 
+def _is_alone(attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether this is one token's attention that `attend_one` computes faster: on a CPU; elsewhere under a mask, where
+    transformers would write the keys out for every query of a group."""
+    if query.shape[2] != 1 or attend is not sdpa_attention_forward:
+        return False
+    grouped = query.shape[1] > key.shape[1] and value.shape[3] == key.shape[3]
+    if query.device.type != "cpu" and (mask is None or not grouped):
+        return False
+    return mask is None or mask.shape[3] == key.shape[2]
+
+
 def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of one token of each sequence: query (B, H G, 1, D), keys and values (B, H, K, D) -> (B, 1, H G, D).
 
@@ -102,7 +125,8 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     batch, heads, keys, size = key.shape
     grouped = query.reshape(batch, heads, -1, size)
     rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
-    if query.dtype != torch.float32 and grouped.shape[2] > 1 and value.shape[3] == size:
+    kernel = query.dtype != torch.float32 or query.device.type != "cpu"
+    if kernel and grouped.shape[2] > 1 and value.shape[3] == size:
         rows = rows if rows is None or rows.dtype == torch.bool else rows.to(query.dtype)
         together = scaled_dot_product_attention(grouped, key, value, attn_mask=rows, scale=scale)
         return together.reshape(batch, 1, query.shape[1], size)

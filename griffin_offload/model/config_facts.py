@@ -42,3 +42,10 @@ def key_size(config: Any) -> int:
 
 def head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rope_changes(config: Any) -> bool:
+    """Whether the rotary frequencies depend on how many tokens there are."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return any(one.get("rope_type") in ("dynamic", "longrope") for one in each)

@@ -58,8 +58,8 @@ def decode_by_own_kernels(model: Any, layer: Any) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")
-        one = states is not None and states.numel() == 1 and not states.is_cuda and not hasattr(layer, "_hf_hook")
-        if not one or not cache or not cache.get_seq_length():
+        one = states is not None and states.numel() == 1 and states.device.type == "cpu"
+        if not one or hasattr(layer, "_hf_hook") or not cache or not cache.get_seq_length():
             return forward(*args, **kwargs)
         with own_kernels():
             return forward(*args, **kwargs)

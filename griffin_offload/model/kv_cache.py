@@ -24,10 +24,12 @@ def windows(config: Any) -> tuple[int | None, ...]:
 
 
 def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int = 1) -> Cache:
-    """A cache for `tokens` tokens of each sequence. `row`: the most bytes of a token's keys (or values) in a layer.
+    """A cache for `tokens` tokens of each sequence, which it knows as its `tokens`. `row`: the most bytes of a token's
+    keys (or values) in a layer.
 
     Layers other than transformers' plain and sliding ones are not replaced."""
     cache = DynamicCache(config=config)
+    cache.tokens = tokens
     rooms = [capacity(tokens, window) for window in windows(config)]
     arena = Arena(sum(2 * padded(room * row * sequences) for room in rooms), device, huge=False)
     for index, (layer, room) in enumerate(zip(cache.layers, rooms, strict=True)):
@@ -58,6 +60,9 @@ class _Room:
             setattr(self, name, memory)
         self._arena = None
 
+    def first(self, tokens: int) -> tuple[Tensor, Tensor]:
+        return self._keys[:, :, :tokens], self._values[:, :, :tokens]
+
     def put(self, keys: Tensor, values: Tensor, at: int) -> tuple[Tensor, Tensor]:
         """Writes states at token `at`; returns all tokens up to their end."""
         end = at + keys.shape[2]
@@ -66,7 +71,22 @@ class _Room:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class InRoom:
+    """A layer whose tokens lie in memory that was allocated for all of them."""
+
+    _room: _Room
+
+    @property
+    def slots(self) -> int:
+        """Tokens that attention ever looks at together; 0 where the room was too small."""
+        return self._room.room
+
+    def memory(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `tokens` tokens of the room, filled or not: (B, H, tokens, D)."""
+        return self._room.first(tokens)
+
+
+class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
     """A layer that keeps every token. Without room left it becomes transformers' own."""
 
     def __init__(self, room: int, sequences: int, arena: Arena) -> None:
@@ -86,8 +106,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-class SlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
+class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """A layer that keeps the last window - 1 tokens."""
+
+    is_croppable = False  # what left the window may be gone
 
     def __init__(self, window: int, room: int, sequences: int, arena: Arena) -> None:
         super().__init__(sliding_window=window)
@@ -107,6 +129,22 @@ class SlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
         self._end += new
         self.keys, self.values = keys[:, :, -kept:], values[:, :, -kept:]
         return keys[:, :, begin:], values[:, :, begin:]
+
+    @property
+    def slides(self) -> bool:
+        """Whether there will be more tokens than the window has."""
+        return self._room.room > int(self.sliding_window)
+
+    @property
+    def slots(self) -> int:
+        return min(self._room.room, int(self.sliding_window))
+
+    def lay_in_ring(self) -> None:
+        """Moves token t to slot t % window. From then on only views of the memory are used."""
+        count = self.keys.shape[2]
+        slots = torch.arange(self.cumulative_length - count, self.cumulative_length, device=self.keys.device)
+        for memory, states in zip(self.memory(self.slots), (self.keys, self.values), strict=True):
+            memory[:, :, slots % self.slots] = states.clone()
 
     def _start_again(self, key_states: Tensor, value_states: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         """Moves the last tokens to the front: the room is full, or a prompt is longer than it."""

@@ -70,13 +70,25 @@ class Projection:
 
 
 class LookedUp:
-    """The forward of an embedding that stays in its file: only the rows of the tokens are read."""
+    """The forward of an embedding that stays in its file: only the rows of the tokens are read.
+
+    `ahead` (B, 1, D): what the next call gives, looked up before it: a recorded forward cannot read."""
 
     def __init__(self, module: Any, read: Callable[[list[int]], Tensor]) -> None:
         """`read(rows)`: those rows of the table, (len(rows), D), on the CPU."""
         self._module, self._read, self._forward = module, read, module.forward
+        self.ahead: Tensor | None = None
+
+    def look_ahead(self, ids: Tensor, memory: Tensor | None) -> Tensor:
+        """Looks tokens (B, 1) up for the next call, into `memory` (None: new memory), which it returns."""
+        found = self(ids)
+        self.ahead = found if memory is None else memory.copy_(found)
+        return self.ahead
 
     def __call__(self, ids: Tensor) -> Tensor:
+        if self.ahead is not None:
+            ahead, self.ahead = self.ahead, None
+            return ahead
         rows, places = ids.unique(return_inverse=True)
         table = self._read(rows.tolist()).to(ids.device)
         self._module.register_parameter("weight", nn.Parameter(table, requires_grad=False))

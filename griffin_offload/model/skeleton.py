@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..errors import CheckpointError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
+from .compiled import CompiledLayers
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
@@ -69,6 +70,10 @@ class Skeleton:
     @property
     def config(self) -> Any:
         return self.layout.config
+
+    @cached_property
+    def compiled(self) -> CompiledLayers:
+        return CompiledLayers(self.modules)
 
     def bind(self, checkpoint: Checkpoint, rows: Reader | None = None) -> None:
         """Find every parameter's tensors in a checkpoint. With `rows`, the embedding stays in its file where it can be

@@ -27,6 +27,11 @@ class WeightSlots:
         if layout.embedding_on_disk:
             self._leave_embedding_on_disk()
 
+    @property
+    def looked_up(self) -> LookedUp | None:
+        """The embedding's forward while it stays on disk."""
+        return self._looked_up if self._embedding.forward is self._looked_up else None
+
     def assign(self, name: str, value: Value) -> None:
         """Make `value` the parameter `name`, and those tied to it. A quantized one becomes what its module multiplies
         by; several weights: one for each routed expert."""

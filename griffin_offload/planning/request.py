@@ -18,6 +18,7 @@ class Request:
     `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
     `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
+    `static`: tokens are decoded by recorded steps, which have memory of their own.
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`.
     `sets`: neuron sets kept: 1 for the batch, or one per prompt (prompts then run through each layer in turn).
@@ -36,6 +37,7 @@ class Request:
     curves: Curves | None = None
     converts: int = 0
     copies: bool = False
+    static: bool = False
     export: bool = False
     sequences: int = 1
     sets: int = 1

@@ -13,6 +13,7 @@ from .request import Request
 from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
+WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 Moment = Literal["always", "prompt", "answer"]
 
 
@@ -77,7 +78,10 @@ def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]
     note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
-    yield Row("activations of a token", sizes.activations(1, together), "answer")
+    token = sizes.activations(1, together)
+    yield Row("activations of a token", token, "answer")
+    if request.static:
+        yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
 
 
 def _neurons_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:

@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from cases import Case
+from recordable import assert_recordable
 from tiny import TINY, UNSUPPORTED, tiny_checkpoint, tiny_prompt
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -15,12 +16,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from griffin_offload import Engine
 from griffin_offload.errors import ExportError, UnsupportedArchitecture
+from griffin_offload.memory.capture import Capture
 from griffin_offload.model import attention
 from griffin_offload.model.architecture import ARCHITECTURES, FeedForward
 from griffin_offload.model.detect import find_structure
 from griffin_offload.model.modules import PIECE, Pieces
 from griffin_offload.model.refused import REFUSED
 from griffin_offload.model.skeleton import Skeleton
+from griffin_offload.model.static_step import static_decoding, why_dynamic
 from griffin_offload.planning.catalogue_fit import catalogue_sizes
 from griffin_offload.sources.catalogue import CATALOGUE
 from griffin_offload.units import GIB
@@ -90,9 +93,23 @@ def test_every_type(every: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if biases := other_biases(every.kind):
         with subtests.test("with the biases the other way"):
             assert_pruned_is_masked(tiny_checkpoint(tmp_path / "biases", every.kind, **biases))
+    with subtests.test("static steps give the model's tokens, and a GPU can record them"):
+        assert_static_steps(every)
     if not ARCHITECTURES[model_type(every.kind)].own_mask:
         with subtests.test("attention in pieces is attention"):
             assert_attention_in_pieces(engine, every.folder, monkeypatch)
+
+
+def assert_static_steps(case: Case) -> None:
+    """Tokens decoded by them are the oracle's, and nothing in them is left to the host; or a reason is given."""
+    engine = Engine(case.folder, dtype="float32")
+    if why_dynamic(engine.skeleton):
+        return
+    expected, _ = case.answer(PROMPT, 0.5, NEW)
+    with static_decoding(engine.skeleton, Capture("cpu")) as step:
+        assert greedy(engine, PROMPT, 0.5) == expected
+    if not step.steps.why_dynamic:
+        assert_recordable(engine, step)
 
 
 def assert_structure_is_found(engine: Engine) -> None:

@@ -1,0 +1,47 @@
+"""Records a step's kernels once and replays them: a CUDA graph. On other devices the step simply runs again."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+
+class Capture:
+    """Steps by name, each a function without arguments or result that works on tensors at fixed addresses.
+
+    The first `run` of a name computes it, which warms its kernels up; the second records it, and from then on it is
+    replayed. All recordings share one pool of memory, since no two of them run at once.
+    `failed`: why steps are not recorded though they could be; ''."""
+
+    def __init__(self, device: str) -> None:
+        self._records = device == "cuda"
+        self._warm: set[Hashable] = set()
+        self._graphs: dict[Hashable, Any] = {}
+        self.failed = ""
+
+    @property
+    def count(self) -> int:
+        """Recordings made."""
+        return len(self._graphs)
+
+    def run(self, name: Hashable, step: Callable[[], None]) -> None:
+        """Raises what the step raises. A step that cannot be recorded is computed every time."""
+        if not self._records or name not in self._warm:
+            self._warm.add(name)
+            step()
+            return
+        if name not in self._graphs:
+            try:
+                self._graphs[name] = self._record(step)
+            except RuntimeError as error:  # CUDA's; nothing was computed while it recorded
+                self._records, self.failed = False, " ".join(str(error).split())[:200]
+                step()
+                return
+        self._graphs[name].replay()
+
+    def _record(self, step: Callable[[], None]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use the device
+            step()
+        return graph
