@@ -1,6 +1,7 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -16,13 +17,14 @@ from .memory.heap import return_freed_memory
 from .memory.machine import available_memory, best_device, check_device, device_budget
 from .memory.measure import resident_set
 from .model.architecture import ARCHITECTURES
+from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
 from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
 from .offload.probe import probe
 from .options import Placement, Pruning
 from .paths import cache_folder, source_name
-from .planning.ladder import best_plan
+from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
 from .planning.request import Request
 from .planning.sizes import ModelSizes, model_sizes
@@ -30,9 +32,10 @@ from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
 from .pruning.selection import Selection
 from .sources.resolve import resolve
-from .units import format_bytes, parse_bytes
+from .units import MIB, format_bytes, parse_bytes
 
 WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
+SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,22 @@ class OpenModel:
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
-        return best_plan(self.sizes, request, replace(pruning, prior=None), self.name)
+        pruning = replace(pruning, prior=None)  # which plans do not depend on
+        request = replace(request, speeds=self.speeds(measure=False))
+        plan = best_plan(self.sizes, request, pruning, self.name)
+        if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
+            plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
+        return plan
+
+    def speeds(self, measure: bool) -> Speeds | None:
+        """How fast this device multiplies each format, measured if need be, or else as the cache knows it.
+
+        None for a small model, whose weights the measurement would outweigh, and for a GPU without room."""
+        if self.sizes.full < SMALL:
+            return None
+        with suppress(torch.OutOfMemoryError):
+            return (measured_speeds if measure else known_speeds)(self.device, self.skeleton.layout.dtype)
+        return None
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""

@@ -1,6 +1,7 @@
 """Measures this process's memory and reading, and the disk's speed."""
 
 import os
+import platform
 import resource
 import sys
 import tempfile
@@ -42,6 +43,15 @@ class PeakMeter:
             return kib * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def processor_name() -> str:
+    """The CPU's model, as far as the system says."""
+    with suppress(OSError):  # Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def bytes_read() -> int | None:

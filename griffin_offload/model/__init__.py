@@ -13,5 +13,6 @@ hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
 kv_cache.py        the KV cache, allocated once
 decode_kernels.py  torch's own kernels while one token is decoded
-bandwidth.py       how fast weights are read
+bandwidth.py       how fast the resident weights are read
+format_speeds.py   how fast each format of weights is multiplied on this device
 """

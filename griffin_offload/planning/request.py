@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from ..model.format_speeds import Speeds
 from ..options import FfnSkip, Sparsity
 from ..pruning.layer_allocation import Curves, share_neurons
 from ..quant.precision import NATIVE, Precision
@@ -26,6 +27,7 @@ class Request:
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
+    `speeds`: of each format on this device; None: not measured.
     """
 
     prompt_tokens: int
@@ -44,6 +46,7 @@ class Request:
     precision: Precision = NATIVE
     multiple: int = 1
     skip: FfnSkip | None = None
+    speeds: Speeds | None = None
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
