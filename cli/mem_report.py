@@ -68,10 +68,12 @@ def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], a
 
 def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
     """Every rung: what it needs, and what it gives on this machine, by the speed of each format here."""
+    from ..memory.out_of_memory import planned
     from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
+    with planned(engine.device, 0):
+        speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
     request = replace(engine.opened.request(taken.prompt_tokens, taken.max_new_tokens), speeds=speeds)
     return [
         {
@@ -121,8 +123,7 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory.machine import check_device, device_budget, machine
-    from ..memory.measure import resident_set
+    from ..memory.machine import check_device, device_budget, held_memory, how_known, machine
     from ..paths import cache_folder
     from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
     from ..planning.request import Request
@@ -135,8 +136,8 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     here = machine(cache_folder(), largest_weights())
     device = device or here.device
     budget = budget or (here.budget if device == here.device else device_budget(device))
-    runtime = resident_set() if device == "cpu" else 0
-    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, runtime=runtime, copies=device != "cpu")
+    copies, runtime = device != "cpu", held_memory(device)
+    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, how_known(device), copies=copies)
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}

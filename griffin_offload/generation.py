@@ -12,8 +12,9 @@ import torch
 from transformers import set_seed
 
 from .checkpoint.reader import Reader
-from .errors import BudgetError, OptionError
+from .errors import OptionError
 from .memory.measure import PeakMeter, bytes_read
+from .memory.out_of_memory import planned
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
 from .offload.skip_by_token import TokenSkipper
@@ -103,12 +104,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
-            answer_each(opened, resident, run)
-        else:
-            answer_together(opened, resident, run)
-    except torch.OutOfMemoryError as error:  # a GPU that others use too
-        raise BudgetError(f"{opened.device} is out of memory, planned {run.plan.peak} bytes: {error}") from None
+        with planned(opened.device, run.plan.peak, resident.unload):
+            if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
+                answer_each(opened, resident, run)
+            else:
+                answer_together(opened, resident, run)
     except KeyboardInterrupt:
         if not all(streamer.times for streamer in run.streamers):
             raise

@@ -14,8 +14,8 @@ from .checkpoint.key import checkpoint_key
 from .checkpoint.reader import BOUNCE, DECODING, Reader
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
-from .memory.machine import available_memory, best_device, check_device, device_budget
-from .memory.measure import resident_set
+from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
+from .memory.out_of_memory import planned
 from .model.architecture import ARCHITECTURES
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
@@ -40,8 +40,8 @@ SMALL = 512 * MIB  # four times what measuring the speed of each format takes on
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held before any
-    weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
+    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held there before
+    any weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
     `rows`: reads the embedding's rows where it stays on disk."""
 
     name: str
@@ -108,7 +108,9 @@ class OpenModel:
             max_new_tokens=max_new_tokens,
             sparsity=0.0,
             budget=self.budget,
+            device=self.device,
             runtime=self.runtime,
+            runtime_note=how_known(self.device),
             converts=self.converts,
             copies=self.copies,
             host_memory=self.host_memory,
@@ -212,11 +214,12 @@ def open_model(
     checkpoint = open_checkpoint(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
-    skeleton.to_device(device)
+    with planned(device, 0):  # a GPU may be too full for as much as its context
+        skeleton.to_device(device)
     skeleton.model.generation_config = load_generation_config(path, config)
     tokenizer = load_tokenizer(path)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
-    runtime = resident_set() if device == "cpu" else 0
+    runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     host_memory = parse_bytes(placement.host_memory)
     if copies and host_memory > (free := available_memory()):

@@ -5,6 +5,8 @@ heap.py        settings of the C library's heap
 host_cache.py  layers kept in RAM between prompts
 upload.py      pinned buffers and copies to a GPU
 spill.py       hidden states that wait in RAM or in a file
+cuda.py        what a CUDA device has left, and the context of this process on it
 measure.py     peak memory, bytes read, speed of the disk
 machine.py     devices, free memory, budgets
+out_of_memory.py  the error where there is no room
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from ..units import MIB
+from .cuda import context, give_back
 
 PROC = Path("/proc/self")
 
@@ -22,13 +23,15 @@ def resident_set() -> int:
 
 
 class PeakMeter:
-    """Measures the peak of this process's RAM, or of the GPU's allocator, since it was made."""
+    """Measures the peak of this process's RAM, or on CUDA of its context and torch's allocator, since it was made."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         if device == "cuda":
             import torch
 
+            context()  # before anything else uses the device, so that it can be measured
+            give_back(device)  # or blocks of an earlier run would count
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):  # Linux: reset the peak
             (PROC / "clear_refs").write_text("5")
@@ -38,7 +41,7 @@ class PeakMeter:
         if self.device == "cuda":
             import torch
 
-            return int(torch.cuda.max_memory_reserved())
+            return context()[0] + int(torch.cuda.max_memory_reserved())
         if (kib := _proc("status", "VmHWM:")) is not None:
             return kib * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

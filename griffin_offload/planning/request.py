@@ -15,7 +15,8 @@ from .sizes import Kept, ModelSizes
 class Request:
     """Tokens, sparsity, precision and budget of one run.
 
-    `runtime`: bytes that the process holds before any weight (0 on a device with memory of its own).
+    `device`: cpu, cuda or mps. `runtime`: bytes that the process holds there before any weight (0 on MPS),
+    and `runtime_note`: how that is known.
     `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
     `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
@@ -34,7 +35,9 @@ class Request:
     max_new_tokens: int
     sparsity: Sparsity
     budget: int
+    device: str = "cpu"
     runtime: int = 0
+    runtime_note: str = "measured"
     curves: Curves | None = None
     converts: int = 0
     copies: bool = False
