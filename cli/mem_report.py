@@ -72,7 +72,7 @@ def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
     from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    with planned(engine.device, 0):
+    with planned(engine.device):
         speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
     request = replace(engine.opened.request(taken.prompt_tokens, taken.max_new_tokens), speeds=speeds)
     return [

@@ -214,7 +214,7 @@ def open_model(
     checkpoint = open_checkpoint(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
-    with planned(device, 0):  # a GPU may be too full for as much as its context
+    with planned(device):  # a GPU may be too full for as much as its context
         skeleton.to_device(device)
     skeleton.model.generation_config = load_generation_config(path, config)
     tokenizer = load_tokenizer(path)

@@ -18,8 +18,8 @@ SPARE = 64 * MIB  # below what is free, for a budget that we suggest
 
 
 @contextmanager
-def planned(device: str, peak: int, unload: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Runs the block, which was planned to take `peak` bytes of the device at most.
+def planned(device: str, peak: int = 0, unload: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Runs the block, which was planned to take `peak` bytes of the device at most (0: not planned).
 
     Raises BudgetError before the block if a CUDA device has no such room, and where the block runs out of memory; the
     weights are unloaded then, by `unload`."""
@@ -31,9 +31,10 @@ def planned(device: str, peak: int, unload: Callable[[], None] = lambda: None) -
             raise
         traceback.clear_frames(error.__traceback__)  # whose tensors would stay as long as the error
         unload()
+        told = f"{format_bytes(peak)} were planned, " if peak else ""
         raise BudgetError(
-            f"{device} is out of memory: {format_bytes(peak)} were planned, {_left(device)} is free now. Give a "
-            f"smaller --device-memory, or fewer tokens ({one_line(error)})"
+            f"{device} is out of memory: {told}{_left(device)} is free now. Give a smaller --device-memory, or fewer "
+            f"tokens ({one_line(error)})"
         ) from None
 
 

@@ -133,5 +133,5 @@ def test_a_card_without_room_for_a_context(card: Card, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "ones", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    with pytest.raises(BudgetError, match=r"cuda is out of memory: .* planned, nothing is free"), planned("cuda", 0):
+    with pytest.raises(BudgetError, match="cuda is out of memory: nothing is free"), planned("cuda"):
         pass
