@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..units import MIB
 from .decode_kernels import own_kernels
 
 
@@ -34,6 +35,11 @@ def memory_bandwidth(weights: Iterable[Tensor], passes: int = 5, seconds: float 
         wait_for(matrices[0].device.type)
         best = min(best, time.perf_counter() - start)
     return float(total / best)
+
+
+def memory_bandwidth_here(device: str, size: int = 256 * MIB) -> float:
+    """`memory_bandwidth` of a bfloat16 matrix of `size` bytes."""
+    return memory_bandwidth([torch.ones(size // 4096, 2048, dtype=torch.bfloat16, device=device)])
 
 
 def wait_for(device: str) -> None:

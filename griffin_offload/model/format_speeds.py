@@ -95,7 +95,7 @@ def _weights(format: str, device: str, dtype: torch.dtype, shape: tuple[int, int
 def _seconds_of_one(weights: Sequence[Stored], device: str, dtype: torch.dtype, columns: int) -> float:
     """Seconds of the product with one matrix, at best."""
     x = torch.ones(1, 1, columns, dtype=dtype, device=device)
-    with torch.inference_mode(), own_kernels() if device == "cpu" else nullcontext():
+    with torch.no_grad(), own_kernels() if device == "cpu" else nullcontext():
         weights[0].linear(x)  # the first loads, and may compile
         if device == "cuda":
             return _on_cuda(weights, x)

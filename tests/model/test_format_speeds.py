@@ -3,12 +3,15 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cases import Case
+from tiny import tiny_prompt
 
+from griffin_offload import Engine, open_model
 from griffin_offload.model import format_speeds
 from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds
 from griffin_offload.quant.formats import FORMATS
@@ -89,3 +92,34 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "file"))
     format_speeds._save(format_speeds._path(), "key", Speeds(tuple(MADE_UP.items())))
     assert known_speeds("cpu", torch.bfloat16) is None
+
+
+@pytest.fixture
+def engine(case: Callable[[str], Case], file: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine whose model is not too small to be worth a measurement."""
+    monkeypatch.setattr(open_model, "SMALL", 0)
+    return Engine(case("llama").folder, device="cpu")
+
+
+def test_only_a_choice_of_formats_is_worth_a_measurement(engine: Engine, file: Path) -> None:
+    for options in ({"sparsity": 0.5}, {"sparsity": 0.5, "resident_dtype": "int8"}, {}):
+        assert engine.plan(20, 4, **options).tokens_per_s is None
+        assert not file.exists(), options
+    assert engine.plan(20, 4, resident_dtype="int8").tokens_per_s > 0
+    assert file.exists()
+    assert engine.plan(20, 4, sparsity=0.5).tokens_per_s > 0, "what is known is told"
+
+
+def test_a_small_model_is_not_worth_one(case: Callable[[str], Case], file: Path) -> None:
+    engine = Engine(case("llama").folder, device="cpu")
+    assert engine.plan(20, 4, resident_dtype="auto", sparsity=0.5).tokens_per_s is None
+    assert not file.exists()
+
+
+def test_the_report_has_what_was_expected_beside_what_was_measured(engine: Engine, file: Path) -> None:
+    key = format_speeds._key("cpu", torch.float32)
+    file.write_text(json.dumps({key: {"time": time.time(), "bytes_per_s": MADE_UP}}))
+    report = engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4).report
+    expected = MADE_UP[""] / report.plan.bytes_per_token
+    assert report.to_json()["timings"]["expected_tokens_per_s"] == pytest.approx(expected)
+    assert f"tokens/s ({expected:.1f} expected)" in dict(report.rows())["decoding"]
