@@ -25,7 +25,7 @@ from .bandwidth import wait_for
 from .decode_kernels import own_kernels
 
 DAY = 24 * 3600  # seconds that a measurement counts before another one joins it
-SECONDS = 0.15  # for each format
+SECONDS, MOST = 0.15, 0.6  # for each format; on a machine so busy that the best time is not seen three times
 FILLING = 0x3C  # any byte will do: as a number of every dtype it is finite, and not so small that products are slow
 
 
@@ -55,7 +55,7 @@ class Speeds:
 def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
     """The speeds on this device, measured if the cache has none of today; the best that was seen counts.
 
-    Takes less than a second, and 128 MiB of RAM (on a GPU 768 MiB of its memory)."""
+    Takes half a second, on a busy machine up to two, and 128 MiB of RAM (on a GPU 768 MiB of its memory)."""
     path, key = _path(), _key(device, dtype)
     age, known = _load(path, key)
     if known and 0 <= age < DAY:
@@ -99,13 +99,19 @@ def _seconds_of_one(weights: Sequence[Stored], device: str, dtype: torch.dtype, 
         weights[0].linear(x)  # the first loads, and may compile
         if device == "cuda":
             return _on_cuda(weights, x)
-        best, end, done = math.inf, time.perf_counter() + SECONDS, 0
-        while done < 3 or time.perf_counter() < end:
+        times: list[float] = []
+        begin = time.perf_counter()
+        while not _enough(sorted(times), time.perf_counter() - begin):
             start = time.perf_counter()
-            weights[done % len(weights)].linear(x)
+            weights[len(times) % len(weights)].linear(x)
             wait_for(device)
-            best, done = min(best, time.perf_counter() - start), done + 1
-    return best
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _enough(times: Sequence[float], seconds: float) -> bool:
+    """Whether to stop after these times, ascending, which took so many seconds: the best was no accident."""
+    return len(times) >= 3 and seconds >= SECONDS and (times[2] < 1.1 * times[0] or seconds >= MOST)
 
 
 def _on_cuda(weights: Sequence[Stored], x: torch.Tensor) -> float:

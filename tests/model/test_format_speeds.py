@@ -25,6 +25,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The cache's file, and a measurement that this process has not made yet."""
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path))
     monkeypatch.setattr(format_speeds, "SECONDS", 0.0)
+    monkeypatch.setattr(format_speeds, "MOST", 0.0)
     measured_speeds.cache_clear()
     yield tmp_path / "speeds.json"
     measured_speeds.cache_clear()
@@ -40,6 +41,14 @@ def test_this_machine_multiplies_every_format(dtype: torch.dtype) -> None:
     speeds = dict(measure_speeds("cpu", dtype, 16 * MIB).by_format)
     assert set(speeds) == set(FORMATS)
     assert all(math.isfinite(speed) and 1e6 < speed < 1e13 for speed in speeds.values()), speeds
+
+
+def test_it_takes_longer_until_the_best_time_is_seen_three_times() -> None:
+    assert not format_speeds._enough([1.0, 1.0], 9.0)
+    assert not format_speeds._enough([1.0, 1.0, 1.0], 0.1)
+    assert format_speeds._enough([1.0, 1.0, 1.09, 5.0], 0.2)
+    assert not format_speeds._enough([1.0, 1.05, 1.2, 5.0], 0.2)
+    assert format_speeds._enough([1.0, 2.0, 3.0], 0.7)
 
 
 def test_what_was_measured_is_kept_and_read_again(file: Path) -> None:
