@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,24 +61,27 @@ def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], a
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
     if rungs:
-        columns = ("", "kept", "resident", "peak", "tokens/s at most", "divergence (nats)")
+        columns = ("", "kept", "resident", "peak", "tokens/s", "divergence (nats)")
         console.table(f"From the best to the smallest in {format_bytes(plan.budget)}", columns, ladder_cells(rungs))
     console.pairs(summary(plan), err=False)
 
 
 def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
-    """Every rung: what it needs, and what it gives on this machine."""
-    from ..model.bandwidth import memory_bandwidth_here
+    """Every rung: what it needs, and what it gives on this machine, by the speed of each format here."""
+    from ..memory.out_of_memory import planned
+    from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    speed = memory_bandwidth_here(engine.device)
-    request = engine.opened.request(taken.prompt_tokens, taken.max_new_tokens)
+    with planned(engine.device):
+        speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
+    request = replace(engine.opened.request(taken.prompt_tokens, taken.max_new_tokens), speeds=speeds)
     return [
         {
             "kept": str(rung),
             "resident_bytes": plan.resident_bytes,
             "planned_peak_bytes": plan.peak,
-            "tokens_per_s_limit": speed / plan.bytes_per_token,
+            "tokens_per_s": plan.tokens_per_s,
+            "tokens_per_s_limit": speeds.dense / plan.bytes_per_token,
             "divergence": rung.divergence,
             "fits": plan.fits,
             "taken": str(rung) == describe(taken),
@@ -94,7 +97,7 @@ def ladder_cells(rungs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             rung["kept"],
             format_bytes(rung["resident_bytes"]),
             format_bytes(rung["planned_peak_bytes"]),
-            f"{rung['tokens_per_s_limit']:.1f}",
+            f"{rung['tokens_per_s']:.1f}",
             f"{rung['divergence']:.2g}",
         )
         for rung in rungs
@@ -114,13 +117,13 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
         ("full model", format_bytes(plan.full_bytes)),
         ("resident", f"{format_bytes(plan.resident_bytes)} (saves {format_bytes(saved)})"),
         ("fits whole", fits),
+        *([("expected", f"{plan.tokens_per_s:.1f} tokens/s")] if plan.tokens_per_s else []),
     ]
 
 
 def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory.machine import check_device, device_budget, machine
-    from ..memory.measure import resident_set
+    from ..memory.machine import check_device, device_budget, held_memory, how_known, machine
     from ..paths import cache_folder
     from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
     from ..planning.request import Request
@@ -133,8 +136,8 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     here = machine(cache_folder(), largest_weights())
     device = device or here.device
     budget = budget or (here.budget if device == here.device else device_budget(device))
-    runtime = resident_set() if device == "cpu" else 0
-    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, runtime=runtime, copies=device != "cpu")
+    copies, runtime = device != "cpu", held_memory(device)
+    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, how_known(device), copies=copies)
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
@@ -207,13 +210,13 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
     side = "below" if peak <= budget else "ABOVE"
     within = f"{format_bytes(abs(budget - peak))} {side} the budget of {format_bytes(budget)}"
     whole, read = io["checkpoint_bytes"], io["bytes_read"]
-    limit, pace = times["limit_tokens_per_s"], times["decode_tokens_per_s"]
+    limit, pace, expected = times["limit_tokens_per_s"], times["decode_tokens_per_s"], times["expected_tokens_per_s"]
     rows: list[tuple[str, ...]] = [
         ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {within}"),
         ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
     ]
     if pace and limit:
         share = f"{pace / limit:.0%} of what memory bandwidth allows"
-        rows.append(("tokens/s", f"{limit:.1f}", f"{pace:.1f}", share))
+        rows.append(("tokens/s", f"{expected or limit:.1f}", f"{pace:.1f}", share))
     title = f"{last['model']} at {last['sparsity']:.0%} sparsity, {last['dtype']} on {last['device']}"
     return title, rows

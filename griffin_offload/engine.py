@@ -8,7 +8,7 @@ print(answer.text, answer.report.measured_peak)
 import tempfile
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .export.pruned_model import Export, ExportJob, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
 from .generation import Answer, Asked, answer, check_prunes
+from .memory.out_of_memory import planned
 from .offload.layer_hook import LayerHook
 from .offload.lockstep import Lockstep, passing
 from .offload.neuron_scores import find_room, sum_scores
@@ -236,9 +237,10 @@ class Engine:
         reader = self.opened.reader()
         job = ExportJob(self.skeleton, reader, plan, selection, source, out.path, out.force, out.on_layer)
         try:
-            if gguf:
-                return export_gguf(job, format.gguf_type or "bf16", multiple, self.tokenizer)
-            return export_checkpoint(job)
+            with self._planned(plan):
+                if gguf:
+                    return export_gguf(job, format.gguf_type or "bf16", multiple, self.tokenizer)
+                return export_checkpoint(job)
         finally:
             reader.close()
 
@@ -256,7 +258,8 @@ class Engine:
         self.unload()
         reader = self.opened.reader()
         try:
-            prior = sum_scores(self.skeleton, reader, plan, calibration, spill, self.device, on_layer)
+            with self._planned(plan):
+                prior = sum_scores(self.skeleton, reader, plan, calibration, spill, self.device, on_layer)
         finally:
             reader.close()
         return replace(prior, facts={**self.opened.facts, **prior.facts})
@@ -280,7 +283,11 @@ class Engine:
         plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning)
         reader = self.opened.reader()
         try:
-            with self.resident.prepare(plan, selection, reader, on_layer), torch.no_grad():
+            with (
+                self._planned(plan),
+                self.resident.prepare(plan, selection, reader, on_layer),
+                torch.no_grad(),
+            ):
                 ids, _ = self.opened.batch([prompt_ids])
                 cache = self.opened.kv_cache(plan)
                 return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self.opened.last_logits)
@@ -301,19 +308,26 @@ class Engine:
         self.unload()
         reader, copies = self.opened.reader(), self.opened.copies
         try:
-            with passing(
-                self.skeleton,
-                reader,
-                plan,
-                self.device,
-                hooks=lambda _: {"job_hooks": job_hooks},
-                copies=copies,
-                on_layer=on_layer,
-            ) as lockstep:
+            with (
+                self._planned(plan),
+                passing(
+                    self.skeleton,
+                    reader,
+                    plan,
+                    self.device,
+                    hooks=lambda _: {"job_hooks": job_hooks},
+                    copies=copies,
+                    on_layer=on_layer,
+                ) as lockstep,
+            ):
                 yield lockstep
         finally:
             reader.close()
             self.unload()
+
+    def _planned(self, plan: Plan) -> AbstractContextManager[None]:
+        """Out of memory in this block, which `plan` is of, is a BudgetError."""
+        return planned(self.device, plan.peak, self.unload)
 
     def unload(self) -> None:
         """Give the weights' memory back; the next prompt reads them again."""

@@ -12,9 +12,10 @@ import torch
 from transformers import set_seed
 
 from .checkpoint.reader import Reader
-from .errors import BudgetError, OptionError
+from .errors import OptionError
 from .memory.capture import Capture
 from .memory.measure import PeakMeter, bytes_read
+from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.resident_model import ResidentModel
@@ -109,12 +110,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
-            answer_each(opened, resident, run, measured)
-        else:
-            answer_together(opened, resident, run, measured)
-    except torch.OutOfMemoryError as error:  # a GPU that others use too
-        raise BudgetError(f"{opened.device} is out of memory, planned {run.plan.peak} bytes: {error}") from None
+        with planned(opened.device, run.plan.peak, resident.unload):
+            if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
+                answer_each(opened, resident, run, measured)
+            else:
+                answer_together(opened, resident, run, measured)
     except KeyboardInterrupt:
         if not all(streamer.times for streamer in run.streamers):
             raise

@@ -1,6 +1,7 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -13,16 +14,17 @@ from .checkpoint.key import checkpoint_key
 from .checkpoint.reader import BOUNCE, DECODING, Reader
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
-from .memory.machine import available_memory, best_device, check_device, device_budget
-from .memory.measure import resident_set
+from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
+from .memory.out_of_memory import planned
 from .model.architecture import ARCHITECTURES
+from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
 from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
 from .offload.probe import probe
 from .options import Placement, Pruning
 from .paths import cache_folder, source_name
-from .planning.ladder import best_plan
+from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
 from .planning.request import Request
 from .planning.sizes import ModelSizes, model_sizes
@@ -30,15 +32,16 @@ from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
 from .pruning.selection import Selection
 from .sources.resolve import resolve
-from .units import format_bytes, parse_bytes
+from .units import MIB, format_bytes, parse_bytes
 
 WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
+SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held before any
-    weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
+    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held there before
+    any weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
     `static`: tokens are decoded by static steps, as CUDA graphs record them; `rows`: reads the embedding's rows where
     it stays on disk."""
 
@@ -107,7 +110,9 @@ class OpenModel:
             max_new_tokens=max_new_tokens,
             sparsity=0.0,
             budget=self.budget,
+            device=self.device,
             runtime=self.runtime,
+            runtime_note=how_known(self.device),
             converts=self.converts,
             copies=self.copies,
             host_memory=self.host_memory,
@@ -127,7 +132,22 @@ class OpenModel:
             sequences=sequences,
             sets=sequences if per_prompt else 1,
         )
-        return best_plan(self.sizes, request, replace(pruning, prior=None), self.name)
+        pruning = replace(pruning, prior=None)  # which plans do not depend on
+        request = replace(request, speeds=self.speeds(measure=False))
+        plan = best_plan(self.sizes, request, pruning, self.name)
+        if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
+            plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
+        return plan
+
+    def speeds(self, measure: bool) -> Speeds | None:
+        """How fast this device multiplies each format, measured if need be, or else as the cache knows it.
+
+        None for a small model, whose weights the measurement would outweigh, and for a GPU without room."""
+        if self.sizes.full < SMALL:
+            return None
+        with suppress(torch.OutOfMemoryError):
+            return (measured_speeds if measure else known_speeds)(self.device, self.skeleton.layout.dtype)
+        return None
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
@@ -197,11 +217,12 @@ def open_model(
     checkpoint = open_checkpoint(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
-    skeleton.to_device(device)
+    with planned(device):  # a GPU may be too full for as much as its context
+        skeleton.to_device(device)
     skeleton.model.generation_config = load_generation_config(path, config)
     tokenizer = load_tokenizer(path)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
-    runtime = resident_set() if device == "cpu" else 0
+    runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     host_memory = parse_bytes(placement.host_memory)
     if copies and host_memory > (free := available_memory()):

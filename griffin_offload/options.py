@@ -242,7 +242,7 @@ class Pruning(_Checked):
     resident_dtype: str | None = option(
         None,
         "Format of the weights kept in memory. bfloat16: as the model runs; int8, int4: quantized after the prompt has "
-        "passed, lm_head in int8 in both. auto: the first that fits.",
+        "passed, lm_head in int8 in both. auto: the best that fits.",
         choices=(AUTO, *RESIDENT_DTYPES),
         default="auto, but bfloat16 where --sparsity is given",
     )

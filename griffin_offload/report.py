@@ -91,6 +91,7 @@ class Report:
                 "time_to_first_token_s": self.time_to_first_token_s,
                 "decode_tokens_per_s": self.decode_tokens_per_s,
                 "limit_tokens_per_s": self.limit_tokens_per_s,
+                "expected_tokens_per_s": self.plan.tokens_per_s,
             },
             "memory": {
                 "full_bytes": self.plan.full_bytes,
@@ -134,6 +135,7 @@ class Report:
             rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
         if self.tokens > 1:
             pace = f"{self.decode_tokens_per_s:.1f} tokens/s"
+            pace += f" ({plan.tokens_per_s:.1f} expected)" if plan.tokens_per_s else ""
             if self.memory_bandwidth:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"

@@ -6,6 +6,8 @@ host_cache.py  layers kept in RAM between prompts
 capture.py     records a step of decoding, and replays it
 upload.py      pinned buffers and copies to a GPU
 spill.py       hidden states that wait in RAM or in a file
+cuda.py        what a CUDA device has left, and the context of this process on it
 measure.py     peak memory, bytes read, speed of the disk
 machine.py     devices, free memory, budgets
+out_of_memory.py  the error where there is no room
 """

@@ -10,6 +10,7 @@ import psutil
 
 from ..errors import OptionError
 from ..files import free_disk
+from . import cuda
 from .measure import PROC, disk_bandwidth, resident_set
 
 MARGIN = 0.05  # share of the free memory that is left to other processes
@@ -48,12 +49,22 @@ def available_memory() -> int:
 
 
 def device_budget(device: str) -> int:
-    """The default of --device-memory, in bytes: free memory less a margin. On the CPU it is for the whole process."""
+    """The default of --device-memory, in bytes: what this process holds, and what is free less a margin."""
     if device == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0] * (1 - MARGIN))
+        return cuda.held() + int(cuda.free() * (1 - MARGIN))
     return resident_set() + int(available_memory() * (1 - MARGIN))
+
+
+def held_memory(device: str) -> int:
+    """Bytes that this process holds on a device: all its RAM, or on CUDA context and tensors; 0 on MPS."""
+    if device == "cuda":
+        return cuda.held()
+    return resident_set() if device == "cpu" else 0
+
+
+def how_known(device: str) -> str:
+    """Whether `held_memory` is 'measured' or 'estimated'."""
+    return "estimated" if device == "cuda" and not cuda.context()[1] else "measured"
 
 
 def _groups() -> Iterator[tuple[int, int]]:
@@ -108,7 +119,8 @@ def machine(folder: Path, sample: Path | None = None) -> Machine:
     """Measures this machine. `folder`: where models are kept; `sample`: a large file there, to read."""
     import torch
 
-    gpus = []
+    device, gpus = best_device(), []
+    held_memory(device)  # before anything else uses the device
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         gpus.append(Gpu(torch.cuda.get_device_name(index), total, free))
@@ -116,7 +128,6 @@ def machine(folder: Path, sample: Path | None = None) -> Machine:
     with suppress(OSError):  # a full or read-only disk cannot be measured
         folder.mkdir(parents=True, exist_ok=True)
         speed = disk_bandwidth(folder, sample)
-    device = best_device()
     return Machine(
         ram_total=int(psutil.virtual_memory().total),
         ram_available=available_memory(),

@@ -1,6 +1,7 @@
 """Measures this process's memory and reading, and the disk's speed."""
 
 import os
+import platform
 import resource
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from ..units import MIB
+from .cuda import context, give_back
 
 PROC = Path("/proc/self")
 
@@ -21,13 +23,15 @@ def resident_set() -> int:
 
 
 class PeakMeter:
-    """Measures the peak of this process's RAM, or of the GPU's allocator, since it was made."""
+    """Measures the peak of this process's RAM, or on CUDA of its context and torch's allocator, since it was made."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         if device == "cuda":
             import torch
 
+            context()  # before anything else uses the device, so that it can be measured
+            give_back(device)  # or blocks of an earlier run would count
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):  # Linux: reset the peak
             (PROC / "clear_refs").write_text("5")
@@ -37,11 +41,20 @@ class PeakMeter:
         if self.device == "cuda":
             import torch
 
-            return int(torch.cuda.max_memory_reserved())
+            return context()[0] + int(torch.cuda.max_memory_reserved())
         if (kib := _proc("status", "VmHWM:")) is not None:
             return kib * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def processor_name() -> str:
+    """The CPU's model, as far as the system says."""
+    with suppress(OSError):  # Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def bytes_read() -> int | None:

@@ -1,4 +1,4 @@
-"""Measures how fast this machine reads weights, which limits decoding."""
+"""Measures how fast a token reads the resident weights, which limits decoding."""
 
 import time
 from collections.abc import Iterable
@@ -32,8 +32,7 @@ def memory_bandwidth(weights: Iterable[Tensor], passes: int = 5, seconds: float 
         with own_kernels():
             for w in matrices:
                 torch.nn.functional.linear(inputs[w.shape[1]], w)
-        if matrices[0].is_cuda:
-            torch.cuda.synchronize()  # waits for the products
+        wait_for(matrices[0].device.type)
         best = min(best, time.perf_counter() - start)
     return float(total / best)
 
@@ -41,6 +40,12 @@ def memory_bandwidth(weights: Iterable[Tensor], passes: int = 5, seconds: float 
 def memory_bandwidth_here(device: str, size: int = 256 * MIB) -> float:
     """`memory_bandwidth` of a bfloat16 matrix of `size` bytes."""
     return memory_bandwidth([torch.ones(size // 4096, 2048, dtype=torch.bfloat16, device=device)])
+
+
+def wait_for(device: str) -> None:
+    """Returns when the device has done all that it was given: CPUs have."""
+    if device != "cpu":
+        (torch.mps if device == "mps" else torch.cuda).synchronize()
 
 
 def _as_bfloat16(codes: Tensor, columns: int = 1024) -> Tensor:

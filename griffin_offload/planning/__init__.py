@@ -3,6 +3,7 @@
 sizes.py          bytes of weights in any format, of the KV cache and of activations
 request.py        what a plan is made for
 rows.py           the rows of a plan
+pace.py           expected tokens a second
 plan.py           a request -> a plan, or what would fit
 ladder.py         the best plan that fits, where nobody says
 waiting.py        what a forward holds while it waits for others

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from ..model.kv_cache import windows
 from ..model.skeleton import Skeleton
 from ..planning.sizes import model_sizes
-from .ladder import climb
+from .ladder import best_that_fits, climb, describe
 from .request import Request
 from .sizes import ModelSizes
 
@@ -34,14 +34,14 @@ def plan_catalogue(alias: str, config: Mapping[str, Any], request: Request) -> C
     """The row of a model with this config; `request` says the budget and what the process holds already."""
     sizes = catalogue_sizes(config)
     request = replace(request, prompt_tokens=PROMPT_TOKENS, max_new_tokens=ANSWER_TOKENS)
-    best = next(((rung, plan) for rung, plan in climb(sizes, request) if plan.fits), None)
+    best = best_that_fits((rung.divergence, plan) for rung, plan in climb(sizes, request))
     return CatalogueRow(
         alias,
         sizes.full,
         sizes.resident(sizes.kept(0.5)),
         sizes.resident(sizes.kept(0.75)),
-        best and str(best[0]),
-        best and best[1].resident_bytes,
+        describe(best) if best else None,
+        best.resident_bytes if best else None,
     )
 
 

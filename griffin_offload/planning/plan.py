@@ -10,6 +10,7 @@ from ..options import FfnSkip, Sparsity
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
+from .pace import read_by_a_token, tokens_per_s
 from .request import Request
 from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
 from .sizes import Kept, ModelSizes
@@ -31,7 +32,8 @@ class LayerPlan:
 @dataclass(frozen=True)
 class Plan:
     """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
-    RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free."""
+    RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
+    `tokens_per_s`: expected in decoding, None where this device's speeds were not measured."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -49,6 +51,7 @@ class Plan:
     held_layers: int
     host_bytes: int
     skip: FfnSkip | None = None
+    tokens_per_s: float | None = None
 
     @property
     def peak(self) -> int:
@@ -94,12 +97,13 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         max_new_tokens=request.max_new_tokens,
         full_bytes=sizes.full,
         resident_bytes=sizes.resident(kept, precision),
-        bytes_per_token=_read_by_a_token(sizes, kept, precision),
+        bytes_per_token=sum(read_by_a_token(sizes, kept, precision).values()),
         fits_whole=whole <= request.budget,
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
         skip=request.skip,
+        tokens_per_s=tokens_per_s(sizes, request, kept),
     )
 
 
@@ -111,7 +115,7 @@ def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:
         kept=kept,
         layers=_layer_plans(sizes, kept, precision),
         resident_bytes=sizes.resident(kept, precision),
-        bytes_per_token=_read_by_a_token(sizes, kept, precision),
+        bytes_per_token=sum(read_by_a_token(sizes, kept, precision).values()),
     )
 
 
@@ -125,10 +129,6 @@ def _layer_plans(sizes: ModelSizes, kept: Kept, precision: Precision) -> tuple[L
         )
         for s, k in zip(sizes.layers, kept, strict=True)
     )
-
-
-def _read_by_a_token(sizes: ModelSizes, kept: Kept, precision: Precision) -> int:
-    return sizes.resident(kept, precision) - (0 if precision.head else sizes.lookup)
 
 
 def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from ..model.format_speeds import Speeds
 from ..options import FfnSkip, Sparsity
 from ..pruning.layer_allocation import Curves, share_neurons
 from ..quant.precision import NATIVE, Precision
@@ -14,7 +15,8 @@ from .sizes import Kept, ModelSizes
 class Request:
     """Tokens, sparsity, precision and budget of one run.
 
-    `runtime`: bytes that the process holds before any weight (0 on a device with memory of its own).
+    `device`: cpu, cuda or mps. `runtime`: bytes that the process holds there before any weight (0 on MPS),
+    and `runtime_note`: how that is known.
     `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
     `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
@@ -27,13 +29,16 @@ class Request:
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
+    `speeds`: of each format on this device; None: not measured.
     """
 
     prompt_tokens: int
     max_new_tokens: int
     sparsity: Sparsity
     budget: int
+    device: str = "cpu"
     runtime: int = 0
+    runtime_note: str = "measured"
     curves: Curves | None = None
     converts: int = 0
     copies: bool = False
@@ -46,6 +51,7 @@ class Request:
     precision: Precision = NATIVE
     multiple: int = 1
     skip: FfnSkip | None = None
+    speeds: Speeds | None = None
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan

@@ -14,6 +14,7 @@ from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
+WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 Moment = Literal["always", "prompt", "answer"]
 
 
@@ -31,12 +32,12 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
     """Every row of a run that keeps `kept` neurons; rows of 0 bytes that do not apply are left out."""
     together = request.sequences if request.sets == 1 else 1
     return (
-        Row("Python and libraries", request.runtime, note="measured"),
+        _runtime(request),
         Row("embeddings, final norm, lm_head", sizes.outer_in(request.precision), note=request.precision.head),
         *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
         *_prompt_pass(sizes, request, together),
         *(() if request.export else _answer(sizes, request, together)),
-        Row("margin", _largest_matrix(sizes) + _margin(request.runtime), note="allocator, threads, kernels' scratch"),
+        Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
     )
 
 
@@ -126,5 +127,12 @@ def _largest_matrix(sizes: ModelSizes) -> int:
     return max((block.per_neuron * block.neurons for block in blocks), default=0)
 
 
-def _margin(runtime: int) -> int:
-    return 48 * MIB if runtime else 32 * MIB
+def _runtime(request: Request) -> Row:
+    what = "CUDA context" if request.device == "cuda" else "Python"
+    return Row(f"{what} and libraries", request.runtime, note=request.runtime_note)
+
+
+def _margin(request: Request) -> int:
+    if request.device == "cuda":
+        return 32 * MIB + WORKSPACES
+    return 48 * MIB if request.runtime else 32 * MIB

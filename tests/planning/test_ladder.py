@@ -121,7 +121,9 @@ def test_commands_say_what_they_took(folder: Path) -> None:
     generate = ("generate", *options, "--prompt", "Hello")
     assert "the whole model fits the device" in griffin(*generate)
     report = ("mem-report", *options, "--prompt-tokens", 20, "--resident-dtype", "auto")
-    peak = json.loads(griffin(*report, "--json"))["ladder"][3]["planned_peak_bytes"]
+    rungs = json.loads(griffin(*report, "--json"))["ladder"]
+    assert all(rung["tokens_per_s"] > 0 for rung in rungs)
+    peak = rungs[3]["planned_peak_bytes"]
     assert "to fit" in griffin(*generate, "--device-memory", peak)
     lines = griffin(*report, "--device-memory", peak).splitlines()
     marks = [next((m for m in ("too large", "taken", "fits") if line.startswith(f" {m} ")), "") for line in lines]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import OptionError, PromptError
+from ...memory.out_of_memory import planned
 from ...offload.skip_by_prompt import check_skip
 from ...options import OnLayer
 from .passage import Context, Passage
@@ -176,7 +177,8 @@ def _log_probabilities(
     logits: Tensor = output.logits[0, -1:]
     if len(continuation) > 1:
         rest = torch.tensor([continuation[:-1]], device=engine.device)
-        after = engine.skeleton.model(rest, past_key_values=output.past_key_values, use_cache=True).logits[0]
+        with planned(engine.device, unload=engine.unload):
+            after = engine.skeleton.model(rest, past_key_values=output.past_key_values, use_cache=True).logits[0]
         logits = torch.cat([logits, after])
     return logits.float().cpu().log_softmax(-1)
 
