@@ -93,7 +93,12 @@ OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
 @option("dtype")
 @count("--threads", None, "Threads of every method. [default: torch's]")
 @switch("--uncapped", "Do not cap the memory by a control group, even where that is possible.")
-@click.option("--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold if run by root]")
+@click.option(
+    "--cold/--warm",
+    default=None,
+    help="Drop the page cache before each run, on a GPU the model's files from it. "
+    "[default: cold where that is allowed]",
+)
 @json_option("Print JSON lines: the machine, every run, every row.")
 @file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:

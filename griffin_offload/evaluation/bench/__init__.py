@@ -8,5 +8,6 @@ job.py            what a child is to run, and what it measures of itself
 competitors.py    one run of one tool
 limits.py         disk, page cache, bus, memory, arithmetic
 control_group.py  a memory limit for a process
+page_cache.py     drops files from it, or brings them into it
 synthetic.py      checkpoints of random weights
 """

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 
 from .asked import Asked, Lengths, parse_lengths, parse_methods
+from .page_cache import fill_cache
 from .rows import BenchRow, bench_rows
-from .runner import Conditions, Model, Result, Runner, look, try_conditions
+from .runner import Conditions, Model, Result, Runner, look, model_files, try_conditions
 
 __all__ = ["Asked", "Bench", "BenchRow", "Lengths", "bench", "bench_rows", "draw", "parse_lengths", "parse_methods"]
 
@@ -124,6 +125,9 @@ def bench(
     model = look(asked)
     conditions = try_conditions(asked)
     on_note(f"{asked.name}: {conditions}")
+    if asked.on_gpu and conditions.not_cold:  # with caches warm the first row must not be the one that fills them
+        on_note("reading the model into the page cache")
+        fill_cache(model_files(asked))
     with tempfile.TemporaryDirectory(prefix="griffin-bench-") as scratch:
         runner = Runner(asked, model, conditions, scratch)
         on_note("measuring the disk and the arithmetic of a prompt")

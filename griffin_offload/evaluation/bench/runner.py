@@ -16,11 +16,13 @@ from typing import Any
 from ...checkpoint.gguf.link import gguf_link
 from ...errors import OptionError
 from ...options import Pruning
+from ...sources.resolve import weight_files
 from ...units import MIB, format_bytes
 from .asked import Asked, Lengths
 from .competitors import OUT_OF_MEMORY
-from .control_group import control_group, drop_caches
+from .control_group import control_group
 from .job import Job
+from .page_cache import drop_caches, drop_files
 
 RESIDENT = 0.6  # of the budget, for weights that accelerate keeps: the rest is runtime and activations
 ON_GPU = 0.9  # the same where the budget is a GPU's, which holds no runtime; accelerate's own share too
@@ -88,10 +90,24 @@ def try_conditions(asked: Asked) -> Conditions:
     not_cold = "as asked" if asked.cold is False else ""
     if not not_cold:
         try:
-            drop_caches()
+            make_cold(asked)
         except OSError as error:
             not_cold = f"they cannot be dropped: {(error.strerror or str(error)).lower()}"
     return Conditions(asked.budget, no_cap, not_cold, by)
+
+
+def make_cold(asked: Asked) -> None:
+    """Drops the page cache; for a GPU the model's files alone: torch's own libraries for it are gigabytes, and would
+    be read during the prompt pass. Raises OSError."""
+    if asked.on_gpu:
+        drop_files(model_files(asked))
+    else:
+        drop_caches()
+
+
+def model_files(asked: Asked) -> list[Path]:
+    """Every file of weights that a method reads."""
+    return [*weight_files(asked.folder), *asked.ggufs]
 
 
 class Runner:
@@ -134,7 +150,7 @@ class Runner:
         if asked.threads:
             env |= {"OMP_NUM_THREADS": str(asked.threads), "MKL_NUM_THREADS": str(asked.threads)}
         if cold:
-            drop_caches()
+            make_cold(asked)
         if not cap or self.conditions.no_cap or asked.on_gpu:
             return run_child(command, patience, env)
         with control_group(asked.budget) as group:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.evaluation.bench import bench, competitors, limits, runner, synthetic
+from griffin_offload.evaluation.bench import bench, competitors, limits, page_cache, runner, synthetic
 from griffin_offload.evaluation.bench.asked import Asked, Lengths
 from griffin_offload.evaluation.bench.bench import BenchRow
 from griffin_offload.evaluation.bench.job import Deadline, Job
@@ -311,6 +311,23 @@ def test_llama_cpp_says_when_its_build_has_no_gpu(gguf: Path, monkeypatch: pytes
     assert "note" not in competitors.llama_cpp(replace(job, device="cpu"))
     monkeypatch.setattr(sys.modules["llama_cpp"], "llama_supports_gpu_offload", lambda: True)
     assert "note" not in competitors.llama_cpp(job)
+
+
+def test_only_the_models_files_are_dropped_for_a_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[Path] = []
+    monkeypatch.setattr(runner, "drop_caches", lambda: pytest.fail("the whole page cache"))
+    monkeypatch.setattr(runner, "drop_files", dropped.extend)
+    assert not runner.try_conditions(asked(llama, device="cuda", cold=None)).not_cold
+    assert dropped == [llama / "model.safetensors"]
+
+
+def test_a_dropped_file_is_read_again_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc" * MIB)
+    page_cache.drop_files([tmp_path / "f"])
+    page_cache.fill_cache([tmp_path / "f"])
+    assert (tmp_path / "f").read_bytes() == b"abc" * MIB
+    with pytest.raises(FileNotFoundError):
+        page_cache.drop_files([tmp_path / "gone"])
 
 
 def test_as_many_layers_of_llama_cpp_as_fit() -> None:
