@@ -168,7 +168,10 @@ def _run_row(runner: Runner, row: BenchRow) -> None:
 
 def _last_run(row: BenchRow) -> str:
     result = row.runs[-1]
-    return result.get("error") or f"prompt {result['prompt_s']:.2f} s, {result['tokens_per_s'] or 0:.3g} tokens/s"
+    if "error" in result:
+        return str(result["error"])
+    again = f", again {result['prompt_again_s']:.2f} s" if "prompt_again_s" in result else ""
+    return f"prompt {result['prompt_s']:.2f} s{again}, {result['tokens_per_s'] or 0:.3g} tokens/s"
 
 
 def _processor() -> str:

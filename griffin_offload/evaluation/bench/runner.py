@@ -143,7 +143,7 @@ class Runner:
         if self.end is not None:
             patience = min(patience, self.end - time.monotonic())
             if patience <= 0:
-                return {"error": f"not run: {asked.stop_after:g} s were over"}
+                return {"error": f"not run: {asked.stop_after:.3g} s were over"}
         job = self._job(method, lengths, pruning or Pruning(), gguf, compiles)
         command = [sys.executable, "-m", "griffin_offload.evaluation.bench.competitors", job.to_json()]
         env = {} if asked.on_gpu else {"CUDA_VISIBLE_DEVICES": ""}  # libraries would take a GPU unasked
