@@ -1,6 +1,8 @@
 # make demo: the main job on a real model.    make test: the tests.    make quick: those for every commit, in a minute.
 # make check: style and types.    make docs: writes docs/commands.md.    (README: "Try it", CONTRIBUTING.md)
+# SYSTEM_SITE=1: use the packages of PYTHON where they are new enough, so that its CUDA build of torch is not fetched twice.
 PYTHON ?= python3
+SYSTEM_SITE ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -21,10 +23,10 @@ quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick
 
 check: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	rm -rf build/types && mkdir -p build/types && cp -r griffin_offload build/types/ && cp -r cli build/types/griffin_offload/cli
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p griffin_offload
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml -p griffin_offload
 
 docs: setup
 	$(BIN)/python -m griffin_offload.cli._docs > docs/commands.md
@@ -33,10 +35,11 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Griffin needs Python 3.10 or newer: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
+	grep $(if $(SYSTEM_SITE),-v '^torch==','') constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

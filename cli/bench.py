@@ -19,6 +19,7 @@ COLUMNS = (
     "method",
     "tokens",
     "prompt pass (s)",
+    "again (s)",
     "x floor",
     "first token (s)",
     "tokens/s",
@@ -27,15 +28,24 @@ COLUMNS = (
     "a token reads",
     "total (s)",
     "peak",
+    "peak of RAM",
     "read",
+    "note",
 )
+OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
 
 
 @click.command("bench", short_help="Speed and memory beside other ways to run a model.")
 @click.option("--synthetic", metavar="ALIAS", help="Random weights in the shape of a known model; written once.")
 @click.option("--model", metavar="NAME", help="A model: an alias, a folder, a hub id or a .gguf file.")
+@option("device")
 @click.option(
     "--device-memory", metavar="SIZE", help="Memory that every method may use. [default: what is free, less a margin]"
+)
+@click.option(
+    "--host-memory",
+    metavar="SIZE",
+    help="RAM that griffin, and accelerate on a GPU, may keep weights in. [default: on a GPU what is free, else none]",
 )
 @click.option(
     "--lengths",
@@ -60,6 +70,9 @@ COLUMNS = (
     "sparsity", "sparsities", (0.5,), "Share of the neurons that griffin drops; magnitude drops the first of them."
 )
 @repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS)
+@repeated("rest", "rests", (), "Measure griffin again with the other neurons in this format.")
+@switch("--auto", "Measure griffin again without options: what it takes to fit.")
+@switch("--compile", "Measure griffin again with compiled layers.")
 @repeated("ffn_skip", "ffn_skips", (), "Measure griffin again with this share of the feed-forward blocks skipped.")
 @option("ffn_skip_mode", default="token")
 @count("--repeats", 3, "Runs of each row.")
@@ -71,10 +84,21 @@ COLUMNS = (
     metavar="S",
     help="Stop a run S seconds after its first token; its total is then extrapolated, and marked ~.",
 )
+@click.option(
+    "--stop-after",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Begin no run later than S seconds from now, and end one that takes longer. [default: never]",
+)
 @option("dtype")
 @count("--threads", None, "Threads of every method. [default: torch's]")
 @switch("--uncapped", "Do not cap the memory by a control group, even where that is possible.")
-@click.option("--cold/--warm", default=None, help="Drop the page cache before each run. [default: cold if run by root]")
+@click.option(
+    "--cold/--warm",
+    default=None,
+    help="Drop the page cache before each run, on a GPU the model's files from it. "
+    "[default: cold where that is allowed]",
+)
 @json_option("Print JSON lines: the machine, every run, every row.")
 @file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
@@ -83,9 +107,13 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     full: plain transformers. accelerate: transformers, reading from disk what does not fit. magnitude: pruned by the
     size of the weights. griffin: pruned for the prompt. All get the same random prompt and take the likeliest token.
 
-    x floor: time of the prompt pass, divided by the time to read the checkpoint once or to compute the prompt,
-    whichever is longer. Below 1 for methods that load the model beforehand. of limit: tokens/s, divided by the
-    tokens/s at which memory bandwidth could read the weights of a token. total: loading and answering.
+    x floor: time of the prompt pass, divided by the time to read the checkpoint once (for a GPU: or to copy it there)
+    or to compute the prompt, whichever is longer. Below 1 for methods that load the model beforehand. of limit:
+    tokens/s, divided by the tokens/s at which memory bandwidth could read the weights of a token. total: loading and
+    answering. again: the prompt pass of the same prompt in the same process, once weights are in RAM; tokens/s are
+    then griffin's second answer's.
+
+    On a GPU full, the whole model, takes what it needs, whatever --device-memory says.
     """
     asked = read_options(**options)
     from ..evaluation.bench import bench
@@ -105,11 +133,14 @@ def read_options(
     *,
     synthetic: str | None,
     model: str | None,
+    device: str | None,
     device_memory: str | None,
+    host_memory: str | None,
     lengths: str,
     methods: str | None,
     ggufs: tuple[Path, ...],
     uncapped: bool,
+    compile: bool,
     **more: Any,
 ) -> "Asked":
     """What to measure; the model is fetched or made only when all else is in order.
@@ -123,16 +154,19 @@ def read_options(
         if not gguf.is_file():
             raise click.UsageError(f"there is no file {gguf}")
     from ..evaluation.bench import bench
-    from ..memory.machine import device_budget
+    from ..memory.machine import best_device, check_device, device_budget
 
-    budget = device_budget("cpu") if device_memory is None else parse_bytes(device_memory)
+    device = check_device(device) if device else best_device()
     asked = {
         "name": synthetic or model,
-        "budget": budget,
+        "device": device,
+        "budget": device_budget(device) if device_memory is None else parse_bytes(device_memory),
+        "ram": None if host_memory is None else parse_bytes(host_memory),
         "lengths": bench.parse_lengths(lengths),
         "methods": bench.parse_methods(methods, ggufs),
         "ggufs": ggufs,
         "capped": not uncapped,
+        "compiles": compile,
         **more,
     }
     bench.Asked(folder=Path(), **asked)  # refuses what is out of range before the model is there
@@ -156,12 +190,10 @@ def print_json(result: dict[str, Any]) -> None:
 
 def show(done: "Bench") -> None:
     """The table on stdout, below it what the machine can do."""
-    asked = done.asked
     rows = [cells(done.summary(row), str(row.lengths), row.label) for row in done.rows]
-    columns: tuple[str, ...] = (*COLUMNS, "note")
-    if not any(cell for *_, cell in rows):
-        columns, rows = COLUMNS, [row[:-1] for row in rows]
-    console.table(f"{asked.name}, {done.conditions}", columns, rows)
+    shown = [i for i, name in enumerate(COLUMNS) if name not in OPTIONAL or any(row[i] for row in rows)]
+    picked = [tuple(row[i] for i in shown) for row in rows]
+    console.table(f"{done.asked.name}, {done.conditions}", tuple(COLUMNS[i] for i in shown), picked)
     console.pairs(facts(done), err=False)
 
 
@@ -169,7 +201,9 @@ def facts(done: "Bench") -> list[tuple[str, str]]:
     """Label and value: the limits, how the rows came about, and why some did not."""
     reading, size = done.reading, format_bytes(done.model.file_bytes)
     speed = reading.get("error") or f"{format_rate(reading['bandwidth'])} ({reading['how']})"
-    lines = [("reading", f"{speed}, a checkpoint of {size}")]
+    lines = [*device_facts(done), ("reading", f"{speed}, a checkpoint of {size}")]
+    if "page_cache" in reading:
+        lines.append(("page cache", format_rate(reading["page_cache"])))
     for prompt, found in done.arithmetic.items():
         seconds = found.get("error") or f"{found['seconds']:.2f} s, threads: {found['threads']}"
         lines.append(("arithmetic", f"{prompt} tokens of prompt: {seconds}"))
@@ -180,20 +214,42 @@ def facts(done: "Bench") -> list[tuple[str, str]]:
     lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one run'} per row, each in its own process"))
     if any(row.extrapolated for row in done.rows):
         lines.append(("~", f"stopped {done.asked.max_seconds:g} s after the first token; the total is extrapolated"))
-    return lines + [(f"{row.label}, {row.lengths}", row.error) for row in done.rows if row.error]
+    if any(row.median("prompt_again_s") for row in done.rows):
+        lines.append(
+            ("again", "the same prompt in the same process; griffin's tokens/s are those of its second answer")
+        )
+    return lines + [(f"{row.label}, {row.lengths}", said) for row in done.rows if (said := row.error or row.note)]
+
+
+def device_facts(done: "Bench") -> list[tuple[str, str]]:
+    """Of a GPU: its name, its bus and its memory."""
+    found = done.device
+    if "error" in found:
+        return [("device", found["error"])]
+    if not found:
+        return []
+    size = f", {format_bytes(found['total_bytes'])}" if "total_bytes" in found else ""
+    driver = f", driver {found['driver']}" if found.get("driver") else ""
+    return [
+        ("device", f"{found['name']}{size}{driver}"),
+        ("bus", f"{format_rate(found['bus_bandwidth'])} from pinned RAM"),
+        ("device memory", format_rate(found["memory_bandwidth"])),
+    ]
 
 
 def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
     """A row of the table, with what failed as its last cell."""
-    note = short(row["error"] or "")
+    note = short(row["error"] or row["note"] or "")
     if not row["runs"]:
-        return (label, lengths, *["-"] * (len(COLUMNS) - 2), note)
+        filled = ["" if name in OPTIONAL else "-" for name in COLUMNS[2:-1]]
+        return (label, lengths, *filled, note)
     read = max(row["rchar"] or 0, row["read_bytes"] or 0)  # mapped files are not in rchar, cached ones not in the other
     spread = f"{row['tokens_per_s_min']:.3g}..{row['tokens_per_s_max']:.3g}" if row["tokens_per_s"] else "-"
     return (
         label,
         lengths,
         f"{row['prompt_s']:.2f}",
+        f"{row['prompt_again_s']:.2f}" if row["prompt_again_s"] else "",
         f"{row['x_floor']:.2f}" if row["x_floor"] else "-",
         f"{row['ttft_s']:.2f}",
         f"{row['tokens_per_s']:.3g}" if row["tokens_per_s"] else "-",
@@ -201,7 +257,8 @@ def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
         f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
         format_bytes(row["bytes_per_token"]) if row["bytes_per_token"] else "-",
         f"{'~' if row['extrapolated'] else ''}{row['total_s']:.1f}",
-        format_bytes(row["peak_bytes"]),
+        format_bytes(row["peak_bytes"] or 0),
+        format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] else "",
         format_bytes(read),
         note,
     )

@@ -143,7 +143,9 @@ class _Checked:
 class Placement(_Checked):
     """Where a model runs, and in how much memory. Sizes are bytes, or text such as '4GiB'."""
 
-    device: str | None = option(None, "cuda, mps or cpu.", metavar="NAME", default="the best there is")
+    device: str | None = option(
+        None, "cuda, mps or cpu.", metavar="NAME", default="$GRIFFIN_DEVICE, or the best there is"
+    )
     device_memory: int | str | None = option(
         None, "The most memory to use: 4GiB, 4900MB or bytes.", metavar="SIZE", default="what is free, less a margin"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
+os.environ["GRIFFIN_DEVICE"] = "cpu"  # of every test, and of the processes that it starts, unless it is marked gpu
 
 import pytest
 import torch
@@ -77,6 +78,12 @@ def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(request: pytest.FixtureRequest, test_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("real") is None:
         monkeypatch.setenv("GRIFFIN_CACHE", str(test_cache))
+
+
+@pytest.fixture(autouse=True)
+def _default_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.delenv("GRIFFIN_DEVICE")  # the default is then the GPU, as for a user
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """This machine's devices, memory and disk, as measured; and the default memory budget."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,27 +14,32 @@ from ..files import free_disk
 from . import cuda
 from .measure import PROC, disk_bandwidth, resident_set
 
+VARIABLE = "GRIFFIN_DEVICE"
 MARGIN = 0.05  # share of the free memory that is left to other processes
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def best_device() -> str:
-    """cuda, mps or cpu: the best there is."""
+    """cuda, mps or cpu: what the variable GRIFFIN_DEVICE says, or else the best there is.
+
+    Raises OptionError if it names one that is not there."""
     import torch
 
+    if named := os.environ.get(VARIABLE):
+        return check_device(named, f"{VARIABLE}: ")
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def check_device(device: str) -> str:
-    """The device. Raises OptionError if it is unknown or not there."""
+def check_device(device: str, source: str = "") -> str:
+    """The device. Raises OptionError if it is unknown or not there; `source`: who named it."""
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device):
         have = ", ".join(name for name, is_there in there.items() if is_there)
-        raise OptionError(f"there is no device {device!r} here; there is: {have}")
+        raise OptionError(f"{source}there is no device {device!r} here; there is: {have}")
     return device
 
 

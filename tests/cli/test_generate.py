@@ -212,3 +212,10 @@ def test_a_broken_model_is_one_line(run: Run, model: Path, tmp_path: Path) -> No
     for file in model.iterdir():
         (copy / file.name).write_bytes(file.read_bytes()[: 3000 if file.suffix == ".safetensors" else None])
     failed(run("generate", "--model", copy, "--prompt", "a"), 1, "model.safetensors")
+
+
+def test_a_variable_names_the_default_device(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_DEVICE", "toaster")
+    command = ("generate", "--model", model, "--prompt", "Hello", *ANSWER)
+    failed(run(*command), 1, "GRIFFIN_DEVICE: there is no device 'toaster'", "cpu")
+    assert run(*command, "--device", "cpu").exit_code == 0

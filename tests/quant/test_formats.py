@@ -75,7 +75,9 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     index = torch.arange(512).flip(0)
     rows = rows_of(matrix, NeuronRows(0, 512), index, down=False)
     weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         weight.fill(rows, scratch)
     taken = [event.self_cpu_memory_usage for event in profile.events()]
     assert max(taken) <= CHUNK * 2048 // GROUP * 4  # a number of float32 for each group

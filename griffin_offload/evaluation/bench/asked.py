@@ -51,10 +51,12 @@ def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
 @dataclass(frozen=True)
 class Asked:
     """What to measure. `folder`: the checkpoint; `budget`: bytes, for every method; `cold`: drop the page cache before
-    each run, None: where root allows it.
+    each run, None: where root allows it. `ram`: bytes of RAM for weights beside the device, None: what is free on a
+    GPU, none on the CPU. `stop_after`: seconds after which no run begins or goes on.
 
     `sparsities`, `resident_dtypes`, `ffn_skips` (shares of skipped blocks, beside none): of Griffin's rows, a row for
-    each combination; `ggufs`: files of the same weights for llama.cpp, a row each. Raises OptionError."""
+    each combination; then, of the first, one for each of `rests`, one without options (`auto`) and one with compiled
+    layers (`compiles`). `ggufs`: files of the same weights for llama.cpp, a row each. Raises OptionError."""
 
     name: str
     folder: Path
@@ -72,6 +74,16 @@ class Asked:
     ggufs: Sequence[Path] = ()
     capped: bool = True
     cold: bool | None = None
+    device: str = "cpu"
+    ram: int | None = None
+    rests: Sequence[str] = ()
+    auto: bool = False
+    compiles: bool = False
+    stop_after: float | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
 
     def __post_init__(self) -> None:
         for share in self.ffn_skips:
@@ -84,6 +96,7 @@ class Asked:
         """Those of Griffin's rows."""
         skips = [FfnSkip(share, self.ffn_skip_mode) for share in (0.0, *self.ffn_skips)]
         return [
-            Pruning(sparsity, dtype, skip=skip)
-            for sparsity, dtype, skip in product(self.sparsities, self.resident_dtypes, skips)
+            *(Pruning(*each[:2], skip=each[2]) for each in product(self.sparsities, self.resident_dtypes, skips)),
+            *(Pruning(self.sparsities[0], self.resident_dtypes[0], rest) for rest in self.rests),
+            *([Pruning()] if self.auto else []),
         ]

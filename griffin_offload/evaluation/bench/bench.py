@@ -4,7 +4,6 @@ Their limits are measured too: reading the checkpoint, the arithmetic of the pro
 
 import os
 import platform
-import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,75 +12,23 @@ from pathlib import Path
 
 import psutil
 
-from ...options import RESIDENT_DTYPES, Pruning
 from .asked import Asked, Lengths, parse_lengths, parse_methods
-from .runner import Conditions, Model, Result, Runner, look, try_conditions
+from .page_cache import fill_cache
+from .rows import BenchRow, bench_rows
+from .runner import Conditions, Model, Result, Runner, look, model_files, try_conditions
 
-__all__ = ["Asked", "Bench", "BenchRow", "bench", "draw", "parse_lengths", "parse_methods"]
+__all__ = ["Asked", "Bench", "BenchRow", "Lengths", "bench", "bench_rows", "draw", "parse_lengths", "parse_methods"]
 
 MEDIANS = (
-    *("load_s", "ttft_s", "total_s", "peak_bytes", "group_peak_bytes", "rchar", "read_bytes"),
+    *("load_s", "ttft_s", "total_s", "peak_bytes", "ram_peak_bytes", "group_peak_bytes", "rchar", "read_bytes"),
     *("planned_peak_bytes", "bytes_per_token", "skipped", "read_bandwidth"),
 )
 
 
-@dataclass
-class BenchRow:
-    """A method at some lengths, and its runs; a run that failed holds an 'error'."""
-
-    method: str
-    lengths: Lengths
-    pruning: Pruning | None = None
-    gguf: Path | None = None
-    runs: list[Result] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        if self.pruning is None:
-            return f"{self.method} {self.gguf.stem}" if self.gguf else self.method
-        facts = self.facts()
-        dtype = f" {facts['resident_dtype']}" if facts["resident_dtype"] != RESIDENT_DTYPES[0] else ""
-        skips = f" skip {100 * facts['ffn_skip']:.3g}% by {facts['ffn_skip_mode']}" if "ffn_skip" in facts else ""
-        return f"{self.method} {100 * facts['sparsity']:.3g}%{dtype}{skips}"
-
-    def facts(self) -> Result:
-        """What the row is, as JSON names it."""
-        pruning = self.pruning or Pruning(resident_dtype=RESIDENT_DTYPES[0])
-        skip = {"ffn_skip": pruning.skip.share, "ffn_skip_mode": pruning.skip.mode} if pruning.skip.share else {}
-        return {
-            "kind": "row",
-            "method": self.method,
-            "sparsity": pruning.sparsity,
-            "resident_dtype": pruning.resident_dtype,
-            "file": self.gguf and self.gguf.name,
-            **skip,
-            "prompt_tokens": self.lengths.prompt,
-            "answer_tokens": self.lengths.answer,
-        }
-
-    @property
-    def good(self) -> list[Result]:
-        return [run for run in self.runs if "error" not in run]
-
-    @property
-    def error(self) -> str:
-        return next((str(run["error"]) for run in self.runs if "error" in run), "")
-
-    @property
-    def extrapolated(self) -> bool:
-        """Whether a run was stopped before it had made all tokens."""
-        return any(run["tokens"] < self.lengths.answer for run in self.good)
-
-    def values(self, name: str) -> list[float]:
-        return [run[name] for run in self.good if run.get(name)]
-
-    def median(self, name: str) -> float | None:
-        return statistics.median(found) if (found := self.values(name)) else None
-
-
 @dataclass(frozen=True)
 class Bench:
-    """All measurements. `reading`, `new_memory`: bytes a second; `arithmetic`: seconds, by tokens of the prompt."""
+    """All measurements. `reading`, `new_memory`: bytes a second; `arithmetic`: seconds, by tokens of the prompt;
+    `device`: a GPU's name, its bus and its memory in bytes a second, nothing of the CPU."""
 
     asked: Asked
     model: Model
@@ -90,19 +37,29 @@ class Bench:
     arithmetic: dict[int, Result]
     rows: list[BenchRow]
     new_memory: Result = field(default_factory=dict)
+    device: Result = field(default_factory=dict)
 
-    def floor(self, prompt: int) -> float | None:
-        """The least seconds that a prompt can take if the whole checkpoint is read for it; None if unknown."""
-        if "error" in self.reading or "error" in self.arithmetic[prompt]:
+    def floor(self, prompt: int, *, again: bool = False) -> float | None:
+        """The least seconds that a prompt can take if the whole checkpoint is read for it; None if unknown.
+
+        `again`: where RAM holds the weights, and only the bus is between them and the device."""
+        reading = {} if again else self.reading
+        if "error" in reading or "error" in self.arithmetic[prompt]:
             return None
-        return max(self.model.file_bytes / float(self.reading["bandwidth"]), float(self.arithmetic[prompt]["seconds"]))
+        speeds = [float(facts[name]) for facts, name in self._paths(reading) if name in facts]
+        moving = self.model.file_bytes / min(speeds) if speeds else 0.0
+        return max(moving, float(self.arithmetic[prompt]["seconds"]))
+
+    def _paths(self, reading: Result) -> tuple[tuple[Result, str], ...]:
+        return (reading, "bandwidth"), (self.device, "bus_bandwidth")
 
     def limit(self, row: BenchRow) -> float | None:
         """Tokens/s at which the memory can deliver the bytes that one token reads. The memory's bandwidth is the row's
-        own measurement, or else the best of any row."""
-        speed = row.median("memory_bandwidth") or max(
-            (best for other in self.rows for best in other.values("memory_bandwidth")), default=None
-        )
+        own measurement, or else the best of any row; on a GPU the best that was measured at all."""
+        own = None if self.asked.on_gpu else row.median("memory_bandwidth")
+        found = [best for other in self.rows for best in other.values("memory_bandwidth")]
+        found += [float(self.device["memory_bandwidth"])] if "memory_bandwidth" in self.device else []
+        speed = own or max(found, default=None)
         size = row.median("bytes_per_token")
         return speed / size if speed and size else None
 
@@ -110,10 +67,13 @@ class Bench:
         """Medians over a row's runs; None where there are none."""
         speeds, prompt_s = row.values("tokens_per_s"), row.median("prompt_s")
         speed, floor, limit = row.median("tokens_per_s"), self.floor(row.lengths.prompt), self.limit(row)
+        again_s, floor_again = row.median("prompt_again_s"), self.floor(row.lengths.prompt, again=True)
         return {
             **row.facts(),
             "prompt_s": prompt_s,
             "x_floor": prompt_s / floor if prompt_s and floor else None,
+            "prompt_again_s": again_s,
+            "x_floor_again": again_s / floor_again if again_s and floor_again else None,
             "tokens_per_s": speed,
             "tokens_per_s_min": min(speeds, default=None),
             "tokens_per_s_max": max(speeds, default=None),
@@ -121,6 +81,7 @@ class Bench:
             **{name: row.median(name) for name in MEDIANS},
             "extrapolated": row.extrapolated,
             "runs": len(row.good),
+            "note": row.note or None,
             "error": row.error or None,
         }
 
@@ -136,7 +97,10 @@ class Bench:
             "ram_bytes": psutil.virtual_memory().total,
             **_versions(),
             "model": self.asked.name,
+            "device": self.asked.device,
+            "device_facts": self.device,
             "budget_bytes": self.asked.budget,
+            "ram_asked_bytes": self.asked.ram,
             "dtype": self.asked.dtype,
             "max_seconds": self.asked.max_seconds,
             "repeats": self.asked.repeats,
@@ -161,13 +125,17 @@ def bench(
     model = look(asked)
     conditions = try_conditions(asked)
     on_note(f"{asked.name}: {conditions}")
+    if asked.on_gpu and conditions.not_cold:  # with caches warm the first row must not be the one that fills them
+        on_note("reading the model into the page cache")
+        fill_cache(model_files(asked))
     with tempfile.TemporaryDirectory(prefix="griffin-bench-") as scratch:
         runner = Runner(asked, model, conditions, scratch)
         on_note("measuring the disk and the arithmetic of a prompt")
+        device = runner.run("device", asked.lengths[0], cap=False) if asked.on_gpu else {}
         reading = runner.run("reading", asked.lengths[0], cap=False)
         prompts = {lengths.prompt: lengths for lengths in asked.lengths}
         arithmetic = {p: runner.run("arithmetic", lengths, cap=False) for p, lengths in prompts.items()}
-        done = Bench(asked, model, conditions, reading, arithmetic, bench_rows(asked))
+        done = Bench(asked, model, conditions, reading, arithmetic, bench_rows(asked), device=device)
         on_result(done.machine())
         for number in range(1, asked.repeats + 1):  # the rows in turn: a machine that slows down slows all of them
             for row in done.rows:
@@ -175,34 +143,19 @@ def bench(
                     _run_row(runner, row)
                     on_result({**row.facts(), "kind": "run", "number": number, **row.runs[-1]})
                     on_note(f"{row.label}, {row.lengths} tokens, run {number} of {asked.repeats}: {_last_run(row)}")
-        # Last: what it touches stays at hand for a while, and would make a run after it faster.
-        done.new_memory.update(runner.run("new-memory", asked.lengths[0], cap=False))
+        if not asked.on_gpu:  # last: what it touches stays at hand for a while, and would make a run after it faster
+            done.new_memory.update(runner.run("new-memory", asked.lengths[0], cap=False))
     for row in done.rows:
         on_result(done.summary(row))
     on_result({"kind": "memory", **done.new_memory})
     return done
 
 
-def bench_rows(asked: Asked) -> list[BenchRow]:
-    """The rows to measure, still without runs."""
-    rows = []
-    for lengths in asked.lengths:
-        for method in asked.methods:
-            if method == "griffin":
-                rows += [BenchRow(method, lengths, pruning) for pruning in asked.prunings]
-            elif method == "magnitude":
-                pruning = Pruning(asked.sparsities[0], RESIDENT_DTYPES[0], selection="magnitude")
-                rows.append(BenchRow(method, lengths, pruning))
-            elif method == "llama-cpp":
-                rows += [BenchRow(method, lengths, gguf=gguf) for gguf in asked.ggufs]
-            else:
-                rows.append(BenchRow(method, lengths))
-    return rows
-
-
 def _run_row(runner: Runner, row: BenchRow) -> None:
     """Adds a run to a row. One that was stopped early gets the total that it would have come to."""
-    result = runner.refusal(row.method) or runner.run(row.method, row.lengths, row.pruning, row.gguf)
+    result = runner.refusal(row.method) or runner.run(
+        row.method, row.lengths, row.pruning, row.gguf, compiles=row.compiles
+    )
     if "error" in result:  # a child knows the model by its folder, people by its name
         result["error"] = str(result["error"]).replace(str(runner.asked.folder), runner.asked.name)
     else:
@@ -215,7 +168,10 @@ def _run_row(runner: Runner, row: BenchRow) -> None:
 
 def _last_run(row: BenchRow) -> str:
     result = row.runs[-1]
-    return result.get("error") or f"prompt {result['prompt_s']:.2f} s, {result['tokens_per_s'] or 0:.3g} tokens/s"
+    if "error" in result:
+        return str(result["error"])
+    again = f", again {result['prompt_again_s']:.2f} s" if "prompt_again_s" in result else ""
+    return f"prompt {result['prompt_s']:.2f} s{again}, {result['tokens_per_s'] or 0:.3g} tokens/s"
 
 
 def _processor() -> str:

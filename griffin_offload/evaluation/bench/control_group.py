@@ -1,4 +1,4 @@
-"""Holds a child process to a memory limit, by a control group of the system; drops the file caches."""
+"""Holds a child process to a memory limit, by a control group of the system."""
 
 import os
 import subprocess
@@ -11,7 +11,6 @@ from pathlib import Path
 from ...memory.machine import CGROUP
 from ...memory.measure import PROC
 
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 ENTER = 'echo $$ > "$0" && exec "$@"'  # of sh: into the control group first, then the program
 
 
@@ -105,9 +104,3 @@ def _parents() -> Iterator[tuple[Path, _Files]]:
                 yield own, files
                 if own != root:
                     yield own.parent, files
-
-
-def drop_caches() -> None:
-    """Drop all cached file pages, so that the next run reads from the disk. Raises OSError."""
-    os.sync()  # only clean pages can be dropped
-    DROP_CACHES.write_text("3")

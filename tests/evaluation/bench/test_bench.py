@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.evaluation.bench import bench, competitors, runner, synthetic
+from griffin_offload.evaluation.bench import bench, competitors, limits, page_cache, runner, synthetic
 from griffin_offload.evaluation.bench.asked import Asked, Lengths
 from griffin_offload.evaluation.bench.bench import BenchRow
+from griffin_offload.evaluation.bench.job import Deadline, Job
 from griffin_offload.evaluation.bench.runner import Conditions, Model, Runner, look
 from griffin_offload.options import FfnSkip, Pruning
 from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
@@ -39,8 +40,10 @@ SIZES = {
 }
 LLAMA_CPP = """
 import os
+def llama_supports_gpu_offload():
+    return False
 class Llama:
-    def __init__(self, model_path, *, n_ctx, n_threads, logits_all, use_mmap, verbose):
+    def __init__(self, model_path, *, n_ctx, n_threads, n_gpu_layers, logits_all, use_mmap, verbose):
         assert use_mmap and not logits_all
         if n_ctx == 13:
             os.kill(os.getpid(), 9)
@@ -199,7 +202,7 @@ def test_lengths_beyond_the_context_are_refused(llama: Path) -> None:
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
     """What --json prints of every method on a tiny model, and what stderr says."""
     result = invoke("--model", llama, "--device-memory", "2GiB", "--lengths", "8+4", "--repeats", 1, "--uncapped",
-                    "--warm", "--threads", 1, "--json")  # fmt: skip
+                    "--warm", "--threads", 1, "--host-memory", "100MiB", "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
 
@@ -231,6 +234,125 @@ def test_every_method_makes_the_tokens_and_takes_time(whole: tuple[list[dict[str
         assert all(row[name] > 0 for name in ("x_floor", "of_limit", "prompt_s", "tokens_per_s"))
         pruned = row["method"] in ("griffin", "magnitude")
         assert (row["planned_peak_bytes"] is not None) == pruned
+        assert row["prompt_again_s"] > 0
+        assert row["x_floor_again"] > 0
+
+
+# ---- a GPU: what needs none of its numbers
+
+
+def test_the_limits_of_a_gpu_are_its_bus_and_the_best_that_its_memory_gave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """26 GB over a bus of 52 GB/s from a page cache of 13 GB/s; tokens of 10 GB from a memory of 2 TB/s."""
+    run = {
+        **{"prompt_s": 4.0, "ttft_s": 4.0, "total_s": 9.0, "decode_s": 1.0, "tokens": 4, "tokens_per_s": 100.0},
+        **{"peak_bytes": 10 * GIB, "ram_peak_bytes": 30 * GIB, "bytes_per_token": 10**10, "memory_bandwidth": 1e12},
+    }
+    rows = [
+        BenchRow("griffin", Lengths(512, 4), Pruning(0.5, "bfloat16"), runs=[run | {"prompt_again_s": 1.0}]),
+        BenchRow("griffin", Lengths(512, 4), Pruning(), runs=[run | {"note": "took int8"}]),
+        BenchRow("full", Lengths(512, 4), runs=[{"error": "out of memory"}]),
+    ]
+    settings = asked(tmp_path, device="cuda")
+    card = {"name": "A card", "driver": "1.2", "bus_bandwidth": 52e9, "memory_bandwidth": 2e12, "total_bytes": GIB}
+    model, held = Model(26 * 10**9, 26 * 10**9, 300, 256), runner.try_conditions(settings)
+    reading = {"bandwidth": 13e9, "how": "direct", "page_cache": 30e9}
+    done = bench.Bench(settings, model, held, reading, {512: {"seconds": 0.1, "threads": 1}}, rows, device=card)
+    assert done.floor(512) == 2.0
+    assert done.floor(512, again=True) == 0.5
+    first = done.summary(rows[0])
+    assert (first["x_floor"], first["x_floor_again"], first["of_limit"]) == (2.0, 2.0, 0.5)
+    assert done.machine()["device_facts"] == card
+    slow = replace(done, arithmetic={512: {"seconds": 3.0}}, device={"error": "no bus"})
+    assert (slow.floor(512), slow.floor(512, again=True)) == (3.0, 3.0)
+
+    show(done)
+    _, _, columns, _, *lines = capsys.readouterr().out.splitlines()
+    assert "again (s)" in columns
+    assert "peak of RAM" in columns
+    assert lines[1].split()[:3] == ["griffin", "without", "options"]
+    assert lines[1].endswith("took int8")
+    assert any(line.split() == ["bus", "52.00", "GB/s", "from", "pinned", "RAM"] for line in lines)
+
+
+def test_other_formats_and_no_options_have_rows_of_their_own(tmp_path: Path) -> None:
+    found = asked(tmp_path, methods=["griffin"], rests=["int4"], auto=True, compiles=True, resident_dtypes=["bfloat16"])
+    labels = [row.label for row in bench.bench_rows(found)]
+    assert labels == ["griffin 50%", "griffin 50% rest int4", "griffin without options", "griffin 50% compiled"]
+    with pytest.raises(OptionError, match="int3"):
+        asked(tmp_path, rests=["int3"])
+
+
+@pytest.mark.parametrize(("pruning", "note"), [(Pruning(), "took bfloat16"), (Pruning(0.5, rest="int4"), None)])
+def test_a_row_says_what_was_taken_where_nothing_was_asked(llama: Path, pruning: Pruning, note: str | None) -> None:
+    job = Job("griffin", str(llama), 8, 4, 300, 2 * GIB, GIB, 60.0, None, "", False, pruning)
+    assert competitors.griffin(job).get("note") == note
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_reading_for_a_gpu_and_its_bus(llama: Path, monkeypatch: pytest.MonkeyPatch, cold: bool) -> None:
+    monkeypatch.setattr(limits, "SAMPLE", 64 * 1024)
+    job = Job("reading", str(llama), 8, 4, 300, GIB, GIB, 1.0, None, "", cold, device="cuda")
+    found = limits.reading(job)
+    assert found["bandwidth"] > 0
+    assert ("page_cache" in found) == cold
+    monkeypatch.setattr(limits, "PINNED", 4 * MIB)
+    copied = limits.device(replace(job, device="cpu"))
+    assert copied["name"] == "cpu"
+    assert copied["bus_bandwidth"] > 0 < copied["memory_bandwidth"]
+
+
+def test_llama_cpp_says_when_its_build_has_no_gpu(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(gguf.parent)
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    job = Job("llama-cpp", str(gguf), 8, 4, 300, GIB, GIB, 1.0, None, "", False, device="mps", gpu_layers=-1)
+    assert competitors.llama_cpp(job)["note"] == "on the CPU: this build of llama.cpp has no GPU support"
+    assert "note" not in competitors.llama_cpp(replace(job, device="cpu"))
+    monkeypatch.setattr(sys.modules["llama_cpp"], "llama_supports_gpu_offload", lambda: True)
+    assert "note" not in competitors.llama_cpp(job)
+
+
+def test_only_the_models_files_are_dropped_for_a_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[Path] = []
+    monkeypatch.setattr(runner, "drop_caches", lambda: pytest.fail("the whole page cache"))
+    monkeypatch.setattr(runner, "drop_files", dropped.extend)
+    assert not runner.try_conditions(asked(llama, device="cuda", cold=None)).not_cold
+    assert dropped == [llama / "model.safetensors"]
+
+
+def test_a_dropped_file_is_read_again_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc" * MIB)
+    page_cache.drop_files([tmp_path / "f"])
+    page_cache.fill_cache([tmp_path / "f"])
+    assert (tmp_path / "f").read_bytes() == b"abc" * MIB
+    with pytest.raises(FileNotFoundError):
+        page_cache.drop_files([tmp_path / "gone"])
+
+
+def test_as_many_layers_of_llama_cpp_as_fit() -> None:
+    assert runner.gpu_layers(8 * GIB, 9 * GIB, 32) == -1
+    assert runner.gpu_layers(16 * GIB, 9 * GIB, 32) == 18
+
+
+def test_no_run_begins_after_the_time_is_over(llama: Path) -> None:
+    settings = asked(llama, stop_after=1e-9)
+    runs = Runner(settings, look(settings), Conditions(GIB, "as asked", "as asked"), "")
+    assert runs.run("griffin", Lengths(8, 4)) == {"error": "not run: 1e-09 s were over"}
+
+
+def test_a_child_on_the_cpu_sees_no_gpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(runner, "run_child", lambda *arguments: told.append(arguments) or {})
+    held = Conditions(GIB, "as asked", "as asked")
+    for device in ("cpu", "cuda"):
+        settings = asked(llama, device=device, ram=MIB)
+        Runner(settings, look(settings), held, "").run("griffin", Lengths(8, 4))
+    (_, here), (_, there) = ((Job.from_json(command[-1]), env) for command, _, env in told)
+    assert here == {"CUDA_VISIBLE_DEVICES": ""}
+    assert there == {}
+    job = Job.from_json(told[1][0][-1])
+    assert (job.device, job.ram, job.again, job.resident) == ("cuda", MIB, True, int(2 * GIB * 0.9) // MIB * MIB)
 
 
 # ---- what goes wrong becomes a row
@@ -280,7 +402,7 @@ def test_a_budget_that_is_too_small_does_not_fit() -> None:
 
 def test_the_deadline_counts_from_the_first_token() -> None:
     ids = torch.zeros(1, 5, dtype=torch.int64)
-    deadline = competitors.Deadline(0.05)
+    deadline = Deadline(0.05)
     assert not deadline(ids, None).item()
     assert not deadline(ids, None).item()
     time.sleep(0.06)
@@ -288,13 +410,13 @@ def test_the_deadline_counts_from_the_first_token() -> None:
 
 
 def test_one_prompt_for_all_methods() -> None:
-    def job(method: str) -> competitors.Job:
-        return competitors.Job(method, "m", 50, 4, 300, GIB, GIB, 1.0, None, "", False, Pruning((0.5, 0.25), "int8"))
+    def job(method: str) -> Job:
+        return Job(method, "m", 50, 4, 300, GIB, GIB, 1.0, None, "", False, Pruning((0.5, 0.25), "int8"))
 
     assert job("full").prompt() == job("griffin").prompt()
     assert len(job("full").prompt()) == 50
     assert max(job("full").prompt()) < 300
-    assert competitors.Job.from_json(job("full").to_json()) == job("full")
+    assert Job.from_json(job("full").to_json()) == job("full")
 
 
 def test_a_figure_that_cannot_be_written_is_refused_first(llama: Path) -> None:
@@ -320,6 +442,7 @@ def test_the_full_model_is_not_run_uncapped_beyond_the_budget(tmp_path: Path) ->
     assert refused["error"].startswith("not run: 3.00 GiB of weights, more than the budget")
     assert capped.refusal("full") is None
     assert free.refusal("accelerate") is None
+    assert Runner(asked(tmp_path, device="cuda"), model, free.conditions, "").refusal("full") is None
 
 
 def test_a_control_group_holds_a_child_to_its_memory(tmp_path: Path, gguf: Path) -> None:
@@ -344,6 +467,9 @@ def test_a_control_group_holds_a_child_to_its_memory(tmp_path: Path, gguf: Path)
 def test_the_conditions_say_what_held() -> None:
     held = "memory capped at 4.84 GiB by a control group, caches cold"
     assert str(Conditions(5_200_000_000, "", "")) == held
+    on_a_gpu = str(runner.try_conditions(asked(Path(), device="cuda", capped=True)))
+    assert on_a_gpu.startswith("memory capped at 2.00 GiB by torch's allocator (accelerate)")
+    assert "torch has no limit for mps" in str(runner.try_conditions(asked(Path(), device="mps", capped=True)))
     missing = Conditions(GIB, "no control group: read-only file system", "they cannot be dropped: permission denied")
     assert str(missing) == (
         "memory not capped (no control group: read-only file system), "
@@ -369,7 +495,7 @@ def test_rows_that_skip_blocks_stand_beside_those_that_do_not(tmp_path: Path) ->
 @pytest.mark.parametrize("mode", ["token", "prompt"])
 def test_a_run_that_skips_blocks_reads_less_for_a_token(tmp_path: Path, mode: str) -> None:
     folder = tiny_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=8)
-    plain = competitors.Job("griffin", str(folder), 8, 24, 300, 2 * GIB, GIB, 60.0, None, "", False, Pruning(0.0))
+    plain = Job("griffin", str(folder), 8, 24, 300, 2 * GIB, GIB, 60.0, None, "", False, Pruning(0.0))
     full = competitors.griffin(plain)
     less = competitors.griffin(replace(plain, pruning=Pruning(0.0, skip=FfnSkip(1.0, mode))))
     assert full["skipped"] == 0 < less["skipped"]
