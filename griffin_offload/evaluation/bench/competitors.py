@@ -9,14 +9,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ...errors import BudgetError, OptionError
 from ...memory.machine import MARGIN, available_memory
 from ...model.bandwidth import memory_bandwidth, read_by_a_token
-from ...options import Decoding, Placement, Pruning
 from .job import Clock, Deadline, Job, Usage
 from .limits import arithmetic, device, new_memory, reading
 
@@ -79,15 +77,13 @@ def griffin(job: Job) -> dict[str, Any]:
     from ...planning.ladder import describe
 
     _import_modules(job)
-    placed, asked = _compiled(job)
-    if job.ram is not None:
-        placed["host_memory"] = job.ram
+    placed: dict[str, Any] = {} if job.ram is None else {"host_memory": job.ram}
     usage = Usage(job.device)
     engine = Engine(job.model, device=job.device, device_memory=job.budget, dtype=job.dtype, **placed)
     begin = time.perf_counter()
     usage.keep()
     peaks = [usage.peak]
-    report = engine.generate(job.prompt(), job.pruning, **asked, **_greedy(job)).report
+    report = engine.generate(job.prompt(), job.pruning, compile=job.compiles, **_greedy(job)).report
     first = begin + report.time_to_first_token_s
     # Between the first and the last token only the number of times counts.
     times = [first - report.prompt_s, *[first] * (report.tokens - 1), first + report.decode_s][: report.tokens + 1]
@@ -95,7 +91,7 @@ def griffin(job: Job) -> dict[str, Any]:
     peaks.append(report.measured_peak)
     if job.again:
         result["first_decode_s"] = report.decode_s
-        report = engine.generate(job.prompt(), job.pruning, **asked, **_greedy(job)).report
+        report = engine.generate(job.prompt(), job.pruning, compile=job.compiles, **_greedy(job)).report
         result |= {"prompt_again_s": report.prompt_s, "decode_s": report.decode_s, "tokens": report.tokens}
         usage.keep()  # of RAM: the device's peak is the report's
         peaks.append(report.measured_peak)
@@ -112,16 +108,6 @@ def griffin(job: Job) -> dict[str, Any]:
         "memory_bandwidth": report.memory_bandwidth,
         "fraction_of_limit": report.fraction_of_limit,
     }
-
-
-def _compiled(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Engine and generate are told so that layers are compiled. Raises OptionError where they cannot be."""
-    if not job.compiles:
-        return {}, {}
-    for group, told in ((Placement, 0), (Pruning, 1), (Decoding, 1)):
-        if "compile" in {each.name for each in fields(group)}:
-            return ({"compile": True}, {}) if told == 0 else ({}, {"compile": True})
-    raise OptionError("not run: this version of Griffin cannot compile layers")
 
 
 def llama_cpp(job: Job) -> dict[str, Any]:
