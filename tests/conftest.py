@@ -10,6 +10,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (quant/test_triton.py)
+
 import transformers
 from cases import Case
 from tiny import COMMON, TINY

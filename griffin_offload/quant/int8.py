@@ -1,4 +1,5 @@
-"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel or by oneDNN's (onednn.py)."""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel, by oneDNN's (onednn.py), or by
+Triton's (triton_kernels.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
 from . import onednn
+from .kernels import DENSE, ONEDNN, TORCH, TRITON, triton_on
 from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
 FEW = 8  # tokens up to which torch's kernel is faster than dense rows (measured; 12 is even)
@@ -16,12 +18,15 @@ _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 
 
 class Int8:
-    """(N, K) in int8, multiplied by torch's kernel."""
+    """(N, K) in int8, multiplied by torch's kernel or Triton's."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self._codes = arena.take((rows, columns), torch.int8)
         self._scales = arena.take((rows,), dtype)
-        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+        device = arena.memory.device
+        by_torch = device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+        self._triton = triton_on(device)
+        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
@@ -35,8 +40,11 @@ class Int8:
             to_codes[begin:end], to_scales[begin:end], _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
 
     def linear(self, x: Tensor) -> Tensor:
+        out: Tensor
         flat = x.reshape(-1, x.shape[-1])
-        if self._kernel and len(flat) <= FEW:
+        if self._triton and len(flat) <= self._triton.FEW:
+            out = self._triton.multiply_int8(self._codes, self._scales, flat)
+        elif self.kernel == TORCH and len(flat) <= FEW:
             if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
                 flat = flat.clone(memory_format=torch.contiguous_format)
             out = _int8(flat, self._codes, self._scales)
@@ -55,6 +63,8 @@ class Int8:
 
 class Int8OneDnn:
     """(N, K) in int8, multiplied by oneDNN, in pieces of some rows."""
+
+    kernel = ONEDNN
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ..memory.arena import Arena, padded
+from .kernels import TORCH
 
 GROUP = 32
 LEAST = 16  # fewer rows or columns are not worth quantizing
@@ -61,7 +62,9 @@ class Weight(Protocol):
 
 
 class Stored(Weight, Protocol):
-    """A matrix that can be filled."""
+    """A matrix that can be filled. `kernel`: what multiplies a token by it (kernels.py)."""
+
+    kernel: str
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         """Quantizes rows [first, last) (default: all) into place, CHUNK at a time. `rows` counts from `first`."""
@@ -69,6 +72,8 @@ class Stored(Weight, Protocol):
 
 class Dense:
     """A matrix in the model's own dtype."""
+
+    kernel = TORCH
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self.weight = arena.take((rows, columns), dtype)

@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: each format against a slow reference."""
 
+import sys
+
 import pytest
 import torch
 from rounding import ERROR, ROUNDED, take
@@ -8,7 +10,8 @@ from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.options import RESIDENT_DTYPES, RESTS
-from griffin_offload.quant.formats import FORMATS, allocate_weight
+from griffin_offload.quant import kernels, onednn
+from griffin_offload.quant.formats import FORMATS, allocate_weight, kernel
 from griffin_offload.quant.precision import precision
 from griffin_offload.quant.weight import CHUNK, GROUP, Scratch
 
@@ -18,6 +21,19 @@ def test_the_options_name_every_format() -> None:
     assert set(RESIDENT_DTYPES) == {"bfloat16", *named}
     assert set(RESTS) == {"drop", *named}
     assert all(precision(name, "drop").kept == (name if name in named else "") for name in RESIDENT_DTYPES)
+
+
+def test_the_kernel_of_each_format_on_the_cpu() -> None:
+    cpu = {dtype: [kernel(name, "cpu", dtype) for name in FORMATS] for dtype in (torch.bfloat16, torch.float32)}
+    assert cpu[torch.bfloat16] == ["torch kernel", "oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
+    assert cpu[torch.float32] == ["torch kernel", "dense rows", "dense rows"]
+
+
+def test_a_gpu_without_triton_makes_rows_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "griffin_offload.quant.triton_kernels", raising=False)
+    assert kernels.triton_on(torch.device("cuda", 6)) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
