@@ -12,33 +12,42 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 FEW = 16  # tokens up to which these are used instead of dense rows
+ALIGNED = 16  # bytes of a load: rows of codes begin at multiples of it
 
 
 def multiply_int8(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    """x (M, K) times int8 codes (N, K) with scales (N,) -> (M, N), in x's dtype."""
-    tokens, (rows, columns) = len(x), codes.shape
-    out = x.new_empty(tokens, rows)
-    count = _rows_of_a_program(rows)
+    """x (M, k) times int8 codes (N, K) with scales (N,) -> (M, N), in x's dtype.
+
+    k <= K, a multiple of ALIGNED: x is padded with zeros, and the codes there may be any."""
+    rows, columns = codes.shape
+    out, count = x.new_empty(len(x), rows), _rows_of_a_program(rows)
     step = min(4096 // count, triton.next_power_of_2(columns))
-    programs = tokens * triton.cdiv(rows, count)
-    _int8[(programs,)](codes, scales, x.contiguous(), out, tokens, rows, columns, count, step, num_warps=4)
+    grid = (len(x) * triton.cdiv(rows, count),)
+    _int8[grid](codes, scales, _aligned(x, columns), out, len(x), rows, columns, count, step, num_warps=4)
     return out
 
 
 def multiply_int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor:
-    """x (M, K) times the first `rows` of an int4 matrix -> (M, rows), in x's dtype.
+    """x (M, k) times the first `rows` of an int4 matrix -> (M, rows), in x's dtype.
 
     words (N, G, 4), int32: bits 4 i to 4 i + 3 of word j are the code of a group's column 4 i + j. scales (N, G, 2):
-    the scale and the zero. K may end within the last group: the columns that are not there count as zeros."""
-    (tokens, columns), groups = x.shape, words.shape[1]
-    out = x.new_empty(tokens, rows)
-    count = _rows_of_a_program(rows)
+    the scale and the zero. k <= 32 G: x is padded with zeros."""
+    groups = words.shape[1]
+    out, count = x.new_empty(len(x), rows), _rows_of_a_program(rows)
     step = min(128 // count, triton.next_power_of_2(groups))
-    programs = tokens * triton.cdiv(rows, count)
-    _int4[(programs,)](words, scales, x.contiguous(), out, tokens, rows, columns, groups, count, step, num_warps=1)
+    grid = (len(x) * triton.cdiv(rows, count),)
+    _int4[grid](words, scales, _aligned(x, 32 * groups), out, len(x), rows, groups, count, step, num_warps=1)
     return out
+
+
+def _aligned(x: Tensor, columns: int) -> Tensor:
+    """Tokens (M, k) -> (M, columns), contiguous, and at an address from which several elements are read at a time."""
+    if x.shape[1] < columns:
+        return pad(x, (0, columns - x.shape[1]))
+    return x.contiguous() if x.data_ptr() % ALIGNED == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def check(device: torch.device) -> None:
@@ -78,29 +87,27 @@ def _int8(codes, scales, x, out, tokens, N, K, ROWS: tl.constexpr, STEP: tl.cons
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _int4(words, scales, x, out, tokens, N, K, G, ROWS: tl.constexpr, STEP: tl.constexpr):
+def _int4(words, scales, x, out, tokens, N, G, ROWS: tl.constexpr, STEP: tl.constexpr):
     program = tl.program_id(0)
     token, first = (program % tokens).to(tl.int64), (program // tokens).to(tl.int64) * ROWS
-    row, word = tl.arange(0, ROWS), tl.arange(0, 4)
-    there = first + row < N
+    row, there = tl.arange(0, ROWS), first + tl.arange(0, ROWS) < N
     sums = tl.zeros([ROWS, STEP], tl.float32)
-    for begin in range(0, G, STEP):  # a thread has a whole group of each row
-        group = begin + tl.arange(0, STEP)
-        place = row[:, None] * G + group[None]
-        mask = there[:, None] & (group < G)[None]
-        codes = tl.load(
-            words + first * G * 4 + place[:, :, None] * 4 + word[None, None], mask=mask[:, :, None], other=0
-        )
-        scale = tl.load(scales + first * G * 2 + place * 2, mask=mask, other=0.0).to(tl.float32)
-        zero = tl.load(scales + first * G * 2 + place * 2 + 1, mask=mask, other=0.0).to(tl.float32)
-        products, total = tl.zeros([ROWS, STEP, 4], tl.float32), tl.zeros([STEP, 4], tl.float32)
+    for begin in range(0, G, STEP):  # a thread has all four words of a group, of each row
+        word, group = begin * 4 + tl.arange(0, STEP * 4), begin + tl.arange(0, STEP)
+        mask = there[:, None] & (word < G * 4)[None]
+        codes = tl.load(words + first * G * 4 + row[:, None] * (G * 4) + word[None], mask=mask, other=0)
+        place, mask = first * G * 2 + (row[:, None] * G + group[None]) * 2, there[:, None] & (group < G)[None]
+        scale = tl.load(scales + place, mask=mask, other=0.0).to(tl.float32)
+        zero = tl.load(scales + place + 1, mask=mask, other=0.0).to(tl.float32)
+        products, total = tl.zeros([ROWS, STEP * 4], tl.float32), tl.zeros([STEP * 4], tl.float32)
         for i in tl.static_range(8):
-            column = group[:, None] * 32 + 4 * i + word[None]
-            state = tl.load(x + token * K + column, mask=column < K, other=0.0).to(tl.float32)
+            column = word // 4 * 32 + 4 * i + word % 4
+            state = tl.load(x + token * (G * 32) + column, mask=word < G * 4, other=0.0).to(tl.float32)
             # A code q as the first bits of a mantissa, 1 + q / 16: GPUs convert integers at a quarter of their speed.
             bits = codes << (19 - 4 * i) if i < 5 else codes >> (4 * i - 19)
             products += ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True) * state[None]
             total += state
+        product, total = tl.sum(products.reshape(ROWS, STEP, 4), 2), tl.sum(total.reshape(STEP, 4), 1)
         # (q - 8) s + z = 16 s (1 + q / 16) + (z - 24 s)
-        sums += 16 * scale * tl.sum(products, 2) + (zero - 24 * scale) * tl.sum(total, 1)[None]
+        sums += 16 * scale * product + (zero - 24 * scale) * total[None]
     tl.store(out + token * N + first + row, tl.sum(sums, 1).to(out.dtype.element_ty), mask=there)

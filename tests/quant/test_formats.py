@@ -33,6 +33,7 @@ def test_a_gpu_without_triton_makes_rows_dense(monkeypatch: pytest.MonkeyPatch) 
     """As on Windows."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "griffin_offload.quant.triton_kernels", raising=False)
+    monkeypatch.delattr("griffin_offload.quant.triton_kernels", raising=False)
     assert kernels.triton_on(torch.device("cuda", 6)) is None
 
 

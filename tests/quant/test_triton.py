@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from rounding import ROUNDED
+from rounding import ROUNDED, assert_product, dequantized
 from torch import Tensor
 
 from griffin_offload.memory.arena import Arena
 from griffin_offload.quant import formats, int4, int8, kernels, onednn
 from griffin_offload.quant.joined import Part, Split, take_joined
-from griffin_offload.quant.weight import GROUP, Scratch
+from griffin_offload.quant.weight import Scratch
 
-pytest.importorskip("triton", reason="Triton is not installed (it comes with torch for CUDA; pip install triton)")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Older interpreters fail with numpy 2.4; the kernels run with Triton 3.6 too.
+OLDEST = "3.6" if DEVICE == "cuda" else "3.7"
+pytest.importorskip("triton", OLDEST, reason="Triton is not installed (it comes with torch for CUDA), or is too old")
 
-from griffin_offload.quant import triton_kernels
+from griffin_offload.quant import triton_kernels  # noqa: E402
 
 FEW = 3  # a program takes 25 ms in the interpreter
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES, DTYPES = ["int8", "int4"], [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -43,27 +45,6 @@ def filled(name: str, matrix: Tensor) -> Any:
     assert weight.kernel == "triton"
     weight.fill(lambda begin, end, _: matrix[begin:end], Scratch(columns, matrix.dtype.itemsize, DEVICE))
     return weight
-
-
-def dequantized(weight: Any, rows: int, columns: int) -> Tensor:
-    """(N, K), float64: each code by itself."""
-    codes, scales = (tensor.cpu() for tensor in weight.tensors)
-    if isinstance(weight, int8.Int8):
-        return codes.double() * scales.double()[:, None]
-    words = codes.view(torch.int32).view(len(codes), -1, 4).to(torch.int64)
-    out = torch.empty(len(codes), words.shape[1] * GROUP, dtype=torch.float64)
-    for column in range(out.shape[1]):
-        group, i, j = column // GROUP, column % GROUP // 4, column % 4
-        scale, zero = scales[group, :, 0].double(), scales[group, :, 1].double()
-        out[:, column] = ((words[:, group, j] >> 4 * i & 15) - 8) * scale + zero
-    return out[:rows, :columns]
-
-
-def assert_product(out: Tensor, x: Tensor, matrix: Tensor) -> None:
-    """`out` is x Wᵀ, rounded once to its dtype, but for float32's sums."""
-    x, exact = x.cpu().double(), x.cpu().double() @ matrix.T
-    noise = 1e-6 * (x.abs() @ matrix.abs().T) + torch.finfo(out.dtype).tiny
-    assert ((out.cpu().double() - exact).abs() <= torch.finfo(out.dtype).eps * exact.abs() + 8 * noise).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
