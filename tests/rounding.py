@@ -45,7 +45,7 @@ def dequantized(weight: Any, rows: int, columns: int) -> Tensor:
     """A weight that Triton multiplies -> (N, K), float64, on the CPU: each code by itself."""
     codes, scales = (tensor.cpu() for tensor in weight.tensors)
     if isinstance(weight, Int8):
-        return codes.double() * scales.double()[:, None]
+        return codes[:, :columns].double() * scales.double()[:, None]
     words = codes.view(torch.int32).view(len(codes), -1, 4).to(torch.int64)
     out = torch.empty(len(codes), words.shape[1] * GROUP, dtype=torch.float64)
     for column in range(out.shape[1]):

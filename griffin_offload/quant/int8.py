@@ -24,8 +24,8 @@ class Int8:
         device = arena.memory.device
         by_torch = device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
         self._triton = triton_on(device)
-        self._rows = arena.take((rows, _whole(columns) if self._triton else columns), torch.int8)
-        self._codes = self._rows[:, :columns]
+        self._padded = arena.take((rows, _whole(columns) if self._triton else columns), torch.int8)
+        self._codes = self._padded[:, :columns]
         self._scales = arena.take((rows,), dtype)
         self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
 
@@ -44,7 +44,7 @@ class Int8:
         out: Tensor
         flat = x.reshape(-1, x.shape[-1])
         if self._triton and len(flat) <= self._triton.FEW:
-            out = self._triton.multiply_int8(self._rows, self._scales, flat)
+            out = self._triton.multiply_int8(self._padded, self._scales, flat)
         elif self.kernel == TORCH and len(flat) <= FEW:
             if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
                 flat = flat.clone(memory_format=torch.contiguous_format)
@@ -60,7 +60,7 @@ class Int8:
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return (self._codes, self._scales)
+        return (self._padded, self._scales)
 
 
 class Int8OneDnn:
