@@ -42,7 +42,7 @@ class Int4:
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         k = 2 * self._codes.shape[1]
-        for begin, end in chunks(last or len(self._codes), begin=first):
+        for begin, end in chunks(last or len(self._codes), scratch.rows(self._columns), first):
             scratch.rewind()
             values = scratch.take((end - begin, k), torch.float32)
             there = min(end, self._rows) - begin

@@ -37,7 +37,7 @@ class Int8:
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         to_codes, to_scales = self._codes[first:last], self._scales[first:last]
-        for begin, end in chunks(len(to_codes)):
+        for begin, end in chunks(len(to_codes), scratch.rows(to_codes.shape[1])):
             to_codes[begin:end], to_scales[begin:end], _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
 
     def linear(self, x: Tensor) -> Tensor:

@@ -98,3 +98,21 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     assert max(taken) <= CHUNK * 2048 // GROUP * 4  # a number of float32 for each group
     exact = matrix[index].float()
     assert (weight.linear(torch.eye(2048).bfloat16()).T.float() - exact).norm() < ERROR[name] * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("columns", [320, 500, 1000])
+def test_more_rows_at_a_time_as_on_a_gpu_fit_and_are_the_same(name: str, columns: int) -> None:
+    matrix, widest = torch.randn(1100, columns), 1000
+    index = torch.arange(1100).flip(0)
+    rows = rows_of(matrix, NeuronRows(0, 1100), index, down=False)
+    made = []
+    for device in ("cpu", "gpu"):
+        weight = allocate_weight(name, Arena(FORMATS[name].bytes(1100, columns, 4)), 1100, columns, torch.float32)
+        scratch = Scratch(widest, 4, "cpu")
+        scratch.take((1,), torch.uint8)  # of the CPU
+        scratch._device = device
+        assert scratch.rows(columns) == CHUNK * (1 if device == "cpu" else widest // columns)
+        weight.fill(rows, scratch)
+        made.append(weight.tensors)
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
