@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-FEW = 16  # tokens up to which these are used instead of dense rows
+FEW = 16  # tokens up to which these are used instead of dense rows (estimated, not measured)
 ALIGNED = 16  # bytes of a load: rows of codes begin at multiples of it
 
 
@@ -62,8 +62,8 @@ def check(device: torch.device) -> None:
 
 
 def _rows_of_a_program(rows: int) -> int:
-    """4 was fastest for 13824 rows. With few rows, a program takes longer pieces of fewer rows, so that as many bytes
-    are on their way."""
+    """4 was measured for 13824 rows (docs/benchmarks.md). Where there are few rows, a program takes longer pieces of
+    fewer rows, so that as many bytes are on their way."""
     return 4 if rows >= 4096 else 2 if rows >= 2048 else 1
 
 
