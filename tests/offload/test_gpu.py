@@ -111,6 +111,18 @@ def test_few_tokens_are_multiplied_by_triton_and_many_by_dense_rows(
             assert (out.cpu().double() - exact).norm() < max(1e-3, 2 * torch.finfo(dtype).eps) * exact.norm()
 
 
+@pytest.mark.parametrize(("resident_dtype", "rest"), [("int8", "int4"), ("int4", "drop")])
+def test_answers_in_fewer_bits_are_the_cpus(tmp_path: Path, resident_dtype: str, rest: str) -> None:
+    folder, asked = tiny_checkpoint(tmp_path, "llama"), {"resident_dtype": resident_dtype, "rest": rest}
+    here, there = (
+        Engine(folder, device=device, dtype="float32")
+        .generate(tiny_prompt(), sparsity=0.5, max_new_tokens=8, do_sample=False, **asked)
+        .token_ids
+        for device in ("cpu", "cuda")
+    )
+    assert here == there
+
+
 @needs_triton
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_a_graph_records_joined_products_and_replays_them_with_other_tokens(name: str) -> None:
