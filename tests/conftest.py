@@ -11,6 +11,10 @@ os.environ["GRIFFIN_DEVICE"] = "cpu"  # of every test, and of the processes that
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (quant/test_triton.py)
+
 import transformers
 from cases import Case
 from tiny import COMMON, TINY

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from griffin_offload.memory.arena import Arena
 from griffin_offload.quant.formats import FORMATS, allocate_weight
+from griffin_offload.quant.int8 import Int8
 from griffin_offload.quant.weight import GROUP, Scratch
 
 ERROR = {"": 0.004, "int8": 0.013, "int4": 0.1}  # of a product with normal weights, in bfloat16
@@ -37,3 +39,24 @@ def take(name: str, matrix: Tensor) -> Any:
     assert arena.used <= arena.size
     weight.fill(lambda begin, end, _: matrix[begin:end], Scratch(columns, matrix.dtype.itemsize, "cpu"))
     return weight
+
+
+def dequantized(weight: Any, rows: int, columns: int) -> Tensor:
+    """A weight that Triton multiplies -> (N, K), float64, on the CPU: each code by itself."""
+    codes, scales = (tensor.cpu() for tensor in weight.tensors)
+    if isinstance(weight, Int8):
+        return codes[:, :columns].double() * scales.double()[:, None]
+    words = codes.view(torch.int32).view(len(codes), -1, 4).to(torch.int64)
+    out = torch.empty(len(codes), words.shape[1] * GROUP, dtype=torch.float64)
+    for column in range(out.shape[1]):
+        group, i, j = column // GROUP, column % GROUP // 4, column % 4
+        scale, zero = scales[group, :, 0].double(), scales[group, :, 1].double()
+        out[:, column] = ((words[:, group, j] >> 4 * i & 15) - 8) * scale + zero
+    return out[:rows, :columns]
+
+
+def assert_product(out: Tensor, x: Tensor, matrix: Tensor) -> None:
+    """`out` is x Wᵀ, rounded once to its dtype, but for float32's sums."""
+    x, exact = x.cpu().double(), x.cpu().double() @ matrix.T
+    noise = 1e-6 * (x.abs() @ matrix.abs().T) + torch.finfo(out.dtype).tiny
+    assert ((out.cpu().double() - exact).abs() <= torch.finfo(out.dtype).eps * exact.abs() + 8 * noise).all()

@@ -8,7 +8,7 @@ from ..memory.arena import Arena
 from . import onednn
 from .int4 import Int4
 from .int8 import Int8, Int8OneDnn
-from .weight import Dense, Stored
+from .weight import CHUNK, Dense, Stored
 
 # Name -> class: `bytes(rows, columns, item)`, and (arena, rows, columns, dtype) for its memory. '': the model's dtype.
 # The other names are choices of --resident-dtype and --rest (options.py).
@@ -22,3 +22,12 @@ def allocate_weight(format: str, arena: Arena, rows: int, columns: int, dtype: t
         return Int8OneDnn(arena, rows, columns)
     weight: Stored = FORMATS[format](arena, rows, columns, dtype)
     return weight
+
+
+def kernel(format: str, device: str, dtype: torch.dtype) -> str:
+    """What multiplies one token by a large matrix in one of FORMATS, for a model in `dtype`: 'triton', 'torch kernel',
+    'oneDNN', or 'dense rows' (a few rows at a time are made dense). Takes some KB on the device for a moment.
+
+    A batch of many tokens is multiplied by dense rows, except by the kernels for the CPU's bfloat16."""
+    arena = Arena(int(FORMATS[format].bytes(CHUNK, CHUNK, dtype.itemsize)), device)
+    return allocate_weight(format, arena, CHUNK, CHUNK, dtype).kernel

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from ..memory.arena import Arena, padded
+from .kernels import DENSE, TORCH, TRITON, triton_on
 from .weight import CHUNK, GROUP, RowsOf, Scratch, chunks, groups
 
 BLOCK = 16  # torch's kernel needs a multiple of so many rows
@@ -17,14 +18,22 @@ _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.defaul
 class Int4:
     """(N, K) in int4, padded with zeros to whole groups and blocks.
 
-    Without the kernel a byte has two codes: a column of the first half of a row, and one of the second half."""
+    Without a kernel a byte has two codes: a column of the first half of a row, and one of the second half."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self._rows, self._columns = rows, columns
-        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16
-        n, k = _whole(rows), groups(columns) * GROUP
-        self._codes = arena.take((n, k // 2), torch.uint8)
-        self._scales = arena.take((k // GROUP, n, 2), dtype)  # scale, zero
+        device = arena.memory.device
+        self._triton = triton_on(device)
+        by_torch = device.type == "cpu" and dtype == torch.bfloat16
+        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
+        n, g = _whole(rows), groups(columns)
+        self._codes = arena.take((n, g * GROUP // 2), torch.uint8)
+        if self._triton:
+            by_row = arena.take((n, g, 2), dtype)
+            self._scales = by_row.transpose(0, 1)
+            self._for_triton = self._codes.view(torch.int32).view(n, g, 4), by_row
+        else:
+            self._scales = arena.take((g, n, 2), dtype)  # scale, zero
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
@@ -33,7 +42,7 @@ class Int4:
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         k = 2 * self._codes.shape[1]
-        for begin, end in chunks(last or len(self._codes), begin=first):
+        for begin, end in chunks(last or len(self._codes), scratch.rows(self._columns), first):
             scratch.rewind()
             values = scratch.take((end - begin, k), torch.float32)
             there = min(end, self._rows) - begin
@@ -50,17 +59,17 @@ class Int4:
             # addcmul, or a subtraction first, is slower: the operands are broadcast over a group.
             grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
             codes = scratch.take(values.shape, torch.uint8).copy_(values)
-            if self._kernel:
-                _pack(codes, self._codes[begin:end])
-            else:
-                low, high = codes.chunk(2, 1)
-                self._codes[begin:end] = low.bitwise_or_(high.bitwise_left_shift_(4))
+            PACK[self.kernel](codes, self._codes[begin:end])
 
     def linear(self, x: Tensor) -> Tensor:
+        out: Tensor
         flat = x.reshape(-1, x.shape[-1])
+        if self._triton and len(flat) <= self._triton.FEW:
+            out = self._triton.multiply_int4(*self._for_triton, flat, self._rows)
+            return out.view(*x.shape[:-1], -1)
         if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
             flat = pad(flat, (0, missing))
-        if self._kernel:
+        if self.kernel == TORCH:
             out = _int4(flat.contiguous(), self._codes, GROUP, self._scales)
         else:
             out = flat.new_empty(len(flat), len(self._codes))
@@ -70,7 +79,11 @@ class Int4:
 
     def _dense(self, begin: int, end: int) -> Tensor:
         codes = self._codes[begin:end]
-        values = torch.cat([codes & 15, codes >> 4], 1).to(self._scales.dtype).sub_(8)
+        if self._triton:
+            both = torch.stack([codes & 15, codes >> 4], 1).view(end - begin, 2, -1, 4, 4).permute(0, 2, 4, 1, 3)
+            values = both.to(self._scales.dtype, memory_format=torch.contiguous_format).sub_(8)
+        else:
+            values = torch.cat([codes & 15, codes >> 4], 1).to(self._scales.dtype).sub_(8)
         scales, zeros = self._scales[:, begin:end].permute(2, 1, 0)[..., None]
         return values.view(end - begin, -1, GROUP).mul_(scales).add_(zeros).view(end - begin, -1)
 
@@ -79,8 +92,20 @@ class Int4:
         return (self._codes, self._scales)
 
 
-def _pack(codes: Tensor, out: Tensor) -> None:
-    """Codes (n, K), uint8, which are overwritten -> the kernel's layout (n, K / 2)."""
+def _pack_halves(codes: Tensor, out: Tensor) -> None:
+    """Codes (n, K), uint8, which are overwritten -> two in a byte, (n, K / 2)."""
+    low, high = codes.chunk(2, 1)
+    out.copy_(low.bitwise_or_(high.bitwise_left_shift_(4)))
+
+
+def _pack_words(codes: Tensor, out: Tensor) -> None:
+    """... -> Triton's layout: byte b of a group's word j has columns 8 b + j and 8 b + 4 + j."""
+    low, high = codes.view(len(codes), -1, 4, 2, 4).unbind(3)  # rows, groups, b, j
+    out.view(len(codes), -1, 4, 4).copy_(low.bitwise_or_(high.bitwise_left_shift_(4)).transpose(2, 3))
+
+
+def _pack_for_torch(codes: Tensor, out: Tensor) -> None:
+    """... -> the layout of torch's kernel."""
     block = _kernel_block()
     if block and len(codes) % block == 0:
         _pack_blocks(codes, out, block)
@@ -107,6 +132,9 @@ def _kernel_block() -> int:
         if torch.equal(ours, expected):
             return block
     return 0
+
+
+PACK = {TRITON: _pack_words, TORCH: _pack_for_torch, DENSE: _pack_halves}
 
 
 def _whole(rows: int) -> int:

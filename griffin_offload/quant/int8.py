@@ -1,4 +1,5 @@
-"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel or by oneDNN's (onednn.py)."""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel, by oneDNN's (onednn.py), or by
+Triton's (triton_kernels.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,35 +9,43 @@ from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
 from . import onednn
+from .kernels import DENSE, ONEDNN, TORCH, TRITON, triton_on
 from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
 FEW = 8  # tokens up to which torch's kernel is faster than dense rows (measured; 12 is even)
-KERNEL_COLUMNS = 16  # torch's kernel needs a multiple of it and does not check
+KERNEL_COLUMNS = 16  # torch's kernel needs a multiple of it and does not check; Triton's rows are padded to one
 _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 
 
 class Int8:
-    """(N, K) in int8, multiplied by torch's kernel."""
+    """(N, K) in int8, multiplied by torch's kernel or Triton's."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
-        self._codes = arena.take((rows, columns), torch.int8)
+        device = arena.memory.device
+        by_torch = device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+        self._triton = triton_on(device)
+        self._padded = arena.take((rows, _whole(columns) if self._triton else columns), torch.int8)
+        self._codes = self._padded[:, :columns]
         self._scales = arena.take((rows,), dtype)
-        self._kernel = arena.memory.device.type == "cpu" and dtype == torch.bfloat16 and columns % KERNEL_COLUMNS == 0
+        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
         if item == 2 and onednn.is_fast():
             return Int8OneDnn.bytes(rows, columns)
-        return padded(rows * columns) + padded(rows * item)
+        return padded(rows * _whole(columns)) + padded(rows * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         to_codes, to_scales = self._codes[first:last], self._scales[first:last]
-        for begin, end in chunks(len(to_codes)):
+        for begin, end in chunks(len(to_codes), scratch.rows(to_codes.shape[1])):
             to_codes[begin:end], to_scales[begin:end], _ = _in_int8(rows, begin, end, scratch, self._scales.dtype)
 
     def linear(self, x: Tensor) -> Tensor:
+        out: Tensor
         flat = x.reshape(-1, x.shape[-1])
-        if self._kernel and len(flat) <= FEW:
+        if self._triton and len(flat) <= self._triton.FEW:
+            out = self._triton.multiply_int8(self._padded, self._scales, flat)
+        elif self.kernel == TORCH and len(flat) <= FEW:
             if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
                 flat = flat.clone(memory_format=torch.contiguous_format)
             out = _int8(flat, self._codes, self._scales)
@@ -46,15 +55,18 @@ class Int8:
                 # Scaled before the product, which would overflow float16 otherwise.
                 rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
                 out[:, begin:end] = linear(flat, rows)
+                del rows  # before the next ones
         return out.view(*x.shape[:-1], -1)
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        return (self._codes, self._scales)
+        return (self._padded, self._scales)
 
 
 class Int8OneDnn:
     """(N, K) in int8, multiplied by oneDNN, in pieces of some rows."""
+
+    kernel = ONEDNN
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
@@ -115,6 +127,10 @@ def _in_int8(
     scales = largest.div_(127).clamp_min_(1e-12).to(dtype)
     values.mul_(scales.float().reciprocal()[:, None]).round_().clamp_(-127, 127)
     return scratch.take(part.shape, torch.int8).copy_(values), scales, values
+
+
+def _whole(columns: int) -> int:
+    return -(-columns // KERNEL_COLUMNS) * KERNEL_COLUMNS
 
 
 def _pieces(rows: int, columns: int) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """Several matrices for the same tokens in one product; and one matrix in two parts, each in its own format."""
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import cast
 
@@ -21,6 +22,9 @@ class _Joined:
         self._outs, self._asked = DerivedCache(), 0
 
     def part(self, number: int, x: Tensor) -> Tensor:
+        # A CUDA graph is replayed without this code, so its capture must not find a product from before. It does not:
+        # a step makes each x anew, and the last part to ask frees the product. (Tensors of torch.inference_mode are
+        # never found: each part would compute the whole product.)
         outs = self._outs.get(x)
         if outs is None:
             outs = self.weight.linear(x).split(self._rows, -1)
@@ -37,6 +41,7 @@ class Part:
 
     def __init__(self, joined: _Joined, number: int, first: int, last: int) -> None:
         self._joined, self._number, self._first, self._last = joined, number, first, last
+        self.kernel = joined.weight.kernel
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         begin, end = self._first + first, self._last if last is None else self._first + last
@@ -74,7 +79,8 @@ class Split:
 
     def linear(self, x: Tensor) -> Tensor:
         if self._down:
-            return sum(part.linear(z) for part, z in zip(self.parts, x.split(self._sizes, -1), strict=True))  # type: ignore[return-value]
+            states = x.split(self._sizes, -1)
+            return reduce(torch.add, (part.linear(z) for part, z in zip(self.parts, states, strict=True)))
         outs = [part.linear(x) for part in self.parts]
         if self._halves:
             outs = [half for halves in zip(*(out.chunk(2, -1) for out in outs), strict=True) for half in halves]

@@ -12,10 +12,11 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ..memory.arena import Arena, padded
+from .kernels import TORCH
 
 GROUP = 32
 LEAST = 16  # fewer rows or columns are not worth quantizing
-CHUNK = 256  # rows quantized or dequantized at a time: they fit the processor's cache
+CHUNK = 256  # rows quantized at a time: they fit the processor's cache
 
 
 class Scratch:
@@ -23,13 +24,18 @@ class Scratch:
 
     def __init__(self, columns: int, item: int, device: str) -> None:
         """`columns` of the widest matrix; `item`: bytes of an element."""
-        self._size, self._device = self.bytes(columns, item), device
+        self._size, self._columns, self._device = self.bytes(columns, item), columns, device
         self._arena: Arena | None = None
 
     @staticmethod
     def bytes(columns: int, item: int) -> int:
         """Bytes for the gathered rows, their float32 values, and their codes."""
         return sum(padded(CHUNK * groups(columns) * GROUP * size) for size in (item, 4, 1))
+
+    def rows(self, columns: int) -> int:
+        """How many rows of a matrix are quantized at a time. On a GPU as many as there is room for: each chunk takes a
+        dozen launches."""
+        return CHUNK if self._device == "cpu" else CHUNK * (groups(self._columns) // groups(columns))
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if self._arena is None:
@@ -61,14 +67,18 @@ class Weight(Protocol):
 
 
 class Stored(Weight, Protocol):
-    """A matrix that can be filled."""
+    """A matrix that can be filled. `kernel`: what multiplies a token by it (kernels.py)."""
+
+    kernel: str
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
-        """Quantizes rows [first, last) (default: all) into place, CHUNK at a time. `rows` counts from `first`."""
+        """Quantizes rows [first, last) (default: all) into place, a chunk at a time. `rows` counts from `first`."""
 
 
 class Dense:
     """A matrix in the model's own dtype."""
+
+    kernel = TORCH
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         self.weight = arena.take((rows, columns), dtype)
@@ -79,7 +89,7 @@ class Dense:
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
         weight = self.weight[first:last]
-        for begin, end in chunks(len(weight)):
+        for begin, end in chunks(len(weight), scratch.rows(weight.shape[1])):
             scratch.rewind()
             weight[begin:end] = rows(begin, end, scratch)
 

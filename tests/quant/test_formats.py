@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: each format against a slow reference."""
 
+import sys
+
 import pytest
 import torch
 from rounding import ERROR, ROUNDED, take
@@ -8,7 +10,8 @@ from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.options import RESIDENT_DTYPES, RESTS
-from griffin_offload.quant.formats import FORMATS, allocate_weight
+from griffin_offload.quant import kernels, onednn
+from griffin_offload.quant.formats import FORMATS, allocate_weight, kernel
 from griffin_offload.quant.precision import precision
 from griffin_offload.quant.weight import CHUNK, GROUP, Scratch
 
@@ -18,6 +21,20 @@ def test_the_options_name_every_format() -> None:
     assert set(RESIDENT_DTYPES) == {"bfloat16", *named}
     assert set(RESTS) == {"drop", *named}
     assert all(precision(name, "drop").kept == (name if name in named else "") for name in RESIDENT_DTYPES)
+
+
+def test_the_kernel_of_each_format_on_the_cpu() -> None:
+    cpu = {dtype: [kernel(name, "cpu", dtype) for name in FORMATS] for dtype in (torch.bfloat16, torch.float32)}
+    assert cpu[torch.bfloat16] == ["torch kernel", "oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
+    assert cpu[torch.float32] == ["torch kernel", "dense rows", "dense rows"]
+
+
+def test_a_gpu_without_triton_makes_rows_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "griffin_offload.quant.triton_kernels", raising=False)
+    monkeypatch.delattr("griffin_offload.quant.triton_kernels", raising=False)
+    assert kernels.triton_on(torch.device("cuda", 6)) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -83,3 +100,21 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     assert max(taken) <= CHUNK * 2048 // GROUP * 4  # a number of float32 for each group
     exact = matrix[index].float()
     assert (weight.linear(torch.eye(2048).bfloat16()).T.float() - exact).norm() < ERROR[name] * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("columns", [320, 500, 1000])
+def test_more_rows_at_a_time_as_on_a_gpu_fit_and_are_the_same(name: str, columns: int) -> None:
+    matrix, widest = torch.randn(1100, columns), 1000
+    index = torch.arange(1100).flip(0)
+    rows = rows_of(matrix, NeuronRows(0, 1100), index, down=False)
+    made = []
+    for device in ("cpu", "gpu"):
+        weight = allocate_weight(name, Arena(FORMATS[name].bytes(1100, columns, 4)), 1100, columns, torch.float32)
+        scratch = Scratch(widest, 4, "cpu")
+        scratch.take((1,), torch.uint8)  # of the CPU
+        scratch._device = device
+        assert scratch.rows(columns) == CHUNK * (1 if device == "cpu" else widest // columns)
+        weight.fill(rows, scratch)
+        made.append(weight.tensors)
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
