@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
 ]
 
-]
-
 
 @pytest.fixture(autouse=True)
 def _no_garbage() -> None:

@@ -19,8 +19,8 @@ pytestmark = [
 ]
 NEW = 40  # more tokens than the windows of the tiny models
 # Every way of attention, of positions, and of embedding; the others of the table are variations of these.
-KINDS = """llama mistral gemma2 gemma3_text gemma4_text qwen2 qwen3 phi phi3 opt gpt2 bloom falcon falcon-alibi gptj gpt_neox
-    stablelm starcoder2 minicpm3 olmo2 cohere2 granite smollm3 nemotron modernbert-decoder""".split()  # noqa: SIM905
+KINDS = """llama mistral gemma2 gemma3_text gemma4_text qwen2 qwen3 phi phi3 opt gpt2 bloom falcon falcon-alibi gptj
+    gpt_neox stablelm starcoder2 minicpm3 olmo2 cohere2 granite smollm3 nemotron modernbert-decoder""".split()  # noqa: SIM905
 
 
 @pytest.fixture(autouse=True)
