@@ -10,11 +10,14 @@ import torch
 
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
+from .checkpoint.page_cache import mostly_cached
 from .checkpoint.reader import BOUNCE, DECODING, Reader
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
+from .memory.host_cache import spare_memory
 from .memory.machine import available_memory, best_device, check_device, device_budget
 from .memory.measure import resident_set
+from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
 from .model.kv_cache import make_cache
 from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
@@ -37,9 +40,10 @@ WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held before any
-    weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
-    `rows`: reads the embedding's rows where it stays on disk."""
+    """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
+    what was free when the model was opened); `runtime`, what the process held before any weight; `converts`, the
+    reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `rows`: reads the
+    embedding's rows where it stays on disk."""
 
     name: str
     path: Path
@@ -53,7 +57,13 @@ class OpenModel:
     host_memory: int
     runtime: int
     converts: int
-    copies: bool
+    ring: Ring | None
+    host_memory_is_free: bool = False
+
+    @property
+    def copies(self) -> bool:
+        """Whether the device is not where the reader writes."""
+        return self.ring is not None
 
     @property
     def dtype(self) -> str:
@@ -108,7 +118,8 @@ class OpenModel:
             runtime=self.runtime,
             converts=self.converts,
             copies=self.copies,
-            host_memory=self.host_memory,
+            ring=self.ring,
+            host_memory=0 if self.host_memory_is_free and self.by_page_cache else self.host_memory,
         )
 
     def plan(
@@ -155,9 +166,16 @@ class OpenModel:
         shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
         check_prior(prior, shapes, self.name)
 
+    @property
+    def by_page_cache(self) -> bool:
+        """Whether weights are read through the page cache: where it has them, and where the checkpoint is small beside
+        the free memory, so that the next run finds it there."""
+        files = {info.file for info in self.checkpoint.tensors.values()}
+        return self.checkpoint.bytes <= available_memory() // 8 or mostly_cached(files)
+
     def reader(self) -> Reader:
-        """Past the page cache, unless the checkpoint is small beside the free memory: the next run finds it there."""
-        return Reader(direct=self.checkpoint.bytes > available_memory() // 8)
+        """Through the page cache or past it."""
+        return Reader(direct=not self.by_page_cache)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64."""
@@ -200,7 +218,8 @@ def open_model(
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = resident_set() if device == "cpu" else 0
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
-    host_memory = parse_bytes(placement.host_memory)
+    ring = ring_for(device, skeleton.layout.converts) if copies else None
+    host_memory = _host_memory(placement, ring)
     if copies and host_memory > (free := available_memory()):
         raise OptionError(f"--host-memory {format_bytes(host_memory)}: {format_bytes(free)} of RAM is free")
     return OpenModel(
@@ -215,8 +234,9 @@ def open_model(
         budget=device_budget(device) if size is None else parse_bytes(size),
         host_memory=host_memory,
         runtime=runtime,
-        converts=_conversion_bytes(skeleton),
-        copies=copies,
+        converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
+        ring=ring,
+        host_memory_is_free=ring is not None and placement.host_memory is None,
     )
 
 
@@ -236,10 +256,17 @@ def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None
     return skeleton
 
 
-def _conversion_bytes(skeleton: Skeleton) -> int:
-    """Bytes of the reader's buffers, where weights have another dtype or form on disk."""
-    layout = skeleton.layout
-    infos = [piece.info for parts in layout.pieces.values() for piece in parts]
-    if any(info.encoding for info in infos):
-        return DECODING
-    return BOUNCE if any(info.dtype != layout.dtype for info in infos) else 0
+def _host_memory(placement: Placement, ring: Ring | None) -> int:
+    """Bytes of RAM for layers between prompts. By default none on the CPU, whose budget has the weights already, and
+    beside another device what is free, less what is left to others."""
+    if placement.host_memory is not None:
+        return parse_bytes(placement.host_memory)
+    return max(0, spare_memory()) if ring else 0
+
+
+def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
+    """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
+    if not skeleton.layout.converts:
+        return 0
+    encoded = any(piece.info.encoding for parts in skeleton.layout.pieces.values() for piece in parts)
+    return threads * (DECODING if encoded else BOUNCE)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from ..memory.upload import Ring
 from ..options import FfnSkip, Sparsity
 from ..pruning.layer_allocation import Curves, share_neurons
 from ..quant.precision import NATIVE, Precision
@@ -17,7 +18,8 @@ class Request:
     `runtime`: bytes that the process holds before any weight (0 on a device with memory of its own).
     `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
-    `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
+    `copies`: the device is not where the reader writes, so that two dense layers are held there as well; `ring`: the
+    host memory that they pass through.
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`.
     `sets`: neuron sets kept: 1 for the batch, or one per prompt (prompts then run through each layer in turn).
@@ -36,6 +38,7 @@ class Request:
     curves: Curves | None = None
     converts: int = 0
     copies: bool = False
+    ring: Ring | None = None
     export: bool = False
     sequences: int = 1
     sets: int = 1
