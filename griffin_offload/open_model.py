@@ -220,7 +220,7 @@ def open_model(
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     host_memory = _host_memory(placement, ring)
-    if copies and host_memory > (free := available_memory()):
+    if copies and placement.host_memory is not None and host_memory > (free := available_memory()):
         raise OptionError(f"--host-memory {format_bytes(host_memory)}: {format_bytes(free)} of RAM is free")
     return OpenModel(
         name=str(model),

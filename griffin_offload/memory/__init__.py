@@ -3,7 +3,8 @@
 arena.py       memory that is allocated once and cut into tensors
 heap.py        settings of the C library's heap
 host_cache.py  layers kept in RAM between prompts
-upload.py      pinned buffers and copies to a GPU
+upload.py      pinned pieces and copies to a GPU
+stage_clock.py how long each stage of a prompt pass works
 spill.py       hidden states that wait in RAM or in a file
 measure.py     peak memory, bytes read, speed of the disk
 machine.py     devices, free memory, budgets

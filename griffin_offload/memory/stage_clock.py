@@ -39,7 +39,8 @@ class Stages:
 
     def to_json(self) -> dict[str, Any]:
         seconds = {f"{name}_s": getattr(self, name) for name in ("total", *NAMES, "wait")}
-        return {"reader_threads": self.threads, **seconds, "bound_by": self.bound_by}
+        longest = f"{self._longest}_s"
+        return {"reader_threads": self.threads, **seconds, "longest": longest, "bound_by": self.bound_by}
 
 
 class StageClock:

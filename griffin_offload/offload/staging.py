@@ -135,7 +135,8 @@ class UploadStaging(CpuStaging):
             held = [(part.ram, here) for part, here in each if part.ram is not None]
             if known:
                 self._copy(held)
-            self._reader.read({part.info: here for part, here in each if not known or part.ram is None})
+            if wanted := {part.info: here for part, here in each if not known or part.ram is None}:
+                self._reader.read(wanted)
             self._upload.send(piece, [(here, part.target) for part, here in each], index % STAGING_LAYERS)
             if held and not known and self._admits(index):
                 self._copy([(here, ram) for ram, here in held])

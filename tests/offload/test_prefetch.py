@@ -1,7 +1,6 @@
 """The reading threads: never more than a ring ahead, and ended by whatever happens."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import reading_threads
 from safetensors_files import layout
 from torch import Tensor
 
@@ -40,10 +40,6 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.002)
     return condition()
-
-
-def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "griffin-reader"]
 
 
 PARTS = 3
