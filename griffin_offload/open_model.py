@@ -168,14 +168,18 @@ class OpenModel:
 
     @property
     def by_page_cache(self) -> bool:
-        """Whether weights are read through the page cache: where it has them, and where the checkpoint is small beside
-        the free memory, so that the next run finds it there."""
-        files = {info.file for info in self.checkpoint.tensors.values()}
-        return self.checkpoint.bytes <= available_memory() // 8 or mostly_cached(files)
+        """Whether the next prompt will find the weights in the page cache."""
+        return not self._is_large or mostly_cached({info.file for info in self.checkpoint.tensors.values()})
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether the checkpoint would fill much of the page cache."""
+        return self.checkpoint.bytes > available_memory() // 8
 
     def reader(self) -> Reader:
-        """Through the page cache or past it."""
-        return Reader(direct=not self.by_page_cache)
+        """Past the page cache where it lacks a part of a large checkpoint. A small one is read through it: the next run
+        finds it there."""
+        return Reader(direct=self._is_large)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64."""

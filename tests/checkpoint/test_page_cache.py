@@ -109,8 +109,10 @@ def test_a_direct_reader_takes_from_the_cache_what_is_there(tmp_path: Path, monk
     assert min(directly) >= infos["b"].begin
 
 
-def test_a_checkpoint_in_the_page_cache_is_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that is large beside the free memory, which is read past the cache if it is not there."""
+def test_a_checkpoint_that_the_next_prompt_finds_in_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small one, and a large one that is there now: it is read past the cache if it is not."""
     folder = tiny_checkpoint(tmp_path / "m", "llama", intermediate_size=4096)
     opened = Engine(folder).opened
     assert opened.by_page_cache, "it is small"
@@ -118,4 +120,3 @@ def test_a_checkpoint_in_the_page_cache_is_read_from_there(tmp_path: Path, monke
     assert opened.by_page_cache, "it was just written"
     leaves_the_cache(folder / SINGLE)
     assert not opened.by_page_cache
-    assert opened.reader()._direct
