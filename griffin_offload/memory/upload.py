@@ -74,10 +74,14 @@ class Plain:
 
 
 class HostPiece:
-    """Pinned memory, and the event after which it can be filled again."""
+    """Memory that is pinned, if the system lets it be, and `sent`: the event after which it can be filled again."""
 
-    def __init__(self, size: int, pinned: bool, filled: Any) -> None:
-        self.memory, self.sent = Arena(size, pinned=pinned), filled
+    def __init__(self, size: int, pinned: bool, sent: Any) -> None:
+        try:
+            self.memory = Arena(size, pinned=pinned)
+        except RuntimeError:  # no more memory can be locked: copies are slower, and still guarded by events
+            self.memory = Arena(size)
+        self.sent = sent
 
 
 class Upload:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import Case
 from engines import assert_equals_oracle, copying, reading_threads
-from rings import LAYERS, seen_by_each_layer
+from rings import LAYERS, seen_by_each_layer, seen_by_slow_streams
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
@@ -55,6 +55,12 @@ def test_neither_slots_nor_pieces_are_overwritten_or_read_too_early() -> None:
     seen, clock = seen_by_each_layer("cpu", 16 * KIB, 64)
     assert seen == [[layer + 1] * 2 for layer in range(LAYERS)]
     assert clock.host_bytes <= 5 * 16 * KIB, "the ring, and no more"
+
+
+@pytest.mark.parametrize(("copying", "computing"), [(0.001, 0), (0, 0.004)])
+def test_a_device_that_is_late_sees_every_layer_as_it_was_sent(copying: float, computing: float) -> None:
+    """Copies and layers run behind what was submitted, as on streams: the bus is late, or the layers are."""
+    assert seen_by_slow_streams(4 * KIB, copying, computing) == [[layer + 1] * 2 for layer in range(LAYERS)]
 
 
 @pytest.mark.parametrize("threads", [1, 4])
