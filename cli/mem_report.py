@@ -215,9 +215,9 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
     if predicted := memory["planned_host_peak_bytes"]:
         held = memory["measured_host_peak_bytes"]
         rows.insert(1, ("RAM", format_bytes(predicted), format_bytes(held), "layers for the next prompt, and buffers"))
-    if stages := io["stages"]:
-        share = f"{stages['bound_by']} for {stages[stages['longest']]:.2f} s"
-        rows.append(("prompt pass", "", f"{stages['total_s']:.2f} s", f"bound by {share}"))
+        if stages := io["stages"]:
+            longest = f"bound by {stages['bound_by']}: {stages[stages['longest']]:.2f} s"
+            rows.append(("prompt pass", "", f"{stages['total_s']:.2f} s", longest))
     if pace and limit:
         share = f"{pace / limit:.0%} of what memory bandwidth allows"
         rows.append(("tokens/s", f"{limit:.1f}", f"{pace:.1f}", share))

@@ -18,12 +18,14 @@ from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import SINGLE
+from griffin_offload.cli.mem_report import last_rows
 from griffin_offload.errors import CheckpointError
 from griffin_offload.memory import host_cache, upload
-from griffin_offload.memory.upload import Ring, ring_for
+from griffin_offload.memory.stage_clock import StageClock
+from griffin_offload.memory.upload import Plain, Ring, ring_for
 from griffin_offload.offload import layer_stream
 from griffin_offload.options import Pruning
-from griffin_offload.units import GIB, KIB, MIB
+from griffin_offload.units import GIB, KIB, MIB, format_bytes
 
 SIZES = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
 LAYER = 3 * 4 * 256 * 2048  # bytes of one feed-forward block in float32
@@ -130,6 +132,9 @@ def test_free_ram_is_a_tier_by_default(large: Path, monkeypatch: pytest.MonkeyPa
     assert read[0] > 8 * LAYER > 100 * read[1]
     report = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2).report
     assert 8 * LAYER <= report.measured_host <= report.plan.host_peak
+    cells = {row[0]: row[1:] for row in last_rows(report.to_json())[1]}
+    assert cells["RAM"][:2] == (format_bytes(report.plan.host_peak), format_bytes(report.measured_host))
+    assert "bound by" in cells["prompt pass"][2]
     without = replace(engine.opened, host_memory=0).plan(48, 2, Pruning(sparsity=0.5))
     assert without.held_layers == 0
     assert without.peak == report.plan.peak, "the device's memory is another"
@@ -194,21 +199,28 @@ def test_seconds_of_the_stages_add_up(large: Path, monkeypatch: pytest.MonkeyPat
     assert again.generate(tiny_prompt(40), sparsity=0, max_new_tokens=2).report.stages is None, "nothing was read"
 
 
-def test_a_slow_stage_has_its_name(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from griffin_offload.checkpoint.reader import Reader
-
-    honest = Reader._scatter
-
-    def slow(self: Reader, *args: object, **more: object) -> None:
-        time.sleep(0.06)
-        honest(self, *args, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Reader, "_scatter", slow)
-    monkeypatch.setattr(layer_stream, "ring_for", lambda *_: Ring(1, 2, 32 * MIB))
-    report = copying(large).generate(tiny_prompt(40), sparsity=0.5, max_new_tokens=2).report
-    assert report.stages
-    assert report.stages.bound_by == "reading"
-    assert report.stages.read >= 0.06 * 8
+def test_the_stage_that_works_longest_bounds_the_pass() -> None:
+    clock = StageClock()
+    clock.add("read", 9.0)  # of the outer weights, by one thread before the pass
+    assert clock.stages() is None
+    clock.start(4)
+    clock.add("read", 4.0)
+    clock.add("host_copy", 2.0)
+    clock.add("wait", 0.5)
+    begin, end = Plain(), Plain()
+    begin.record()
+    time.sleep(0.01)
+    end.record()
+    clock.span("bus", begin, end)
+    clock.span("compute", begin, end)
+    clock.stop()
+    found = clock.stages()
+    assert found
+    assert (found.read, found.host_copy, found.wait, clock.read) == (1.0, 0.5, 0.5, 10.0)
+    assert found.bus == found.compute == pytest.approx(0.01, abs=0.05)
+    assert str(found) == f"reading (1.00 of {found.total:.2f} s)"
+    assert found.to_json()["bound_by"] == "reading"
+    assert str(replace(found, compute=3.0, total=3.1)) == "computing (3.00 of 3.10 s)"
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 3), (16, 12), (128, 12)])
