@@ -9,7 +9,7 @@ from pathlib import Path
 
 SAMPLES = 4  # of one read
 OVERALL = 128  # of a checkpoint
-MOSTLY = 0.9  # of the samples: the little that is missing is read into the cache
+MOSTLY = 0.99  # of the samples: what is missing comes from the disk for every prompt
 
 
 def is_cached(fd: int, begin: int, end: int) -> bool:
@@ -18,7 +18,7 @@ def is_cached(fd: int, begin: int, end: int) -> bool:
 
 
 def mostly_cached(files: Iterable[Path]) -> bool:
-    """Whether the page cache has most of these files. False where the system does not tell, or a file is not there."""
+    """Whether the page cache has these files, but for a hundredth at most. False where the system does not tell, or a file is not there."""
     sizes = {file: file.stat().st_size for file in files if file.is_file()}
     total = sum(sizes.values())
     room = OVERALL * (1 - MOSTLY)

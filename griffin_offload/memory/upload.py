@@ -4,6 +4,8 @@ A layer passes in pieces. A reading thread takes a free pinned piece, fills it a
 threads fill others meanwhile, so that reading, copies in RAM and the bus work at the same time. Each layer goes to a
 slot of device memory; the computing stream waits for it by an event.
 
+Pieces go with the pass; torch keeps their pinned memory for the next one.
+
 A pinned piece is filled again only after the event of its copy. A slot is written only after its last layer has left.
 On devices other than CUDA the copies are plain, and `Plain` is in the place of streams and events.
 """

@@ -13,12 +13,12 @@ import pytest
 import torch
 from cases import Case
 from engines import assert_equals_oracle, copying, reading_threads
+from griffin_offload.cli.mem_report import last_rows
 from rings import LAYERS, seen_by_each_layer, seen_by_slow_streams
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import SINGLE
-from griffin_offload.cli.mem_report import last_rows
 from griffin_offload.errors import CheckpointError
 from griffin_offload.memory import host_cache, upload
 from griffin_offload.memory.stage_clock import StageClock
