@@ -18,7 +18,9 @@ def is_cached(fd: int, begin: int, end: int) -> bool:
 
 
 def mostly_cached(files: Iterable[Path]) -> bool:
-    """Whether the page cache has these files, but for a hundredth at most. False where the system does not tell, or a file is not there."""
+    """Whether the page cache has these files, but for a hundredth at most.
+
+    False where the system does not tell, or a file is not there."""
     sizes = {file: file.stat().st_size for file in files if file.is_file()}
     total = sum(sizes.values())
     room = OVERALL * (1 - MOSTLY)
