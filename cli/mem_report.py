@@ -215,6 +215,12 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
         ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {within}"),
         ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
     ]
+    if predicted := memory["planned_host_peak_bytes"]:
+        held = memory["measured_host_peak_bytes"]
+        rows.insert(1, ("RAM", format_bytes(predicted), format_bytes(held), "layers for the next prompt, and buffers"))
+        if stages := io["stages"]:
+            longest = f"bound by {stages['bound_by']}: {stages[stages['longest']]:.2f} s"
+            rows.append(("prompt pass", "", f"{stages['total_s']:.2f} s", longest))
     if pace and limit:
         share = f"{pace / limit:.0%} of what memory bandwidth allows"
         rows.append(("tokens/s", f"{expected or limit:.1f}", f"{pace:.1f}", share))

@@ -254,6 +254,8 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         plan_s=prepared,
         prompt_s=times[0] - begin,
         read_s=run.reader.seconds,
+        stages=run.reader.clock.stages(),
+        measured_host=resident.host_bytes + run.reader.clock.host_bytes,
         decode_s=times[-1] - times[0],
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,

@@ -11,11 +11,14 @@ import torch
 
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
+from .checkpoint.page_cache import mostly_cached
 from .checkpoint.reader import BOUNCE, DECODING, Reader
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
+from .memory.host_cache import spare_memory
 from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
 from .memory.out_of_memory import planned
+from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
@@ -40,10 +43,10 @@ SMALL = 512 * MIB  # four times what measuring the speed of each format takes on
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model on one device. `budget`, `host_memory`: bytes; `runtime`: bytes that the process held there before
-    any weight; `converts`: bytes of the reader's buffers; `copies`: the device is not where the reader writes;
-    `static`: tokens are decoded by static steps, as CUDA graphs record them; `rows`: reads the embedding's rows where
-    it stays on disk."""
+    """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
+    what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
+    reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
+    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk."""
 
     name: str
     path: Path
@@ -57,8 +60,14 @@ class OpenModel:
     host_memory: int
     runtime: int
     converts: int
-    copies: bool
     static: bool
+    ring: Ring | None
+    host_memory_is_free: bool = False
+
+    @property
+    def copies(self) -> bool:
+        """Whether the device is not where the reader writes."""
+        return self.ring is not None
 
     @property
     def dtype(self) -> str:
@@ -115,8 +124,9 @@ class OpenModel:
             runtime_note=how_known(self.device),
             converts=self.converts,
             copies=self.copies,
-            host_memory=self.host_memory,
             static=self.static,
+            ring=self.ring,
+            host_memory=0 if self.host_memory_is_free and self.by_page_cache else self.host_memory,
         )
 
     def plan(
@@ -178,9 +188,20 @@ class OpenModel:
         shapes = [[block.statistic_shape for block in layer.blocks] for layer in self.skeleton.layers]
         check_prior(prior, shapes, self.name)
 
+    @property
+    def by_page_cache(self) -> bool:
+        """Whether the next prompt will find the weights in the page cache."""
+        return not self._is_large or mostly_cached({info.file for info in self.checkpoint.tensors.values()})
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether the checkpoint would fill much of the page cache."""
+        return self.checkpoint.bytes > available_memory() // 8
+
     def reader(self) -> Reader:
-        """Past the page cache, unless the checkpoint is small beside the free memory: the next run finds it there."""
-        return Reader(direct=self.checkpoint.bytes > available_memory() // 8)
+        """Past the page cache where it lacks a part of a large checkpoint. A small one is read through it: the next run
+        finds it there."""
+        return Reader(direct=self._is_large)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64."""
@@ -224,8 +245,9 @@ def open_model(
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
-    host_memory = parse_bytes(placement.host_memory)
-    if copies and host_memory > (free := available_memory()):
+    ring = ring_for(device, skeleton.layout.converts) if copies else None
+    host_memory = _host_memory(placement, ring)
+    if copies and placement.host_memory is not None and host_memory > (free := available_memory()):
         raise OptionError(f"--host-memory {format_bytes(host_memory)}: {format_bytes(free)} of RAM is free")
     return OpenModel(
         name=str(model),
@@ -239,9 +261,10 @@ def open_model(
         budget=device_budget(device) if size is None else parse_bytes(size),
         host_memory=host_memory,
         runtime=runtime,
-        converts=_conversion_bytes(skeleton),
-        copies=copies,
+        converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
         static=device == "cuda" or (copies and device == "cpu"),
+        ring=ring,
+        host_memory_is_free=ring is not None and placement.host_memory is None,
     )
 
 
@@ -261,10 +284,17 @@ def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None
     return skeleton
 
 
-def _conversion_bytes(skeleton: Skeleton) -> int:
-    """Bytes of the reader's buffers, where weights have another dtype or form on disk."""
-    layout = skeleton.layout
-    infos = [piece.info for parts in layout.pieces.values() for piece in parts]
-    if any(info.encoding for info in infos):
-        return DECODING
-    return BOUNCE if any(info.dtype != layout.dtype for info in infos) else 0
+def _host_memory(placement: Placement, ring: Ring | None) -> int:
+    """Bytes of RAM for layers between prompts. By default none on the CPU, whose budget has the weights already, and
+    beside another device what is free, less what is left to others."""
+    if placement.host_memory is not None:
+        return parse_bytes(placement.host_memory)
+    return max(0, spare_memory()) if ring else 0
+
+
+def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
+    """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
+    if not skeleton.layout.converts:
+        return 0
+    encoded = any(piece.info.encoding for parts in skeleton.layout.pieces.values() for piece in parts)
+    return threads * (DECODING if encoded else BOUNCE)

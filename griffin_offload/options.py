@@ -150,12 +150,12 @@ class Placement(_Checked):
         None, "The most memory to use: 4GiB, 4900MB or bytes.", metavar="SIZE", default="what is free, less a margin"
     )
     dtype: str | None = option(None, "Precision of the weights.", choices=DTYPES, default="the checkpoint's")
-    host_memory: int | str = option(
-        0,
-        "RAM that keeps layers between prompts, so that the next prompt need not read them from disk. "
+    host_memory: int | str | None = option(
+        None,
+        "RAM that keeps layers between prompts, so that the next prompt need not read them from disk; 0 for none. "
         "On the CPU it is part of --device-memory.",
         metavar="SIZE",
-        default="none",
+        default="on a GPU what is free, less a margin; on the CPU none",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import GriffinError
 from .files import reason, write_text
+from .memory.stage_clock import Stages
 from .model.static_step import Steps
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
@@ -17,9 +18,11 @@ from .units import format_bytes, format_rate
 class Report:
     """One run, in bytes, seconds and bytes per second. A run whose weights were all resident has read nothing.
 
-    `read_s`: seconds that the reader was busy while the model computed. `memory_bandwidth`: of one token's products
-    over the resident weights, measured after the answer; 0 for too few tokens. `prior`: facts and weight of the prior
-    that the choice of neurons used. `steps`: how tokens were decoded by static steps; None: not by any."""
+    `read_s`: seconds that the reader was busy while the model computed; `stages`: of the prompt pass, None where no
+    layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own.
+    `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
+    tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
+    static steps; None: not by any."""
 
     model: str
     model_path: Path
@@ -36,6 +39,8 @@ class Report:
     time_to_first_token_s: float
     tokens: int
     memory_bandwidth: float
+    stages: Stages | None = None
+    measured_host: int = 0
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
     steps: Steps | None = None
@@ -98,11 +103,17 @@ class Report:
                 "resident_bytes": self.plan.resident_bytes,
                 "bytes_per_token": self.bytes_per_token,
                 "host_bytes": self.plan.host_bytes,
+                "planned_host_peak_bytes": self.plan.host_peak,
+                "measured_host_peak_bytes": self.measured_host if self.plan.host_peak else 0,
                 "planned_peak_bytes": self.plan.peak,
                 "measured_peak_bytes": self.measured_peak,
                 "budget_bytes": self.plan.budget,
             },
-            "io": {"checkpoint_bytes": self.checkpoint_bytes, "bytes_read": self.bytes_read},
+            "io": {
+                "checkpoint_bytes": self.checkpoint_bytes,
+                "bytes_read": self.bytes_read,
+                "stages": self.stages and self.stages.to_json(),
+            },
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
             "ffn_skip": self.skipped and self.skipped.to_json(),
@@ -123,6 +134,10 @@ class Report:
         if self.prior is not None:
             made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
             rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))
+        if plan.host_peak:
+            rows.append(
+                ("RAM", f"{format_bytes(self.measured_host)} measured, {format_bytes(plan.host_peak)} predicted")
+            )
         if plan.host_bytes:
             held = f"{plan.held_layers} of {len(plan.layers)} layers' feed-forward"
             rows.append(("kept in RAM", f"{format_bytes(plan.host_bytes)}: {held}, for the next prompt"))
@@ -131,6 +146,8 @@ class Report:
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))
             rows.append(("read bandwidth", f"{format_rate(self.read_bandwidth)} (reader busy {self.read_s:.2f} s)"))
         rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {plan.prompt_tokens} tokens"))
+        if self.stages:
+            rows.append(("bound by", str(self.stages)))
         if self.tokens:
             rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
         if self.tokens > 1:

@@ -1,5 +1,6 @@
 """Engines under test: what they answer, with the logits of each token, held against the oracle."""
 
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from transformers import LogitsProcessor
 
 from griffin_offload import Engine
 from griffin_offload.engine import Answer
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "griffin-reader"]
 
 
 class Logits(LogitsProcessor):

@@ -4,6 +4,8 @@ headers.py             the headers of safetensors files, checked
 key.py                 a fingerprint of a checkpoint
 conversion.py          transformers' tables of tensors that are cut differently on disk
 reader.py              reads tensors to where they stay
+parts.py               cuts tensors into pieces of work for several threads
+page_cache.py          whether the page cache has a file
 safetensors_writer.py  writes a checkpoint, shard by shard
 gguf/                  GGUF files
 """

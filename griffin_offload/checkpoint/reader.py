@@ -4,10 +4,12 @@ Neighbours in a file are read by one run of preadv calls, straight into the tens
 dtype, or encoded ones (GGUF), pass through a small bounce buffer.
 
 A direct reader bypasses the page cache, which a checkpoint larger than the memory would fill for nothing. The disk then
-writes to the tensors itself, if they are aligned as in the file (see Arena.take).
+writes to the tensors itself, if they are aligned as in the file (see Arena.take). What the page cache has already is
+taken from there.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +21,12 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
+from ..memory.stage_clock import StageClock
 from ..units import MIB
 from .gguf.blocks import block_type
 from .gguf.decode import SCRATCH, Decoder, place, step
 from .headers import TensorInfo
+from .page_cache import is_cached
 
 BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
@@ -32,16 +36,22 @@ READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an 
 
 
 class Reader:
-    """Reads tensors of a checkpoint; counts bytes and seconds. For one thread at a time."""
+    """Reads tensors of a checkpoint; counts bytes, and seconds by `clock`. Any number of threads may read at once: each
+    has buffers of its own, which go with it."""
 
     def __init__(self, direct: bool = False) -> None:
         self.bytes = 0
-        self.seconds = 0.0
+        self.clock = StageClock()
         self._direct = direct and hasattr(os, "O_DIRECT")
         self._floods = direct  # if direct reads are not possible, the page cache is emptied after each read
         self._files: dict[tuple[Path, bool], int] = {}
-        self._bounce: Tensor | None = None
-        self._decoder: Decoder | None = None
+        self._lock = threading.Lock()
+        self._own = _Buffers()
+
+    @property
+    def seconds(self) -> float:
+        """How long threads read, on average."""
+        return self.clock.read
 
     def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
         """Fills each tensor: contiguous, on the CPU, of the info's shape, any float dtype.
@@ -57,11 +67,13 @@ class Reader:
                     together.append(info)
                 elif same and target.data_ptr() % PAGE == info.begin % PAGE:
                     self._read(info.file, info.begin, as_bytes(target))
+                elif same and is_cached(self._open(info.file), info.begin, info.end):
+                    together.append(info)
                 else:
                     self._convert(info, target)
             for part in runs(together):
                 self._scatter(part[0].file, part[0].begin, [as_bytes(wanted[info]) for info in part])
-        self.seconds += time.perf_counter() - start
+        self.clock.add("read", time.perf_counter() - start)
 
     def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D). Raises CheckpointError."""
@@ -75,9 +87,10 @@ class Reader:
         return out
 
     def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
-        self._bounce = self._decoder = None
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+        self._own = _Buffers()
 
     def pieces(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
         """A tensor's elements in order, as tensors (n,) of `dtype` (default: its own), each valid until the next.
@@ -97,8 +110,7 @@ class Reader:
         done = 0
         for piece in stored:
             if info.encoding:
-                self._decoder = self._decoder or Decoder()
-                chunks: Iterable[Tensor] = self._decoder.chunks(info, piece)
+                chunks: Iterable[Tensor] = self._own.decoder(self.clock).chunks(info, piece)
             else:
                 chunks = [piece.view(info.dtype)]
             for chunk in chunks:
@@ -109,9 +121,7 @@ class Reader:
         """A tensor's bytes, a half of the bounce buffer at a time: whole numbers, or blocks that are decoded together.
 
         While one half is used, a thread reads into the other."""
-        if self._bounce is None:
-            self._bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
-        halves, item = self._bounce, info.dtype.itemsize
+        halves, item = self._own.halves(self.clock), info.dtype.itemsize
         unit = item
         if info.encoding:
             kind = block_type(info.encoding.kind)
@@ -139,10 +149,12 @@ class Reader:
                 yield source
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
-        """Reads bytes [begin, begin + n) into `target` (n,), uint8: whole pages directly, the rest not."""
+        """Reads bytes [begin, begin + n) into `target` (n,), uint8: whole pages directly, but what the page cache has
+        from there."""
         end = begin + target.numel()
         first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
-        if not self._direct or last <= first or (target.data_ptr() + first - begin) % PAGE:
+        aligned = self._direct and last > first and not (target.data_ptr() + first - begin) % PAGE
+        if not aligned or is_cached(self._open(file), begin, end):
             self._scatter(file, begin, [target])
             return
         head, middle, tail = target.split([first - begin, last - first, end - last])
@@ -172,7 +184,8 @@ class Reader:
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
                 fd, direct = self._open(file), False
-            self.bytes += count
+            with self._lock:
+                self.bytes += count
             offset += count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))
@@ -182,19 +195,41 @@ class Reader:
             os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 
     def _open(self, file: Path, direct: bool = False) -> int:
-        if (file, direct) not in self._files:
-            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | (os.O_DIRECT if direct else 0)
+        with self._lock:
+            if (file, direct) in self._files:
+                return self._files[file, direct]
             try:
-                fd = os.open(file, flags)
+                fd = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | (os.O_DIRECT if direct else 0))
             except OSError as error:
-                if direct:
-                    self._direct = False
-                    return self._open(file)
-                raise CheckpointError(f"{file} cannot be opened: {reason(error)}") from None
-            self._files[file, direct] = fd
-            if self._direct and not direct:  # a few bytes here and there: no read-ahead
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        return self._files[file, direct]
+                if not direct:
+                    raise CheckpointError(f"{file} cannot be opened: {reason(error)}") from None
+                self._direct = False
+            else:
+                self._files[file, direct] = fd
+                if self._direct and not direct:  # a few bytes here and there: no read-ahead
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                return fd
+        return self._open(file)
+
+
+class _Buffers(threading.local):
+    """What a thread converts and decodes with, made when it first needs it."""
+
+    bounce: Tensor | None = None
+    decodes: Decoder | None = None
+
+    def halves(self, clock: StageClock) -> Tensor:
+        """Two buffers of BOUNCE / 2 bytes and a page, (2, n), uint8."""
+        if self.bounce is None:
+            self.bounce = Arena(BOUNCE + 2 * PAGE).take((2, BOUNCE // 2 + PAGE), torch.uint8)
+            clock.took(BOUNCE)
+        return self.bounce
+
+    def decoder(self, clock: StageClock) -> Decoder:
+        if self.decodes is None:
+            self.decodes = Decoder()
+            clock.took(SCRATCH)
+        return self.decodes
 
 
 def runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:

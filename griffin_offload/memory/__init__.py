@@ -4,7 +4,8 @@ arena.py       memory that is allocated once and cut into tensors
 heap.py        settings of the C library's heap
 host_cache.py  layers kept in RAM between prompts
 capture.py     records a step of decoding, and replays it
-upload.py      pinned buffers and copies to a GPU
+upload.py      pinned pieces and copies to a GPU
+stage_clock.py how long each stage of a prompt pass works
 spill.py       hidden states that wait in RAM or in a file
 cuda.py        what a CUDA device has left, and the context of this process on it
 measure.py     peak memory, bytes read, speed of the disk

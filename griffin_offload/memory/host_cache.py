@@ -3,25 +3,50 @@
 import math
 from collections.abc import Mapping
 
+import psutil
 import torch
 from torch import Tensor
 
+from ..units import GIB
 from .arena import Arena, padded
+from .machine import available_memory, container_limit
 
 Shape = tuple[int, ...]
+OTHERS = 0.15  # share of the RAM that is left to other processes, beside a device with memory of its own
+OTHERS_AT_LEAST = 2 * GIB
+
+
+def spare_memory() -> int:
+    """Bytes of RAM that layers may still take: what is free, less what is left to other processes; negative where they
+    lack it."""
+    total = container_limit() or int(psutil.virtual_memory().total)
+    return available_memory() - max(int(OTHERS * total), OTHERS_AT_LEAST)
 
 
 class HostTier:
-    """The tensors of some layers, as read. On the CPU the prompt pass computes with them in place."""
+    """The tensors of some layers, as read. On the CPU the prompt pass computes with them in place.
 
-    def __init__(self) -> None:
+    `yields`: layers are held only while other processes have RAM enough (elsewhere they are part of the budget)."""
+
+    def __init__(self, yields: bool = False) -> None:
+        self._yields = yields
         self._wanted: frozenset[int] = frozenset()
         self._layers: dict[int, dict[str, Tensor]] = {}
         self._read: set[int] = set()
 
+    @property
+    def bytes(self) -> int:
+        """RAM that the layers take which have been read."""
+        return sum(self._bytes(layer) for layer in self._read)
+
     def hold(self, count: int, total: int) -> None:
-        """Hold `count` of `total` layers from now on; drops the others."""
-        self._wanted = frozenset(spread(total)[:count])
+        """Hold `count` of `total` layers from now on; drops the others, and more where others lack RAM."""
+        order = spread(total)[:count]
+        lacking = -spare_memory() if self._yields and self._read else 0
+        while order and lacking > 0:
+            layer = order.pop()
+            lacking -= self._bytes(layer) if layer in self._read else 0
+        self._wanted = frozenset(order)
         for layer in self._layers.keys() - self._wanted:
             self._drop(layer)
 
@@ -39,6 +64,13 @@ class HostTier:
             self._layers[layer] = held
         return held
 
+    def admits(self, layer: int) -> bool:
+        """Whether a layer that was taken can be filled now; drops it where there is no RAM to spare. Its memory is not
+        in use before it is filled."""
+        if layer in self._layers and self._yields and spare_memory() < self._bytes(layer):
+            self._drop(layer)
+        return layer in self._layers
+
     def is_read(self, layer: int) -> bool:
         return layer in self._read
 
@@ -46,6 +78,9 @@ class HostTier:
         """Marks a layer's tensors as filled, if it is held."""
         if layer in self._layers:
             self._read.add(layer)
+
+    def _bytes(self, layer: int) -> int:
+        return sum(tensor.nbytes for tensor in self._layers.get(layer, {}).values())
 
     def _drop(self, layer: int) -> None:
         self._layers.pop(layer, None)

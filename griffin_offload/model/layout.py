@@ -131,6 +131,12 @@ class ModelLayout:
         return [name for name in self.shapes if name not in self.aliases and name not in inside]
 
     @property
+    def converts(self) -> bool:
+        """Whether weights have another dtype or form on disk."""
+        infos = (piece.info for parts in self.pieces.values() for piece in parts)
+        return any(info.encoding or info.dtype != self.dtype for info in infos)
+
+    @property
     def block_layers(self) -> list[int]:
         """The layers that have a feed-forward block: block number -> layer."""
         return [index for index, layer in enumerate(self.layers) if layer.blocks]

@@ -2,7 +2,7 @@
 
 layer_hook.py      the contract: before, after, close
 layer_stream.py    streams layers: prefetch, onload, keep, free
-prefetch.py        the reader thread
+prefetch.py        the reading threads
 staging.py         where each layer is read to
 sweep.py           one prompt through every layer
 lockstep.py        many forwards over one reading

@@ -1,5 +1,6 @@
 """Streams decoder layers: prefetch from disk, onload for the forward, keep the compact weights, free the buffers."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import cast
@@ -12,6 +13,7 @@ from ..checkpoint.reader import Reader
 from ..errors import NumericError
 from ..memory.heap import steady_heap
 from ..memory.host_cache import HostTier
+from ..memory.upload import ring_for
 from ..model.hooks import LayerDriver, StreamLayer
 from ..model.layout import Layer, ModelLayout
 from ..model.skeleton import Skeleton
@@ -44,8 +46,11 @@ class LayerStream:
         `tier`: layers that stay in RAM for the next stream. `on_layer(done, total)` hears of the progress."""
         self._skeleton, self._layers, self._on_layer = skeleton, layers, on_layer
         self._tier, self._steady = tier or HostTier(), steady
-        staging = (UploadStaging if copies else CpuStaging)(skeleton.layout, layers, self._tier)
-        self._prefetch = Prefetch(reader, staging.loads, STAGING_LAYERS, staging.upload)
+        inputs = (skeleton.layout, layers, self._tier, reader)
+        ring = ring_for(layers[0].device, skeleton.layout.converts) if copies else None
+        staging = UploadStaging(*inputs, ring) if ring else CpuStaging(*inputs)
+        self._clock, self._threads = reader.clock, ring.threads if ring else 1
+        self._prefetch = Prefetch(staging.loads, STAGING_LAYERS, self._threads)
         self._staging: CpuStaging | None = staging  # None: all layers have passed
         self._finite: list[tuple[int, Tensor]] = []
         self._heap = ExitStack()
@@ -57,6 +62,7 @@ class LayerStream:
         try:
             if self._steady:
                 self._heap.enter_context(steady_heap())
+            self._clock.start(self._threads)
             self._prefetch.__enter__()
             for index, module in enumerate(self._skeleton.modules):
                 add_hook_to_module(module, StreamLayer(driver, index))
@@ -66,7 +72,7 @@ class LayerStream:
             raise
 
     def close(self) -> None:
-        """Remove the hooks, stop the reader, free the staging. Harmless when all layers have passed."""
+        """Remove the hooks, stop the readers, free the staging. Harmless when all layers have passed."""
         self._free()
         for module, layer, resident in zip(self._skeleton.modules, self._skeleton.layers, self._layers, strict=True):
             remove_hook_from_module(module)
@@ -74,6 +80,9 @@ class LayerStream:
 
     def _free(self) -> None:
         self._prefetch.close()
+        self._clock.stop()
+        if self._staging:
+            self._staging.close()
         self._staging = None
         self._layers[0].scratch.free()
         self.settle()
@@ -85,7 +94,9 @@ class LayerStream:
     def onload(self, index: int) -> dict[str, Tensor]:
         """A layer's weights in place. Returns its dense tensors by name."""
         assert self._staging
+        start = time.perf_counter()
         self._prefetch.wait(index)
+        self._clock.add("wait", time.perf_counter() - start)
         self._tier.was_read(index)
         self._staging.arrive(index)
         dense = self._staging.dense[index]

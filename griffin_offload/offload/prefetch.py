@@ -1,78 +1,95 @@
-"""The reader thread: layer i + 1 is read while layer i computes, into a ring of buffers."""
+"""The reading threads: layer i + 1 is read while layer i computes, into a ring of buffers."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..checkpoint.headers import TensorInfo
-from ..checkpoint.reader import Reader
-from ..memory.upload import Upload
+Job = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What brings one layer: what is `read`, and where to; what is then copied, (from, to); and, with an upload, how
-    many bytes of its slot's host buffer are then sent to the device."""
+    """What brings one layer: `jobs`, which any threads may run at the same time; `complete` runs after the last."""
 
-    read: Mapping[TensorInfo, Tensor]
-    copies: Sequence[tuple[Tensor, Tensor]] = ()
-    count: int = 0
+    jobs: Sequence[Job]
+    complete: Job = lambda: None
 
 
 class Prefetch:
-    """Loads layers in order on one thread, never more than `ring` of them ahead of what was given back.
+    """Loads layers in order on some threads, never more than `ring` of them ahead of what was given back.
 
-    Layers i and i + ring may share buffers, and a slot of the `upload`. A context manager: leaving it stops the thread,
-    whatever happened.
+    Layers i and i + ring may share buffers. A context manager: leaving it stops the threads, whatever happened.
     """
 
-    def __init__(self, reader: Reader, layers: Sequence[Load], ring: int, upload: Upload | None = None) -> None:
-        self._reader, self._layers, self._ring, self._upload = reader, layers, ring, upload
-        self._free = threading.Semaphore(ring)
-        self._stopping = False
+    def __init__(self, layers: Sequence[Load], ring: int, threads: int = 1) -> None:
+        self._layers, self._room = layers, ring  # how many layers may have begun
+        self._todo = deque((index, job) for index, layer in enumerate(layers) for job in layer.jobs or [lambda: None])
+        self._missing = [max(1, len(layer.jobs)) for layer in layers]
         self._ready: list[Future[None]] = [Future() for _ in layers]
-        self._thread = threading.Thread(target=self._run, name="griffin-reader", daemon=True)
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, name="griffin-reader", daemon=True) for _ in range(threads)]
 
     def __enter__(self) -> "Prefetch":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def wait(self, layer: int) -> None:
-        """Return when a layer is in memory. Raises what the reader raised."""
+        """Return when a layer is in memory. Raises what reading it raised."""
         self._ready[layer].result()
 
     def release(self) -> None:
-        """Give the buffers of the oldest layer back to the reader."""
-        self._free.release()
+        """Give the buffers of the oldest layer back to the threads."""
+        with self._changed:
+            self._room += 1
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop after the layer that is being read, and wait for it: its buffers may then go."""
-        self._stopping = True
-        self._free.release()
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Stop after the jobs that run now, and wait for them: their buffers may then go."""
+        self._stop()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
         self._layers = ()
+        self._todo.clear()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        for index, (layer, ready) in enumerate(zip(self._layers, self._ready, strict=True)):
-            self._free.acquire()
-            if self._stopping:
-                return
+        while task := self._next():
+            index, job = task
             try:
-                if self._upload:
-                    self._upload.begin(index % self._ring)
-                self._reader.read(layer.read)
-                for source, target in layer.copies:
-                    target.copy_(source)
-                if self._upload:
-                    self._upload.send(index % self._ring, layer.count)
+                job()
+                self._end(index)
             except BaseException as error:  # the computing thread raises it
-                ready.set_exception(error)
+                self._stop()  # earlier layers have all begun, and end on other threads
+                with self._changed:
+                    if not self._ready[index].done():
+                        self._ready[index].set_exception(error)
                 return
-            ready.set_result(None)
+
+    def _next(self) -> tuple[int, Job] | None:
+        """The next job, once its layer may begin; None if there is no more to do."""
+        with self._changed:
+            while self._todo and not self._stopping:
+                if self._todo[0][0] < self._room:
+                    return self._todo.popleft()
+                self._changed.wait()
+            return None
+
+    def _end(self, index: int) -> None:
+        with self._changed:
+            self._missing[index] -= 1
+            if self._missing[index]:
+                return
+        self._layers[index].complete()
+        self._ready[index].set_result(None)

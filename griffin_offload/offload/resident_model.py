@@ -39,7 +39,7 @@ class ResidentModel:
     def __init__(self, skeleton: Skeleton, device: str, copies: bool) -> None:
         """`copies`: the device is not where the reader writes."""
         self._skeleton, self._device, self._copies = skeleton, device, copies
-        self._tier = HostTier()
+        self._tier = HostTier(yields=copies)
         self._has_outer = False
         self._lm_head_format = ""  # of the lm_head that is loaded
         self._bandwidth: float | None = None  # not measured yet
@@ -106,13 +106,18 @@ class ResidentModel:
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""
         if not keep_tier:
-            self._tier = HostTier()
+            self._tier = HostTier(yields=self._copies)
         self._skeleton.slots.unload()
         self.layers, self._has_outer = [], False
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer and block: indices of the kept neurons, (k,) or of each expert (E, k), int64, ascending."""
         return tuple(layer.kept_neurons for layer in self.layers)
+
+    @property
+    def host_bytes(self) -> int:
+        """RAM of the layers that are kept for the next prompt."""
+        return self._tier.bytes
 
     def bandwidth(self) -> float:
         """Bytes a second at which a token reads the resident weights, measured once for them; 0.0 where Ctrl-C ends

@@ -1,15 +1,22 @@
 """Where each layer is read to, and what of it is on the device while it runs.
 
 On the CPU a tensor that is kept whole is read straight to where it stays, everything else into a ring of buffers. For a
-GPU all of a layer passes through pinned host buffers (memory/upload.py)."""
+GPU all of a layer passes through pinned pieces of host memory (memory/upload.py)."""
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+import numpy as np
 from torch import Tensor
 
-from ..memory.arena import Arena
+from ..checkpoint.headers import TensorInfo
+from ..checkpoint.parts import Part, pieces, space
+from ..checkpoint.reader import Reader, as_bytes
+from ..memory.arena import PAGE, Arena
 from ..memory.host_cache import HostTier
-from ..memory.upload import Upload
+from ..memory.upload import Ring, Upload
 from ..model.layout import Layer, ModelLayout
 from ..planning.rows import STAGING_LAYERS
 from ..planning.sizes import model_sizes
@@ -20,10 +27,9 @@ from .resident_layer import ResidentLayer, aligned_phase
 class CpuStaging:
     """`dense[i]`: the tensors of layer i that its forward uses, by name; `loads[i]`: what brings them there."""
 
-    def __init__(self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier) -> None:
+    def __init__(self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader) -> None:
         """`tier`: layers that stay in RAM for the next pass, where they are then found."""
-        self._layout, self._tier = layout, tier
-        self.upload: Upload | None = None
+        self._layout, self._tier, self._reader = layout, tier, reader
         self.dense: list[dict[str, Tensor]] = []
         self.loads: list[Load] = []
         self._make_buffers(layers)
@@ -38,6 +44,9 @@ class CpuStaging:
     def leave(self, index: int) -> None:
         """Nothing computed from here on reads the layer's buffers."""
 
+    def close(self) -> None:
+        """No layer is on its way any more: the buffers may go."""
+
     def _make_buffers(self, layers: Sequence[ResidentLayer]) -> None:
         staged = model_sizes(self._layout).staged(tuple(layer.kept for layer in layers), layers[0].precision)
         self._ring = [Arena(staged) for _ in range(STAGING_LAYERS)]
@@ -46,7 +55,9 @@ class CpuStaging:
         held = self._held(index, layer, passing)
         dense = own | (held or self._allocate(self._ring[index % STAGING_LAYERS], layer, passing))
         self.dense.append(dense)
-        self.loads.append(Load(self._reads(index, layer, dense, held)))
+        known = held if self._tier.is_read(index) else {}
+        reads = self._reads(layer, {name: tensor for name, tensor in dense.items() if name not in known})
+        self.loads.append(Load([partial(self._reader.read, reads)]))
 
     def _held(self, index: int, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of a layer that the tier holds, read already or not yet; {} where it holds none."""
@@ -54,10 +65,9 @@ class CpuStaging:
         shapes = {name: self._layout.shapes[full[name]] for name in names}
         return self._tier.take(index, shapes, self._layout.dtype, {n: self._layout.phase(full[n]) for n in names})
 
-    def _reads(self, index: int, layer: Layer, tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Mapping:  # type: ignore[type-arg]
-        """Where the files' tensors go, but for those that the tier has read before."""
-        known = held if self._tier.is_read(index) else {}
-        return self._layout.reads({layer.prefix + n: tensor for n, tensor in tensors.items() if n not in known})
+    def _reads(self, layer: Layer, tensors: Mapping[str, Tensor]) -> dict[TensorInfo, Tensor]:
+        """Where the files' tensors go."""
+        return self._layout.reads({layer.prefix + name: tensor for name, tensor in tensors.items()})
 
     def _allocate(self, arena: Arena, layer: Layer, names: Sequence[str], aligned: bool = False) -> dict[str, Tensor]:
         """All of an arena for these tensors, whole, at their files' phases; `aligned`: only at phases that products
@@ -72,35 +82,80 @@ class CpuStaging:
 
 
 class UploadStaging(CpuStaging):
-    """The same for a device that the reader cannot write to: read to a host buffer, sent to a device buffer; what stays
-    is copied from there, within the device."""
+    """The same for a device that the reader cannot write to: read to pinned pieces, each sent to the layer's slot on
+    the device; what stays is copied from there, within the device. The tier gets its copy from the pinned piece."""
+
+    def __init__(
+        self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader, ring: Ring
+    ) -> None:
+        self._sent: list[dict[str, Tensor]] = []
+        self._ring_size, self._work = ring, list[list[list[Part]]]()
+        self._admitted: dict[int, bool] = {}
+        self._lock = threading.Lock()
+        super().__init__(layout, layers, tier, reader)
+        largest = max((space(parts) for layer in self._work for parts in layer), default=0)
+        ring = Ring(ring.threads, min(ring.pieces, sum(map(len, self._work))), largest)
+        self._upload = Upload(self._slots, ring, reader.clock)
 
     def arrive(self, index: int) -> None:
-        assert self.upload
-        self.upload.arrive(index % STAGING_LAYERS)
+        self._upload.arrive(index % STAGING_LAYERS)
         for name, tensor in self._sent[index].items():
             if tensor is not self.dense[index][name]:
                 self.dense[index][name].copy_(tensor)
 
     def leave(self, index: int) -> None:
-        assert self.upload
-        self.upload.leave(index % STAGING_LAYERS)
+        self._upload.leave(index % STAGING_LAYERS)
+
+    def close(self) -> None:
+        self._upload.close()
 
     def _make_buffers(self, layers: Sequence[ResidentLayer]) -> None:
         sizes = model_sizes(self._layout).layers
         whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
-        self.upload = Upload(whole, STAGING_LAYERS, layers[0].device)
-        self._sent: list[dict[str, Tensor]] = []
+        self._slots = [Arena(whole, layers[0].device) for _ in range(STAGING_LAYERS)]
 
     def _stage(self, index: int, layer: Layer, own: dict[str, Tensor], passing: Sequence[str]) -> None:
-        assert self.upload
-        held, slot, names = self._held(index, layer, passing), index % STAGING_LAYERS, [*own, *passing]
-        host, device = self.upload.host[slot], self.upload.there[slot]
-        read, sent = (self._allocate(arena, layer, names, aligned=True) for arena in (host, device))
+        held = self._held(index, layer, passing)
+        sent = self._allocate(self._slots[index % STAGING_LAYERS], layer, [*own, *passing], aligned=True)
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
-        copies = [(tensor, read[name]) for name, tensor in held.items()]
-        self.loads.append(Load(self._reads(index, layer, read | held, held), copies, host.used))
+        work = pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece)
+        self._work.append(work)
+        jobs = [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work]
+        self.loads.append(Load(jobs, partial(self._complete, index)))
+
+    def _complete(self, index: int) -> None:
+        self._upload.complete(index % STAGING_LAYERS)
+
+    def _bring(self, index: int, parts: Sequence[Part], known: bool) -> None:
+        """Fills a pinned piece from the files, or with what the tier has (`known`), and sends it to the slot."""
+        piece = self._upload.take()
+        try:
+            each = [(part, piece.memory.take(part.shape, part.dtype, part.info.begin % PAGE)) for part in parts]
+            held = [(part.ram, here) for part, here in each if part.ram is not None]
+            if known:
+                self._copy(held)
+            if wanted := {part.info: here for part, here in each if not known or part.ram is None}:
+                self._reader.read(wanted)
+            self._upload.send(piece, [(here, part.target) for part, here in each], index % STAGING_LAYERS)
+            if held and not known and self._admits(index):
+                self._copy([(here, ram) for ram, here in held])
+        finally:
+            self._upload.give(piece)
+
+    def _copy(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Within RAM, (from, to). By numpy: torch would set all cores to work for each of the threads."""
+        start = time.perf_counter()
+        for source, target in copies:
+            np.copyto(as_bytes(target).numpy(), as_bytes(source).numpy())
+        self._reader.clock.add("host_copy", time.perf_counter() - start)
+
+    def _admits(self, index: int) -> bool:
+        """Whether the tier holds the layer; asked once for all of its pieces."""
+        with self._lock:
+            if index not in self._admitted:
+                self._admitted[index] = self._tier.admits(index)
+            return self._admitted[index]
 
 
 def _passing(layer: Layer, resident: ResidentLayer) -> list[str]:

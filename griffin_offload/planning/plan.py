@@ -59,6 +59,11 @@ class Plan:
         return peak_bytes(self.rows)
 
     @property
+    def host_peak(self) -> int:
+        """Predicted peak of RAM beside a device with memory of its own, bytes: layers, and buffers to read them."""
+        return sum(row.bytes for row in self.rows if row.when == "host")
+
+    @property
     def prunes(self) -> bool:
         return any(layer.kept < layer.neurons for layer in self.layers)
 
@@ -83,9 +88,9 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     rows = plan_rows(sizes, request, kept)
     staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
-    if held and not request.copies:
-        note = f"{held} of {len(layers)} layers"
-        rows = (*rows, Row("layers in RAM for the next prompt", held * staged, note=note))
+    if held:
+        row = Row("layers in RAM for the next prompt", held * staged, "host" if request.copies else "always")
+        rows = (*rows, replace(row, note=f"{held} of {len(layers)} layers"))
     return Plan(
         rows=rows,
         layers=layers,

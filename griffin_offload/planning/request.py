@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from ..memory.upload import Ring
 from ..model.format_speeds import Speeds
 from ..options import FfnSkip, Sparsity
 from ..pruning.layer_allocation import Curves, share_neurons
@@ -19,7 +20,8 @@ class Request:
     and `runtime_note`: how that is known.
     `curves`: how much each layer needs its neurons; None: every layer drops the same share.
     `converts`: bytes of the reader's buffers where weights have another dtype or form on disk.
-    `copies`: the device is not where the reader writes, so that two dense layers are held there as well.
+    `copies`: the device is not where the reader writes, so that two dense layers are held there as well; `ring`: the
+    host memory that they pass through.
     `static`: tokens are decoded by recorded steps, which have memory of their own.
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`.
@@ -43,6 +45,7 @@ class Request:
     converts: int = 0
     copies: bool = False
     static: bool = False
+    ring: Ring | None = None
     export: bool = False
     sequences: int = 1
     sets: int = 1

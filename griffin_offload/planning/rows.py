@@ -1,7 +1,8 @@
 """The rows of a plan: what is in memory, how many bytes, and when.
 
 Either of two moments can be the peak: the end of the prompt pass (staging and the prompt's activations beside all kept
-neurons), or the end of the answer (the whole KV cache, no staging)."""
+neurons), or the end of the answer (the whole KV cache, no staging). Beside a GPU, rows of the host's RAM are told, and
+count for neither."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from .sizes import Kept, ModelSizes
 STAGING_LAYERS = 2
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
-Moment = Literal["always", "prompt", "answer"]
+Moment = Literal["always", "prompt", "answer", "host"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan. `when`: at which of the two moments it counts."""
+    """One line of the plan. `when`: at which of the two moments it counts, or `host`: not on the device."""
 
     name: str
     bytes: int
@@ -60,8 +61,12 @@ def _resident_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterat
 
 
 def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+    if request.ring:
+        piece = min(request.ring.piece, _largest_layer(sizes))
+        note = f"{request.ring.threads} reading threads"
+        yield Row("pinned buffers", request.ring.pieces * piece, "host", note)
     if request.converts:
-        yield Row("conversion buffer", request.converts, "prompt")
+        yield Row("conversion buffers", request.converts, "host" if request.copies else "prompt")
     if request.precision.quantized:
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
     activations = sizes.activations(request.prompt_tokens, together)

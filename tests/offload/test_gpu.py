@@ -5,12 +5,14 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from rings import LAYERS, seen_by_each_layer
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
 from griffin_offload.errors import NumericError
-from griffin_offload.memory.upload import Upload
-from griffin_offload.units import MIB
+from griffin_offload.memory.upload import Ring
+from griffin_offload.offload import layer_stream
+from griffin_offload.units import KIB, MIB
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,22 +38,44 @@ def test_the_peak_is_the_allocators_and_below_the_plan(tmp_path: Path) -> None:
     assert 100 * MIB < report.measured_peak <= report.plan.peak < report.plan.full_bytes + 200 * MIB
 
 
-def test_a_slot_is_neither_overwritten_nor_read_too_early() -> None:
-    """The device still works on the last layer while the next ones come: more copies than slots, long products."""
-    size, slots, layers = 32 * MIB, 2, 20
-    upload, seen = Upload(size, slots, "cuda"), []
-    heavy = torch.randn(4096, 4096, device="cuda")
-    for layer in range(layers):
-        slot = layer % slots
-        upload.begin(slot)
-        upload.host[slot].memory.fill_(layer + 1)
-        upload.send(slot, size)
-        upload.arrive(slot)
-        heavy = (heavy @ heavy).clamp_(-1, 1)
-        part = upload.there[slot].memory[:size]
-        seen.append(torch.stack([part.min(), part.max()]))
-        upload.leave(slot)
-    assert [pair.tolist() for pair in seen] == [[layer + 1] * 2 for layer in range(layers)]
+def test_neither_slots_nor_pieces_are_overwritten_or_read_too_early() -> None:
+    """The device still works on the last layer while four threads send the next ones."""
+    seen, clock = seen_by_each_layer("cuda", 4 * MIB, 4096)
+    assert seen == [[layer + 1] * 2 for layer in range(LAYERS)]
+    stages = clock.stages()
+    assert stages
+    assert stages.bus > 0
+    assert stages.compute > 0
+
+
+@pytest.mark.parametrize("threads", [1, 4, 12])
+def test_several_readers_and_a_tiny_ring_give_the_oracles_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(layer_stream, "ring_for", lambda *_: Ring(threads, threads + 1, 16 * KIB))
+    folder, prompt = tiny_checkpoint(tmp_path / "m", "llama"), tiny_prompt()
+    engine, model = Engine(folder, device="cuda", dtype="float32"), oracle.load(folder)
+    expected, _ = oracle.masked_generate(model, prompt, oracle.experts(model, prompt, 0.5), 8)
+    for _ in range(3):
+        assert engine.generate(prompt, sparsity=0.5, max_new_tokens=8, do_sample=False).token_ids == expected
+
+
+def test_the_second_prompt_finds_its_layers_in_ram(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **sizes)
+    held, bare = Engine(folder, device="cuda", host_memory="2GiB"), Engine(folder, device="cuda", host_memory=0)
+    answers = [
+        [engine.generate(tiny_prompt(48, s), sparsity=0.5, max_new_tokens=4, do_sample=False) for s in range(2)]
+        for engine in (held, bare)
+    ]
+    assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
+    first, second = (answer.report for answer in answers[0])
+    neurons = 8 * 3 * 2 * 1024 * 8192
+    assert second.bytes_read < 1e6 < neurons < first.bytes_read
+    assert neurons <= second.measured_host <= second.plan.host_peak
+    assert second.stages
+    assert second.stages.read == 0 < second.stages.host_copy
+    assert answers[1][1].report.bytes_read > neurons
 
 
 def test_activations_that_are_not_finite_are_told_with_their_layer(tmp_path: Path) -> None:
