@@ -17,7 +17,7 @@ from griffin_offload.errors import GriffinError
 from griffin_offload.evaluation.bench.bench import Asked, Bench, bench, parse_lengths
 from griffin_offload.evaluation.bench.runner import try_conditions
 from griffin_offload.evaluation.bench.synthetic import synthesise, synthetic_folder
-from griffin_offload.memory.machine import best_device, check_device
+from griffin_offload.memory.machine import available_memory, best_device, check_device
 from griffin_offload.sources.resolve import CATALOGUE
 from griffin_offload.units import format_bytes, format_rate, parse_bytes
 
@@ -45,7 +45,8 @@ def main() -> int:
         **{"name": args.model, "folder": folder, "budget": parse_bytes(args.device_memory)},
         **{"lengths": parse_lengths(args.lengths), "sparsities": (0.5,), "repeats": 1, "max_seconds": ANSWER_S},
         **{"device": device, "capped": device != "cpu"},
-        "ram": parse_bytes(args.host_memory) if args.host_memory else None,
+        # Said aloud, since by default nothing is kept in RAM that the page cache has.
+        "ram": parse_bytes(args.host_memory) if args.host_memory else available_memory() // 2,
     }
     formats = {"resident_dtypes": ("bfloat16", "int8", "int4"), "rests": ("int4",), "auto": True, "compiles": True}
     methods = ("griffin", "accelerate", "full")
@@ -65,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where its random weights are, or go (default: griffin's cache)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--device-memory", default="20GiB")
-    parser.add_argument("--host-memory", help="RAM that may keep weights (default: what is free on a GPU)")
+    parser.add_argument("--host-memory", help="RAM that may keep weights (default: half of what is free)")
     parser.add_argument("--lengths", default="512+128", help="tokens of the prompt + tokens of the answer")
     parser.add_argument("--minutes", type=float, default=8.0, help="no run goes on after them")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-proof.json")
