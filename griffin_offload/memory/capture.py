@@ -1,6 +1,7 @@
 """Records a step's kernels once and replays them: a CUDA graph. On other devices the step simply runs again."""
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,8 +41,20 @@ class Capture:
         self._graphs[name].replay()
 
     def _record(self, step: Callable[[], None]) -> Any:
+        """As torch.cuda.graph does, but pinned memory stays for the next prompt, and an error leaves the stream."""
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use the device
-            step()
+        torch.cuda.synchronize()  # waits for the tokens before: nothing of theirs may be on its way
+        with torch.cuda.stream(_stream()):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may use the device
+            try:
+                step()
+            finally:
+                graph.capture_end()
         return graph
+
+
+@cache
+def _stream() -> Any:
+    """Where all graphs are recorded: cuBLAS keeps a workspace for every stream."""
+    return torch.cuda.Stream()

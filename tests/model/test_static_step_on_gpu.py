@@ -85,6 +85,9 @@ def test_a_step_that_asks_for_a_number_is_not_recorded_and_says_so(
     assert found == expected
     assert steps.recordings == 0
     assert steps.why_not_recorded
+    monkeypatch.undo()
+    sampled = engine.generate(prompt, sparsity=0.5, max_new_tokens=8, temperature=1.5, seed=3)  # the device still works
+    assert sampled.report.steps.recordings
 
 
 def test_layers_are_compiled_once_and_kept_on_disk(case: Callable[[str], Case]) -> None:
