@@ -96,6 +96,8 @@ class Measured:
     def end(self, reader: Reader) -> None:
         read_after = bytes_read()
         known = self.read_before is not None and read_after is not None
+        if self.steps and self.steps.compiled:
+            known = False  # the compiler reads too
         self.peak = self.meter.peak()
         self.bytes_read = read_after - self.read_before if known else reader.bytes  # type: ignore[operator]
 
@@ -161,8 +163,8 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
-    if not (opened.static or compiles):
-        return None
+    if not opened.static:
+        return Steps(why_dynamic=f"nothing is compiled on {opened.device}") if compiles else None
     why = "ffn-skip by token decides on the host" if skips else why_dynamic(opened.skeleton)
     return Steps(compiled=compiles, why_dynamic=why)
 
@@ -220,7 +222,7 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
         try:
             yield
         finally:
-            measured.steps = replace(step.steps, why_not_compiled=why_not)
+            measured.steps = replace(step.steps, why_not_compiled=why_not or step.steps.why_not_compiled)
 
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:

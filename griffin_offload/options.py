@@ -322,8 +322,8 @@ class Decoding(_Checked):
     )
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
     compile: bool = switch(
-        "Compile the decoder layers by torch.compile, which fuses their small steps: the first answer waits for it, "
-        "the result is kept on disk. Not for quantized weights."
+        "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
+        "for it, the result is kept on disk. Not for quantized weights."
     )
     more: Mapping[str, Any] = field(default_factory=dict)
 

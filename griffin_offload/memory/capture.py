@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ..errors import one_line
+
 
 class Capture:
     """Steps by name, each a function without arguments or result that works on tensors at fixed addresses.
@@ -35,7 +37,7 @@ class Capture:
             try:
                 self._graphs[name] = self._record(step)
             except RuntimeError as error:  # CUDA's; nothing was computed while it recorded
-                self._records, self.failed = False, " ".join(str(error).split())[:200]
+                self._records, self.failed = False, one_line(error)
                 step()
                 return
         self._graphs[name].replay()

@@ -7,7 +7,7 @@ answer does not look at the whole cache. B sequences, S slots of the cache."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..errors import one_line
 from ..memory.capture import Capture
 from .architecture import ARCHITECTURES
 from .compiled import CompiledLayers
@@ -98,7 +99,8 @@ class StaticStep:
             tokens=self._tokens,
             recordings=self.capture.count,
             preparing_s=self._preparing_s,
-            compiled=self._compiled is not None,
+            compiled=self._compiled is not None and not self._compiled.failed,
+            why_not_compiled=self._compiled.failed if self._compiled else "",
             why_dynamic=self._dynamic,
             why_not_recorded=self.capture.failed,
         )
@@ -175,12 +177,20 @@ class _Token:
             for ring in self._rings.values():
                 ring.move(self._position)
             positions = {} if self._padding is None else {"position_ids": self._position - self._padding}
-            with self._compiled.in_place() if self._compiled else nullcontext():
-                out = self._forward(input_ids=self.ids, past_key_values=cache, **positions, **self._arguments)
-            self.logits = out.logits
+            self.logits = self._run(input_ids=self.ids, past_key_values=cache, **positions, **self._arguments).logits
             self._position.add_(1)
 
         return step
+
+    def _run(self, **arguments: Any) -> Any:
+        """The model's forward, with compiled layers unless they cannot be compiled."""
+        if self._compiled and not self._compiled.failed:
+            try:
+                with self._compiled.in_place():
+                    return self._forward(**arguments)
+            except Exception as error:  # the compiler's, of many kinds; what else there is will come again
+                self._compiled.failed = f"not compiled: {one_line(error)}"
+        return self._forward(**arguments)
 
 
 def _unknown(arguments: Mapping[str, Any]) -> str:

@@ -179,7 +179,7 @@ def test_compiled_layers_share_one_program_and_give_the_same_tokens(
     folder = tiny_checkpoint(tmp_path / "m", "llama", num_hidden_layers=4)
     expected, _ = answers(Engine(folder), [tiny_prompt(12)])
     counters.clear()
-    engine = Engine(folder)
+    engine = copying(folder)
     found, steps = answers(engine, [tiny_prompt(12)], compile=True)
     assert found == expected
     assert steps.compiled
@@ -188,6 +188,26 @@ def test_compiled_layers_share_one_program_and_give_the_same_tokens(
         _, steps = answers(engine, [tiny_prompt(12), tiny_prompt(5)], compile=True, **options)
         assert not steps.compiled
         assert reason in steps.why_not_compiled
+
+
+def test_without_a_compiler_the_layers_run_as_they_are(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no C compiler\nwas found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    expected, _ = answers(Engine(case("llama").folder), [tiny_prompt(12)])
+    engine = copying(case("llama").folder)
+    for _ in range(2):
+        found, steps = answers(engine, [tiny_prompt(12)], compile=True)
+        assert found == expected
+        assert (steps.compiled, steps.why_not_compiled) == (False, "not compiled: no C compiler was found")
+    _, steps = answers(Engine(case("llama").folder), [tiny_prompt(12)], compile=True)
+    assert str(steps) == "not static: nothing is compiled on cpu"
 
 
 def test_the_check_that_a_step_can_be_recorded_finds_what_cannot(case: Callable[[str], Case]) -> None:
