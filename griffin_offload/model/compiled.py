@@ -22,7 +22,7 @@ def why_not_compiled(quantized: bool, per_prompt: bool) -> str:
 
 
 class CompiledLayers:
-    """Compiled forwards of decoder layers, in place of their own within `in_place`. `failed`: why there are none; ''."""
+    """Compiled forwards of decoder layers, in place of their own within `in_place`. `failed`: why there are none."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
