@@ -30,6 +30,8 @@ from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
 
+SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -216,7 +218,8 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
         yield
         return
     skeleton = opened.skeleton
-    why_not = why_not_compiled(run.plan.precision.quantized, run.asked.per_prompt) if run.steps.compiled else ""
+    plan, per_prompt = run.plan, run.asked.per_prompt
+    why_not = why_not_compiled(plan.precision.quantized, per_prompt, plan.kept) if run.steps.compiled else ""
     compiled = skeleton.compiled if run.steps.compiled and not why_not else None
     with static_decoding(skeleton, Capture(opened.device), compiled) as step:
         try:
@@ -297,5 +300,7 @@ def check_prunes(plan: Plan, selection: Selection) -> None:
 def _check_options(options: dict[str, Any]) -> None:
     if options.get("prefill_chunk_size"):
         raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
+    if several := next((name for name in SEVERAL if options.get(name)), None):
+        raise OptionError(f"{several} decodes several tokens at a time, which cannot be streamed: leave it out")
     if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
         raise OptionError("one answer a prompt, without beams: they cannot be streamed")

@@ -157,7 +157,7 @@ class Report:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
             rows.append(("decoding", pace))
-            if self.steps:
+            if self.steps and (self.steps.tokens or self.steps.why_dynamic):
                 rows.append(("steps", str(self.steps)))
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))

@@ -43,7 +43,6 @@ def assert_recordable(engine: Engine, step: StaticStep) -> None:
         for name, value in vars(holder).items():
             if isinstance(value, Tensor):
                 setattr(holder, name, _without_numbers(value))
-    token._arguments["attention_mask"] = _without_numbers(token._arguments["attention_mask"])
     token._steps.clear()
     if step._looked_up:
         step._looked_up.ahead = token.embedded

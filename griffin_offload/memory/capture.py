@@ -1,6 +1,7 @@
 """Records a step's kernels once and replays them: a CUDA graph. On other devices the step simply runs again."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -8,52 +9,80 @@ import torch
 
 from ..errors import one_line
 
+_refused: list[Any] = []  # graphs that CUDA refused: torch still points to them
+
 
 class Capture:
     """Steps by name, each a function without arguments or result that works on tensors at fixed addresses.
 
-    The first `run` of a name computes it, which warms its kernels up; the second records it, and from then on it is
-    replayed. All recordings share one pool of memory, since no two of them run at once.
-    `failed`: why steps are not recorded though they could be; ''."""
+    The first `run` of a name computes it, which warms its kernels up; the second shows whether it waits for the device,
+    which no graph can record; the third records it. From then on it is replayed, until another one is recorded.
+    `count`: recordings made; `failed`: why steps are not recorded though they could be; ''."""
 
     def __init__(self, device: str) -> None:
-        self._records = device == "cuda"
-        self._warm: set[Hashable] = set()
-        self._graphs: dict[Hashable, Any] = {}
-        self.failed = ""
-
-    @property
-    def count(self) -> int:
-        """Recordings made."""
-        return len(self._graphs)
+        self._records = device == "cuda" and not _refused
+        self._done: dict[Hashable, int] = {}  # how often a step was computed, up to twice
+        self._recorded: tuple[Hashable, Any] | None = None
+        self._pool: Any = None
+        self.count = 0
+        self.failed = "CUDA has refused a recording in this process" if _refused and device == "cuda" else ""
 
     def run(self, name: Hashable, step: Callable[[], None]) -> None:
         """Raises what the step raises. A step that cannot be recorded is computed every time."""
-        if not self._records or name not in self._warm:
-            self._warm.add(name)
+        done = self._done.get(name, 0)
+        if not self._records or not done:
             step()
+            self._done[name] = 1
             return
-        if name not in self._graphs:
-            try:
-                self._graphs[name] = self._record(step)
-            except RuntimeError as error:  # CUDA's; nothing was computed while it recorded
-                self._records, self.failed = False, one_line(error)
-                step()
+        try:
+            if done == 1:
+                with self._without_waiting():
+                    step()
+                self._done[name] = 2
                 return
-        self._graphs[name].replay()
+            if self._recorded is None or self._recorded[0] != name:
+                self._recorded = name, self._record(step)
+                self.count += 1
+        except RuntimeError as error:
+            self._records, self.failed = False, one_line(error)
+            step()  # from its begin: what it may have done is done over
+            return
+        self._recorded[1].replay()
+
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        """Within it, an operation that waits for the device is an error. (A recording that fails is worse: it leaves
+        torch's allocator and random numbers in the middle of it.)"""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def _record(self, step: Callable[[], None]) -> Any:
         """As torch.cuda.graph does, but pinned memory stays for the next prompt, and an error leaves the stream."""
+        torch.cuda.synchronize()  # waits for the tokens before: then the last recording, and its memory, may go
+        self._recorded = None
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
-        torch.cuda.synchronize()  # waits for the tokens before: nothing of theirs may be on its way
         with torch.cuda.stream(_stream()):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may use the device
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the device
             try:
                 step()
-            finally:
                 graph.capture_end()
+            except BaseException:
+                self._clean_up(graph)
+                raise
         return graph
+
+    def _clean_up(self, graph: Any) -> None:
+        """After a recording that failed: ends it, and the allocations that torch would go on to make for it."""
+        _refused.append(graph)
+        with suppress(RuntimeError):
+            graph.capture_end()
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
 
 
 @cache

@@ -36,6 +36,7 @@ def check_device(device: str, source: str = "") -> str:
     """The device. Raises OptionError if it is unknown or not there; `source`: who named it."""
     import torch
 
+    device = device.lower()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device):
         have = ", ".join(name for name, is_there in there.items() if is_there)

@@ -13,12 +13,17 @@ from transformers.cache_utils import Cache
 from ..paths import cache_folder
 from .modules import Pieces
 
+LIMIT = 64  # programs of one process: for other sparsities, batches, lengths of the cache. torch's own limit is 8
 
-def why_not_compiled(quantized: bool, per_prompt: bool) -> str:
-    """Why layers are not compiled; '' if they are."""
+
+def why_not_compiled(quantized: bool, per_prompt: bool, kept: Sequence[Sequence[int]]) -> str:
+    """Why layers are not compiled; '' if they are. `kept`: neurons by layer and block. Layers that differ would each
+    make a program of their own."""
     if quantized:
-        return "not compiled: weights are quantized"  # each product would make a program of its own
-    return "not compiled: each prompt has neurons of its own" if per_prompt else ""
+        return "not compiled: weights are quantized"
+    if per_prompt:
+        return "not compiled: each prompt has neurons of its own"
+    return "not compiled: layers keep different numbers of neurons" if len(set(map(tuple, kept))) > 1 else ""
 
 
 class CompiledLayers:
@@ -43,7 +48,8 @@ class CompiledLayers:
                         del module.__dict__["forward"]
                 own.append((layer, layer.__dict__.get("forward")))
                 layer.forward = partial(_run, self._forwards[index], index)
-            yield
+            with torch._dynamo.config.patch(recompile_limit=LIMIT):  # type: ignore[attr-defined]
+                yield
         finally:
             for module, forward in reversed(own):
                 if forward is None:

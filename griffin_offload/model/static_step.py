@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..errors import one_line
+from ..errors import OptionError, one_line
 from ..memory.capture import Capture
 from .architecture import ARCHITECTURES
 from .compiled import CompiledLayers
@@ -108,6 +107,8 @@ class StaticStep:
     def takes(self, arguments: Mapping[str, Any]) -> bool:
         """Whether this forward is a token's after a prompt's. The first one makes the cache a fixed one."""
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
+        if id(cache) in self._answers and (ids is None or ids.shape != self._answers[id(cache)].ids.shape):
+            raise OptionError("generate asks for several tokens at a time, after one: leave that option out")
         if self._dynamic or ids is None or ids.shape[1] != 1 or cache is None or not cache.get_seq_length():
             return False
         if id(cache) not in self._answers:
@@ -161,7 +162,8 @@ class _Token:
         if mask is not None:
             counts[:, : mask.shape[1]] = mask
         padding = self.length - counts[:, : self.length].sum(1, keepdim=True)
-        self._arguments = {"attention_mask": counts, "use_cache": True, "return_dict": True}
+        self._counts = counts
+        self._arguments: dict[str, Any] = {"use_cache": True, "return_dict": True}
         self._padding = padding if arguments.get("position_ids") is not None else None
 
     def step(self) -> tuple[int, Callable[[], None]]:
@@ -169,15 +171,22 @@ class _Token:
         bucket = next((length for length in self._buckets if length > self.length), self._buckets[-1])
         self.is_new = bucket not in self._steps
         if self.is_new:
-            self._steps[bucket] = self._make_step(fixed_cache(self._cache, bucket, self._position, self._rings))
+            self._steps[bucket] = self._make_step(bucket)
         return bucket, self._steps[bucket]
 
-    def _make_step(self, cache: Cache) -> Callable[[], None]:
+    def _make_step(self, bucket: int) -> Callable[[], None]:
+        cache = fixed_cache(self._cache, bucket, self._position, self._rings)
+        # Where every layer slides, the last bucket is for all tokens, however many: their numbers go beyond its slots.
+        counts = self._counts if bucket == self._buckets[-1] else self._counts[:, :bucket]
+
         def step() -> None:
             for ring in self._rings.values():
                 ring.move(self._position)
-            positions = {} if self._padding is None else {"position_ids": self._position - self._padding}
-            self.logits = self._run(input_ids=self.ids, past_key_values=cache, **positions, **self._arguments).logits
+            positions: dict[str, Any] = (
+                {} if self._padding is None else {"position_ids": self._position - self._padding}
+            )
+            more = positions | self._arguments
+            self.logits = self._run(input_ids=self.ids, attention_mask=counts, past_key_values=cache, **more).logits
             self._position.add_(1)
 
         return step

@@ -76,16 +76,18 @@ class Lockstep:
         """Each job's result, in order; to be called once. Raises what a job raises, after all others are ended."""
         self._hub = getcurrent()
         stacks = [greenlet(job) for job in jobs]
-        random = [self._random_state()] * len(jobs)
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
+        random = [_random_states()] * len(jobs)
         results: dict[int, T] = {}
 
         def go_on(index: int) -> None:
             self.job = index
             if self._seed is not None:
-                torch.set_rng_state(random[index])
+                _set_random_states(random[index])
             value = stacks[index].switch()
             if self._seed is not None:
-                random[index] = torch.get_rng_state()
+                random[index] = _random_states()
             if stacks[index].dead:
                 results[index] = value
 
@@ -138,10 +140,16 @@ class Lockstep:
         self._dense = {}
         self._stream.release(layer)
 
-    def _random_state(self) -> Tensor:
-        if self._seed is not None:
-            torch.manual_seed(self._seed)
-        return torch.get_rng_state()
+
+def _random_states() -> list[Tensor]:
+    """Of the CPU, and of the CUDA device where there is one in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def _set_random_states(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Static steps: the tokens of the model's own forwards, whatever the cache; recorded, replayed or given up rightly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from recordable import assert_recordable
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
+from griffin_offload.errors import OptionError
 from griffin_offload.memory.capture import Capture
 from griffin_offload.model import static_step
 from griffin_offload.model.static_cache import Ring
@@ -28,12 +30,12 @@ def short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(engine: Engine, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
-    made = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False, **options)
+    made = engine.generate_batch(prompts, max_new_tokens=NEW, do_sample=False, **{"sparsity": 0.5, **options})
     return [answer.token_ids for answer in made], made[0].report.steps
 
 
 @pytest.mark.usefixtures("short_buckets")
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gemma4_text", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gemma4_text", "opt", "bloom", "falcon-alibi"])
 @pytest.mark.parametrize("tokens", [5, 30])
 def test_tokens_and_logits_are_the_models_own_over_buckets_and_windows(
     case: Callable[[str], Case], kind: str, tokens: int
@@ -90,6 +92,32 @@ def test_what_has_no_static_step_is_decoded_as_ever_and_says_why(
     assert str(steps) == f"not static: {steps.why_dynamic}"
 
 
+@pytest.mark.parametrize("option", ["prompt_lookup_num_tokens", "assistant_early_exit"])
+def test_options_for_several_tokens_at_a_time_are_refused_before_anything_is_read(
+    case: Callable[[str], Case], option: str
+) -> None:
+    for engine in (Engine(case("llama").folder), copying(case("llama").folder)):
+        with pytest.raises(OptionError, match=option):
+            answers(engine, [tiny_prompt(12)], **{option: 2})
+        assert not engine.resident.layers
+
+
+def test_a_cache_that_steps_have_taken_is_never_used_by_another_forward(case: Callable[[str], Case]) -> None:
+    engine = copying(case("mistral").folder)
+
+    def two_tokens(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > 14:
+            engine.skeleton.model.forward(input_ids=ids[:, -2:], past_key_values=caches[0])
+        return scores
+
+    caches: list[Any] = []
+    make = type(engine.opened).kv_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(engine.opened), "kv_cache", lambda *args: caches.append(make(*args)) or caches[0])
+        with pytest.raises(OptionError, match="several tokens at a time"):
+            answers(engine, [tiny_prompt(12)], logits_processor=[two_tokens])
+
+
 def test_rotary_embeddings_that_change_with_the_length_are_not_static(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     folder = tiny_checkpoint(tmp_path / "m", "llama", rope_parameters=rope)
@@ -123,6 +151,11 @@ class Tape(Capture):
         self.log: list[str] = []
         self._fails = fails
 
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        self.log.append("check")
+        yield
+
     def _record(self, step: Callable[[], None]) -> Any:
         if self._fails:
             raise RuntimeError(self._fails)
@@ -137,20 +170,20 @@ class Tape(Capture):
         return Recording()
 
 
-def test_a_step_is_computed_then_recorded_then_replayed() -> None:
+def test_a_step_is_computed_then_checked_then_recorded_then_replayed() -> None:
     tape, ran = Tape(), []
-    for name in ("a", "a", "a", "b", "b", "a"):
+    for name in ("a", "a", "a", "a", "b", "b", "b", "a"):
         tape.run(name, lambda name=name: ran.append(name))  # type: ignore[misc]
-    assert ran == ["a", "a", "a", "b", "b", "a"]
-    assert tape.log == ["record", "replay", "replay", "record", "replay", "replay"]
-    assert tape.count == 2
+    assert ran == ["a", "a", "a", "a", "b", "b", "b", "a"]
+    assert tape.log == ["check", *["record", "replay", "replay"], "check", *["record", "replay"] * 2]
+    assert tape.count == 3
 
 
 def test_a_step_that_cannot_be_recorded_is_computed_and_the_reason_kept() -> None:
     tape, ran = Tape(fails="operation not permitted\n when stream is capturing"), []
-    for _ in range(3):
+    for _ in range(4):
         tape.run("a", lambda: ran.append(1))
-    assert (len(ran), tape.count) == (3, 0)
+    assert (len(ran), tape.count) == (4, 0)
     assert tape.failed == "operation not permitted when stream is capturing"
 
 
@@ -164,7 +197,7 @@ def test_each_bucket_is_recorded_once_and_replayed(case: Callable[[str], Case]) 
     assert found == expected
     lengths = len([length for length in buckets(10 + NEW) if length > 10])
     assert (step.steps.recordings, tape.log.count("record")) == (lengths, lengths)
-    assert tape.log.count("replay") == step.steps.tokens - lengths  # the first token of each was computed
+    assert tape.log.count("replay") == step.steps.tokens - 2 * lengths  # the first two tokens of each were computed
     assert str(step.steps).startswith(f"CUDA graphs: {lengths}, prepared in ")
 
 
@@ -184,7 +217,8 @@ def test_compiled_layers_share_one_program_and_give_the_same_tokens(
     assert found == expected
     assert steps.compiled
     assert counters["stats"]["unique_graphs"] == 1
-    for options, reason in (({"resident_dtype": "int8"}, "quantized"), ({"per_prompt": True}, "neurons of its own")):
+    refused = [({"resident_dtype": "int8"}, "quantized"), ({"per_prompt": True}, "neurons of its own")]
+    for options, reason in [*refused, ({"sparsity": (0.1, 0.2, 0.5, 0.5)}, "different numbers")]:
         _, steps = answers(engine, [tiny_prompt(12), tiny_prompt(5)], compile=True, **options)
         assert not steps.compiled
         assert reason in steps.why_not_compiled
