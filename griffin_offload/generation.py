@@ -105,6 +105,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
     run = prepare(opened, asked)
+    opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
     if asked.decoding.seed is not None:
@@ -263,6 +264,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         prior=run.selection.prior_facts,
         skipped=skipped,
         steps=measured.steps,
+        threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     return [
         Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)

@@ -1,0 +1,123 @@
+"""How many threads a forward on the CPU gets: as many as there are cores that other programs leave free.
+
+torch's threads (OpenMP's) wait for each other after every product, and they spin while they wait. When one of them has
+lost its core to another program, a product of microseconds takes as long as that program may keep the core, which is
+milliseconds (docs/memory.md). Of the times that the system counts, none has to be tried out: those of the cores, less
+this process's own.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+WINDOW = 0.3  # seconds between two looks; the system counts in hundredths of one
+STALE = 5.0  # seconds after which a look no longer tells what the cores do now
+SLACK = 0.6  # others that take less than 0.4 of a core take none
+LONG = 2**29  # multiply-adds of a product that outlasts another program's turn: its threads lose little by waiting
+
+
+@dataclass(frozen=True)
+class CoreTimes:
+    """A moment, and the seconds up to then: `idle` and (Linux, macOS) `nice`, of programs that give way to others, both
+    of all cores that this process may use; `own`: that this process's threads took. `gives_way`: it is one of these."""
+
+    moment: float
+    cores: int
+    idle: float
+    nice: float
+    own: float
+    gives_way: bool = False
+
+    @classmethod
+    def now(cls) -> "CoreTimes":
+        times = allowed(psutil.cpu_times(percpu=True))
+        return cls(
+            moment=time.perf_counter(),
+            cores=len(times),
+            idle=sum(each.idle + getattr(each, "iowait", 0.0) for each in times),
+            nice=sum(getattr(each, "nice", 0.0) for each in times),
+            own=time.process_time(),
+            gives_way=hasattr(os, "nice") and os.nice(0) > 0,
+        )
+
+
+def allowed(times: list[Any]) -> list[Any]:
+    """Those of the cores that this process may run on, where the system tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return times
+    cores = os.sched_getaffinity(0)
+    return [times[core] for core in cores] if max(cores) < len(times) else times
+
+
+def taken(before: CoreTimes, now: CoreTimes) -> float:
+    """How many cores other programs used between two looks, on average. Those that give way to this one do not count,
+    nor does anything where the system keeps no times."""
+    seconds, idle = now.moment - before.moment, now.idle - before.idle
+    if now.cores != before.cores or (now.idle == 0 and now.nice == 0):
+        return 0.0
+    busy = now.cores * seconds - idle - (now.own - before.own)
+    if not now.gives_way:
+        busy -= now.nice - before.nice
+    return min(max(busy / seconds, 0.0), float(now.cores))
+
+
+def fitting(most: int, cores: int, others: float) -> int:
+    """Threads, at most `most`, where others use that many of the cores."""
+    return max(1, min(most, int(cores - others + SLACK)))
+
+
+class Threads:
+    """Sets torch's number of threads for each forward; afterwards it is what the program had set.
+
+    `used`: how many forwards of resident layers ran on each number."""
+
+    def __init__(self, largest: int) -> None:
+        """`largest`: weights of a layer's largest matrix."""
+        self.adapts = True
+        self.used: Counter[int] = Counter()
+        self._largest = largest
+        self._before: int | None = None  # what the program had set, while it is not that
+        self._times, self._others = CoreTimes.now(), 0.0
+
+    def fit(self, rows: int) -> None:
+        """Before work on that many tokens: as many threads as fit now, until `back`."""
+        if not self.adapts:
+            return
+        most = self._before or torch.get_num_threads()
+        number = most if most == 1 or rows * self._largest >= LONG else fitting(most, self._times.cores, self._look())
+        if number != torch.get_num_threads():
+            self._before = most
+            torch.set_num_threads(number)
+
+    def back(self) -> None:
+        """As many threads as before."""
+        if self._before is not None:
+            torch.set_num_threads(self._before)
+            self._before = None
+
+    @contextmanager
+    def fitted(self, rows: int) -> Iterator[None]:
+        """A forward of resident layers over that many tokens."""
+        self.fit(rows)
+        self.used[torch.get_num_threads()] += 1
+        try:
+            yield
+        finally:
+            self.back()
+
+    def _look(self) -> float:
+        """How many cores others use."""
+        since = time.perf_counter() - self._times.moment
+        if since >= WINDOW:
+            now = CoreTimes.now()
+            if since < STALE:
+                self._others = taken(self._times, now)
+            self._times = now
+        return self._others
