@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,7 @@ import psutil
 import torch
 
 WINDOW = 0.3  # seconds between two looks; the system counts in hundredths of one
-STALE = 5.0  # seconds after which a look no longer tells what the cores do now
-SLACK = 0.6  # others that take less than 0.4 of a core take none
+SLACK = 0.6  # others that use less than 0.4 of a core use none
 LONG = 2**29  # multiply-adds of a product that outlasts another program's turn: its threads lose little by waiting
 
 
@@ -37,10 +36,12 @@ class CoreTimes:
 
     @classmethod
     def now(cls) -> "CoreTimes":
-        times = allowed(psutil.cpu_times(percpu=True))
+        times: list[Any] = []
+        with suppress(OSError):  # some sandboxes hide them
+            times = allowed(psutil.cpu_times(percpu=True))
         return cls(
             moment=time.perf_counter(),
-            cores=len(times),
+            cores=len(times) or os.cpu_count() or 1,
             idle=sum(each.idle + getattr(each, "iowait", 0.0) for each in times),
             nice=sum(getattr(each, "nice", 0.0) for each in times),
             own=time.process_time(),
@@ -57,8 +58,8 @@ def allowed(times: list[Any]) -> list[Any]:
 
 
 def taken(before: CoreTimes, now: CoreTimes) -> float:
-    """How many cores other programs used between two looks, on average. Those that give way to this one do not count,
-    nor does anything where the system keeps no times."""
+    """How many cores other programs used between two looks, on average; 0 where the system keeps no times. Programs
+    that give way to this one do not count."""
     seconds, idle = now.moment - before.moment, now.idle - before.idle
     if now.cores != before.cores or (now.idle == 0 and now.nice == 0):
         return 0.0
@@ -70,7 +71,7 @@ def taken(before: CoreTimes, now: CoreTimes) -> float:
 
 def fitting(most: int, cores: int, others: float) -> int:
     """Threads, at most `most`, where others use that many of the cores."""
-    return max(1, min(most, int(cores - others + SLACK)))
+    return max(1, min(most, max(most, cores) - int(others + SLACK)))
 
 
 class Threads:
@@ -114,10 +115,7 @@ class Threads:
 
     def _look(self) -> float:
         """How many cores others use."""
-        since = time.perf_counter() - self._times.moment
-        if since >= WINDOW:
-            now = CoreTimes.now()
-            if since < STALE:
-                self._others = taken(self._times, now)
-            self._times = now
+        if time.perf_counter() - self._times.moment >= WINDOW:
+            before, self._times = self._times, CoreTimes.now()
+            self._others = taken(before, self._times)
         return self._others
