@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
+import torch
 from torch.backends import mkldnn
 
 from .threads import Threads
@@ -65,6 +66,7 @@ def decode_by_own_kernels(model: Any, layer: Any, threads: Threads) -> None:
             return forward(*args, **kwargs)
         one = states.numel() == 1 and cache and cache.get_seq_length()
         with threads.fitted(states.numel()), own_kernels() if one else nullcontext():
+            threads.used[torch.get_num_threads()] += 1
             return forward(*args, **kwargs)
 
     model.forward = run

@@ -18,21 +18,21 @@ import psutil
 import torch
 
 WINDOW = 0.3  # seconds between two looks; the system counts in hundredths of one
+TRIAL = 30.0  # seconds after which it is tried again whether programs of low priority give way
 SLACK = 0.6  # others that use less than 0.4 of a core use none
 LONG = 2**29  # multiply-adds of a product that outlasts another program's turn: its threads lose little by waiting
 
 
 @dataclass(frozen=True)
 class CoreTimes:
-    """A moment, and the seconds up to then: `idle` and (Linux, macOS) `nice`, of programs that give way to others, both
-    of all cores that this process may use; `own`: that this process's threads took. `gives_way`: it is one of these."""
+    """A moment, and seconds up to then: of all cores that this process may use `idle` and (Linux, macOS) `nice`, of
+    programs of low priority; `own`: of this process's threads."""
 
     moment: float
     cores: int
     idle: float
     nice: float
     own: float
-    gives_way: bool = False
 
     @classmethod
     def now(cls) -> "CoreTimes":
@@ -45,7 +45,6 @@ class CoreTimes:
             idle=sum(each.idle + getattr(each, "iowait", 0.0) for each in times),
             nice=sum(getattr(each, "nice", 0.0) for each in times),
             own=time.process_time(),
-            gives_way=hasattr(os, "nice") and os.nice(0) > 0,
         )
 
 
@@ -57,16 +56,14 @@ def allowed(times: list[Any]) -> list[Any]:
     return [times[core] for core in cores] if max(cores) < len(times) else times
 
 
-def taken(before: CoreTimes, now: CoreTimes) -> float:
-    """How many cores other programs used between two looks, on average; 0 where the system keeps no times. Programs
-    that give way to this one do not count."""
+def taken(before: CoreTimes, now: CoreTimes) -> tuple[float, float]:
+    """How many cores other programs used between two looks, on average, and how many of these those of low priority; 0
+    where the system keeps no times."""
     seconds, idle = now.moment - before.moment, now.idle - before.idle
     if now.cores != before.cores or (now.idle == 0 and now.nice == 0):
-        return 0.0
-    busy = now.cores * seconds - idle - (now.own - before.own)
-    if not now.gives_way:
-        busy -= now.nice - before.nice
-    return min(max(busy / seconds, 0.0), float(now.cores))
+        return 0.0, 0.0
+    others = max(0.0, now.cores - (idle + now.own - before.own) / seconds)
+    return others, min(others, (now.nice - before.nice) / seconds)
 
 
 def fitting(most: int, cores: int, others: float) -> int:
@@ -77,7 +74,7 @@ def fitting(most: int, cores: int, others: float) -> int:
 class Threads:
     """Sets torch's number of threads for each forward; afterwards it is what the program had set.
 
-    `used`: how many forwards of resident layers ran on each number."""
+    `used`: how many forwards of resident layers ran on each number, as `decode_by_own_kernels` counts them."""
 
     def __init__(self, largest: int) -> None:
         """`largest`: weights of a layer's largest matrix."""
@@ -85,7 +82,7 @@ class Threads:
         self.used: Counter[int] = Counter()
         self._largest = largest
         self._before: int | None = None  # what the program had set, while it is not that
-        self._times, self._others = CoreTimes.now(), 0.0
+        self._times, self._others, self._trial = CoreTimes.now(), 0.0, 0.0
 
     def fit(self, rows: int) -> None:
         """Before work on that many tokens: as many threads as fit now, until `back`."""
@@ -105,17 +102,20 @@ class Threads:
 
     @contextmanager
     def fitted(self, rows: int) -> Iterator[None]:
-        """A forward of resident layers over that many tokens."""
+        """Work on that many tokens, with as many threads as fit."""
         self.fit(rows)
-        self.used[torch.get_num_threads()] += 1
         try:
             yield
         finally:
             self.back()
 
     def _look(self) -> float:
-        """How many cores others use."""
+        """How many cores others use. Those of low priority use what is free, and may or may not give it up: that shows
+        only while the threads are there."""
         if time.perf_counter() - self._times.moment >= WINDOW:
             before, self._times = self._times, CoreTimes.now()
-            self._others = taken(before, self._times)
+            self._others, low = taken(before, self._times)
+            if self._times.moment >= self._trial:
+                self._others -= low
+                self._trial = self._times.moment + TRIAL
         return self._others

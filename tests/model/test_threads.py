@@ -1,5 +1,6 @@
 """The number of threads follows the cores that are free, and is the program's own again afterwards."""
 
+import math
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 
+import griffin_offload.model.threads as threads_module
 from griffin_offload import Engine
 from griffin_offload.model.threads import LONG, CoreTimes, Threads, fitting, taken
 
@@ -27,20 +29,26 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class Others:
+    """Made-up times: those of other programs on four cores, at every look from now on."""
+
+    def __init__(self) -> None:
+        self.cores = self.low = 0.0  # that they use, and that those of low priority use among them
+        self._last = START
+
+    def now(self) -> CoreTimes:
+        last = self._last
+        idle, nice = last.idle + 4 - self.cores, last.nice + self.low
+        self._last = replace(last, moment=last.moment + 1, idle=idle, nice=nice)
+        return self._last
+
+
 @pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The cores that others use at every look from now on, of four; it may be changed."""
-    using, looks = [0.0], [START]
-
-    def now() -> CoreTimes:
-        last = looks[0]
-        looks[0] = replace(
-            last, moment=last.moment - 1e6, idle=last.idle + 1e6 * (using[0] - 4)
-        )  # long ago: look again
-        return looks[0]
-
-    monkeypatch.setattr(CoreTimes, "now", now)
-    return using
+def others(monkeypatch: pytest.MonkeyPatch) -> Others:
+    made_up = Others()
+    monkeypatch.setattr(CoreTimes, "now", made_up.now)
+    monkeypatch.setattr(threads_module, "WINDOW", -math.inf)  # look every time
+    return made_up
 
 
 @pytest.mark.parametrize(
@@ -55,36 +63,33 @@ def test_as_many_as_there_are_free_cores(most: int, cores: int, busy: float, thr
 
 
 def test_what_others_take_is_what_is_neither_idle_nor_ones_own() -> None:
-    def after(idle: float, own: float, nice: float = 0.0, gives_way: bool = False) -> float:
-        now = CoreTimes(START.moment + 2, 4, START.idle + idle, START.nice + nice, START.own + own, gives_way)
-        return taken(START, now)
+    def after(idle: float, own: float, nice: float = 0.0) -> tuple[float, float]:
+        return taken(START, CoreTimes(START.moment + 2, 4, START.idle + idle, START.nice + nice, START.own + own))
 
-    assert after(idle=8, own=0) == 0
-    assert after(idle=0, own=8) == 0  # all four cores are one's own
-    assert after(idle=2, own=2) == 2
-    assert after(idle=8.1, own=0.1) == 0  # the system's counts are coarse
-    assert after(idle=0, own=2, nice=6) == 0
-    assert after(idle=0, own=2, nice=8, gives_way=True) == 3  # then nobody gives way to this program
-    assert taken(replace(START, idle=0, nice=0), CoreTimes(START.moment + 2, 4, 0, 0, START.own)) == 0
-    assert taken(START, replace(START, moment=START.moment + 2, cores=3)) == 0
-    assert after(idle=0, own=0) == 4
+    assert after(idle=8, own=0) == (0, 0)
+    assert after(idle=0, own=8) == (0, 0)  # all four cores are one's own
+    assert after(idle=2, own=2) == (2, 0)
+    assert after(idle=8.1, own=0.1) == (0, 0)  # the system's counts are coarse
+    assert after(idle=0, own=2, nice=4) == (3, 2)
+    assert after(idle=0, own=6, nice=8) == (1, 1)  # this program's own priority is low
+    assert taken(replace(START, idle=0, nice=0), CoreTimes(START.moment + 2, 4, 0, 0, START.own)) == (0, 0)
+    assert taken(START, replace(START, moment=START.moment + 2, cores=3)) == (0, 0)
 
 
-def test_short_work_gives_cores_up_and_long_work_does_not(others: list[float]) -> None:
+def test_short_work_gives_cores_up_and_long_work_does_not(others: Others) -> None:
     threads = Threads(largest=1000)
     for busy, number in ((3.0, 1), (2.0, 2), (0.0, 4), (1.0, 3)):
-        others[0] = busy
+        others.cores = busy
         with threads.fitted(1):
             assert torch.get_num_threads() == number
         assert torch.get_num_threads() == 4
     with threads.fitted(LONG // 1000 + 1):
         assert torch.get_num_threads() == 4
-    assert threads.used == {1: 1, 2: 1, 3: 1, 4: 2}
     torch.set_num_threads(2)  # never more than the program has now
-    others[0] = 0.0
+    others.cores = 0.0
     with threads.fitted(1):
         assert torch.get_num_threads() == 2
-    others[0] = 3.0
+    others.cores = 3.0
     with pytest.raises(KeyError), threads.fitted(1):
         raise KeyError
     assert torch.get_num_threads() == 2
@@ -93,12 +98,25 @@ def test_short_work_gives_cores_up_and_long_work_does_not(others: list[float]) -
         assert torch.get_num_threads() == 2
 
 
-def test_layers_that_stream_and_tokens_run_on_what_fits(others: list[float], tmp_path: Path) -> None:
+def test_programs_of_low_priority_show_now_and_then_whether_they_give_way(others: Others) -> None:
+    threads = Threads(largest=1000)
+
+    def number() -> int:
+        with threads.fitted(1):
+            return torch.get_num_threads()
+
+    others.cores, others.low = 3.0, 2.0
+    assert [number() for _ in range(int(threads_module.TRIAL) + 2)].count(3) == 2  # at first, and once more
+    others.cores = others.low = 0.0  # they do
+    assert number() == 4
+
+
+def test_layers_that_stream_and_tokens_run_on_what_fits(others: Others, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16)
     engine = Engine(folder)
     seen: list[int] = []
     handle = engine.skeleton.modules[-1].register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
-    others[0] = 2.0
+    others.cores = 2.0
     free = engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3, greedy=True)
     assert (seen, torch.get_num_threads(), free.report.threads) == ([2, 2, 2], 4, 2)
     assert ("threads: 2") in dict(free.report.rows())["decoding"]
@@ -109,11 +127,9 @@ def test_layers_that_stream_and_tokens_run_on_what_fits(others: list[float], tmp
     assert answer.token_ids == free.token_ids
 
 
-def test_several_answers_with_neurons_of_their_own_leave_the_number_as_it_was(
-    others: list[float], tmp_path: Path
-) -> None:
+def test_several_answers_with_neurons_of_their_own_leave_the_number_as_it_was(others: Others, tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
-    others[0] = 3.0
+    others.cores = 3.0
     engine.generate_batch([PROMPT, PROMPT[:3]], per_prompt=True, sparsity=0.5, max_new_tokens=3)
     assert torch.get_num_threads() == 4
 
@@ -161,7 +177,7 @@ def test_busy_programs_do_not_stop_the_answer(large: Engine) -> None:
 def test_free_cores_are_used(large: Engine) -> None:
     before = CoreTimes.now()
     time.sleep(1)
-    if taken(before, CoreTimes.now()) > 0.1:
+    if taken(before, CoreTimes.now())[0] > 0.1:
         pytest.skip("other programs use the cores")
     speed(large, True, 8)
     assert ratio(large, 40, 40, enough=0.95) > 0.9
