@@ -111,7 +111,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        with planned(opened.device, run.plan.peak, resident.unload):
+        with opened.skeleton.threads.kept(), planned(opened.device, run.plan.peak, resident.unload):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
                 answer_each(opened, resident, run, measured)
             else:

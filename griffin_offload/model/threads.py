@@ -82,6 +82,7 @@ class Threads:
         self.used: Counter[int] = Counter()
         self._largest = largest
         self._before: int | None = None  # what the program had set, while it is not that
+        self._kept = 0
         self._times, self._others, self._trial = CoreTimes.now(), 0.0, 0.0
 
     def fit(self, rows: int) -> None:
@@ -95,10 +96,20 @@ class Threads:
             torch.set_num_threads(number)
 
     def back(self) -> None:
-        """As many threads as before."""
-        if self._before is not None:
+        """As many threads as before, unless they are `kept`."""
+        if self._before is not None and not self._kept:
             torch.set_num_threads(self._before)
             self._before = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While an answer is made: the last number that fitted is kept for what runs between forwards, as sampling."""
+        self._kept += 1
+        try:
+            yield
+        finally:
+            self._kept -= 1
+            self.back()
 
     @contextmanager
     def fitted(self, rows: int) -> Iterator[None]:

@@ -117,12 +117,15 @@ def test_layers_that_stream_and_tokens_run_on_what_fits(others: Others, tmp_path
     seen: list[int] = []
     handle = engine.skeleton.modules[-1].register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     others.cores = 2.0
-    free = engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3, greedy=True)
+    between: list[int] = []
+    options = {"sparsity": 0.5, "max_new_tokens": 3, "greedy": True}
+    free = engine.generate(PROMPT, on_text=lambda _: between.append(torch.get_num_threads()), **options)
+    assert set(between) == {2}  # sampling would wait for a core otherwise
     assert (seen, torch.get_num_threads(), free.report.threads) == ([2, 2, 2], 4, 2)
     assert ("threads: 2") in dict(free.report.rows())["decoding"]
     handle.remove()
     fixed = Engine(folder, threads=3)
-    answer = fixed.generate(PROMPT, sparsity=0.5, max_new_tokens=3, greedy=True)
+    answer = fixed.generate(PROMPT, **options)
     assert (torch.get_num_threads(), answer.report.to_json()["timings"]["threads"]) == (3, 3)
     assert answer.token_ids == free.token_ids
 
