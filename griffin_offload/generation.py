@@ -109,12 +109,13 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
     run = prepare(opened, asked)
+    opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        with planned(opened.device, run.plan.peak, resident.unload):
+        with opened.skeleton.threads.kept(), planned(opened.device, run.plan.peak, resident.unload):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
                 answer_each(opened, resident, run, measured)
             else:
@@ -268,6 +269,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         prior=run.selection.prior_facts,
         skipped=skipped,
         steps=measured.steps,
+        threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     return [
         Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)

@@ -238,6 +238,9 @@ def open_model(
     checkpoint = open_checkpoint(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
+    if placement.threads:
+        torch.set_num_threads(placement.threads)
+        skeleton.threads.adapts = False
     with planned(device):  # a GPU may be too full for as much as its context
         skeleton.to_device(device)
     skeleton.model.generation_config = load_generation_config(path, config)

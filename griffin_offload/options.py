@@ -157,6 +157,13 @@ class Placement(_Checked):
         metavar="SIZE",
         default="on a GPU what is free, less a margin; on the CPU none",
     )
+    threads: int | None = whole(
+        None,
+        "Threads of the processor, however busy it is.",
+        low=1,
+        allowed="1 or more",
+        default="torch's; while other programs use cores, as many fewer",
+    )
 
 
 @dataclass(frozen=True)

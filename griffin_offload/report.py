@@ -22,7 +22,7 @@ class Report:
     layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own.
     `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
-    static steps; None: not by any."""
+    static steps; None: not by any. `threads`: on how many most of them were decoded, on a CPU."""
 
     model: str
     model_path: Path
@@ -44,6 +44,7 @@ class Report:
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
     steps: Steps | None = None
+    threads: int | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -97,6 +98,7 @@ class Report:
                 "decode_tokens_per_s": self.decode_tokens_per_s,
                 "limit_tokens_per_s": self.limit_tokens_per_s,
                 "expected_tokens_per_s": self.plan.tokens_per_s,
+                "threads": self.threads,
             },
             "memory": {
                 "full_bytes": self.plan.full_bytes,
@@ -156,7 +158,7 @@ class Report:
             if self.memory_bandwidth:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
-            rows.append(("decoding", pace))
+            rows.append(("decoding", pace + (f", threads: {self.threads}" if self.threads else "")))
             if self.steps and (self.steps.tokens or self.steps.why_dynamic):
                 rows.append(("steps", str(self.steps)))
         if self.skipped:

@@ -48,6 +48,8 @@ ALONE = (
     "test_folders.py::test_help_is_quick_and_imports_nothing_heavy",
     "evaluation/bench/",
     "export/test_to_safetensors.py::test_the_pruned_model_is_never_held",
+    "model/test_threads.py::test_busy_programs_do_not_stop_the_answer",
+    "model/test_threads.py::test_free_cores_are_used",
     "offload/test_neuron_scores.py::test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk",
     "planning/",
 )

@@ -1,4 +1,4 @@
-"""Turns oneDNN off while one token is decoded on a CPU.
+"""Turns oneDNN off while one token is decoded on a CPU, and gives each forward the threads that fit.
 
 torch gives half-precision products to oneDNN, which is made for many rows: for one, torch's own kernel reads a matrix
 1.5 times as fast or more (docs/benchmarks.md). The switch is for the whole process.
@@ -6,11 +6,14 @@ torch gives half-precision products to oneDNN, which is made for many rows: for 
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
+import torch
 from torch.backends import mkldnn
+
+from .threads import Threads
 
 
 class _Switch:
@@ -48,8 +51,9 @@ def own_kernels() -> Iterator[None]:
         _switch.back(user)
 
 
-def decode_by_own_kernels(model: Any, layer: Any) -> None:
-    """Makes the model's forwards of one token after others, as in decoding, run with `own_kernels`.
+def decode_by_own_kernels(model: Any, layer: Any, threads: Threads) -> None:
+    """Makes the model's forwards on a CPU run on as many `threads` as fit, and those of one token after others, as in
+    decoding, with `own_kernels`.
 
     But not while `layer` is streamed: forwards of many tokens may then run in between."""
     forward = model.forward
@@ -58,10 +62,11 @@ def decode_by_own_kernels(model: Any, layer: Any) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")
-        one = states is not None and states.numel() == 1 and states.device.type == "cpu"
-        if not one or hasattr(layer, "_hf_hook") or not cache or not cache.get_seq_length():
+        if states is None or states.device.type != "cpu" or hasattr(layer, "_hf_hook"):
             return forward(*args, **kwargs)
-        with own_kernels():
+        one = states.numel() == 1 and cache and cache.get_seq_length()
+        with threads.fitted(states.numel()), own_kernels() if one else nullcontext():
+            threads.used[torch.get_num_threads()] += 1
             return forward(*args, **kwargs)
 
     model.forward = run

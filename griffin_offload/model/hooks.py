@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..pruning.statistic import neuron_statistic
 from .modules import PIECE, Pieces, RoutedExperts, Watch
+from .threads import Threads
 
 Measure = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -133,13 +134,16 @@ class LayerDriver(Protocol):
 
 
 class StreamLayer(ModelHook):  # type: ignore[misc]
-    """accelerate's hook on decoder layer `index`: tells the driver of every forward."""
+    """accelerate's hook on decoder layer `index`: tells the driver of every forward, which gets fitting threads."""
 
-    def __init__(self, driver: LayerDriver, index: int) -> None:
-        self._driver, self._index = driver, index
+    def __init__(self, driver: LayerDriver, index: int, threads: Threads) -> None:
+        self._driver, self._index, self._threads = driver, index, threads
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._driver.enter(self._index, args[0] if args else kwargs.get("hidden_states"))
+        states = args[0] if args else kwargs.get("hidden_states")
+        self._driver.enter(self._index, states)
+        if states is not None and states.device.type == "cpu":
+            self._threads.fit(states.shape[:-1].numel())
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:

@@ -25,12 +25,13 @@ from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts
+from .threads import Threads
 from .weight_slots import WeightSlots
 
 
 class Skeleton:
-    """A model without weights: `model` (transformers'), `modules` (its decoder layers), `layout` (the same as data) and
-    `slots` (which put weights into the modules)."""
+    """A model without weights: `model` (transformers'), `modules` (its decoder layers), `layout` (the same as data),
+    `slots` (which put weights into the modules) and `threads` (which a forward on the CPU gets)."""
 
     def __init__(self, config: Any, dtype: torch.dtype, entry: Architecture | None = None) -> None:
         """`entry`: default the model type's, or what its structure says; then it wants a probe.
@@ -46,7 +47,8 @@ class Skeleton:
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
         self.modules: Sequence[nn.Module] = list(self.model.get_submodule(self.entry.layers))
         layers = tuple(_layer(self.entry, index, module) for index, module in enumerate(self.modules))
-        decode_by_own_kernels(self.model, self.modules[0])
+        self.threads = Threads(max(weights.shape[-2:].numel() for weights in self.modules[0].parameters()))
+        decode_by_own_kernels(self.model, self.modules[0], self.threads)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
         buffers = {name: b for name, b in self.model.state_dict().items() if name not in shapes}
         self.layout = ModelLayout(

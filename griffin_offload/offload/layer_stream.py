@@ -65,7 +65,7 @@ class LayerStream:
             self._clock.start(self._threads)
             self._prefetch.__enter__()
             for index, module in enumerate(self._skeleton.modules):
-                add_hook_to_module(module, StreamLayer(driver, index))
+                add_hook_to_module(module, StreamLayer(driver, index, self._skeleton.threads))
             self._tell(0)
         except BaseException:  # Ctrl-C: nobody closes what was not opened
             self.close()
@@ -81,6 +81,7 @@ class LayerStream:
     def _free(self) -> None:
         self._prefetch.close()
         self._clock.stop()
+        self._skeleton.threads.back()
         if self._staging:
             self._staging.close()
         self._staging = None

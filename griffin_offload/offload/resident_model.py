@@ -125,7 +125,8 @@ class ResidentModel:
         if self._bandwidth is None:
             try:
                 weights = read_by_a_token(self._skeleton.model) + self._skeleton.slots.quantized_tensors()
-                self._bandwidth = memory_bandwidth(weights)
+                with self._skeleton.threads.fitted(1):
+                    self._bandwidth = memory_bandwidth(weights)
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth

@@ -77,7 +77,7 @@ def griffin(job: Job) -> dict[str, Any]:
     from ...planning.ladder import describe
 
     _import_modules(job)
-    placed: dict[str, Any] = {} if job.ram is None else {"host_memory": job.ram}
+    placed: dict[str, Any] = {"threads": job.threads} | ({} if job.ram is None else {"host_memory": job.ram})
     usage = Usage(job.device)
     engine = Engine(job.model, device=job.device, device_memory=job.budget, dtype=job.dtype, **placed)
     begin = time.perf_counter()

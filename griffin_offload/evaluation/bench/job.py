@@ -18,7 +18,8 @@ class Job:
     for weights that accelerate writes; `pruning`: of Griffin's methods.
 
     `ram`: bytes of RAM for weights, None: what is free; `capped`: the device's allocator is held to the budget;
-    `gpu_layers`: layers that llama.cpp puts on the GPU, -1: all; `compiles`: Griffin compiles its layers."""
+    `gpu_layers`: layers that llama.cpp puts on the GPU, -1: all; `compiles`: Griffin compiles its layers;
+    `threads`: Griffin's, None: as many as fit the moment."""
 
     method: str
     model: str
@@ -37,6 +38,7 @@ class Job:
     capped: bool = False
     gpu_layers: int = 0
     compiles: bool = False
+    threads: int | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -180,6 +180,7 @@ class Runner:
             capped=not self.conditions.no_cap,
             gpu_layers=gpu_layers(gguf.stat().st_size, resident, self.model.layers) if gguf else 0,
             compiles=compiles,
+            threads=asked.threads,
         )
 
 
