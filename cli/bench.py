@@ -109,7 +109,8 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
 
     x floor: time of the prompt pass, divided by the time to read the checkpoint once (for a GPU: or to copy it there)
     or to compute the prompt, whichever is longer. Below 1 for methods that load the model beforehand. of limit:
-    tokens/s, divided by the tokens/s at which memory bandwidth could read the weights of a token. total: loading and
+    tokens/s, divided by the tokens/s at which memory bandwidth could read the weights of a token; `disturbed` where a
+    run was faster than that limit. total: loading and
     answering. again: the prompt pass of the same prompt in the same process, once weights are in RAM; tokens/s are
     then griffin's second answer's.
 
@@ -212,6 +213,8 @@ def facts(done: "Bench") -> list[tuple[str, str]]:
         lines.append(("new memory", f"{format_rate(new)}: {size} take {done.new_memory['bytes'] / new:.2f} s, once"))
     runs = done.asked.repeats
     lines.append(("runs", f"{f'median of {runs}' if runs > 1 else 'one run'} per row, each in its own process"))
+    if "products" in (found := next(iter(done.arithmetic.values()))):
+        lines += [("instructions", found["instructions"]), ("products", f"of many tokens: {found['products']}")]
     if any(row.extrapolated for row in done.rows):
         lines.append(("~", f"stopped {done.asked.max_seconds:g} s after the first token; the total is extrapolated"))
     if any(row.median("prompt_again_s") for row in done.rows):
@@ -254,7 +257,7 @@ def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
         f"{row['ttft_s']:.2f}",
         f"{row['tokens_per_s']:.3g}" if row["tokens_per_s"] else "-",
         spread,
-        f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
+        "disturbed" if row["limit_disturbed"] else f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
         format_bytes(row["bytes_per_token"]) if row["bytes_per_token"] else "-",
         f"{'~' if row['extrapolated'] else ''}{row['total_s']:.1f}",
         format_bytes(row["peak_bytes"] or 0),

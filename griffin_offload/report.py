@@ -155,7 +155,9 @@ class Report:
         if self.tokens > 1:
             pace = f"{self.decode_tokens_per_s:.1f} tokens/s"
             pace += f" ({plan.tokens_per_s:.1f} expected)" if plan.tokens_per_s else ""
-            if self.memory_bandwidth:
+            if self.fraction_of_limit > 1:
+                pace += "; the measurement of the memory bandwidth was disturbed"
+            elif self.memory_bandwidth:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
             rows.append(("decoding", pace + (f", threads: {self.threads}" if self.threads else "")))

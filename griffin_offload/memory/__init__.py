@@ -9,6 +9,7 @@ stage_clock.py how long each stage of a prompt pass works
 spill.py       hidden states that wait in RAM or in a file
 cuda.py        what a CUDA device has left, and the context of this process on it
 measure.py     peak memory, bytes read, speed of the disk
+measured.py    speeds of this machine, kept in the cache folder
 machine.py     devices, free memory, budgets
 out_of_memory.py  the error where there is no room
 """

@@ -2,7 +2,6 @@
 
 A speed is in bytes of the format itself a second, so that a token takes the sum of (bytes in a format / its speed)."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,15 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_text
 from ..memory.arena import Arena
-from ..memory.measure import processor_name
+from ..memory.measured import DAY, add_entry, machine_key, read_entry
 from ..paths import cache_folder
 from ..quant.formats import FORMATS, allocate_weight
 from ..quant.weight import Stored
 from ..units import MIB
-from ..version import __version__
 from .bandwidth import wait_for
 from .decode_kernels import own_kernels
 
-DAY = 24 * 3600  # seconds that a measurement counts before another one joins it
 SECONDS, MOST = 0.15, 0.6  # for each format; on a machine so busy that the best time is not seen three times
 FILLING = 0x3C  # any byte will do: as a number of every dtype it is finite, and not so small that products are slow
 
@@ -56,7 +52,7 @@ def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
     """The speeds on this device, measured if the cache has none of today; the best that was seen counts.
 
     Takes half a second, on a busy machine up to two, and 128 MiB of RAM (on a GPU 768 MiB of its memory)."""
-    path, key = _path(), _key(device, dtype)
+    path, key = _path(), machine_key(device, dtype)
     age, known = _load(path, key)
     if known and 0 <= age < DAY:
         return known
@@ -67,7 +63,7 @@ def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
 
 def known_speeds(device: str, dtype: torch.dtype) -> Speeds | None:
     """The speeds on this device as they were measured last, or None. Measures nothing."""
-    return _load(_path(), _key(device, dtype))[1]
+    return _load(_path(), machine_key(device, dtype))[1]
 
 
 def measure_speeds(device: str, dtype: torch.dtype, size: int | None = None) -> Speeds:
@@ -134,30 +130,15 @@ def _path() -> Path:
     return cache_folder() / "speeds.json"
 
 
-def _key(device: str, dtype: torch.dtype) -> str:
-    """What speeds depend on. A new version may bring new kernels."""
-    name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
-    threads = f"{torch.get_num_threads()} threads" if device == "cpu" else device
-    number = str(dtype).removeprefix("torch.")
-    return f"{name}, {threads}, {number}, torch {torch.__version__}, griffin {__version__}"
-
-
 def _load(path: Path, key: str) -> tuple[float, Speeds | None]:
     """Age in seconds, and speeds; None where the file has none, or none that can be true."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        entry = json.loads(path.read_text("utf-8"))[key]
+    age, entry = read_entry(path, key)
+    with suppress(ValueError, TypeError, KeyError):
         speeds = Speeds(tuple((format, float(entry["bytes_per_s"][format])) for format in FORMATS))
         if all(math.isfinite(speed) and speed > 0 for _, speed in speeds.by_format):
-            return time.time() - float(entry["time"]), speeds
+            return age, speeds
     return 0.0, None
 
 
 def _save(path: Path, key: str, speeds: Speeds) -> None:
-    """Adds an entry to the file, or begins a new one where it is broken. What cannot be written is not kept."""
-    entries: object = None
-    with suppress(OSError, ValueError):
-        entries = json.loads(path.read_text("utf-8"))
-    entry = {"time": time.time(), "bytes_per_s": dict(speeds.by_format)}
-    entries = {**entries, key: entry} if isinstance(entries, dict) else {key: entry}
-    with suppress(OSError):
-        write_text(path, json.dumps(entries, indent=1))
+    add_entry(path, key, bytes_per_s=dict(speeds.by_format))

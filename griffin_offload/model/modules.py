@@ -5,13 +5,15 @@ T tokens, D hidden, F neurons, E routed experts; N rows of tokens, whatever thei
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
-from ..quant.weight import Weight
+from ..quant.products import dense_linear
+from ..quant.weight import Weight, dense_matrix
 
 PIECE = 1024  # tokens of a long prompt that are computed at a time: enough for the products' full speed
 Watch = Callable[[Tensor, Tensor | None, int | None], Tensor | None]
@@ -50,7 +52,22 @@ class RoutedExperts:
             out = self.quantized[name][expert].linear(states)
             return out if bias is None else out + bias
         weight = getattr(self._module, name)[expert]
-        return linear(states, weight.T if self._module.is_transposed else weight, bias)
+        return dense_linear(states, weight.T if self._module.is_transposed else weight, bias)
+
+
+def multiply(module: Any, states: Tensor) -> Tensor:
+    """The forward of a linear module, torch's Linear or GPT-2's Conv1D, by the quicker way (quant/products.py), for any
+    number of outputs: Conv1D's own shapes them by a number that it keeps."""
+    return dense_linear(states, dense_matrix(module, module.weight), module.bias)
+
+
+def multiply_by_the_quicker_way(model: nn.Module) -> None:
+    """Gives a model's linear modules, and its routed experts, forwards that multiply so."""
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D):
+            module.forward = partial(multiply, module)
+        elif hasattr(module, "is_concatenated") and not isinstance(module.forward, RoutedExperts):
+            module.forward = RoutedExperts(module)
 
 
 class Projection:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -24,7 +23,7 @@ from .compiled import CompiledLayers
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
-from .modules import Pieces, RoutedExperts
+from .modules import Pieces, RoutedExperts, multiply
 from .threads import Threads
 from .weight_slots import WeightSlots
 
@@ -160,7 +159,7 @@ def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
     neurons = int(down.weight.shape[0 if flipped else 1])
     if flipped:
         for module in (down, *ups.values()):
-            module.forward = partial(_convolve, module)
+            module.forward = partial(multiply, module)
     rows = {}
     for path, module in ups.items():
         for name, parameter in module.named_parameters():
@@ -169,11 +168,6 @@ def _find_block(layer: nn.Module, block: FeedForward | Experts) -> Block | None:
     name = f"{block.down}.weight"
     rows[name] = NeuronRows(0 if flipped else 1, neurons)
     return Block(block.down, neurons, 0, rows, name)
-
-
-def _convolve(module: Conv1D, states: Tensor) -> Tensor:
-    """Conv1D's product for any number of neurons; its own forward shapes the output by a number that it keeps."""
-    return linear(states, module.weight.T, module.bias)
 
 
 def _routed(module: Any, path: str) -> Block:

@@ -127,7 +127,9 @@ def _largest_layer(sizes: ModelSizes) -> int:
 
 
 def _largest_matrix(sizes: ModelSizes) -> int:
-    """A product may copy its matrix."""
+    """A product may copy its matrix. One by float32 blocks (quant/products.py) takes less: a block, 4 MiB, and its
+    sums, at most 8 MiB. The tokens in float32 are within `activations`, which
+    counts more than them at other moments of the layer."""
     blocks = (block for layer in sizes.layers for block in layer.blocks)
     return max((block.per_neuron * block.neurons for block in blocks), default=0)
 

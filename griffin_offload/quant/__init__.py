@@ -1,6 +1,7 @@
 """Weights in fewer bits, and their products.
 
 weight.py     the protocol of a stored matrix, its scratch memory, and the dense one
+products.py    products of many tokens: torch's own, or float32 blocks
 int8.py       8 bits, one scale a row
 int4.py       4 bits in groups of 32
 onednn.py     oneDNN's memory layout for int8

@@ -5,12 +5,14 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from ..memory.arena import Arena, padded
 from .kernels import DENSE, TORCH, TRITON, triton_on
-from .weight import CHUNK, GROUP, RowsOf, Scratch, chunks, groups
+from .products import is_chosen, multiply_made
+from .weight import GROUP, RowsOf, Scratch, chunks, groups
 
+MANY = 128  # tokens from which dense rows are faster than torch's kernel (measured with AVX2, AVX512 and AMX)
 BLOCK = 16  # torch's kernel needs a multiple of so many rows
 _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
@@ -69,23 +71,31 @@ class Int4:
             return out.view(*x.shape[:-1], -1)
         if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
             flat = pad(flat, (0, missing))
-        if self.kernel == TORCH:
+        if self.kernel == TORCH and not (len(flat) >= MANY and is_chosen(flat) and self._can_be_dense):
             out = _int4(flat.contiguous(), self._codes, GROUP, self._scales)
         else:
-            out = flat.new_empty(len(flat), len(self._codes))
-            for begin, end in chunks(len(self._codes), 4 * CHUNK):
-                out[:, begin:end] = linear(flat, self._dense(begin, end))
+            out = multiply_made(flat, len(self._codes), self._dense)
         return out[:, : self._rows].view(*x.shape[:-1], -1)
 
-    def _dense(self, begin: int, end: int) -> Tensor:
-        codes = self._codes[begin:end]
+    def _dense(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """These rows in `dtype`, (n, K)."""
+        codes = self._codes[rows]
+        low, high = codes & 15, codes >> 4
         if self._triton:
-            both = torch.stack([codes & 15, codes >> 4], 1).view(end - begin, 2, -1, 4, 4).permute(0, 2, 4, 1, 3)
-            values = both.to(self._scales.dtype, memory_format=torch.contiguous_format).sub_(8)
+            both = torch.stack([low, high], 1).view(len(codes), 2, -1, 4, 4).permute(0, 2, 4, 1, 3)
+        elif self.kernel == TORCH:
+            half = _kernel_block() // 2
+            both = torch.stack([part.view(-1, 2 * codes.shape[1], half).transpose(1, 2) for part in (low, high)], 1)
         else:
-            values = torch.cat([codes & 15, codes >> 4], 1).to(self._scales.dtype).sub_(8)
-        scales, zeros = self._scales[:, begin:end].permute(2, 1, 0)[..., None]
-        return values.view(end - begin, -1, GROUP).mul_(scales).add_(zeros).view(end - begin, -1)
+            both = torch.cat([low, high], 1)
+        values = both.to(dtype, memory_format=torch.contiguous_format).sub_(8)
+        scales, zeros = self._scales[:, rows].permute(2, 1, 0)[..., None]
+        return values.view(len(codes), -1, GROUP).mul_(scales).add_(zeros).view(len(codes), -1)
+
+    @property
+    def _can_be_dense(self) -> bool:
+        """Whether codes in the layout of torch's kernel can be read."""
+        return _kernel_block() > 0 and len(self._codes) % _kernel_block() == 0
 
     @property
     def tensors(self) -> Sequence[Tensor]:

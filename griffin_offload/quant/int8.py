@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ..memory.arena import Arena, padded
 from . import onednn
 from .kernels import DENSE, ONEDNN, TORCH, TRITON, triton_on
+from .products import multiply_made
 from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
 FEW = 8  # tokens up to which torch's kernel is faster than dense rows (measured; 12 is even)
@@ -50,12 +50,9 @@ class Int8:
                 flat = flat.clone(memory_format=torch.contiguous_format)
             out = _int8(flat, self._codes, self._scales)
         else:
-            out = flat.new_empty(len(flat), len(self._codes))
-            for begin, end in chunks(len(self._codes), 4 * CHUNK):
-                # Scaled before the product, which would overflow float16 otherwise.
-                rows = self._codes[begin:end].to(x.dtype).mul_(self._scales[begin:end, None])
-                out[:, begin:end] = linear(flat, rows)
-                del rows  # before the next ones
+            # Scaled before the product, which would overflow float16 otherwise.
+            codes, scales = self._codes, self._scales[:, None]
+            out = multiply_made(flat, len(codes), lambda rows, dtype: codes[rows].to(dtype).mul_(scales[rows]))
         return out.view(*x.shape[:-1], -1)
 
     @property

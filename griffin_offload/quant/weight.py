@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ..memory.arena import Arena, padded
 from .kernels import TORCH
+from .products import dense_linear
 
 GROUP = 32
 LEAST = 16  # fewer rows or columns are not worth quantizing
@@ -94,7 +94,7 @@ class Dense:
             weight[begin:end] = rows(begin, end, scratch)
 
     def linear(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        return dense_linear(x, self.weight)
 
     @property
     def tensors(self) -> Sequence[Tensor]:

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cases import Case
 from tiny import tiny_prompt
 
 from griffin_offload import Engine, open_model
+from griffin_offload.memory.measured import machine_key
 from griffin_offload.model import format_speeds
 from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds
 from griffin_offload.quant.formats import FORMATS
@@ -32,7 +34,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def write(file: Path, speeds: object, age: float = 0.0) -> None:
-    key = format_speeds._key("cpu", torch.bfloat16)
+    key = machine_key("cpu", torch.bfloat16)
     file.write_text(json.dumps({key: {"time": time.time() - age, "bytes_per_s": speeds}, "other": 1}))
 
 
@@ -126,9 +128,18 @@ def test_a_small_model_is_not_worth_one(case: Callable[[str], Case], file: Path)
 
 
 def test_the_report_has_what_was_expected_beside_what_was_measured(engine: Engine, file: Path) -> None:
-    key = format_speeds._key("cpu", torch.float32)
+    key = machine_key("cpu", torch.float32)
     file.write_text(json.dumps({key: {"time": time.time(), "bytes_per_s": MADE_UP}}))
     report = engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4).report
     expected = MADE_UP[""] / report.plan.bytes_per_token
     assert report.to_json()["timings"]["expected_tokens_per_s"] == pytest.approx(expected)
     assert f"tokens/s ({expected:.1f} expected)" in dict(report.rows())["decoding"]
+
+
+def test_a_limit_that_was_exceeded_is_not_told(engine: Engine) -> None:
+    report = engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4).report
+    limit = report.decode_tokens_per_s * report.bytes_per_token
+    for bandwidth, told in ((2 * limit, "50% of the"), (limit / 2, "bandwidth was disturbed")):
+        pace = dict(replace(report, memory_bandwidth=bandwidth).rows())["decoding"]
+        assert told in pace
+        assert ("%" in pace) == (bandwidth > limit)

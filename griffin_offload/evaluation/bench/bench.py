@@ -54,9 +54,9 @@ class Bench:
         return (reading, "bandwidth"), (self.device, "bus_bandwidth")
 
     def limit(self, row: BenchRow) -> float | None:
-        """Tokens/s at which the memory can deliver the bytes that one token reads. The memory's bandwidth is the row's
-        own measurement, or else the best of any row; on a GPU the best that was measured at all."""
-        own = None if self.asked.on_gpu else row.median("memory_bandwidth")
+        """Tokens/s at which the memory can deliver the bytes that one token reads. The memory's bandwidth is the
+        best that was measured in the row, or else in any row; on a GPU the best that was measured at all."""
+        own = None if self.asked.on_gpu else max(row.values("memory_bandwidth"), default=None)
         found = [best for other in self.rows for best in other.values("memory_bandwidth")]
         found += [float(self.device["memory_bandwidth"])] if "memory_bandwidth" in self.device else []
         speed = own or max(found, default=None)
@@ -77,7 +77,8 @@ class Bench:
             "tokens_per_s": speed,
             "tokens_per_s_min": min(speeds, default=None),
             "tokens_per_s_max": max(speeds, default=None),
-            "of_limit": speed / limit if speed and limit else None,
+            "of_limit": speed / limit if speed and limit and speed <= limit else None,
+            "limit_disturbed": bool(speed and limit and speed > limit),
             **{name: row.median(name) for name in MEDIANS},
             "extrapolated": row.extrapolated,
             "runs": len(row.good),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...memory.measure import disk_bandwidth
+from ...memory.measured import instructions
 from ...model.bandwidth import memory_bandwidth_here
 from ...sources.resolve import weight_files
 from ...units import GIB, MIB
@@ -67,12 +68,15 @@ def _read(path: Path, flags: int, readers: int = 1) -> float:
 
 
 def arithmetic(job: Job) -> dict[str, Any]:
-    """Seconds of a prompt's products: the best of three passes over a few random layers, scaled to all layers."""
+    """Seconds of a prompt's products: the best of three passes over a few random layers, scaled to all layers. On a
+    CPU by the products that Griffin chooses, those that were measured to be the quickest here."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ...model.modules import multiply_by_the_quicker_way
     from ...model.pretrained import load_config, open_checkpoint
     from ...model.skeleton import compute_dtype
+    from ...quant.products import choose, chosen
 
     config, path = load_config(Path(job.model)), Path(job.model)
     layers = config.num_hidden_layers
@@ -85,6 +89,11 @@ def arithmetic(job: Job) -> dict[str, Any]:
     dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(open_checkpoint(path))
     with torch.device(job.device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    facts = {}
+    if job.device == "cpu":
+        if choose(dtype, open_checkpoint(path).bytes):
+            multiply_by_the_quicker_way(model)
+        facts = {"instructions": processor_instructions(), "products": chosen(dtype)}
     ids = torch.tensor([[token % config.vocab_size for token in job.prompt()]], device=job.device)
     best = float("inf")
     for _ in range(3):
@@ -93,7 +102,16 @@ def arithmetic(job: Job) -> dict[str, Any]:
             model.base_model(ids)
         wait(job.device)
         best = min(best, time.perf_counter() - start)
-    return {"seconds": best * layers / few, "threads": torch.get_num_threads()}
+    return {"seconds": best * layers / few, "threads": torch.get_num_threads(), **facts}
+
+
+def processor_instructions() -> str:
+    """What torch and oneDNN use of this processor, and what else it has for products in half precision."""
+    import torch
+
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    others = [name for name in ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16") if has.get(name)]
+    return f"{instructions()}; the processor has {', '.join(others) or 'none for half precision'}"
 
 
 def device(job: Job) -> dict[str, Any]:

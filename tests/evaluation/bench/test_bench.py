@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from griffin_offload.cli.bench import short, show
+from griffin_offload.cli.bench import cells, short, show
 from griffin_offload.cli.main import griffin
 from tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -216,6 +216,8 @@ def test_json_has_the_machine_then_runs_then_rows(whole: tuple[list[dict[str, An
     assert machine["conditions"] == "memory not capped (as asked), caches warm (as asked)"
     assert machine["reading"]["bandwidth"] > 0
     assert machine["arithmetic"]["8"]["seconds"] > 0
+    assert torch.backends.cpu.get_cpu_capability() in machine["arithmetic"]["8"]["instructions"]
+    assert machine["arithmetic"]["8"]["products"] == "torch's own products", "the model is too small for a choice"
     assert memory["kind"] == "memory"
     assert memory["bandwidth"] > 0
     assert "griffin 50%, 8+4 tokens, run 1 of 1: prompt" in whole[1]
@@ -263,6 +265,11 @@ def test_the_limits_of_a_gpu_are_its_bus_and_the_best_that_its_memory_gave(
     assert done.floor(512, again=True) == 0.5
     first = done.summary(rows[0])
     assert (first["x_floor"], first["x_floor_again"], first["of_limit"]) == (2.0, 2.0, 0.5)
+    assert not first["limit_disturbed"]
+    fast = done.summary(replace(rows[0], runs=[run | {"tokens_per_s": 201.0}]))
+    assert fast["of_limit"] is None, "never above 100 %"
+    assert fast["limit_disturbed"]
+    assert "disturbed" in cells(fast, "512+4", "griffin")
     assert done.machine()["device_facts"] == card
     slow = replace(done, arithmetic={512: {"seconds": 3.0}}, device={"error": "no bus"})
     assert (slow.floor(512), slow.floor(512, again=True)) == (3.0, 3.0)
