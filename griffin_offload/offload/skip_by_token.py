@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptionError
 from ..model.hooks import Residual
 from ..model.layout import Block
 from ..model.skeleton import Skeleton
@@ -107,8 +106,6 @@ class TokenSkipper:
             answer.in_window += 1
             answer.pending -= 1
         elif block in self._residuals and answer.tokens >= self._skip.warmup:
-            if leaving.shape[:-1].numel() > 1:
-                raise OptionError("ffn-skip by token answers a token at a time: leave out speculative decoding")
             similarity = self._residuals[block].similarity_of_token(leaving)
             answer.pending = self._skip.length(len(self._layers)) if similarity >= answer.threshold else 0
         if answer.pending and block + 1 in self._skippable:

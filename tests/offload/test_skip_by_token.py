@@ -122,11 +122,6 @@ def test_several_prompts_are_refused(llama: Path) -> None:
         Engine(llama).generate_batch([tiny_prompt(), tiny_prompt()], skip=FfnSkip(0.25))
 
 
-def test_speculative_decoding_is_refused(llama: Path) -> None:
-    with pytest.raises(OptionError, match="a token at a time"):
-        greedy(Engine(llama), tiny_prompt(), FfnSkip(0.5, warmup=0), prompt_lookup_num_tokens=3)
-
-
 def test_an_interrupt_leaves_nothing_behind(llama: Path) -> None:
     engine = Engine(llama)
     full = greedy(engine, tiny_prompt(), None)
