@@ -3,7 +3,6 @@
 # SYSTEM_SITE=1: use the packages of PYTHON where they are new enough, so that its CUDA build of torch is not fetched twice.
 PYTHON ?= python3
 SYSTEM_SITE ?=
-COMMA := ,
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -16,6 +15,7 @@ demo: setup
 	$(BIN)/griffin mem-report --last
 
 test: setup
+	$(if $(SYSTEM_SITE),,$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[interpreter]')
 	$(BIN)/griffin pull smollm2-135m
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	grep $(if $(SYSTEM_SITE),-v '^torch==','') constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[$(if $(SYSTEM_SITE),dev,dev$(COMMA)interpreter)]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
