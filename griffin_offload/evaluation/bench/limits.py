@@ -11,7 +11,7 @@ from typing import Any
 
 from ...memory.measure import disk_bandwidth
 from ...memory.measured import instructions
-from ...model.bandwidth import memory_bandwidth_here
+from ...model.bandwidth import memory_bandwidth_here, wait_for
 from ...sources.resolve import weight_files
 from ...units import GIB, MIB
 from .job import Job
@@ -100,7 +100,7 @@ def arithmetic(job: Job) -> dict[str, Any]:
         start = time.perf_counter()
         with torch.no_grad():
             model.base_model(ids)
-        wait(job.device)
+        wait_for(job.device)
         best = min(best, time.perf_counter() - start)
     return {"seconds": best * layers / few, "threads": torch.get_num_threads(), **facts}
 
@@ -126,22 +126,12 @@ def device(job: Job) -> dict[str, Any]:
     for _ in range(5):
         start = time.perf_counter()
         there.copy_(host, non_blocking=True)
-        wait(job.device)
+        wait_for(job.device)
         best = min(best, time.perf_counter() - start)
     facts = {"name": torch.cuda.get_device_name(), "driver": _driver()} if cuda else {"name": job.device}
     total = {"total_bytes": torch.cuda.mem_get_info()[1]} if cuda else {}
     bandwidth = memory_bandwidth_here(job.device, GIB if cuda else PINNED)
     return {**facts, **total, "bus_bandwidth": PINNED / best, "memory_bandwidth": bandwidth}
-
-
-def wait(device: str) -> None:
-    """Waits for everything that was asked of the device."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _driver() -> str | None:
