@@ -35,7 +35,7 @@ from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
 from .pruning.selection import Selection
-from .quant.products import choose
+from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
 from .units import MIB, format_bytes, parse_bytes
 
@@ -245,8 +245,10 @@ def open_model(
         skeleton.threads.adapts = False
     with planned(device):  # a GPU may be too full for as much as its context
         skeleton.to_device(device)
-    if device == "cpu" and choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
-        multiply_by_the_quicker_way(skeleton.model)
+    if device == "cpu":
+        load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
+        if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
+            multiply_by_the_quicker_way(skeleton.model)
     skeleton.model.generation_config = load_generation_config(path, config)
     tokenizer = load_tokenizer(path)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it

@@ -142,4 +142,4 @@ def _runtime(request: Request) -> Row:
 def _margin(request: Request) -> int:
     if request.device == "cuda":
         return 32 * MIB + WORKSPACES
-    return 64 * MIB if request.runtime else 32 * MIB
+    return 48 * MIB if request.runtime else 32 * MIB

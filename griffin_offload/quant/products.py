@@ -77,6 +77,13 @@ def _in_float(rows: Tensor) -> Tensor:
     return _memory.block[: rows.numel()].view(rows.shape).copy_(rows)  # type: ignore[no-any-return]
 
 
+def load_libraries(dtype: torch.dtype) -> None:
+    """Brings the libraries of products into memory, some 30 MiB, by a small one of both kinds; takes milliseconds."""
+    with torch.no_grad():
+        for each in (dtype, torch.float32):
+            linear(torch.ones(TRIED[0], 1024, dtype=each), torch.ones(256, 1024, dtype=each))
+
+
 def choose(dtype: torch.dtype, size: int) -> bool:
     """Makes `dense_linear` take the quicker way for this dtype on this machine, from now on. Returns whether that is
     ever by blocks. `size`: bytes of the model's weights; small ones are not worth a measurement.
