@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..memory.arena import Arena, padded
-from .kernels import DENSE, TORCH, TRITON, triton_on
+from .kernels import DENSE, OWN, TORCH, TRITON, triton_on
+from .native import ROWS, Products, pack_int4, products_on
 from .products import is_chosen, multiply_made
 from .weight import GROUP, RowsOf, Scratch, chunks, groups
 
@@ -27,13 +28,17 @@ class Int4:
         device = arena.memory.device
         self._triton = triton_on(device)
         by_torch = device.type == "cpu" and dtype == torch.bfloat16
-        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
+        own = products_on(device, dtype)
+        self.kernel = TRITON if self._triton else OWN if own else TORCH if by_torch else DENSE
         n, g = _whole(rows), groups(columns)
         self._codes = arena.take((n, g * GROUP // 2), torch.uint8)
         if self._triton:
             by_row = arena.take((n, g, 2), dtype)
             self._scales = by_row.transpose(0, 1)
             self._for_triton = self._codes.view(torch.int32).view(n, g, 4), by_row
+        elif own:
+            self._scales = arena.take((n // ROWS, g, ROWS, 2), dtype)
+            self._products = Products(self._codes, self._scales, rows, columns)
         else:
             self._scales = arena.take((g, n, 2), dtype)  # scale, zero
 
@@ -55,7 +60,8 @@ class Int4:
             dtype = self._scales.dtype
             scales = (most - least).div_(15).clamp_min_(1e-10).to(dtype)
             zeros = (least + 8 * scales.float()).to(dtype)
-            self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
+            to_scales, to_zeros = self._pairs(begin, end).unbind(-1)
+            to_scales.copy_(scales.view(to_scales.shape)), to_zeros.copy_(zeros.view(to_zeros.shape))
             per = scales.float().reciprocal_()
             offset = zeros.float().mul_(per).neg_().add_(8)
             # addcmul, or a subtraction first, is slower: the operands are broadcast over a group.
@@ -63,12 +69,20 @@ class Int4:
             codes = scratch.take(values.shape, torch.uint8).copy_(values)
             PACK[self.kernel](codes, self._codes[begin:end])
 
+    def _pairs(self, begin: int, end: int) -> Tensor:
+        """Scales and zeros of some rows: (rows, groups, 2), or (blocks, ROWS, groups, 2)."""
+        if self.kernel == OWN:
+            return self._scales[begin // ROWS : end // ROWS].transpose(1, 2)
+        return self._scales[:, begin:end].transpose(0, 1)
+
     def linear(self, x: Tensor) -> Tensor:
         out: Tensor
         flat = x.reshape(-1, x.shape[-1])
         if self._triton and len(flat) <= self._triton.FEW:
             out = self._triton.multiply_int4(*self._for_triton, flat, self._rows)
             return out.view(*x.shape[:-1], -1)
+        if self.kernel == OWN:
+            return self._products.multiply(flat).view(*x.shape[:-1], -1)
         if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
             flat = pad(flat, (0, missing))
         if self.kernel == TORCH and not (len(flat) >= MANY and is_chosen(flat) and self._can_be_dense):
@@ -144,7 +158,7 @@ def _kernel_block() -> int:
     return 0
 
 
-PACK = {TRITON: _pack_words, TORCH: _pack_for_torch, DENSE: _pack_halves}
+PACK = {TRITON: _pack_words, OWN: pack_int4, TORCH: _pack_for_torch, DENSE: _pack_halves}
 
 
 def _whole(rows: int) -> int:
