@@ -12,7 +12,7 @@ import torch
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.decode_kernels import own_kernels
 from griffin_offload.model.format_speeds import FILLING
-from griffin_offload.quant import native
+from griffin_offload.native.library import chosen
 from griffin_offload.quant.formats import FORMATS, allocate_weight
 
 SHAPES = [(4096, 4096), (8192, 2048), (2048, 8192), (576, 1536)]
@@ -37,7 +37,7 @@ def compare(format: str, rows: int, columns: int, tokens: int) -> str:
     return f"{rows} x {columns} {format}, {tokens} tokens: {'; '.join(times)}; {best['none'] / best[BEST]:.2f} x"
 
 
-BEST = native.chosen()
+BEST = chosen()
 for shape in SHAPES:
     for format in ("int8", "int4"):
         for tokens in sys.argv[1:]:

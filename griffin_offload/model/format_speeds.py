@@ -14,9 +14,9 @@ import torch
 
 from ..memory.arena import Arena
 from ..memory.measured import DAY, add_entry, machine_key, read_entry
+from ..native.library import chosen
 from ..paths import cache_folder
 from ..quant.formats import FORMATS, allocate_weight
-from ..quant.native import chosen
 from ..quant.weight import Stored
 from ..units import MIB
 from .bandwidth import wait_for

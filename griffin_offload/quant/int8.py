@@ -1,5 +1,5 @@
-"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by our own kernel (native.py), by torch's, by
-oneDNN's (onednn.py), or by Triton's (triton_kernels.py)."""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by our own kernel (native/products.py), by torch's,
+by oneDNN's (onednn.py), or by Triton's (triton_kernels.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import Arena, padded
-from . import native, onednn
+from ..native.library import chosen
+from ..native.products import FEW_WORDS, WORDS_BY, Products, products_on
+from . import onednn
 from .kernels import DENSE, ONEDNN, OWN, TORCH, TRITON, triton_on
 from .products import multiply_made
 from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
@@ -27,9 +29,9 @@ class Int8:
         self._padded = arena.take((rows, _whole(columns) if self._triton else columns), torch.int8)
         self._codes = self._padded[:, :columns]
         self._scales = arena.take((rows,), dtype)
-        own = native.products_on(device, dtype)
+        own = products_on(device, dtype)
         if own:
-            self._products = native.Products(self._codes, self._scales, rows, columns)
+            self._products = Products(self._codes, self._scales, rows, columns)
         self.kernel = TRITON if self._triton else OWN if own else TORCH if by_torch else DENSE
 
     @staticmethod
@@ -77,11 +79,11 @@ class Int8OneDnn:
         ]
         scales = [self._scales[begin:end] for begin, end in self._pieces]
         self._weights = list(zip(self._codes, scales, strict=True))
-        self._products: list[native.Products] = []
-        if native.chosen() == native.WORDS_BY:
+        self._products: list[Products] = []
+        if chosen() == WORDS_BY:
             pieces = zip(self._codes, scales, self._pieces, strict=True)
             self._products = [
-                native.Products(piece.memory, scale, end - begin, columns) for piece, scale, (begin, end) in pieces
+                Products(piece.memory, scale, end - begin, columns) for piece, scale, (begin, end) in pieces
             ]
         self.kernel = OWN if self._products else ONEDNN
 
@@ -106,7 +108,7 @@ class Int8OneDnn:
 
     def linear(self, x: Tensor) -> Tensor:
         before = x.shape[:-1]
-        if self._products and before.numel() <= native.FEW_WORDS:
+        if self._products and before.numel() <= FEW_WORDS:
             flat = x.reshape(-1, x.shape[-1])
             outs = [products.multiply(flat) for products in self._products]
             return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).view(*before, -1)

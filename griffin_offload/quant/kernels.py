@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-# A weight's `kernel`. OWN: native.py. DENSE: a few rows at a time are made dense.
+# A weight's `kernel`. OWN: native/products.py. DENSE: a few rows at a time are made dense.
 TRITON, OWN, TORCH, ONEDNN, DENSE = "triton", "own C++ kernel", "torch kernel", "oneDNN", "dense rows"
 
 

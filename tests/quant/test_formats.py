@@ -8,9 +8,10 @@ from rounding import ERROR, ROUNDED, take
 
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
+from griffin_offload.native.library import chosen
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.options import RESIDENT_DTYPES, RESTS
-from griffin_offload.quant import kernels, native, onednn
+from griffin_offload.quant import kernels, onednn
 from griffin_offload.quant.formats import FORMATS, allocate_weight, kernel
 from griffin_offload.quant.precision import precision
 from griffin_offload.quant.weight import CHUNK, GROUP, Scratch
@@ -26,7 +27,7 @@ def test_the_options_name_every_format() -> None:
 def test_the_kernel_of_each_format_on_the_cpu() -> None:
     cpu = {dtype: [kernel(name, "cpu", dtype) for name in FORMATS] for dtype in (torch.bfloat16, torch.float32)}
     quantized = ["oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
-    if native.chosen():
+    if chosen():
         quantized = ["own C++ kernel", "own C++ kernel"]
     assert cpu[torch.bfloat16] == ["torch kernel", *quantized]
     assert cpu[torch.float32] == ["torch kernel", "dense rows", "dense rows"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedArchitecture
+from ...native.weights import unpacker
 
 Unpack = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -154,8 +155,20 @@ def _plain(dtype: torch.dtype) -> Unpack:
     return unpack
 
 
+def _quickly(name: str, by_torch: Unpack) -> Unpack:
+    """By our own kernel (native/weights.py) where there is one."""
+
+    def unpack(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
+        if kernel := unpacker(name):
+            kernel(blocks, out)
+        else:
+            by_torch(blocks, out, spare)
+
+    return unpack
+
+
 BLOCK_TYPES = {
-    name: BlockType(name, elements, size, unpack)
+    name: BlockType(name, elements, size, _quickly(name, unpack))
     for name, elements, size, unpack in (
         ("F32", 1, 4, _plain(torch.float32)),
         ("F16", 1, 2, _plain(torch.float16)),

@@ -6,16 +6,16 @@ import threading
 
 import pytest
 import torch
+from kernels import HERE, needs_library, pack
 from rounding import ERROR as FORMAT_ERROR
 from rounding import take
 from torch import Tensor
 
-from griffin_offload.quant import native, onednn
+from griffin_offload.native import library, products
+from griffin_offload.native.products import Products
+from griffin_offload.quant import onednn
 from griffin_offload.quant.formats import kernel
-from griffin_offload.quant.native import Products, pack_int4
 
-HERE = [name for name in native.instructions() if name]
-needs_library = pytest.mark.skipif(not HERE, reason="the library was not compiled")
 SHAPES = [(16, 32), (7, 40), (1, 1), (100, 50), (33, 2080), (5, 8200)]
 TOKENS = [1, 2, 3, 4, 7, 70]
 ERROR = {"int8": 1e-4, "int4": 0.02}  # of tokens in 16 bits, and in 8 bits by 32 columns
@@ -33,10 +33,8 @@ def random_int4(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     codes = torch.randint(16, (16 * blocks, 32 * groups), dtype=torch.uint8)
     pairs = torch.randn(16 * blocks, groups, 2).bfloat16()
     scales, zeros = pairs.double().repeat_interleave(32, 1).unbind(2)
-    packed = torch.empty(16 * blocks, 16 * groups, dtype=torch.uint8)
     matrix = (codes.double() - 8) * scales + zeros
-    pack_int4(codes, packed)
-    return packed, pairs.view(blocks, 16, groups, 2).transpose(1, 2).contiguous(), matrix[:rows, :columns]
+    return pack(codes), pairs.view(blocks, 16, groups, 2).transpose(1, 2).contiguous(), matrix[:rows, :columns]
 
 
 @needs_library
@@ -44,7 +42,7 @@ def random_int4(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("name", HERE)
 def test_products_are_exact_but_for_the_tokens_rounding(name: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    for dtype in native.DTYPES:
+    for dtype in products.DTYPES:
         made = {"int8": random_int8(*shape, dtype), "int4": random_int4(*shape)}
         for tokens in TOKENS:
             x = torch.randn(tokens, shape[1] + 3)
@@ -78,7 +76,7 @@ def test_every_set_of_instructions_finds_the_same() -> None:
 
 @needs_library
 @pytest.mark.parametrize("name", HERE)
-@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("dtype", products.DTYPES)
 def test_tokens_of_nan_and_infinity_give_nan_and_zeros_zero(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(4, 96).to(dtype)
     x[0, 95], x[1, 40], x[2] = float("nan"), -float("inf"), 0
@@ -117,7 +115,7 @@ def test_no_tokens_and_no_rows() -> None:
     assert Products(codes[:0], scales[:0], 0, 8, HERE[0]).multiply(torch.ones(3, 8)).shape == (3, 0)
 
 
-@pytest.mark.skipif(native.WORDS_BY not in HERE or not onednn.is_fast(), reason="this processor has no AVX512-VNNI")
+@pytest.mark.skipif(products.WORDS_BY not in HERE or not onednn.is_fast(), reason="this processor has no AVX512-VNNI")
 @pytest.mark.parametrize("shape", [(64, 64), (7, 40), (300, 129), (1000, 576)])
 def test_onednns_layout_gives_the_same(shape: tuple[int, int]) -> None:
     codes, scales, matrix = random_int8(*shape, torch.float32)
@@ -126,7 +124,7 @@ def test_onednns_layout_gives_the_same(shape: tuple[int, int]) -> None:
     for tokens in (1, 2, 3, 8):
         x = torch.randn(tokens, shape[1])
         x[:, 3] = 800.0
-        out = Products(there.memory, scales, *shape, native.WORDS_BY).multiply(x).double()
+        out = Products(there.memory, scales, *shape, products.WORDS_BY).multiply(x).double()
         exact = x.double() @ matrix.T
         assert (out - exact).norm() < 1e-3 * exact.norm()  # 8 bits would leave nothing of the others
 
@@ -154,15 +152,15 @@ def test_formats_take_the_instructions_asked_for(
 @pytest.mark.parametrize("asked", ["no library", "other instructions"])
 def test_without_the_library_other_kernels_do_its_work(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     if asked == "no library":
-        monkeypatch.setattr(native, "_library", lambda: None)
-        native.instructions.cache_clear()
+        monkeypatch.setattr(library, "library", lambda: None)
+        library.instructions.cache_clear()
     else:
         monkeypatch.setenv("GRIFFIN_CPU", "nothing of the kind")
     others = ["oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
     try:
         assert [kernel(name, "cpu", torch.bfloat16) for name in ("int8", "int4")] == others
     finally:
-        native.instructions.cache_clear()
+        library.instructions.cache_clear()
 
 
 @needs_library
@@ -171,7 +169,7 @@ def test_threads_are_torchs() -> None:
     if sys.platform != "linux":
         pytest.skip("reads /proc")
     code = (
-        "import os, torch; from griffin_offload.quant.native import *;"
+        "import os, torch; from griffin_offload.native.products import *;"
         "torch.set_num_threads(2); torch.ones(10**6).mul(2); before = len(os.listdir('/proc/self/task'));"
         "p = Products(torch.ones(4096, 512, dtype=torch.int8), torch.ones(4096), 4096, 512, 'plain');"
         "p.multiply(torch.ones(1, 512)); print(before, len(os.listdir('/proc/self/task')))"
