@@ -24,13 +24,13 @@ class _Rows(ctypes.Structure):
 
 
 def unpacker(kind: str) -> Callable[[Tensor, Tensor], None] | None:
-    """What unpacks (blocks (n, bytes), uint8; out (n, elements), float32; both contiguous) the blocks of a type, by one
-    thread. None: there is no kernel."""
+    """What unpacks (blocks (n, bytes), uint8; out (n, elements), in one of SOURCES; both contiguous) the blocks of a
+    type, by one thread. None: there is no kernel."""
     by = chosen()
     if kind not in KINDS or not by:
         return None
     unpack, numbers = library().griffin_unpack, (number_of(by), KINDS.index(kind))  # type: ignore[union-attr]
-    return lambda blocks, out: unpack(blocks.data_ptr(), len(blocks), *numbers, out.data_ptr())
+    return lambda blocks, out: unpack(blocks.data_ptr(), len(blocks), *numbers, out.data_ptr(), out.element_size())
 
 
 def rows_to_int4(rows: Tensor, codes: Tensor, pairs: Tensor, by: str = "") -> None:

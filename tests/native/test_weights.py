@@ -21,12 +21,15 @@ def test_blocks_give_the_same_bits_as_torch(monkeypatch: pytest.MonkeyPatch, nam
     type_ = blocks.BLOCK_TYPES[kind]
     stored = torch.randint(256, (3000, type_.bytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     outs = []
-    for asked in (name, "none"):
+    rounded = torch.empty(len(stored), type_.elements, dtype=torch.bfloat16)
+    for asked in ("none", name):
         monkeypatch.setenv("GRIFFIN_CPU", asked)
         assert (unpacker(kind) is None) == (asked == "none")
         outs.append(torch.full((len(stored), type_.elements), 7.0))
         type_.unpack(stored, outs[-1], torch.empty(outs[-1].shape, dtype=torch.uint8))
     assert outs[0].isfinite().float().mean() > 0.9
+    type_.unpack(stored, rounded, torch.empty(rounded.shape, dtype=torch.uint8))
+    assert torch.equal(rounded.nan_to_num(nan=1e9), outs[0].bfloat16().nan_to_num(nan=1e9))
     assert torch.equal(outs[0].nan_to_num(nan=1e9), outs[1].nan_to_num(nan=1e9))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedArchitecture
-from ...native.weights import unpacker
+from ...native.weights import SOURCES, unpacker
 
 Unpack = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -28,6 +28,10 @@ class BlockType:
     elements: int
     bytes: int
     unpack: Unpack
+
+    def unpacks_to(self, dtype: torch.dtype) -> bool:
+        """Whether `out` may have this dtype: float32, or what our own kernel rounds to."""
+        return dtype == torch.float32 or (dtype in SOURCES and unpacker(self.name) is not None)
 
 
 def _halves(blocks: Tensor) -> Tensor:

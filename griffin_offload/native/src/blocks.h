@@ -61,3 +61,7 @@ TARGET static void q6_k(const uint8_t* block, float* out) {
         }
     }
 }
+
+TARGET static void round_all(const float* x, int64_t count, uint16_t* out) {
+    for (int64_t k = 0; k < count; k++) out[k] = rounded(x[k]);
+}

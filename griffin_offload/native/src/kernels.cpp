@@ -17,12 +17,13 @@ struct Kernels {
     void (*part[3])(const Work&, int64_t, int64_t);  // by Kind
     void (*token[3])(const Work&, int64_t);
     void (*unpack[5])(const uint8_t*, float*);  // by place in BLOCKS
+    void (*round)(const float*, int64_t, uint16_t*);
     void (*to_int4)(const Rows&, int64_t, int64_t);
 };
 enum Kind { INT8, INT4, INT8_WORDS };  // codes in rows; in blocks of 16 rows; in oneDNN's layout (avx512_vnni alone)
 #define KERNELS(NAME, SPACE, PART, TOKEN)                                                                         \
     {NAME, SPACE::here, {SPACE::int8_part, SPACE::int4_part, PART}, {SPACE::to_int16, SPACE::to_int8, TOKEN},     \
-     {SPACE::q4_0, SPACE::q8_0, SPACE::q4_k, SPACE::q5_k, SPACE::q6_k}, SPACE::to_int4}
+     {SPACE::q4_0, SPACE::q8_0, SPACE::q4_k, SPACE::q5_k, SPACE::q6_k}, SPACE::round_all, SPACE::to_int4}
 static const Kernels TABLE[] = {  // the best first
 #if defined(__GNUC__) && defined(__x86_64__)
     KERNELS("avx512_vnni", avx512_vnni, avx512_vnni::words_part, avx512_vnni::to_bytes),
@@ -80,10 +81,15 @@ EXPORT int griffin_product(const Work* given, int number, int kind, Parallel par
     return 0;
 }
 
-// So many blocks of a kind, a place in BLOCKS -> floats.
-EXPORT void griffin_unpack(const uint8_t* blocks, int64_t count, int number, int kind, float* out) {
-    const auto unpack = TABLE[number].unpack[kind];
-    for (int64_t i = 0; i < count; i++) unpack(blocks + i * BLOCKS[kind].bytes, out + i * BLOCKS[kind].elements);
+// So many blocks of a kind, a place in BLOCKS -> numbers of `item` bytes: 2 is bfloat16, 4 float32.
+EXPORT void griffin_unpack(const uint8_t* blocks, int64_t count, int number, int kind, void* out, int item) {
+    const int64_t bytes = BLOCKS[kind].bytes, elements = BLOCKS[kind].elements;
+    float numbers[256];
+    for (int64_t i = 0; i < count; i++) {
+        float* const to = item == 4 ? (float*)out + i * elements : numbers;
+        TABLE[number].unpack[kind](blocks + i * bytes, to);
+        if (item == 2) TABLE[number].round(to, elements, (uint16_t*)out + i * elements);
+    }
 }
 
 // Rows -> int4. The last block is filled up with zeros.

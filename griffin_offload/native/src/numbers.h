@@ -52,6 +52,9 @@ struct Rows {
 static const float OFF_GRID = 0.12f;  // steps that rounding to bfloat16 may take a number off a grid of 15
 static const int FEWEST_STEPS = 8;    // fewer are found as their double
 static const float TO_WHOLE = 12582912.0f;  // 1.5 * 2^23: added to a number, it leaves the whole number in the low bits
+static const int64_t AHEAD = 8192;  // bytes of codes that are fetched before they are needed
+INLINE void ahead(const void* place) { __builtin_prefetch(place); }
+
 static const float LEAST = 1e-30f;  // a token without larger numbers counts as zeros
 
 INLINE float value(float x) { return x; }
