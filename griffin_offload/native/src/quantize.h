@@ -65,8 +65,11 @@ TARGET static void block_to_int4(const In* rows, int64_t apart, int64_t count, i
         float x[32][16];
         const int64_t width = columns - begin < 32 ? columns - begin : 32;
         if (count < 16 || width < 32) memset(x, 0, sizeof x);
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t k = 0; k < width; k++) x[k][r] = value(rows[r * apart + begin + k]);
+        for (int64_t r = 0; r < count; r++) {
+            const In* from = rows + r * apart + begin;
+            ahead(from + 512);
+            for (int64_t k = 0; k < width; k++) x[k][r] = value(from[k]);
+        }
         for (int r = 0; r < 16; r += LANES)
             groups_to_int4((const float(*)[16])(x[0] + r), codes + r, pairs + 2 * r);
     }
