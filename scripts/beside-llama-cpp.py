@@ -1,7 +1,7 @@
 """Griffin beside llama.cpp on one GGUF file, with the same threads: seconds of the prompt pass, and tokens a second.
 
 python scripts/beside-llama-cpp.py FILE.gguf [--llama PYTHON_THAT_HAS_IT] [--threads 2] [--prompt 337] [--answer 40]
-[--rounds 2] [--settings DTYPE:SPARSITY ...]; ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 for Griffin without AVX512.
+[--rounds 2] [--settings DTYPE:SPARSITY ...]. Griffin without AVX512: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
 Every round runs each in turn, in processes of their own, with the file in the page cache; the best of each counts."""
 
 import argparse
@@ -62,9 +62,14 @@ def main() -> None:
         for setting in ("llama", *asked.settings):
             python = asked.llama if setting == "llama" else sys.executable
             command = [python, __file__, *sys.argv[1:], "--one", setting]
-            run = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            run = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             seen = best.setdefault(setting, run)
-            seen["prompt"], seen["decoding"] = min(seen["prompt"], run["prompt"]), max(seen["decoding"], run["decoding"])
+            seen["prompt"], seen["decoding"] = (
+                min(seen["prompt"], run["prompt"]),
+                max(seen["decoding"], run["decoding"]),
+            )
     theirs = best["llama"]
     for setting, seen in best.items():
         print(
