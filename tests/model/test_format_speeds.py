@@ -13,7 +13,6 @@ from cases import Case
 from tiny import tiny_prompt
 
 from griffin_offload import Engine, open_model
-
 from griffin_offload.model import format_speeds
 from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds, speeds_key
 from griffin_offload.quant.formats import FORMATS
