@@ -34,7 +34,7 @@ docs: setup
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard griffin_offload/native/src/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Griffin needs Python 3.10 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	grep $(if $(SYSTEM_SITE),-v '^torch==','') constraints.txt > $(VENV)/constraints.txt

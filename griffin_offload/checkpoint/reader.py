@@ -82,7 +82,7 @@ class Reader:
         stored = torch.empty(size, dtype=torch.uint8)
         for row, target in zip(rows, out, strict=True):
             self._scatter(info.file, info.begin + row * size, [stored])
-            for done, chunk in self._numbers(info, [stored]):
+            for done, chunk in self._numbers(info, [stored], dtype):
                 target[done : done + len(chunk)] = chunk
         return out
 
@@ -97,20 +97,21 @@ class Reader:
 
         Raises CheckpointError."""
         assert not (info.encoding and info.encoding.heads)
-        for _, chunk in self._numbers(info, self._stored(info)):
+        for _, chunk in self._numbers(info, self._stored(info), dtype or info.dtype):
             yield chunk.to(dtype or info.dtype)
 
     def _convert(self, info: TensorInfo, target: Tensor) -> None:
         """Reads through the bounce buffer, piece by piece, and rounds to the target's dtype as Tensor.to does."""
-        for done, chunk in self._numbers(info, self._stored(info)):
+        for done, chunk in self._numbers(info, self._stored(info), target.dtype):
             place(info, target, done, chunk)
 
-    def _numbers(self, info: TensorInfo, stored: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Stored bytes -> (count of the numbers before, the next numbers (n,)), in the file's order."""
+    def _numbers(self, info: TensorInfo, stored: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Stored bytes -> (count of the numbers before, the next numbers (n,)), in the file's order; decoded ones in
+        `dtype` where that is quick."""
         done = 0
         for piece in stored:
             if info.encoding:
-                chunks: Iterable[Tensor] = self._own.decoder(self.clock).chunks(info, piece)
+                chunks: Iterable[Tensor] = self._own.decoder(self.clock).chunks(info, piece, dtype)
             else:
                 chunks = [piece.view(info.dtype)]
             for chunk in chunks:

@@ -118,6 +118,8 @@ def _fill(weight: Any, matrix: Tensor, rows: NeuronRows, kept_neurons: Tensor, d
 def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool) -> RowsOf:
     """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
     index = rows.index(neurons)
+    if len(index) == matrix.shape[down] and torch.equal(index, torch.arange(len(index), device=index.device)):
+        return lambda begin, end, scratch: matrix[begin:end]
 
     def gathered(begin: int, end: int, scratch: Scratch) -> Tensor:
         if down:

@@ -25,8 +25,9 @@ def allocate_weight(format: str, arena: Arena, rows: int, columns: int, dtype: t
 
 
 def kernel(format: str, device: str, dtype: torch.dtype) -> str:
-    """What multiplies one token by a large matrix in one of FORMATS, for a model in `dtype`: 'triton', 'torch kernel',
-    'oneDNN', or 'dense rows' (a few rows at a time are made dense). Takes some KB on the device for a moment.
+    """What multiplies one token by a large matrix in one of FORMATS, for a model in `dtype`: 'triton',
+    'own C++ kernel', 'torch kernel', 'oneDNN', or 'dense rows' (a few rows at a time are made dense). Takes some KB on
+    the device for a moment.
 
     A batch of many tokens is multiplied by dense rows, except by the kernels for the CPU's bfloat16."""
     arena = Arena(int(FORMATS[format].bytes(CHUNK, CHUNK, dtype.itemsize)), device)

@@ -8,12 +8,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..memory.arena import Arena, padded
-from .kernels import DENSE, TORCH, TRITON, triton_on
+from ..native.products import ROWS, Products, products_on
+from ..native.weights import rows_to_int4
+from .kernels import DENSE, OWN, TORCH, TRITON, triton_on
 from .products import is_chosen, multiply_made
 from .weight import GROUP, RowsOf, Scratch, chunks, groups
 
 MANY = 128  # tokens from which dense rows are faster than torch's kernel (measured with AVX2, AVX512 and AMX)
 BLOCK = 16  # torch's kernel needs a multiple of so many rows
+SAMPLE = 16  # rows of a chunk that tell whether its numbers had 4 bits before
+OFF_GRID, FEWEST_STEPS = 0.12, 8  # as in native/src/numbers.h, which says why
 _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
@@ -27,13 +31,17 @@ class Int4:
         device = arena.memory.device
         self._triton = triton_on(device)
         by_torch = device.type == "cpu" and dtype == torch.bfloat16
-        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
+        own = products_on(device, dtype)
+        self.kernel = TRITON if self._triton else OWN if own else TORCH if by_torch else DENSE
         n, g = _whole(rows), groups(columns)
         self._codes = arena.take((n, g * GROUP // 2), torch.uint8)
         if self._triton:
             by_row = arena.take((n, g, 2), dtype)
             self._scales = by_row.transpose(0, 1)
             self._for_triton = self._codes.view(torch.int32).view(n, g, 4), by_row
+        elif own:
+            self._scales = arena.take((n // ROWS, g, ROWS, 2), dtype)
+            self._products = Products(self._codes, self._scales, rows, columns)
         else:
             self._scales = arena.take((g, n, 2), dtype)  # scale, zero
 
@@ -43,25 +51,32 @@ class Int4:
         return padded(_whole(rows) * k * GROUP // 2) + padded(k * _whole(rows) * 2 * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
-        k = 2 * self._codes.shape[1]
         for begin, end in chunks(last or len(self._codes), scratch.rows(self._columns), first):
             scratch.rewind()
-            values = scratch.take((end - begin, k), torch.float32)
             there = min(end, self._rows) - begin
-            values[there:], values[:, self._columns :] = 0, 0
-            values[:there, : self._columns] = rows(begin - first, begin - first + there, scratch)
-            grouped = values.view(end - begin, -1, GROUP)
-            least, most = grouped.amin(2), grouped.amax(2)
-            dtype = self._scales.dtype
-            scales = (most - least).div_(15).clamp_min_(1e-10).to(dtype)
-            zeros = (least + 8 * scales.float()).to(dtype)
-            self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
-            per = scales.float().reciprocal_()
-            offset = zeros.float().mul_(per).neg_().add_(8)
-            # addcmul, or a subtraction first, is slower: the operands are broadcast over a group.
-            grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
-            codes = scratch.take(values.shape, torch.uint8).copy_(values)
-            PACK[self.kernel](codes, self._codes[begin:end])
+            part = rows(begin - first, begin - first + there, scratch)
+            if self.kernel == OWN:
+                rows_to_int4(part, self._codes[begin:end], self._scales[begin // ROWS :])
+            else:
+                self._fill_by_torch(part, begin, end, scratch)
+
+    def _fill_by_torch(self, part: Tensor, begin: int, end: int, scratch: Scratch) -> None:
+        there, columns = part.shape
+        values = scratch.take((end - begin, 2 * self._codes.shape[1]), torch.float32)
+        values[there:], values[:, columns:] = 0, 0
+        values[:there, :columns] = part
+        grouped = values.view(end - begin, -1, GROUP)
+        least, most = grouped.amin(2), grouped.amax(2)
+        dtype = self._scales.dtype
+        scales = (most - least).div_(grid_steps(grouped, least, most)).clamp_min_(1e-10).to(dtype)
+        zeros = (least + 8 * scales.float()).to(dtype)
+        self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
+        per = scales.float().reciprocal_()
+        offset = zeros.float().mul_(per).neg_().add_(8)
+        # addcmul, or a subtraction first, is slower: the operands are broadcast over a group.
+        grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
+        codes = scratch.take(values.shape, torch.uint8).copy_(values)
+        PACK[self.kernel](codes, self._codes[begin:end])
 
     def linear(self, x: Tensor) -> Tensor:
         out: Tensor
@@ -69,6 +84,8 @@ class Int4:
         if self._triton and len(flat) <= self._triton.FEW:
             out = self._triton.multiply_int4(*self._for_triton, flat, self._rows)
             return out.view(*x.shape[:-1], -1)
+        if self.kernel == OWN:
+            return self._products.multiply(flat).view(*x.shape[:-1], -1)
         if (missing := 2 * self._codes.shape[1] - self._columns) > 0:
             flat = pad(flat, (0, missing))
         if self.kernel == TORCH and not (len(flat) >= MANY and is_chosen(flat) and self._can_be_dense):
@@ -100,6 +117,29 @@ class Int4:
     @property
     def tensors(self) -> Sequence[Tensor]:
         return (self._codes, self._scales)
+
+
+def grid_steps(grouped: Tensor, least: Tensor, most: Tensor) -> Tensor | int:
+    """Groups (n, g, GROUP) and their extremes (n, g) -> steps between the extremes, (n, g), or 15 for all.
+
+    Numbers that had 4 bits before lie on a grid (GGUF's Q4_0, Q4_1, Q4_K; AWQ, GPTQ), whose ends a group need not
+    reach: with the steps of its own grid it loses next to nothing. Ordinary numbers lie on none: a few groups tell."""
+    few = slice(None, None, -(-len(grouped) // SAMPLE))
+    if (_steps(grouped[few, :4], least[few, :4], most[few, :4]) == 0).float().mean() > 0.5:
+        return 15
+    pieces = zip(grouped.split(ROWS), least.split(ROWS), most.split(ROWS), strict=True)
+    steps = torch.cat([_steps(*piece) for piece in pieces])
+    return steps.masked_fill_(steps == 0, 15)
+
+
+def _steps(grouped: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """The steps of each group's grid, (n, g); 0 where the numbers lie on none. Constant groups: 15."""
+    steps, width = least.new_zeros(least.shape), most - least
+    for number in range(FEWEST_STEPS, 16):
+        level = (grouped - least[..., None]).mul_(torch.full_like(width, number).div_(width)[..., None])
+        away = level.sub_(level.round()).abs_().amax(2)
+        steps.masked_fill_(away <= OFF_GRID, number)
+    return steps.masked_fill_(width == 0, 15)
 
 
 def _pack_halves(codes: Tensor, out: Tensor) -> None:

@@ -1,5 +1,5 @@
-"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by torch's kernel, by oneDNN's (onednn.py), or by
-Triton's (triton_kernels.py)."""
+"""8-bit weights: codes q and one scale s a row, w = q s. Multiplied by our own kernel (native/products.py), by torch's,
+by oneDNN's (onednn.py), or by Triton's (triton_kernels.py)."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from ..memory.arena import Arena, padded
+from ..native.library import chosen
+from ..native.products import FEW_WORDS, WORDS_BY, Products, products_on
 from . import onednn
-from .kernels import DENSE, ONEDNN, TORCH, TRITON, triton_on
+from .kernels import DENSE, ONEDNN, OWN, TORCH, TRITON, triton_on
 from .products import multiply_made
 from .weight import CHUNK, DerivedCache, RowsOf, Scratch, chunks
 
@@ -18,7 +20,7 @@ _int8: Callable[..., Tensor] = torch.ops.aten._weight_int8pack_mm.default
 
 
 class Int8:
-    """(N, K) in int8, multiplied by torch's kernel or Triton's."""
+    """(N, K) in int8, row by row."""
 
     def __init__(self, arena: Arena, rows: int, columns: int, dtype: torch.dtype) -> None:
         device = arena.memory.device
@@ -27,7 +29,10 @@ class Int8:
         self._padded = arena.take((rows, _whole(columns) if self._triton else columns), torch.int8)
         self._codes = self._padded[:, :columns]
         self._scales = arena.take((rows,), dtype)
-        self.kernel = TRITON if self._triton else TORCH if by_torch else DENSE
+        own = products_on(device, dtype)
+        if own:
+            self._products = Products(self._codes, self._scales, rows, columns)
+        self.kernel = TRITON if self._triton else OWN if own else TORCH if by_torch else DENSE
 
     @staticmethod
     def bytes(rows: int, columns: int, item: int) -> int:
@@ -45,6 +50,8 @@ class Int8:
         flat = x.reshape(-1, x.shape[-1])
         if self._triton and len(flat) <= self._triton.FEW:
             out = self._triton.multiply_int8(self._padded, self._scales, flat)
+        elif self.kernel == OWN:
+            out = self._products.multiply(flat)
         elif self.kernel == TORCH and len(flat) <= FEW:
             if not flat.is_contiguous() or flat.data_ptr() % 32:  # the kernel would crash
                 flat = flat.clone(memory_format=torch.contiguous_format)
@@ -61,9 +68,7 @@ class Int8:
 
 
 class Int8OneDnn:
-    """(N, K) in int8, multiplied by oneDNN, in pieces of some rows."""
-
-    kernel = ONEDNN
+    """(N, K) in int8 in oneDNN's layout, in pieces of some rows. A few tokens are multiplied by our own kernel."""
 
     def __init__(self, arena: Arena, rows: int, columns: int) -> None:
         self._scales = arena.take((rows,), torch.float32)
@@ -74,6 +79,13 @@ class Int8OneDnn:
         ]
         scales = [self._scales[begin:end] for begin, end in self._pieces]
         self._weights = list(zip(self._codes, scales, strict=True))
+        self._products: list[Products] = []
+        if chosen() == WORDS_BY:
+            pieces = zip(self._codes, scales, self._pieces, strict=True)
+            self._products = [
+                Products(piece.memory, scale, end - begin, columns) for piece, scale, (begin, end) in pieces
+            ]
+        self.kernel = OWN if self._products else ONEDNN
 
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
@@ -96,6 +108,10 @@ class Int8OneDnn:
 
     def linear(self, x: Tensor) -> Tensor:
         before = x.shape[:-1]
+        if self._products and before.numel() <= FEW_WORDS:
+            flat = x.reshape(-1, x.shape[-1])
+            outs = [products.multiply(flat) for products in self._products]
+            return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)).view(*before, -1)
         if before.numel() == 1:  # every microsecond counts
             outs = [onednn.product(*weights, _bytes_of(x)) for weights in self._weights]
             return (outs[0] if len(outs) == 1 else torch.cat(outs)).to(x.dtype).view(*before, -1)

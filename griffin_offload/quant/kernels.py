@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-# A weight's `kernel`. DENSE: a few rows at a time are made dense.
-TRITON, TORCH, ONEDNN, DENSE = "triton", "torch kernel", "oneDNN", "dense rows"
+# A weight's `kernel`. OWN: native/products.py. DENSE: a few rows at a time are made dense.
+TRITON, OWN, TORCH, ONEDNN, DENSE = "triton", "own C++ kernel", "torch kernel", "oneDNN", "dense rows"
 
 
 @cache

@@ -8,6 +8,7 @@ from rounding import ERROR, ROUNDED, take
 
 from griffin_offload.memory.arena import Arena
 from griffin_offload.model.layout import NeuronRows
+from griffin_offload.native.library import chosen
 from griffin_offload.offload.gather import rows_of
 from griffin_offload.options import RESIDENT_DTYPES, RESTS
 from griffin_offload.quant import kernels, onednn
@@ -25,7 +26,10 @@ def test_the_options_name_every_format() -> None:
 
 def test_the_kernel_of_each_format_on_the_cpu() -> None:
     cpu = {dtype: [kernel(name, "cpu", dtype) for name in FORMATS] for dtype in (torch.bfloat16, torch.float32)}
-    assert cpu[torch.bfloat16] == ["torch kernel", "oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
+    quantized = ["oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
+    if chosen():
+        quantized = ["own C++ kernel", "own C++ kernel"]
+    assert cpu[torch.bfloat16] == ["torch kernel", *quantized]
     assert cpu[torch.float32] == ["torch kernel", "dense rows", "dense rows"]
 
 

@@ -19,6 +19,11 @@ needs_vnni = pytest.mark.skipif(not vnni.is_fast(), reason="this processor has n
 SHAPES = [(64, 64), (7, 40), (100, 50), (300, 129), (1000, 576)]
 
 
+@pytest.fixture(autouse=True)
+def no_kernel_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_CPU", "none")
+
+
 def filled(matrix: Tensor) -> Any:
     rows, columns = matrix.shape
     arena = Arena(FORMATS["int8"].bytes(rows, columns, 2))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedArchitecture
+from ...native.weights import SOURCES, unpacker
 
 Unpack = Callable[[Tensor, Tensor, Tensor], None]
 
@@ -27,6 +28,10 @@ class BlockType:
     elements: int
     bytes: int
     unpack: Unpack
+
+    def unpacks_to(self, dtype: torch.dtype) -> bool:
+        """Whether `out` may have this dtype: float32, or what our own kernel rounds to."""
+        return dtype == torch.float32 or (dtype in SOURCES and unpacker(self.name) is not None)
 
 
 def _halves(blocks: Tensor) -> Tensor:
@@ -154,8 +159,20 @@ def _plain(dtype: torch.dtype) -> Unpack:
     return unpack
 
 
+def _quickly(name: str, by_torch: Unpack) -> Unpack:
+    """By our own kernel (native/weights.py) where there is one."""
+
+    def unpack(blocks: Tensor, out: Tensor, spare: Tensor) -> None:
+        if kernel := unpacker(name):
+            kernel(blocks, out)
+        else:
+            by_torch(blocks, out, spare)
+
+    return unpack
+
+
 BLOCK_TYPES = {
-    name: BlockType(name, elements, size, unpack)
+    name: BlockType(name, elements, size, _quickly(name, unpack))
     for name, elements, size, unpack in (
         ("F32", 1, 4, _plain(torch.float32)),
         ("F16", 1, 2, _plain(torch.float16)),

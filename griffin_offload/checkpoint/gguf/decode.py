@@ -16,16 +16,18 @@ class Decoder:
     """Decodes into memory that it keeps from one tensor to the next. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._dense = torch.empty(CHUNK)
+        self._dense = torch.empty(CHUNK)  # or twice as many halves
         self._spare = torch.empty(CHUNK, dtype=torch.uint8)
 
-    def chunks(self, info: TensorInfo, stored: Tensor) -> Iterator[Tensor]:
-        """Whole blocks, (bytes,) uint8 -> tensors (n,), float32, n at most `step(info)`, each valid until the next."""
+    def chunks(self, info: TensorInfo, stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Whole blocks, (bytes,) uint8 -> tensors (n,), in `dtype` or float32, n at most `step(info)`, each valid until
+        the next."""
         assert info.encoding
         kind, offset = block_type(info.encoding.kind), info.encoding.offset
+        memory = self._dense.view(dtype) if not offset and kind.unpacks_to(dtype) else self._dense
         for blocks in stored.view(-1, kind.bytes).split(step(info) // kind.elements):
             count = len(blocks) * kind.elements
-            dense = self._dense[:count]
+            dense = memory[:count]
             kind.unpack(blocks, dense.view(-1, kind.elements), self._spare[:count].view(-1, kind.elements))
             yield dense.sub_(offset) if offset else dense
 
