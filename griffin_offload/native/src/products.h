@@ -16,6 +16,8 @@ TARGET static void int8_tile(const int8_t* codes, int64_t columns, const int16_t
         const int64_t end = begin + 512 * LANES < whole ? begin + 512 * LANES : whole;
         for (int64_t k = begin; k < end; k += step) {
             I row[R];
+            if (k % 64 == 0)
+                for (int r = 0; r < R; r++) ahead(codes + (R + r) * columns + k);  // the next rows
             for (int r = 0; r < R; r++) row[r] = widen(codes + r * columns + k);
             for (int t = 0; t < T; t++) {
                 const I x = load(tokens + t * stride + k);
