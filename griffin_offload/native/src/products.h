@@ -85,8 +85,10 @@ TARGET static void int4_tile(const Work& work, int64_t block, int64_t first) {
     for (int t = 0; t < T; t++)
         for (int w = 0; w < W; w++) sum[t][w] = zero_f();
     for (int64_t g = 0; g < groups; g++, codes += 256, scales += 32, tokens += 32) {
-        for (int line = 0; line < 4; line++) ahead(codes + AHEAD + 64 * line);
-        ahead((const uint8_t*)scales + AHEAD / 4);
+        if (first == 0) {  // later tokens find the block in the cache
+            for (int line = 0; line < 4; line++) ahead(codes + AHEAD + 64 * line);
+            ahead((const uint8_t*)scales + AHEAD / 4);
+        }
         I dot[T][W];
         for (int t = 0; t < T; t++)
             for (int w = 0; w < W; w++) dot[t][w] = zero_i();
