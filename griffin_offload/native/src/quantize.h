@@ -4,8 +4,8 @@
 typedef float Lanes __attribute__((vector_size(4 * LANES)));  // a number of each of so many rows
 typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
 
-INLINE Lanes of_all(float x) { return x - Lanes{}; }
-INLINE bool any(const Bits& x) {
+TARGET INLINE Lanes of_all(float x) { return x - Lanes{}; }
+TARGET INLINE bool any(const Bits& x) {
     int32_t some = 0;
     for (int r = 0; r < LANES; r++) some |= x[r];
     return some != 0;
