@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import BudgetError, PromptError
@@ -53,7 +53,7 @@ class Plan:
     host_bytes: int
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
-    why_rest: str = ""
+    why_rest: str = field(default="", compare=False)
 
     @property
     def peak(self) -> int:

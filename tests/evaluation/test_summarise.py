@@ -29,7 +29,7 @@ from griffin_offload.jsonl import Row, read_rows
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'griffin-offload[eval]'")
 
-HALF = Variant(0.5)
+HALF = Variant(0.5, rest="drop")
 UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop"}
 
 

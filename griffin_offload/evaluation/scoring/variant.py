@@ -35,7 +35,8 @@ class ScoredRow:
 @dataclass(frozen=True)
 class Variant(Pruning):
     """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
-    asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits.
+    asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
+    where no answer could keep it.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -51,8 +52,8 @@ class Variant(Pruning):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if self.rest is None:
-            empties = self.skip.share and self.skip.by_prompt
-            object.__setattr__(self, "rest", REST if any(self.shares) and not empties else "drop")
+            drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
+            object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
         self.precision  # noqa: B018 - 'auto' is refused here
 
     @property
