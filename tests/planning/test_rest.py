@@ -128,11 +128,12 @@ def test_of_the_best_dtype_too_the_rest_is_kept_before_it_is_dropped() -> None:
 @pytest.mark.quick
 def test_with_a_dtype_alone_the_other_neurons_are_kept_before_half_are_dropped() -> None:
     sizes = replace(SIZES, layers=SIZES.layers * 4)
-    rungs = climb(sizes, REQUEST, BFLOAT16)
-    assert [plan.peak for _, plan in rungs] == sorted((plan.peak for _, plan in rungs), reverse=True)
-    assert [rung.divergence for rung, _ in rungs] == sorted(rung.divergence for rung, _ in rungs)
-    for rung, plan in rungs:
+    *kept, (half, dropped) = climb(sizes, REQUEST, BFLOAT16)
+    assert [rung.divergence for rung in BFLOAT16] == sorted(rung.divergence for rung in BFLOAT16)
+    for rung, plan in kept:
         assert describe(plan_of(Pruning(resident_dtype="bfloat16"), plan.peak, sizes)) == str(rung)
+    assert dropped.peak > kept[-1][1].peak, "better and smaller: half are dropped only for one who asks for that"
+    assert describe(plan_of(Pruning(resident_dtype="bfloat16", rest="drop"), dropped.peak, sizes)) == str(half)
 
 
 @pytest.mark.quick
