@@ -31,7 +31,6 @@ def peak(**options: object) -> int:
 IN_INT4, DROPPED = peak(sparsity=0.5, rest="int4"), peak(sparsity=0.5, rest="drop")
 
 
-@pytest.mark.quick
 def test_as_the_budget_falls_the_rest_is_in_int4_then_dropped_then_refused() -> None:
     found = []
     for budget in range(IN_INT4 + 64 * MIB, DROPPED - 64 * MIB, -16 * MIB):
@@ -47,7 +46,6 @@ def test_as_the_budget_falls_the_rest_is_in_int4_then_dropped_then_refused() -> 
     assert list(dict.fromkeys(found)) == ["int4", "drop", "refused"]
 
 
-@pytest.mark.quick
 def test_the_plan_says_what_was_taken_and_why() -> None:
     assert plan_of(HALF).rest_and_why == "in int4: fits the budget"
     assert plan_of(HALF, IN_INT4).rest_to_json() == {"taken": "int4", "why": "fits the budget"}
@@ -65,7 +63,6 @@ def test_the_plan_says_what_was_taken_and_why() -> None:
         assert (whole.rest, whole.rest_and_why, whole.to_json()["rest"]) == (None, "", None)
 
 
-@pytest.mark.quick
 def test_the_sparsity_that_is_named_has_room_for_the_rest() -> None:
     budget = (IN_INT4 + DROPPED) // 2
     found = re.search(r"; with --sparsity ([\d.]+) it fits in int4", plan_of(HALF, budget).why_rest)
@@ -75,7 +72,6 @@ def test_the_sparsity_that_is_named_has_room_for_the_rest() -> None:
     assert "--sparsity" not in plan_of(Pruning(0.9), peak(sparsity=0.9, rest="drop")).why_rest, "there is none"
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     "options", [{}, {"rest": "auto"}, {"rest": "drop"}, {"rest": "int4"}, {"resident_dtype": "auto"}]
 )
@@ -103,7 +99,6 @@ def test_what_is_refused_says_what_fits(options: dict[str, str], sparsity: float
         assert "No sparsity fits" in error or "It fits with --rest drop" in error
 
 
-@pytest.mark.quick
 def test_what_was_asked_for_is_kept_and_dropping_is_suggested() -> None:
     with pytest.raises(BudgetError, match=r"It fits with --sparsity 0\.\d+, with --rest drop, or with --device-memory"):
         plan_of(Pruning(0.5, rest="int4"), IN_INT4 - 20 * MIB)
@@ -113,7 +108,6 @@ def test_what_was_asked_for_is_kept_and_dropping_is_suggested() -> None:
         assert plan_of(Pruning(0.5, resident_dtype=dtype)).rest == "int4"
 
 
-@pytest.mark.quick
 def test_of_the_best_dtype_too_the_rest_is_kept_before_it_is_dropped() -> None:
     """Any dtype with the rest in int4 is better than bfloat16 with half of the neurons dropped: docs/results.md."""
     auto = Pruning(0.5, resident_dtype="auto")
@@ -125,7 +119,6 @@ def test_of_the_best_dtype_too_the_rest_is_kept_before_it_is_dropped() -> None:
     assert describe(plan_of(auto, peaks["int4"] - 1)) == "int4, 50% dropped"
 
 
-@pytest.mark.quick
 def test_with_a_dtype_alone_the_other_neurons_are_kept_before_half_are_dropped() -> None:
     sizes = replace(SIZES, layers=SIZES.layers * 4)
     *kept, (half, dropped) = climb(sizes, REQUEST, BFLOAT16)
@@ -136,7 +129,6 @@ def test_with_a_dtype_alone_the_other_neurons_are_kept_before_half_are_dropped()
     assert describe(plan_of(Pruning(resident_dtype="bfloat16", rest="drop"), dropped.peak, sizes)) == str(half)
 
 
-@pytest.mark.quick
 def test_blocks_that_a_prompt_empties_have_no_rest() -> None:
     emptied = plan_of(HALF, skip=FfnSkip(0.25, "prompt"))
     assert emptied.rest_and_why == "dropped: ffn-skip by prompt leaves blocks without neurons"
@@ -145,13 +137,11 @@ def test_blocks_that_a_prompt_empties_have_no_rest() -> None:
         plan_of(Pruning(0.5, rest="int4"), skip=FfnSkip(0.25, "prompt"))
 
 
-@pytest.mark.quick
 def test_every_neuron_may_be_in_int4() -> None:
     assert plan_of(Pruning(1.0)).rest == "int4"
     assert plan_of(Pruning((0.0,) * 7 + (0.5,))).rest == "int4"
 
 
-@pytest.mark.quick
 def test_a_method_stands_for_the_papers_choice() -> None:
     paper = Pruning(0.5, method="griffin")
     assert replace(paper, method=None) == Pruning(0.5, rest="drop")
