@@ -321,7 +321,8 @@ def test_what_does_not_fit_is_refused_and_what_is_suggested_works(smol: Path) ->
     assert refused.returncode == 1
     assert not refused.stdout
     found = re.fullmatch(
-        r"error: .* at sparsity 0 needs .*It fits with (--sparsity 0\.\d+), or with (--device-memory \d+MiB)\n",
+        r"error: .* at sparsity 0 needs .*It fits with (--sparsity 0\.\d+), the rest in int4, "
+        r"or with (--device-memory \d+MiB)\n",
         refused.stderr,
     )
     for suggestion in (f"{found[1]} --device-memory {budget}", f"--sparsity 0 {found[2]}"):
