@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 KEYWORDS = {Placement: "placement", Pruning: "pruning", Decoding: "decoding", ExportFormat: "export_format"}
-SPARSITY_OF_ROWS = "Share of the feed-forward neurons to drop, 0 (the full model) to 1."
+SPARSITY_OF_ROWS = "Share of the feed-forward neurons that are not kept as they are, 0 (the full model) to 1."
 ALLOCATION_OF_ROWS = "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it."
 REST_OF_ROWS = (
     "The neurons that the prompt does not choose: int4, int8: kept in so many bits; drop: left out, as in the paper's "

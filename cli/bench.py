@@ -68,7 +68,10 @@ OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
     multiple=True,
 )
 @repeated(
-    "sparsity", "sparsities", (0.5,), "Share of the neurons that griffin drops; magnitude drops the first of them."
+    "sparsity",
+    "sparsities",
+    (0.5,),
+    "Share of the neurons that griffin does not keep as they are; magnitude drops the first of them.",
 )
 @repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS)
 @repeated(
