@@ -246,8 +246,8 @@ class Pruning(_Checked):
 
     sparsity: Sparsity | None = option(
         None,
-        "Share of the feed-forward neurons that are not kept as they are (--rest says what becomes of them), 0 to 1; or "
-        "one for each layer: 0.2,0.5,... or a file of them; or auto.",
+        "Share of the feed-forward neurons that are not kept as they are (--rest says what becomes of them), 0 to 1; "
+        "or one for each layer: 0.2,0.5,... or a file of them; or auto.",
         parse=parse_shares,
         wanted="a number",
         metavar="SHARE",

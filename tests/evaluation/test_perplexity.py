@@ -71,7 +71,7 @@ def test_the_numbers_are_the_oracles(llama: Path, ids: list[int]) -> None:
         assert result.perplexity == pytest.approx(value, rel=1e-3)
         assert result.agreement == pytest.approx(agreement)
         assert result.label == variant.label()
-        assert result.resident_bytes == engine.plan(40, 24, sparsity=variant.sparsity).resident_bytes
+        assert result.resident_bytes == engine.plan(40, 24, sparsity=variant.sparsity, rest="drop").resident_bytes
         assert result.kept == (int(96 * (1 - variant.sparsity)),) * 3
     half, full, _ = found
     assert (full.kl, full.agreement) == (0, 1)
@@ -145,7 +145,9 @@ SHORT = ("--prompt-tokens", 40, "--continue-tokens", 24, "--windows", 2, "--dtyp
 
 
 def test_the_command_prints_what_the_library_finds(llama: Path, data: Path) -> None:
-    result = run("--data", data, "--model", llama, *SHORT, "--sparsity", 0, "--sparsity", 0.5, "--json")
+    result = run(
+        "--data", data, "--model", llama, *SHORT, "--sparsity", 0, "--sparsity", 0.5, "--rest", "drop", "--json"
+    )
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     engine = Engine(llama, dtype="float32")
@@ -172,7 +174,8 @@ def test_the_table(llama: Path, data: Path) -> None:
     assert "2 windows of alice.txt" in " ".join(title.split())
     heads = ("prompt", "then", "pruned", "perplexity", "± of its log", "agreement", "KL (nats)", "resident")
     assert all(name in head for name in heads)
-    assert [row.split()[:3] for row in rows] == [["40", "24", "full"], ["40", "24", "50%"]], "0 and 0.5"
+    assert [row.split()[:3] for row in rows] == [["40", "24", "full"], ["40", "24", "50%,"]], "0 and 0.5"
+    assert "50%, rest int4" in rows[1]
     assert " 1.000 " in rows[0], "the full model agrees with itself"
 
 
@@ -184,7 +187,20 @@ def test_the_results_of_a_grid_say_their_lengths(llama: Path, data: Path) -> Non
 
 
 def test_selections_are_compared_and_the_full_model_comes_once(llama: Path, data: Path) -> None:
-    options = ("--sparsity", 0, "--sparsity", 0.5, "--selection", "topk", "--selection", "random", "--seed", 3)
+    options = (
+        "--sparsity",
+        0,
+        "--sparsity",
+        0.5,
+        "--selection",
+        "topk",
+        "--selection",
+        "random",
+        "--seed",
+        3,
+        "--rest",
+        "drop",
+    )
     result = run("--data", data, "--model", llama, *SHORT, *options, "--json")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["results"]
