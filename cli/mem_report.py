@@ -146,7 +146,7 @@ def show_machine(placement: Placement, as_json: bool) -> None:
         return
     console.pairs(machine_rows(here, device, budget), err=False)
     click.echo("")
-    columns = ("model", "full", "resident at 50 %", "at 75 %", "the best that fits here", "resident")
+    columns = ("model", "full", "resident, 50 % dropped", "75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
 
