@@ -102,7 +102,8 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
 def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
     """What the answers depend on, in the form that a stopped run of any version has written beside them."""
     names = ("selection", "allocation", "resident_dtype", "rest")
-    values = {"sparsity": pruning.sparsity, "max_new_tokens": decoding.max_new_tokens, "seed": decoding.seed}
+    values: dict[str, Any] = {"sparsity": pruning.sparsity}
+    values |= {"max_new_tokens": decoding.max_new_tokens, "seed": decoding.seed}
     values |= {name: getattr(pruning, name) for name in names}
     if pruning.sparsity is not None and pruning.rest in (None, AUTO, "drop"):
         values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
