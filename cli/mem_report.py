@@ -116,6 +116,7 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
     return [
         ("full model", format_bytes(plan.full_bytes)),
         ("resident", f"{format_bytes(plan.resident_bytes)} (saves {format_bytes(saved)})"),
+        *([("the rest", plan.rest_and_why)] if plan.rest else []),
         ("fits whole", fits),
         *([("expected", f"{plan.tokens_per_s:.1f} tokens/s")] if plan.tokens_per_s else []),
     ]
@@ -145,7 +146,7 @@ def show_machine(placement: Placement, as_json: bool) -> None:
         return
     console.pairs(machine_rows(here, device, budget), err=False)
     click.echo("")
-    columns = ("model", "full", "resident at 50 %", "at 75 %", "the best that fits here", "resident")
+    columns = ("model", "full", "resident, 50 % dropped", "75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
 

@@ -16,6 +16,9 @@ ALLOCATIONS = ("uniform", "sensitivity")
 AUTO = "auto"
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")
+METHODS = {  # name -> what it means: fields of Pruning
+    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": None},  # arXiv:2404.01365
+}
 SKIP_MODES = ("token", "prompt")
 DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("safetensors", "gguf")
@@ -122,6 +125,11 @@ def declared(group: Any, values: Any = None) -> Iterator[tuple[str, Option, Any]
             continue
         for number, (name, inner, within) in enumerate(declared(type(_default(each)), value)):
             yield (f"{told.prefix}_{name}" if number else told.prefix), inner, within
+
+
+def default_of(group: type, name: str) -> Any:
+    """The default of one field."""
+    return _default(next(each for each in fields(group) if each.name == name))
 
 
 def _default(each: "Field[Any]") -> Any:
@@ -234,12 +242,12 @@ class FfnSkip(_Checked):
 @dataclass(frozen=True)
 class Pruning(_Checked):
     """What is kept of the model for one answer. Where sparsity, resident_dtype and rest are None, the best that fits is
-    taken (planning/ladder.py)."""
+    taken (planning/ladder.py). A method sets the fields that METHODS names; OptionError for one that says otherwise."""
 
     sparsity: Sparsity | None = option(
         None,
-        "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them; or "
-        "auto.",
+        "Share of the feed-forward neurons that are not kept as they are (--rest says what becomes of them), 0 to 1; "
+        "or one for each layer: 0.2,0.5,... or a file of them; or auto.",
         parse=parse_shares,
         wanted="a number",
         metavar="SHARE",
@@ -257,9 +265,10 @@ class Pruning(_Checked):
     )
     rest: str | None = option(
         None,
-        "What happens to the neurons that the prompt does not choose: dropped, or kept in fewer bits.",
-        choices=RESTS,
-        default="drop",
+        "The neurons that the prompt does not choose: int8, int4: kept in so many bits; drop: left out, as in the "
+        "GRIFFIN paper, which saves more memory and costs far more quality; auto: int4 where it fits, else dropped.",
+        choices=(AUTO, *RESTS),
+        default=AUTO,
     )
     selection: str = option(
         "topk", "How the kept neurons are chosen. All but topk are for comparison.", choices=SELECTIONS
@@ -286,8 +295,20 @@ class Pruning(_Checked):
         default="0.4",
     )
     skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
+    method: str | None = option(
+        None,
+        "griffin: exactly the paper's choice, the neurons of the largest statistic, the same share in every layer, the "
+        "rest dropped. It stands for --selection topk --allocation uniform --rest drop, without a prior.",
+        choices=tuple(METHODS),
+        default="none of these",
+    )
 
     def __post_init__(self) -> None:
+        for name, value in METHODS.get(self.method or "", {}).items():
+            given = getattr(self, name)
+            if given not in (value, AUTO, default_of(Pruning, name)):
+                raise OptionError(f"method {self.method} has {name} {value or 'none'}: leave out {name}, or the method")
+            object.__setattr__(self, name, value)
         if isinstance(self.sparsity, list):
             object.__setattr__(self, "sparsity", tuple(self.sparsity))
         if self.skip is None:
@@ -330,7 +351,7 @@ class Decoding(_Checked):
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
     compile: bool = switch(
         "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
-        "for it, the result is kept on disk. Not for quantized weights."
+        "for it, the result is kept on disk. Not for quantized weights: beside --sparsity, give --rest drop."
     )
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -400,8 +421,11 @@ def with_text(group: Group, name: str, text: str) -> Group:
         value = default if text.lower() in ("none", "default") else told.parse(text)
     except ValueError:
         raise OptionError(f"{name} cannot be {text!r}: give {told.wanted}, or none") from None
+    values = {**as_dict(group), name: value}
+    if name == "method":  # what the last one had set is open again
+        values |= dict.fromkeys(METHODS.get(as_dict(group)[name] or "", ()))
     undeclared = {each.name: getattr(group, each.name) for each in fields(group) if not each.metadata}  # type: ignore[arg-type]
-    return replace(build(type(group), {**as_dict(group), name: value}), **undeclared)  # type: ignore[type-var]
+    return replace(build(type(group), values), **undeclared)  # type: ignore[type-var]
 
 
 def from_keywords(keywords: dict[str, Any], group: type[Group], given: Group | None = None) -> Group:

@@ -89,6 +89,7 @@ class Report:
             "dtype": self.dtype,
             "device": self.device,
             "precision": self.plan.precision.to_json(),
+            "rest": self.plan.rest_to_json(),
             "timings": {
                 "plan_s": self.plan_s,
                 "prompt_s": self.prompt_s,
@@ -129,6 +130,7 @@ class Report:
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
             ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
+            *([("the rest", plan.rest_and_why)] if plan.rest else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),

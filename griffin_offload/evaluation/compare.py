@@ -106,12 +106,12 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
 
 def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, skips: bool = True) -> dict[str, Variant]:
     """All ways to leave out a share, by name. `skips`: those that skip blocks too."""
-    found = {"GRIFFIN": Variant(share)}
+    found = {"GRIFFIN": Variant(share, rest="drop")}
     if sensitivity:
-        found["GRIFFIN, shared by sensitivity"] = Variant(share, allocation="sensitivity")
+        found["GRIFFIN, shared by sensitivity"] = Variant(share, rest="drop", allocation="sensitivity")
     if "text" in priors:
-        found["GRIFFIN with a prior of text"] = Variant(share, prior=priors["text"])
-        found["prompt whole, then static: text"] = Variant(share, prior=priors["text"], prior_weight=1.0)
+        found["GRIFFIN with a prior of text"] = Variant(share, rest="drop", prior=priors["text"])
+        found["prompt whole, then static: text"] = Variant(share, rest="drop", prior=priors["text"], prior_weight=1.0)
     skip = FfnSkip(share)
     if skips:
         found |= {
@@ -121,11 +121,11 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, sk
             "whole layers skipped by token": Variant(0.0, skip=skip, ablation="layers"),
         }
     found |= {
-        "prompt whole, then magnitude": Variant(share, selection="magnitude"),
-        "prompt whole, then random": Variant(share, selection="random"),
+        "prompt whole, then magnitude": Variant(share, rest="drop", selection="magnitude"),
+        "prompt whole, then random": Variant(share, rest="drop", selection="random"),
     }
     for name, prior in priors.items():
-        found[f"static: {name}"] = Variant(share, prior=prior, prior_weight=1.0, static=True)
+        found[f"static: {name}"] = Variant(share, rest="drop", prior=prior, prior_weight=1.0, static=True)
     return found
 
 

@@ -71,7 +71,8 @@ class ExportSource:
 @dataclass(frozen=True)
 class Export:
     """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, by
-    which the kept ones were chosen; `skipped`: layers whose blocks are zeros."""
+    which the kept ones were chosen; `skipped`: layers whose blocks are zeros; `rest`: what became of the neurons that
+    are not kept, and why (Plan.rest_to_json)."""
 
     path: Path
     files: tuple[str, ...]
@@ -79,11 +80,12 @@ class Export:
     backup: Path | None
     scores: Scores = field(default=(), repr=False, compare=False)
     skipped: tuple[int, ...] = ()
+    rest: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)
-        skipped = list(self.skipped)
-        return {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup, "skipped": skipped}
+        facts = {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup}
+        return {**facts, "skipped": list(self.skipped), "rest": self.rest}
 
 
 @dataclass(frozen=True)

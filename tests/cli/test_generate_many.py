@@ -189,7 +189,15 @@ def test_the_recorded_options_are_those_of_earlier_versions() -> None:
     sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
     assert recorded(Pruning(), Decoding(temperature=0.7, top_p=0.9, top_k=0)) == plain | sampled
     with_prior = recorded(Pruning(0.5, prior="p.st", prior_weight=0.3), Decoding())
-    assert with_prior == plain | {"sparsity": 0.5, "prior": "p.st", "prior_weight": 0.3}
+    assert with_prior == plain | {"sparsity": 0.5, "rest": "auto", "prior": "p.st", "prior_weight": 0.3}
+    dropped = plain | {"sparsity": 0.5}  # an earlier version's file, which this one must not continue in int4
+    assert (
+        recorded(Pruning(0.5, rest="drop"), Decoding())
+        == recorded(Pruning(0.5, method="griffin"), Decoding())
+        == dropped
+    )
+    assert recorded(Pruning(0.5, rest="int4"), Decoding()) == dropped | {"rest": "int4"}
+    assert recorded(Pruning(0.5, rest="auto"), Decoding()) == recorded(Pruning(0.5), Decoding()) != dropped
     skip = {"share": 0.25, "mode": "prompt", "cold": (2, 2), "warmup": 4, "run": 0}
     assert recorded(Pruning(skip=FfnSkip(0.25, "prompt")), Decoding()) == plain | {"skip": skip}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...engine import Engine
 from ...errors import OptionError
-from ...options import DRAWN, RESIDENT_DTYPES, RESTS, FfnSkip, Pruning
+from ...options import DRAWN, RESIDENT_DTYPES, FfnSkip, Pruning
+from ...planning.ladder import REST
 from ...planning.plan import DEFAULT_SPARSITY, Plan, make_plan
 from ...planning.sizes import Kept
 from ...pruning.prior import WEIGHT, load_prior
@@ -33,8 +34,9 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class Variant(Pruning):
-    """One way of pruning to measure: a Pruning with nothing left to the ladder (sparsity 0.5, bfloat16, the rest
-    dropped), and what no answer can be asked for.
+    """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
+    asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
+    where no answer could keep it.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -44,11 +46,14 @@ class Variant(Pruning):
     static: bool = False
 
     def __post_init__(self) -> None:
-        paper = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0], "rest": RESTS[0]}
-        for name, value in {**paper, "prior_weight": WEIGHT if self.prior else 0.0}.items():
+        super().__post_init__()
+        defaults = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0]}
+        for name, value in {**defaults, "prior_weight": WEIGHT if self.prior else 0.0}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        super().__post_init__()
+        if self.rest is None:
+            drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
+            object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
         self.precision  # noqa: B018 - 'auto' is refused here
 
     @property
@@ -74,7 +79,7 @@ class Variant(Pruning):
         return (self.sparsity,) if isinstance(self.sparsity, int | float) else tuple(self.sparsity)
 
     def label(self) -> str:
-        """Short and for people: 'full', '50%', '50% random seed 1 int4, rest int4'. Defaults are left out."""
+        """Short and for people: 'full', '50%' (the rest is dropped), '50% random seed 1 int4, rest int4'."""
         if self.full:
             return "full"
         words = [f"{100 * sum(self.shares) / len(self.shares):.4g}%"]
@@ -85,7 +90,7 @@ class Variant(Pruning):
         words += [str(self.resident_dtype)] if self.resident_dtype != RESIDENT_DTYPES[0] else []
         words += [f"prior {self.prior_weight:g}"] if self.prior else []
         words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip.share else []
-        return " ".join(words) + (f", rest {self.rest}" if self.rest != RESTS[0] and any(self.shares) else "")
+        return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self.shares) else "")
 
     def facts(self, *names: str) -> dict[str, Any]:
         """Those of its options, by name: for rows and results."""
@@ -127,16 +132,17 @@ def all_variants(
     allocations: Sequence[str],
     seed: int = 0,
     resident_dtypes: Sequence[str] = RESIDENT_DTYPES[:1],
-    rests: Sequence[str] = RESTS[:1],
+    rests: Sequence[str | None] = (None,),
+    method: str | None = None,
 ) -> list[Variant]:
     """Every combination, in this order. At sparsity 0 there is nothing to select, to share or to drop: it stands once
     for each resident dtype."""
     found = [
-        Variant(sparsity, dtype, rest, selection, allocation, seed=seed)
+        Variant(sparsity, dtype, rest, selection, allocation, method=method, seed=seed)
         if sparsity
         else Variant(0.0, resident_dtype=dtype)
         for sparsity, selection, allocation, dtype, rest in product(
-            sparsities, selections, allocations, resident_dtypes, rests
+            sparsities, selections, allocations, resident_dtypes, rests or (None,)
         )
     ]
     return list(dict.fromkeys(found))
