@@ -41,6 +41,7 @@ KEYWORDS = {Placement: "placement", Pruning: "pruning", Decoding: "decoding", Ex
 SPARSITY_OF_ROWS = "Share of the feed-forward neurons to drop, 0 (the full model) to 1."
 ALLOCATION_OF_ROWS = "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it."
 RESIDENT_DTYPE_OF_ROWS = "Format of the weights kept in memory. bfloat16: as the model runs."
+FOLD_OF_ROWS = "How strongly the fold holds on to the weights as they were; 0: nothing is folded."
 KNOWN = {name: (told, default) for group in KEYWORDS for name, told, default in declared(group)}
 
 
@@ -107,6 +108,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
     words = told.default or default if shown is None else shown
     text = f"{help or told.help} [default: {words}]" if words else help or told.help
     if told.parse is parse_switch:
+        if default is None:
+            return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text, **changes)
         return click.option(flag(name), is_flag=True, help=text, **changes)
     facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
     return click.option(flag(name), name, **facts)
@@ -169,6 +172,8 @@ def check_usage(given: Mapping[str, Any]) -> None:
     """Raises click.UsageError for an option that does nothing without another one."""
     if "prior_weight" in given and "prior" not in given:
         raise click.UsageError("--prior-weight needs --prior FILE")
+    if "fold_strength" in given and given.get("fold") is False:
+        raise click.UsageError("--fold-strength needs --fold")
     of_skip = [name for name, value in given.items() if name.startswith("ffn_skip_") and value != "token"]
     if of_skip and not given.get("ffn_skip"):
         raise click.UsageError(f"{flag(of_skip[0])} needs --ffn-skip SHARE")
@@ -225,7 +230,7 @@ def compares(command: F) -> F:
     def run(**values: Any) -> Any:
         from ..evaluation.scoring.variant import all_variants
 
-        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests")
+        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests", "folds")
         return command(variants=all_variants(*(values.pop(name) for name in names)), **values)
 
     return decorate(
@@ -235,6 +240,7 @@ def compares(command: F) -> F:
         repeated("allocation", "allocations", ("uniform",), ALLOCATION_OF_ROWS),
         repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS),
         repeated("rest", "rests", ("drop",)),
+        repeated("fold_strength", "folds", (0.0,), FOLD_OF_ROWS),
         seed_option("Seed of the selections that draw: sampling, topk-sampling, random."),
     )
 

@@ -21,6 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("safetensors", "gguf")
 GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")
 SCORES = ("griffin", "wanda", "magnitude", "random")  # of neurons, over calibration texts
+METHODS = ("griffin",)  # whole ways of pruning, by name
 FORMS = ("text", "qa", "concat", "question")  # of calibration samples
 MODES = ("gen", "class")  # of multiple choice: what counts as the prompt
 ORDERS = ("original", "permuted", "random")  # of a prompt's tokens, in a figure
@@ -83,8 +84,9 @@ def whole(default: Any, help: str, /, **facts: Any) -> Any:
     return option(default, help, parse=int, wanted="a whole number", **{"metavar": "N", **facts})
 
 
-def switch(help: str, /, **facts: Any) -> Any:
-    return option(False, help, parse=parse_switch, wanted="on or off", **facts)
+def switch(help: str, /, *, value: bool | None = False, **facts: Any) -> Any:
+    """On or off. Where `value`, the default, is None, the flag has a --no- form too."""
+    return option(value, help, parse=parse_switch, wanted="on or off", **facts)
 
 
 def parse_switch(text: str) -> bool:
@@ -285,9 +287,43 @@ class Pruning(_Checked):
         allowed="0 (the prompt's own choice) to 1 (the prior's)",
         default="0.4",
     )
+    fold: bool | None = switch(
+        "Where neurons are dropped, the kept ones take over what those gave the prompt, by ridge regression.",
+        value=None,
+        default="off",
+    )
+    fold_strength: float = number(
+        1.0,
+        "How strongly the fold holds on to the weights as they were: the ridge, in units of the mean squared "
+        "activation.",
+        metavar="L",
+        above=0,
+        allowed="above 0",
+    )
+    method: str | None = option(
+        None,
+        "griffin: exactly the paper's choice: topk, uniform, the others dropped, not folded, no prior.",
+        choices=METHODS,
+        default="none, as the other options say",
+    )
     skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
 
+    @property
+    def folds(self) -> float | None:
+        """The fold's strength; None: it is off."""
+        return self.fold_strength if self.fold else None
+
+    def _as_in_the_paper(self) -> None:
+        """Raises OptionError for an option that asks for something else."""
+        paper = {"selection": "topk", "allocation": "uniform", "rest": "drop", "fold": False, "prior": None}
+        for name, value in paper.items():
+            if getattr(self, name) not in (None, value):
+                raise OptionError(f"method griffin has no {name} {getattr(self, name)}: leave one of them out")
+            object.__setattr__(self, name, value)
+
     def __post_init__(self) -> None:
+        if self.method:
+            self._as_in_the_paper()
         if isinstance(self.sparsity, list):
             object.__setattr__(self, "sparsity", tuple(self.sparsity))
         if self.skip is None:

@@ -37,14 +37,14 @@ def score(
 
     One reading of the weights serves all variants, and as many pairs as the budget has room for. Neurons are zeroed
     rather than cut out, so that a model can be scored that would not fit; the engine is empty afterwards. Quantized
-    variants, and models whose prompt leaves more than keys and values behind, are scored by `score_slowly`.
+    and folded variants, and models whose prompt leaves more than keys and values behind, are scored by `score_slowly`.
     on_layer(done, total) counts the layers of all readings.
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
     forks = can_fork(engine.skeleton.config)
     _check_variants(engine, variants, forks)
-    slow = [variant for variant in variants if variant.quantized or not forks]
+    slow = [variant for variant in variants if variant.quantized or variant.folds or not forks]
     fast = [variant for variant in variants if variant not in slow]
     found: dict[Variant, Sequence[Scored]] = {}  # by pair
     if fast and pairs:
@@ -65,8 +65,8 @@ def _check_variants(engine: Engine, variants: Sequence[Variant], forks: bool) ->
     for variant in variants:
         if variant.skip.share:
             check_skip(engine.skeleton.layout, variant.skip)
-            if variant.quantized:
-                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize nothing")
+            if variant.quantized or variant.folds:
+                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize and fold nothing")
 
 
 def _score_together(

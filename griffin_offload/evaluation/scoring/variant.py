@@ -34,7 +34,7 @@ class ScoredRow:
 @dataclass(frozen=True)
 class Variant(Pruning):
     """One way of pruning to measure: a Pruning with nothing left to the ladder (sparsity 0.5, bfloat16, the rest
-    dropped), and what no answer can be asked for.
+    dropped, not folded), and what no answer can be asked for.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -44,7 +44,7 @@ class Variant(Pruning):
     static: bool = False
 
     def __post_init__(self) -> None:
-        paper = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0], "rest": RESTS[0]}
+        paper = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0], "rest": RESTS[0], "fold": False}
         for name, value in {**paper, "prior_weight": WEIGHT if self.prior else 0.0}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -84,6 +84,7 @@ class Variant(Pruning):
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [str(self.resident_dtype)] if self.resident_dtype != RESIDENT_DTYPES[0] else []
         words += [f"prior {self.prior_weight:g}"] if self.prior else []
+        words += [f"fold {self.folds:g}"] if self.folds else []
         words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip.share else []
         return " ".join(words) + (f", rest {self.rest}" if self.rest != RESTS[0] and any(self.shares) else "")
 
@@ -103,6 +104,7 @@ class Variant(Pruning):
             sparsity=self.sparsity or 0.0,
             curves=engine.opened.allocation_curves(self),
             precision=self.precision,
+            fold=self.folds,
             skip=self.skip if self.skip.share else None,
         )
         return make_plan(engine.sizes, request)
@@ -128,18 +130,23 @@ def all_variants(
     seed: int = 0,
     resident_dtypes: Sequence[str] = RESIDENT_DTYPES[:1],
     rests: Sequence[str] = RESTS[:1],
+    folds: Sequence[float] = (0.0,),
 ) -> list[Variant]:
-    """Every combination, in this order. At sparsity 0 there is nothing to select, to share or to drop: it stands once
-    for each resident dtype."""
+    """Every combination, in this order. `folds`: strengths of the fold; 0: none. At sparsity 0 there is nothing to
+    select, to share or to drop: it stands once for each resident dtype."""
     found = [
-        Variant(sparsity, dtype, rest, selection, allocation, seed=seed)
+        replace(Variant(sparsity, dtype, rest, selection, allocation, seed=seed), **_fold(strength))
         if sparsity
         else Variant(0.0, resident_dtype=dtype)
-        for sparsity, selection, allocation, dtype, rest in product(
-            sparsities, selections, allocations, resident_dtypes, rests
+        for sparsity, selection, allocation, dtype, rest, strength in product(
+            sparsities, selections, allocations, resident_dtypes, rests, folds
         )
     ]
     return list(dict.fromkeys(found))
+
+
+def _fold(strength: float) -> dict[str, Any]:
+    return {"fold": True, "fold_strength": strength} if strength else {}
 
 
 def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights: Sequence[float] = ()) -> list[Variant]:

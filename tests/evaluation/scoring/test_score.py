@@ -44,12 +44,14 @@ def expected(model: torch.nn.Module, pair: Pair, experts: oracle.Experts) -> Sco
         greedy=ours.argmax(1) == true,
         agrees=ours.argmax(1) == truth.argmax(1),
         kl=torch.nn.functional.kl_div(ours, truth, log_target=True, reduction="none").sum(1),
+        acceptance=torch.minimum(ours, truth).exp().sum(1),
     )
 
 
 def assert_equal(found: Scored, wanted: Scored, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found.log_probability, wanted.log_probability, rtol=0, atol=tolerance)
     torch.testing.assert_close(found.kl, wanted.kl, rtol=1e-5, atol=tolerance)
+    torch.testing.assert_close(found.acceptance, wanted.acceptance, rtol=1e-5, atol=tolerance)
     assert found.greedy.tolist() == wanted.greedy.tolist()
     assert found.agrees.tolist() == wanted.agrees.tolist()
 
