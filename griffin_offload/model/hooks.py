@@ -84,9 +84,9 @@ class Activations:
         """z (..., F) of the tokens at these places of the forward, and of which expert."""
         self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self._tokens[places]])
 
-    def take(self, expert: int | None = None) -> list[Tensor]:
-        """The rows kept, in pieces (s, F); they are gone afterwards."""
-        return self._rows.pop(expert, [])
+    def pieces(self, expert: int | None = None) -> list[Tensor]:
+        """The rows kept, in pieces (s, F): the list itself."""
+        return self._rows.get(expert, [])
 
 
 def pieces_of(layer: nn.Module, path: str) -> Pieces | None:

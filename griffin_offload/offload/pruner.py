@@ -81,8 +81,8 @@ class Pruner(KeepNeurons):
         rows, down = self._activations.pop(number), dense[block.down]
         if block.routed:  # each expert by the tokens that were routed to it
             experts = enumerate(zip(down, kept_neurons, strict=True))
-            return [self._change(rows.take(i), block, matrix, chosen) for i, (matrix, chosen) in experts]
-        return [self._change(rows.take(), block, down, kept_neurons)]
+            return [self._change(rows.pieces(i), block, matrix, chosen) for i, (matrix, chosen) in experts]
+        return [self._change(rows.pieces(), block, down, kept_neurons)]
 
     def _change(self, pieces: list[Tensor], block: Block, down: Tensor, chosen: Tensor) -> Change | None:
         """From rows of z (s, F), a down matrix and its kept neurons (k,); None where no token counts."""

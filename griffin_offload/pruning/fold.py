@@ -53,11 +53,25 @@ def ridge(kept: Tensor, lost: Tensor, strength: float) -> Change:
     """Z_E (S, k), Z_D W_Dᵀ (S, D) and λ -> W' - W_E. Its size does not depend on the unit of Z.
 
     Activations of zero change nothing."""
+    return Change(_solve(kept, lost, strength).T.contiguous(), kept)
+
+
+def predicted(z: Tensor, rows: Tensor, dropped: Tensor, strength: float) -> Tensor:
+    """What the fold takes the dropped neurons for: z (N, F), 0 there, the prompt's Z (S, F), dropped (F,), bool
+    -> (N, F), 0 where a neuron is kept.
+
+    Added to z_E, it gives through W what z_E alone gives through W': a model can be scored without a W' of its own."""
+    kept, others = rows.float().masked_fill(dropped, 0), rows.float().masked_fill(~dropped, 0)
+    return z.float() @ kept.T @ _solve(kept, others, strength)
+
+
+def _solve(kept: Tensor, right: Tensor, strength: float) -> Tensor:
+    """(Z_E Z_Eᵀ + λ m I)⁻¹ times some matrix (S, N), float32."""
     gram = kept @ kept.T
     diagonal = gram.diagonal()
     diagonal += (strength * diagonal.mean()).clamp_min(1e-20)
     triangle, _ = torch.linalg.cholesky_ex(gram)  # without waiting for a GPU to say that it can
-    return Change(torch.cholesky_solve(lost, triangle).T.contiguous(), kept)
+    return torch.cholesky_solve(right, triangle)
 
 
 def joined(pieces: list[Tensor]) -> Tensor:

@@ -37,14 +37,14 @@ def score(
 
     One reading of the weights serves all variants, and as many pairs as the budget has room for. Neurons are zeroed
     rather than cut out, so that a model can be scored that would not fit; the engine is empty afterwards. Quantized
-    and folded variants, and models whose prompt leaves more than keys and values behind, are scored by `score_slowly`.
+    variants, and models whose prompt leaves more than keys and values behind, are scored by `score_slowly`.
     on_layer(done, total) counts the layers of all readings.
     Raises PromptError for an empty context or continuation, or one beyond the model's context, OptionError,
     BudgetError, and what a sweep raises."""
     check_pairs(engine, pairs)
     forks = can_fork(engine.skeleton.config)
     _check_variants(engine, variants, forks)
-    slow = [variant for variant in variants if variant.quantized or variant.folds or not forks]
+    slow = [variant for variant in variants if variant.quantized or not forks]
     fast = [variant for variant in variants if variant not in slow]
     found: dict[Variant, Sequence[Scored]] = {}  # by pair
     if fast and pairs:

@@ -22,13 +22,14 @@ class ScoredRow:
 
     `kept`: neurons by layer and block, chosen by `selection`; None: all. `skip`: blocks to skip besides, or what
     `ablation` puts in their place (skipped.ABLATIONS). `static`: the context too passes through the pruned model, whose
-    neurons no context chooses, as in an exported model."""
+    neurons no context chooses, as in an exported model. `fold`: strength of the fold; None: there is none."""
 
     selection: Selection = field(default_factory=Selection)
     kept: Kept | None = None
     skip: FfnSkip | None = None
     ablation: str = ""
     static: bool = False
+    fold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Variant(Pruning):
     def row(self, engine: Engine) -> ScoredRow:
         """The variant as a row of a batch, which quantizes nothing. Raises OptionError as `plan`."""
         kept = replace(self, skip=FfnSkip()).plan(engine, 1, 1).kept
-        return ScoredRow(self.chosen_by, kept, self.skip if self.skip.share else None, self.ablation, self.static)
+        skip = self.skip if self.skip.share else None
+        return ScoredRow(self.chosen_by, kept, skip, self.ablation, self.static, self.folds)
 
     @property
     def drawn_by(self) -> int | None:

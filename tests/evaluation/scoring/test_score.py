@@ -77,6 +77,17 @@ def test_every_number_is_the_oracles(tmp_path: Path, kind: str) -> None:
     assert found[0][0].kl[1:].min() > 0, "after the first token the experts are at work"
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_a_folded_row_is_the_folded_model(tmp_path: Path, kind: str) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
+    variants = [FULL, Variant(0.5, fold=True, fold_strength=0.1), Variant(0.5), Variant(0.25, fold=True)]
+    together, slowly = score(engine, pairs(), variants), score_slowly(engine, pairs(), variants)
+    for ours, theirs in zip(together, slowly, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other, 1e-3)
+        assert (ours[1].kl - ours[2].kl).abs().max() > 0.01
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("score") / "llama", "llama")
