@@ -9,8 +9,7 @@ from ..model.hooks import Activations, ObserveNeurons
 from ..model.layout import Block, ModelLayout
 from ..pruning.fold import Change, Fold, joined, ridge
 from ..pruning.selection import Selection, magnitude
-from ..quant.products import dense_linear
-from .gather import Changes, gather_block
+from .gather import Changes, gather_block, given, rest_of
 from .layer_hook import LayerHook
 from .resident_layer import ResidentLayer
 
@@ -89,11 +88,8 @@ class Pruner(KeepNeurons):
         assert self._fold
         if not any(map(len, pieces)):
             return None
-        z = joined(pieces)
-        kept = z[:, chosen].float()
-        z[:, chosen] = 0
-        lost = dense_linear(z, down if block.rows[block.down].axis else down.t())
-        return ridge(kept, lost.float(), self._fold.strength)
+        z, matrix = joined(pieces), down if block.rows[block.down].axis else down.t()
+        return ridge(z[:, chosen], given(z, matrix, rest_of(chosen, block.neurons)), self._fold.strength)
 
     def _detach(self) -> None:
         while self._observers:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TOKENS = 1024  # rows of Z at most
-ROWS = 256  # of W' made at a time
+ROWS = 256  # of a down projection at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +37,19 @@ def fold_tokens(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What the fold adds to the kept columns, as a product: `left` (D, S) @ `right` (S, k), float32."""
+    """What the fold adds to the kept columns, as a product: `left` (D, S) @ `right` (S, k)."""
 
     left: Tensor
     right: Tensor
 
-    def add(self, rows: Tensor, first: int = 0) -> None:
-        """W_E (D, k), any float dtype -> W', in place; or so many rows of it from the `first` on."""
-        for begin in range(0, len(rows), ROWS):
-            part = rows[begin : begin + ROWS]
-            part += self.left[first + begin : first + begin + len(part)] @ self.right
-
 
 def ridge(kept: Tensor, lost: Tensor, strength: float) -> Change:
-    """Z_E (S, k), Z_D W_Dᵀ (S, D) and λ -> W' - W_E. Its size does not depend on the unit of Z.
+    """Z_E (S, k), Z_D W_Dᵀ (S, D) and λ -> W' - W_E, in Z_E's dtype, which for float16 has too little room: in float32.
 
-    Activations of zero change nothing."""
-    return Change(_solve(kept, lost, strength).T.contiguous(), kept)
+    Solved in float32. The unit of Z does not matter; activations of zero change nothing."""
+    dtype = torch.float32 if kept.dtype == torch.float16 else kept.dtype
+    left = _solve(kept.float(), lost.float(), strength).to(dtype)
+    return Change(left.T.contiguous(), kept.to(dtype))
 
 
 def predicted(z: Tensor, rows: Tensor, dropped: Tensor, strength: float) -> Tensor:
