@@ -99,7 +99,7 @@ def gather_block(
         if isinstance(out, Tensor):
             chosen = kept_neurons
             if precision.rest is not None:  # a bias
-                chosen = torch.cat([kept_neurons, rest_of(kept_neurons, block.neurons)], -1)
+                chosen = torch.cat([kept_neurons, _rest(kept_neurons, block.neurons)], -1)
             gather(dense[name], rows.index(chosen), rows.axis, out)
             for part, change in zip(out if block.routed else [out], changes if down else (), strict=False):
                 if change:
@@ -148,15 +148,6 @@ def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool, chang
     return gathered
 
 
-def given(z: Tensor, matrix: Tensor, neurons: Tensor) -> Tensor:
-    """What some neurons (n,) give by a down matrix (D, F) for z (S, F): (S, D)."""
-    z, out = z[:, neurons], z.new_empty(len(z), len(matrix))
-    for begin, end in chunks(len(matrix), ROWS):
-        rows = torch.gather(matrix[begin:end], 1, neurons.expand(end - begin, -1))
-        out[:, begin:end] = dense_linear(z, rows)
-    return out
-
-
 def take_over(rows: Tensor, change: Change, first: int = 0) -> None:
     """Adds a change to kept columns (D, k), or to so many rows of them from the `first` on."""
     for begin, end in chunks(len(rows), ROWS):
@@ -170,10 +161,10 @@ def _count(rows: NeuronRows, neurons: int) -> int:
 
 def _both(kept_neurons: Tensor, neurons: int) -> list[Tensor]:
     """Experts (k,) and the rest, those of the two that there are."""
-    return [part for part in (kept_neurons, rest_of(kept_neurons, neurons)) if len(part)]
+    return [part for part in (kept_neurons, _rest(kept_neurons, neurons)) if len(part)]
 
 
-def rest_of(kept_neurons: Tensor, neurons: int) -> Tensor:
+def _rest(kept_neurons: Tensor, neurons: int) -> Tensor:
     """The neurons that are not among `experts`, in order: (k,) -> (F - k,), and (E, k) -> (E, F - k)."""
     is_rest = torch.ones(*kept_neurons.shape[:-1], neurons, dtype=torch.bool, device=kept_neurons.device)
     is_rest.scatter_(-1, kept_neurons, False)

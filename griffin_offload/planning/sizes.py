@@ -190,8 +190,8 @@ class ModelSizes:
 
     def fold(self, tokens: int, kept: Kept, pieces: bool) -> int:
         """At most the bytes that the fold holds in a layer: the rows of z of so many tokens (`pieces`: once more, while
-        they are joined), their two parts, the kept one in float32 too, what the others gave, the system, and a few
-        rows of its result."""
+        they are joined), the kept part of them, in float32 too, what the others gave, the system, and a few rows of
+        its result."""
         most = 0
         for layer, counts in zip(self.layers, kept, strict=True):
             blocks = [(block, k) for block, k in zip(layer.blocks, counts, strict=True) if 0 < k < block.neurons]
@@ -201,8 +201,8 @@ class ModelSizes:
         return most
 
     def _solve(self, tokens: int, neurons: int, kept: int, pieces: bool) -> int:
-        of_z = neurons * (2 if pieces else 1) * self.item + kept * 8  # float16 keeps what is kept in float32 twice
-        return tokens * (of_z + self.hidden * (2 * self.item + 3 * 4) + 2 * tokens * 4) + ROWS * neurons * 4
+        of_z = neurons * (self.item if pieces else 0) + kept * (self.item + 2 * 4)
+        return tokens * (of_z + self.hidden * (2 * self.item + 2 * 4) + 3 * tokens * 4) + ROWS * kept * 2 * 4
 
     def _masks(self, tokens: int, padded: bool) -> int:
         """Bytes of masks and scores, tokens x tokens, in the kind of layer that holds most of them."""
