@@ -21,6 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("safetensors", "gguf")
 GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")
 SCORES = ("griffin", "wanda", "magnitude", "random")  # of neurons, over calibration texts
+FOLDS = True  # where nobody says whether to fold: it won on every model and prompt length measured (docs/results.md)
 METHODS = ("griffin",)  # whole ways of pruning, by name
 FORMS = ("text", "qa", "concat", "question")  # of calibration samples
 MODES = ("gen", "class")  # of multiple choice: what counts as the prompt
@@ -290,10 +291,10 @@ class Pruning(_Checked):
     fold: bool | None = switch(
         "Where neurons are dropped, the kept ones take over what those gave the prompt, by ridge regression.",
         value=None,
-        default="off",
+        default="on",
     )
     fold_strength: float = number(
-        1.0,
+        0.3,
         "How strongly the fold holds on to the weights as they were: the ridge, in units of the mean squared "
         "activation.",
         metavar="L",
@@ -311,7 +312,7 @@ class Pruning(_Checked):
     @property
     def folds(self) -> float | None:
         """The fold's strength; None: it is off."""
-        return self.fold_strength if self.fold else None
+        return self.fold_strength if (FOLDS if self.fold is None else self.fold) else None
 
     def _as_in_the_paper(self) -> None:
         """Raises OptionError for an option that asks for something else."""

@@ -92,6 +92,12 @@ def _default_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv("GRIFFIN_DEVICE")  # the default is then the GPU, as for a user
 
 
+@pytest.fixture(autouse=True)
+def _as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle's model is not folded: a test that wants the fold asks for it."""
+    monkeypatch.setattr("griffin_offload.options.FOLDS", False)
+
+
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """case(kind): the tiny model of a kind, with the oracle's answers, made when first asked for."""

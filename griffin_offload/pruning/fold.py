@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TOKENS = 1024  # rows of Z at most
+TOKENS = 512  # rows of Z at most
 ROWS = 256  # of a down projection at a time
 
 

@@ -16,8 +16,9 @@ from tiny import tiny_checkpoint, tiny_prompt
 from tiny_gguf import write_gguf
 from torch import Tensor
 
-from griffin_offload import Engine
+from griffin_offload import Engine, options
 from griffin_offload.errors import OptionError
+from griffin_offload.evaluation.scoring.variant import Variant
 from griffin_offload.model import modules
 from griffin_offload.offload.gather import take_over
 from griffin_offload.options import Pruning
@@ -276,6 +277,14 @@ def test_the_method_of_the_paper_is_not_folded() -> None:
             Pruning(0.5, method="griffin", **{name: value})
     with pytest.raises(OptionError, match="above 0"):
         Pruning(0.5, fold=True, fold_strength=0.0)
+
+
+def test_it_is_on_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "FOLDS", True)
+    assert Pruning(0.5).folds == 0.3
+    assert Pruning(0.5, fold=False).folds is None
+    assert Pruning(0.5, method="griffin").folds is None
+    assert Variant(0.5).folds is None
 
 
 def test_the_report_and_the_plan_say_it(case: Callable[[str], Case]) -> None:
