@@ -26,10 +26,13 @@ KEYS = [
     "rest",
     "seed",
     "prior_weight",
+    "folds",
     "perplexity",
     "standard_error",
     "agreement",
     "kl",
+    "acceptance",
+    "acceptance_error",
     "resident_bytes",
     "kept",
 ]
