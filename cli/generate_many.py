@@ -107,6 +107,8 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
     values |= {name: getattr(pruning, name) for name in names}
     if pruning.sparsity is not None and pruning.rest in (None, AUTO, "drop"):
         values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
+    if pruning.folds and pruning.rest in (None, AUTO, "drop"):
+        values["fold"] = pruning.folds
     values |= decoding.generate_options(pruning.selection)
     if pruning.prior:
         values["prior"] = pruning.prior

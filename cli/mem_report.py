@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..planning.catalogue_fit import CatalogueRow
     from ..planning.plan import Plan
 
-NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_tokens", "dtype")
+OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
+NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -28,7 +29,7 @@ NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_t
 @switch("--last", "Compare the prediction for the last run with what was measured.")
 @count("--prompt-tokens", None, "With --model: tokens of the prompt. [default: 512]")
 @count("--max-new-tokens", None, "With --model: longest answer, in tokens. [default: 256]")
-@takes(Some(Pruning, only=("sparsity", "resident_dtype", "rest")), Some(Placement, without=("host_memory",)))
+@takes(Some(Pruning, only=OF_PRUNING), Some(Placement, without=("host_memory",)))
 @json_option("Print one JSON object.")
 def command(
     *, model: str | None, last: bool, pruning: Pruning, placement: Placement, as_json: bool, **tokens: Any

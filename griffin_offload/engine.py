@@ -225,6 +225,7 @@ class Engine:
             curves=self.opened.allocation_curves(pruning),
             export=True,
             multiple=multiple,
+            fold=None if source.calibration else pruning.folds,
             skip=pruning.skip if pruning.skip.share else None,
         )
         if source.calibration:
@@ -293,7 +294,7 @@ class Engine:
         try:
             with (
                 self._planned(plan),
-                self.resident.prepare(plan, selection, reader, on_layer),
+                self.resident.prepare(plan, selection, reader, on_layer, self.opened.batch([prompt_ids])[1]),
                 torch.no_grad(),
             ):
                 ids, _ = self.opened.batch([prompt_ids])

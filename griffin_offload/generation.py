@@ -175,8 +175,7 @@ def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | No
 def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
-    weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
-    prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, weights)
+    prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     try:
         with prefill, run.skipper or nullcontext(), decoding_steps(opened, run, measured):
             decode(opened, run, ids, mask, run.streamers)
@@ -198,7 +197,7 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: 
     try:
         with (
             resident.prepare_each(
-                run.plan, run.selection, run.reader, run.asked.on_layer, len(prompts), seed
+                run.plan, run.selection, run.reader, run.asked.on_layer, [len(ids) for ids in prompts], seed
             ) as lockstep,
             decoding_steps(opened, run, measured),
         ):

@@ -140,6 +140,7 @@ class OpenModel:
         request = replace(
             self.request(prompt_tokens, max_new_tokens),
             curves=self.allocation_curves(pruning),
+            fold=pruning.folds,
             skip=pruning.skip if pruning.skip.share else None,
             sequences=sequences,
             sets=sequences if per_prompt else 1,

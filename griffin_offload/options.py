@@ -16,8 +16,8 @@ ALLOCATIONS = ("uniform", "sensitivity")
 AUTO = "auto"
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")
-METHODS = {  # name -> what it means: fields of Pruning
-    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": None},  # arXiv:2404.01365
+METHODS = {  # name -> what it means: fields of Pruning; griffin is the paper's (arXiv:2404.01365)
+    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": None, "fold": False},
 }
 SKIP_MODES = ("token", "prompt")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -86,8 +86,9 @@ def whole(default: Any, help: str, /, **facts: Any) -> Any:
     return option(default, help, parse=int, wanted="a whole number", **{"metavar": "N", **facts})
 
 
-def switch(help: str, /, **facts: Any) -> Any:
-    return option(False, help, parse=parse_switch, wanted="on or off", **facts)
+def switch(help: str, /, *, value: bool | None = False, **facts: Any) -> Any:
+    """On or off. Where `value`, the default, is None, the flag has a --no- form too."""
+    return option(value, help, parse=parse_switch, wanted="on or off", **facts)
 
 
 def parse_switch(text: str) -> bool:
@@ -294,20 +295,40 @@ class Pruning(_Checked):
         allowed="0 (the prompt's own choice) to 1 (the prior's)",
         default="0.4",
     )
+    fold: bool | None = switch(
+        "Where neurons are dropped, the kept ones take over what those gave the prompt, by ridge regression.",
+        value=None,
+        default="on",
+    )
+    fold_strength: float = number(
+        0.3,
+        "How strongly the fold holds on to the weights as they were: the ridge, in units of the mean squared "
+        "activation.",
+        metavar="L",
+        above=0,
+        allowed="above 0",
+    )
     skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
     method: str | None = option(
         None,
         "griffin: exactly the paper's choice, the neurons of the largest statistic, the same share in every layer, the "
-        "rest dropped. It stands for --selection topk --allocation uniform --rest drop, without a prior.",
+        "rest dropped and nothing folded. It stands for --selection topk --allocation uniform --rest drop --no-fold, "
+        "without a prior.",
         choices=tuple(METHODS),
         default="none of these",
     )
+
+    @property
+    def folds(self) -> float | None:
+        """The fold's strength; None: it is off."""
+        return None if self.fold is False else self.fold_strength
 
     def __post_init__(self) -> None:
         for name, value in METHODS.get(self.method or "", {}).items():
             given = getattr(self, name)
             if given not in (value, AUTO, default_of(Pruning, name)):
-                raise OptionError(f"method {self.method} has {name} {value or 'none'}: leave out {name}, or the method")
+                told = "off" if value is False else value or "none"
+                raise OptionError(f"method {self.method} has {name} {told}: leave out {name}, or the method")
             object.__setattr__(self, name, value)
         if isinstance(self.sparsity, list):
             object.__setattr__(self, "sparsity", tuple(self.sparsity))

@@ -119,6 +119,7 @@ class Report:
             },
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
+            "fold": self.plan.fold,
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "steps": self.steps and self.steps.to_json(),
         }
@@ -165,6 +166,8 @@ class Report:
             rows.append(("decoding", pace + (f", threads: {self.threads}" if self.threads else "")))
             if self.steps and (self.steps.tokens or self.steps.why_dynamic):
                 rows.append(("steps", str(self.steps)))
+        if plan.fold:
+            rows.append(("fold", f"the kept neurons take over what the dropped ones gave, strength {plan.fold:g}"))
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
         return rows

@@ -105,9 +105,7 @@ class Reader:
         for done, chunk in self._numbers(info, self._stored(info), target.dtype):
             place(info, target, done, chunk)
 
-    def _numbers(
-        self, info: TensorInfo, stored: Iterable[Tensor], dtype: torch.dtype
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _numbers(self, info: TensorInfo, stored: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Stored bytes -> (count of the numbers before, the next numbers (n,)), in the file's order; decoded ones in
         `dtype` where that is quick."""
         done = 0

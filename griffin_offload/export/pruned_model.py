@@ -30,6 +30,7 @@ from ..planning.plan import Plan, with_kept
 from ..planning.request import emptied
 from ..planning.sizes import Kept, model_sizes
 from ..pruning.calibration import Calibration
+from ..pruning.fold import Fold, fold_tokens
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
 from ..pruning.statistic import STATISTICS
@@ -193,7 +194,9 @@ def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
                 KeepNeurons(layout, layers, job.selection),
             ]
         else:
-            chosen = [Pruner(layout, skeleton.modules, layers, job.selection)]
+            mask = torch.ones(1, len(source.prompt_ids), dtype=torch.int64)
+            fold = None if job.plan.fold is None else Fold(job.plan.fold, fold_tokens(mask))
+            chosen = [Pruner(layout, skeleton.modules, layers, job.selection, fold=fold)]
         return {"hook": HookSequence([*chosen, written[0]]), "job_hooks": [saturation] if saturation else ()}
 
     with passing(

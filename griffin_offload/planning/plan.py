@@ -33,8 +33,9 @@ class LayerPlan:
 class Plan:
     """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
-    `tokens_per_s`: expected in decoding, None where this device's speeds were not measured; `why_rest`: why the neurons
-    that are not kept are held in fewer bits, or dropped."""
+    `fold`: strength of the fold, None where there is none; `tokens_per_s`: expected in decoding, None where this
+    device's speeds were not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are
+    dropped."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -51,6 +52,7 @@ class Plan:
     steady_heap: bool
     held_layers: int
     host_bytes: int
+    fold: float | None = None
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
     why_rest: str = field(default="", compare=False)
@@ -127,6 +129,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
+        fold=request.fold if request.fold_bytes(sizes, kept) else None,
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
     )

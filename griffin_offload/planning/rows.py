@@ -36,7 +36,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         _runtime(request),
         Row("embeddings, final norm, lm_head", sizes.outer_in(request.precision), note=request.precision.head),
         *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
-        *_prompt_pass(sizes, request, together),
+        *_prompt_pass(sizes, request, kept, together),
         *(() if request.export else _answer(sizes, request, together)),
         Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
     )
@@ -60,7 +60,7 @@ def _resident_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterat
         yield Row("staging, two layers", STAGING_LAYERS * staged, "prompt")
 
 
-def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
     if request.ring:
         piece = min(request.ring.piece, _largest_layer(sizes))
         note = f"{request.ring.threads} reading threads"
@@ -71,6 +71,8 @@ def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
     activations = sizes.activations(request.prompt_tokens, together)
     yield Row("activations of the prompt", activations, "prompt")
+    if fold := request.fold_bytes(sizes, kept):
+        yield Row("fold", fold, "prompt", "activations and a solve of one layer")
     prompts = request.sets if request.sets > 1 else 0
     if waiting := request.waiting + prompts * 3 * request.prompt_tokens * sizes.hidden * sizes.item:
         yield Row("hidden states of waiting prompts", waiting, "prompt")

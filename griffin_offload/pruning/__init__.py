@@ -2,6 +2,7 @@
 
 statistic.py          GRIFFIN's statistic of a prompt, and other sums over tokens
 selection.py          a statistic -> the neurons to keep
+fold.py               the kept columns of down take over what the dropped neurons gave
 prior.py              scores of other texts, in a file
 layer_allocation.py   one sparsity shared over the layers by measured curves
 ffn_skip.py           FFN-SkipLLM: which feed-forward blocks are skipped

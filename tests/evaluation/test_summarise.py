@@ -29,8 +29,8 @@ from griffin_offload.jsonl import Row, read_rows
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'griffin-offload[eval]'")
 
-HALF = Variant(0.5, rest="drop")
-UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop"}
+HALF = Variant(0.5, method="griffin")
+UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop", "folds": None}
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +219,7 @@ def options(data: Path, model: Path, name: str = "out.jsonl") -> tuple[object, .
 
 
 def test_every_prediction_is_written_and_the_means_are_printed(data: Path, model: Path, engine: Engine) -> None:
-    result = run(*options(data, model), "--sparsity", 0, "--sparsity", 0.5, "--rest", "drop", "--json")
+    result = run(*options(data, model), "--sparsity", 0, "--sparsity", 0.5, "--method", "griffin", "--json")
     written = read_rows_of(data.with_name("out.jsonl"))
     expected = [row for variant in (FULL, HALF) for row in predictions(engine, read_rows(data), variant)]
     assert written == expected

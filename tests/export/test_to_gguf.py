@@ -66,7 +66,7 @@ def both(folder: Path, out: Path, dtype: str | None = None, **options: Any) -> t
 def answer(model: Path, sparsity: float = 0.0) -> list[int]:
     return (
         Engine(model)
-        .generate(tiny_prompt(), sparsity=sparsity, rest="drop", max_new_tokens=16, do_sample=False)
+        .generate(tiny_prompt(), sparsity=sparsity, method="griffin", max_new_tokens=16, do_sample=False)
         .token_ids
     )
 
@@ -517,7 +517,9 @@ def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, format="gguf")
     exporting = meter.peak()
     engine.export(prompt, tmp_path / "m", prompt_text=TEXT)
-    held = engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=2, do_sample=False).report.measured_peak
+    held = engine.generate(
+        prompt, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False
+    ).report.measured_peak
     assert exporting + 50 * MIB < held, "the pruned model is never held"
     made = Engine(tmp_path / "m.gguf").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids
     assert made == Engine(tmp_path / "m").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids

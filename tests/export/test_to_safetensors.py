@@ -44,7 +44,7 @@ class Swept:
 
 def swept(folder: Path, prompt: list[int], sparsity: float = 0.5, dtype: str | None = None) -> Swept:
     engine = Engine(folder, dtype=dtype)
-    output = engine.sweep(prompt, sparsity=sparsity, rest="drop")
+    output = engine.sweep(prompt, sparsity=sparsity, method="griffin")
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.layout.dtype)
@@ -68,7 +68,7 @@ def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: st
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name], tensor), name
     generation = Engine(folder, dtype=dtype).generate(
-        prompt, sparsity=0.5, rest="drop", max_new_tokens=24, do_sample=False
+        prompt, sparsity=0.5, method="griffin", max_new_tokens=24, do_sample=False
     )
     if model.dtype != torch.float32:  # torch's kernel rounds otherwise than ours, and near ties fall otherwise
         use_pieces(model)
@@ -204,10 +204,12 @@ def test_an_export_can_be_run_and_exported_again(tmp_path: Path, llama: Path) ->
 
 def test_the_engine_works_before_and_after_an_export(tmp_path: Path, llama: Path) -> None:
     engine, prompt = Engine(llama), tiny_prompt()
-    before = engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=8, do_sample=False).token_ids
+    before = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids
     engine.export(prompt, tmp_path / "one", prompt_text=TEXT)
     engine.export(prompt, tmp_path / "two", prompt_text=TEXT)
-    assert engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=8, do_sample=False).token_ids == before
+    assert (
+        engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids == before
+    )
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -442,7 +444,7 @@ def test_the_pruned_model_is_never_held(smol: Path, tmp_path: Path) -> None:
     meter = PeakMeter("cpu")
     exported = engine.export(prompt, tmp_path / "out", prompt_text=TEXT)
     exporting = meter.peak()
-    generation = engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=4, do_sample=False)
+    generation = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
     weights = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     resident = engine.skeleton.model.state_dict()
     assert exporting + 50 * MIB < generation.report.measured_peak

@@ -25,14 +25,14 @@ def test_only_one_token_after_others_runs_by_torchs_own_kernels(engine: Engine) 
         head.register_forward_hook(lambda *_: seen.append((0, mkldnn.enabled))),
     ]
     try:
-        engine.generate(PROMPT, sparsity=0.5, rest="drop", max_new_tokens=3)
+        engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3)
         assert seen == [(len(PROMPT), True), (0, True), *[(1, False), (0, False)] * 2]
         assert mkldnn.enabled
         seen.clear()
-        engine.generate(PROMPT[:1], sparsity=0.5, rest="drop", max_new_tokens=2)
+        engine.generate(PROMPT[:1], sparsity=0.5, method="griffin", max_new_tokens=2)
         assert seen == [(1, True), (0, True), (1, False), (0, False)]
         seen.clear()
-        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, rest="drop", max_new_tokens=2)
+        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, method="griffin", max_new_tokens=2)
         assert [enabled for _, enabled in seen] == [True] * 4
     finally:
         for handle in handles:
@@ -43,7 +43,7 @@ def test_the_switch_goes_back_whatever_happens(engine: Engine) -> None:
     def stop(_: str) -> None:
         raise KeyboardInterrupt
 
-    answer = engine.generate(PROMPT, sparsity=0.5, rest="drop", max_new_tokens=3, on_text=stop)
+    answer = engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3, on_text=stop)
     assert answer.finish_reason == "interrupted"
     assert mkldnn.enabled
     head = engine.skeleton.model.get_output_embeddings()
@@ -54,7 +54,7 @@ def test_the_switch_goes_back_whatever_happens(engine: Engine) -> None:
 
     handle = head.register_forward_pre_hook(fail)
     try:
-        assert engine.generate(PROMPT, sparsity=0.5, rest="drop", max_new_tokens=3).finish_reason == "interrupted"
+        assert engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3).finish_reason == "interrupted"
     finally:
         handle.remove()
     assert mkldnn.enabled
@@ -77,7 +77,7 @@ def test_a_product_is_the_same_but_for_its_rounding() -> None:
 
 
 def test_not_while_layers_stream_and_other_forwards_run_between(engine: Engine) -> None:
-    cache = engine.sweep(PROMPT, max_new_tokens=3, sparsity=0.5, rest="drop").past_key_values
+    cache = engine.sweep(PROMPT, max_new_tokens=3, sparsity=0.5, method="griffin").past_key_values
     model, layer = engine.skeleton.model, engine.skeleton.modules[0]
     seen: list[bool] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(mkldnn.enabled))

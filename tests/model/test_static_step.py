@@ -65,7 +65,7 @@ def test_sampling_is_the_same_and_chat_like_turns_too(case: Callable[[str], Case
     for seed in (1, 2):
         both = [
             engine.generate(
-                tiny_prompt(9, seed), sparsity=0.5, rest="drop", max_new_tokens=12, temperature=1.5, seed=seed
+                tiny_prompt(9, seed), sparsity=0.5, method="griffin", max_new_tokens=12, temperature=1.5, seed=seed
             ).token_ids
             for engine in (plain, steps)
         ]

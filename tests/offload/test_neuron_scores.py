@@ -158,7 +158,7 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
     prior = engine.score_samples(Calibration([other]))
 
     def answer(**options: object) -> list[list[int]]:
-        engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=2, do_sample=False, **options)
+        engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False, **options)
         return [experts.tolist() for layer in engine.kept_neurons() for experts in layer]
 
     own = answer()
@@ -173,13 +173,15 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
 def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
     engine = Engine(llama)
     prior = engine.score_samples(Calibration(SAMPLES))
-    report = engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", max_new_tokens=2, prior=prior).report
+    report = engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, max_new_tokens=2, prior=prior).report
     facts = report.to_json()["prior"]
     assert facts["key"]
     del facts["key"]
     assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": 0.4}
     assert ("prior", "score griffin of 3 samples, weight 0.4") in report.rows()
-    assert "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", max_new_tokens=2).report.to_json()
+    assert (
+        "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2).report.to_json()
+    )
 
 
 def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
@@ -188,12 +190,12 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="all of them are kept"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
     with pytest.raises(OptionError, match="'random' uses no statistic"):
-        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", prior=prior, selection="random")
+        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior, selection="random")
     with pytest.raises(OptionError, match="weight 2 is outside"):
-        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", prior=prior, prior_weight=2)
+        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior, prior_weight=2)
     other = Engine(tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64))
     with pytest.raises(OptionError, match="the prior is of llama, whose layers are not those of"):
-        other.generate(tiny_prompt(), sparsity=0.5, rest="drop", prior=prior)
+        other.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior)
 
 
 def test_samples_that_make_no_scores(llama: Path, tmp_path: Path) -> None:

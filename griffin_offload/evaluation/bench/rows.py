@@ -85,7 +85,7 @@ def bench_rows(asked: Asked) -> list[BenchRow]:
                 first = replace(asked.prunings[0], rest="drop")  # quantized weights are not compiled
                 rows += [BenchRow(method, lengths, first, compiles=True)] if asked.compiles else []
             elif method == "magnitude":
-                pruning = Pruning(asked.sparsities[0], RESIDENT_DTYPES[0], "drop", selection="magnitude")
+                pruning = Pruning(asked.sparsities[0], RESIDENT_DTYPES[0], "drop", "magnitude", fold=False)
                 rows.append(BenchRow(method, lengths, pruning))
             elif method == "llama-cpp":
                 rows += [BenchRow(method, lengths, gguf=gguf) for gguf in asked.ggufs]

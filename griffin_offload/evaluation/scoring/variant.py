@@ -8,7 +8,7 @@ from typing import Any
 
 from ...engine import Engine
 from ...errors import OptionError
-from ...options import DRAWN, RESIDENT_DTYPES, FfnSkip, Pruning
+from ...options import DRAWN, RESIDENT_DTYPES, FfnSkip, Pruning, default_of
 from ...planning.ladder import REST
 from ...planning.plan import DEFAULT_SPARSITY, Plan, make_plan
 from ...planning.sizes import Kept
@@ -23,20 +23,21 @@ class ScoredRow:
 
     `kept`: neurons by layer and block, chosen by `selection`; None: all. `skip`: blocks to skip besides, or what
     `ablation` puts in their place (skipped.ABLATIONS). `static`: the context too passes through the pruned model, whose
-    neurons no context chooses, as in an exported model."""
+    neurons no context chooses, as in an exported model. `fold`: strength of the fold; None: there is none."""
 
     selection: Selection = field(default_factory=Selection)
     kept: Kept | None = None
     skip: FfnSkip | None = None
     ablation: str = ""
     static: bool = False
+    fold: float | None = None
 
 
 @dataclass(frozen=True)
 class Variant(Pruning):
     """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
     asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
-    where no answer could keep it.
+    where no answer could keep it. What is dropped is folded, as in an answer, where it can be scored so.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -54,6 +55,12 @@ class Variant(Pruning):
         if self.rest is None:
             drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
             object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
+        if self.rest != "drop" or not any(self.shares):
+            object.__setattr__(self, "fold", False)
+        elif self.fold is None:
+            object.__setattr__(self, "fold", not (self.skip.share or self.ablation or self.static))
+        if not self.fold:
+            object.__setattr__(self, "fold_strength", default_of(Pruning, "fold_strength"))
         self.precision  # noqa: B018 - 'auto' is refused here
 
     @property
@@ -89,6 +96,7 @@ class Variant(Pruning):
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [str(self.resident_dtype)] if self.resident_dtype != RESIDENT_DTYPES[0] else []
         words += [f"prior {self.prior_weight:g}"] if self.prior else []
+        words += [f"fold {self.folds:g}"] if self.folds else []
         words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip.share else []
         return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self.shares) else "")
 
@@ -108,6 +116,7 @@ class Variant(Pruning):
             sparsity=self.sparsity or 0.0,
             curves=engine.opened.allocation_curves(self),
             precision=self.precision,
+            fold=self.folds,
             skip=self.skip if self.skip.share else None,
         )
         return make_plan(engine.sizes, request)
@@ -115,7 +124,8 @@ class Variant(Pruning):
     def row(self, engine: Engine) -> ScoredRow:
         """The variant as a row of a batch, which quantizes nothing. Raises OptionError as `plan`."""
         kept = replace(self, skip=FfnSkip()).plan(engine, 1, 1).kept
-        return ScoredRow(self.chosen_by, kept, self.skip if self.skip.share else None, self.ablation, self.static)
+        skip = self.skip if self.skip.share else None
+        return ScoredRow(self.chosen_by, kept, skip, self.ablation, self.static, self.folds)
 
     @property
     def drawn_by(self) -> int | None:
@@ -133,19 +143,26 @@ def all_variants(
     seed: int = 0,
     resident_dtypes: Sequence[str] = RESIDENT_DTYPES[:1],
     rests: Sequence[str | None] = (None,),
+    folds: Sequence[float | None] = (None,),
     method: str | None = None,
 ) -> list[Variant]:
-    """Every combination, in this order. At sparsity 0 there is nothing to select, to share or to drop: it stands once
-    for each resident dtype."""
+    """Every combination, in this order. `folds`: strengths of the fold; 0: none; None: as answers have it. At sparsity
+    0 there is nothing to select, to share or to drop: it stands once for each resident dtype."""
     found = [
-        Variant(sparsity, dtype, rest, selection, allocation, method=method, seed=seed)
+        Variant(sparsity, dtype, rest, selection, allocation, method=method, seed=seed, **_fold(strength))
         if sparsity
         else Variant(0.0, resident_dtype=dtype)
-        for sparsity, selection, allocation, dtype, rest in product(
-            sparsities, selections, allocations, resident_dtypes, rests or (None,)
+        for sparsity, selection, allocation, dtype, rest, strength in product(
+            sparsities, selections, allocations, resident_dtypes, rests or (None,), folds or (None,)
         )
     ]
     return list(dict.fromkeys(found))
+
+
+def _fold(strength: float | None) -> dict[str, Any]:
+    if strength is None:
+        return {}
+    return {"fold": True, "fold_strength": strength} if strength else {"fold": False}
 
 
 def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights: Sequence[float] = ()) -> list[Variant]:
