@@ -10,6 +10,7 @@ from .files import reason, write_text
 from .memory.stage_clock import Stages
 from .model.static_step import Steps
 from .planning.plan import Plan
+from .pruning.fidelity import Fidelity
 from .pruning.ffn_skip import SkippedBlocks
 from .units import format_bytes, format_rate
 
@@ -22,7 +23,8 @@ class Report:
     layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own.
     `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
-    static steps; None: not by any. `threads`: on how many most of them were decoded, on a CPU."""
+    static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
+    one, or was not to be measured; `helps`: options that would keep more of it, and fit. `threads`: on how many most of them were decoded, on a CPU."""
 
     model: str
     model_path: Path
@@ -44,6 +46,8 @@ class Report:
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
     steps: Steps | None = None
+    fidelity: Fidelity | None = None
+    helps: tuple[str, ...] = ()
     threads: int | None = None
 
     @property
@@ -78,6 +82,14 @@ class Report:
         named = {"kept neurons": formats.kept, "the other neurons": formats.rest}
         named |= {"attention": formats.others, "lm_head": formats.head}
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
+
+    @property
+    def warning(self) -> str | None:
+        """What to do where the resident model keeps too little of the full one; None where it keeps enough."""
+        if not self.fidelity or not self.fidelity.is_low:
+            return None
+        text = "the answer may be far from the full model's"
+        return f"{text}; it fits with {', or with '.join(self.helps)}" if self.helps else text
 
     def to_json(self) -> dict[str, Any]:
         """`--json` without the text."""
@@ -119,6 +131,7 @@ class Report:
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
             "ffn_skip": self.skipped and self.skipped.to_json(),
+            "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
         }
 
@@ -133,6 +146,10 @@ class Report:
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
         ]
+        if self.fidelity:
+            rows.append(("fidelity", str(self.fidelity)))
+        if self.warning:
+            rows.append(("warning", self.warning))
         if self.prior is not None:
             made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
             rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))

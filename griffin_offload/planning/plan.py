@@ -10,6 +10,7 @@ from ..options import FfnSkip, Sparsity
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
+from .fidelity import tokens_again
 from .pace import read_by_a_token, tokens_per_s
 from .request import Request
 from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
@@ -33,7 +34,8 @@ class LayerPlan:
 class Plan:
     """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
-    `tokens_per_s`: expected in decoding, None where this device's speeds were not measured."""
+    `tokens_per_s`: expected in decoding, None where this device's speeds were not measured; `read_again`: tokens of the
+    prompt that measure the fidelity, 0: it is not measured."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -52,6 +54,7 @@ class Plan:
     host_bytes: int
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
+    read_again: int = 0
 
     @property
     def peak(self) -> int:
@@ -109,6 +112,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         host_bytes=held * staged,
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
+        read_again=tokens_again(sizes, kept, request.prompt_tokens) if request.measures(sizes, kept) else 0,
     )
 
 

@@ -32,6 +32,7 @@ class Request:
     `multiple`: kept neurons per block are rounded up to a multiple of this.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
+    `fidelity`: the resident model is compared with the full one, where they differ.
     """
 
     prompt_tokens: int
@@ -55,6 +56,7 @@ class Request:
     multiple: int = 1
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
+    fidelity: bool = False
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
@@ -68,6 +70,10 @@ class Request:
             return kept
         last = self._may_be_empty(sizes, kept)
         return kept if self.export else emptied(kept, last)
+
+    def measures(self, sizes: ModelSizes, kept: Kept) -> bool:
+        """Whether the fidelity of what stays resident is measured."""
+        return self.fidelity and (self.precision.quantized or kept != sizes.kept(0))
 
     @property
     def empties(self) -> bool:
