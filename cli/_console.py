@@ -95,7 +95,8 @@ def plan(value: "Plan", *, err: bool = False) -> None:
     moments = {row.when for row in value.rows}
     for moment in (moment for moment in MOMENTS if moment in moments):
         total = sum(row.bytes for row in value.rows if row.when in ("always", moment))
-        rows.append(({"fidelity": "in all while the fidelity is measured"}.get(moment, f"in all during the {moment}"), format_bytes(total), moment, ""))
+        what = "measurement of the fidelity" if moment == "fidelity" else moment
+        rows.append((f"in all during the {what}", format_bytes(total), moment, ""))
     room = value.budget - value.peak
     rows.append(("peak, the largest of these", format_bytes(value.peak), "", ""))
     left = f"{format_bytes(abs(room))} {'to spare' if room >= 0 else 'short'}"

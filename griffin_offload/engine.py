@@ -88,8 +88,8 @@ class Engine:
         fidelity: bool = True,
         **keywords: Any,
     ) -> Plan:
-        """What a run of one prompt will hold, or of `sequences` together, the longest of `prompt_tokens`. `fidelity`: it
-        is measured, as by default.
+        """What a run of one prompt will hold, or of `sequences` together, the longest of `prompt_tokens`.
+        `fidelity`: it is measured, as by default.
 
         What the pruning leaves open is chosen (see planning/ladder.py). Raises PromptError, OptionError, and
         BudgetError if it does not fit."""

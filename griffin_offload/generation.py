@@ -26,8 +26,8 @@ from .offload.sweep import Sweep
 from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.plan import Plan, with_kept
-from .pruning.fidelity import Fidelity
 from .pruning.ffn_skip import SkippedBlocks
+from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
@@ -242,9 +242,10 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
 @contextmanager
 def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1) -> Iterator[None]:
     """Measure the fidelity, where it is planned, of the next forwards over `prompts` prompts."""
-    if run.skipper and not run.asked.decoding.no_fidelity:
-        measured.fidelity = Fidelity(why_not="each token skips blocks for itself")
     if not run.plan.read_again:
+        if not run.asked.decoding.no_fidelity and (run.plan.reads_again or run.skipper):
+            why_not = "each token skips blocks for itself" if run.skipper else "the budget has no room for it"
+            measured.fidelity = Fidelity(why_not=why_not)
         yield
         return
     with FidelityMeter(opened.skeleton, run.plan.read_again, prompts) as meter:

@@ -141,9 +141,9 @@ class OpenModel:
         per_prompt: bool = False,
         fidelity: bool = False,
     ) -> Plan:
-        """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`; `fidelity`: it is
-        measured.
+        """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
+        `fidelity`: it is measured.
         Raises PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
         pruning = replace(pruning, prior=None)  # which plans do not depend on
@@ -157,10 +157,16 @@ class OpenModel:
         """Options that would keep more of the full model than a plan of this pruning does, and fit the budget."""
         tokens = plan.prompt_tokens, plan.max_new_tokens
         request = self._request_of(*tokens, pruning, sequences, per_prompt, plan.read_again > 0)
-        return what_helps(self.sizes, request, plan)
+        return what_helps(self.sizes, request, plan, chosen=pruning.sparsity is None)
 
     def _request_of(
-        self, prompt_tokens: int, max_new_tokens: int, pruning: Pruning, sequences: int, per_prompt: bool, fidelity: bool
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        pruning: Pruning,
+        sequences: int,
+        per_prompt: bool,
+        fidelity: bool,
     ) -> Request:
         return replace(
             self.request(prompt_tokens, max_new_tokens),

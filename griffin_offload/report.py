@@ -10,8 +10,8 @@ from .files import reason, write_text
 from .memory.stage_clock import Stages
 from .model.static_step import Steps
 from .planning.plan import Plan
-from .pruning.fidelity import Fidelity
 from .pruning.ffn_skip import SkippedBlocks
+from .pruning.fidelity import Fidelity
 from .units import format_bytes, format_rate
 
 
@@ -24,7 +24,8 @@ class Report:
     `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
-    one, or was not to be measured; `helps`: options that would keep more of it, and fit. `threads`: on how many most of them were decoded, on a CPU."""
+    one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
+    `threads`: on how many most of the tokens were decoded, on a CPU."""
 
     model: str
     model_path: Path
@@ -146,10 +147,8 @@ class Report:
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
         ]
-        if self.fidelity:
-            rows.append(("fidelity", str(self.fidelity)))
-        if self.warning:
-            rows.append(("warning", self.warning))
+        told = (("fidelity", self.fidelity), ("warning", self.warning))
+        rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:
             made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
             rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))

@@ -181,4 +181,4 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     def readable_again(self) -> int:
         if self._end == self.cumulative_length:
             return min(READ_AGAIN, self._end)
-        return min(READ_AGAIN, self._end - self.sliding_window + 1)
+        return min(READ_AGAIN, self._end - int(self.sliding_window) + 1)

@@ -69,7 +69,8 @@ class FidelityMeter:
         if not self._left or isinstance(cache, EarlierCache):
             return
         self._left -= 1
-        unknown = [n for n, each in given.items() if isinstance(each, Tensor) and n not in (*BY_TOKEN, "attention_mask")]
+        known = (*BY_TOKEN, "attention_mask")
+        unknown = [name for name, each in given.items() if isinstance(each, Tensor) and name not in known]
         if cache is None or ids is None or unknown:
             self._why_not = f"{type(module).__name__} is given {unknown or 'no cache'}"
             return

@@ -12,41 +12,54 @@ from .sizes import ModelSizes
 FAR_LESS = 0.05  # a sparsity is worth a try where it is that much lower
 
 
-def what_helps(sizes: ModelSizes, request: Request, plan: Plan) -> list[str]:
-    """Options such as '--rest int4', best first, with which the `request` of a plan fits and loses less.
+def what_helps(sizes: ModelSizes, request: Request, plan: Plan, chosen: bool = False) -> list[str]:
+    """Options such as '--rest int4', best first, that make the `request` of a plan keep more, and fit.
 
-    The first of the formats that fits and, if neurons are dropped, the least sparsity that does. Where nothing fits,
-    the memory that would be enough for the format that needs least."""
+    The first of the formats that fits and, if neurons are dropped, the least sparsity that does. Where nothing fits, or
+    the plan was `chosen` for the user as the best that does, the memory that would be enough for the next format."""
     if not plan.reads_again:
         return []
-    formats = [
-        (words, make_plan(sizes, replace(request, sparsity=sparsity, precision=precision(dtype, rest))))
-        for words, sparsity, dtype, rest in _better(plan, request)
-    ]
-    found = [words for words, each in formats if each.fits][:1]
-    drops = plan.prunes and plan.precision.rest is None
-    if drops and "--sparsity 0" not in found:
+    better = [(words, make_plan(sizes, each)) for words, each in _better(plan, request)]
+    fitting = [(words, each) for words, each in better if each.fits][:1]
+    found = [words for words, _ in fitting]
+    if _drops(plan) and all(each.prunes for _, each in fitting):
         least = smallest_sparsity(sizes, replace(request, precision=plan.precision))
         if least is not None and least <= plan.sparsity - FAR_LESS:
             found.append(f"--sparsity {least:g}")
-    if not found:
-        words, smallest = min(formats, key=lambda each: each[1].peak)
-        found = [f"{words} --device-memory {enough(smallest)}"]
+    if chosen or not found:
+        words, smallest = min(better, key=lambda each: each[1].peak)
+        memory = f"--device-memory {enough(smallest)}"
+        return [memory if chosen else f"{words} {memory}"]
     return found
 
 
-def _better(plan: Plan, request: Request) -> Iterator[tuple[str, float, str, str]]:
-    """Words, sparsity, resident dtype and rest of what loses less than a plan, best first (see ladder.LADDER)."""
-    kept = plan.precision.kept or RESIDENT_DTYPES[0]
-    yield "--sparsity 0", 0.0, RESIDENT_DTYPES[0], "drop"
-    drops = plan.prunes and plan.precision.rest is None
-    if drops and not request.empties:
-        for rest in ("int8", "int4"):
-            if RESIDENT_DTYPES.index(rest) >= RESIDENT_DTYPES.index(kept):
-                yield f"--rest {rest}", plan.sparsity, kept, rest
-    if kept == "int4" or drops or plan.precision.rest == "int4":
-        yield "--sparsity 0 --resident-dtype int8", 0.0, "int8", "drop"
-    if kept != "int8" and (drops or kept == "int4") and not request.empties:
-        yield "--sparsity 0.5 --resident-dtype int8 --rest int4", 0.5, "int8", "int4"
+def _drops(plan: Plan) -> bool:
+    return plan.prunes and plan.precision.rest is None
+
+
+def _better(plan: Plan, request: Request) -> Iterator[tuple[str, Request]]:
+    """What loses less than a plan, best first (see ladder.LADDER): in words, and as a request."""
+    for sparsity, dtype, rest in _less_lost(plan, request):
+        words = [f"--sparsity {sparsity:g}"] if sparsity != plan.sparsity else []
+        words += [f"--resident-dtype {dtype}"] if dtype != _dtype(plan) else []
+        words += [f"--rest {rest}"] if sparsity and rest != (plan.precision.rest or "drop") else []
+        yield " ".join(words), replace(request, sparsity=sparsity, precision=precision(dtype, rest))
+
+
+def _less_lost(plan: Plan, request: Request) -> Iterator[tuple[float, str, str]]:
+    """Sparsity, resident dtype and rest."""
+    drops, kept, keeps_rest = _drops(plan), _dtype(plan), not request.empties
+    yield 0.0, RESIDENT_DTYPES[0], "drop"
+    for rest in ("int8", "int4") if drops and keeps_rest else ():
+        if RESIDENT_DTYPES.index(rest) >= RESIDENT_DTYPES.index(kept):
+            yield plan.sparsity, kept, rest
+    if drops or "int4" in (kept, plan.precision.rest):
+        yield 0.0, "int8", "drop"
+    if keeps_rest and (kept == "int4" or (drops and kept != "int8")):
+        yield plan.sparsity or 0.5, "int8", "int4"
     if drops:
-        yield "--sparsity 0 --resident-dtype int4", 0.0, "int4", "drop"
+        yield 0.0, "int4", "drop"
+
+
+def _dtype(plan: Plan) -> str:
+    return plan.precision.kept or RESIDENT_DTYPES[0]

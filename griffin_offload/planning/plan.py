@@ -89,6 +89,9 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     layers = _layer_plans(sizes, kept, precision)
     whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = plan_rows(sizes, request, kept)
+    if request.measures(sizes, kept) and peak_bytes(rows) > request.budget:  # an answer is worth more
+        request = replace(request, fidelity=False)
+        rows = plan_rows(sizes, request, kept)
     staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
     if held:

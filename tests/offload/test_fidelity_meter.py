@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -9,6 +10,7 @@ import torch
 from cases import Case
 from engines import copying
 from tiny import tiny_checkpoint, tiny_prompt
+from tiny_gguf import write_gguf
 
 from griffin_offload import Engine
 from griffin_offload.pruning.fidelity import Fidelity
@@ -51,7 +53,7 @@ def test_equals_the_slow_reference_for_every_type(every: Case) -> None:
     torch.testing.assert_close(figures(found), expected, rtol=0, atol=1e-4)
 
 
-def test_a_batch_counts_no_padding(case) -> None:
+def test_a_batch_counts_no_padding(case: Any) -> None:
     """Prompts of one length and of others, one shorter than what is read again, share their neurons."""
     llama = case("llama")
     prompts = [tiny_prompt(48), tiny_prompt(31, 1), tiny_prompt(9, 2)]
@@ -66,7 +68,7 @@ def test_a_batch_counts_no_padding(case) -> None:
     torch.testing.assert_close(figures(answers[0].report.fidelity), sum(each) / sum(counts), rtol=0, atol=1e-4)
 
 
-def test_prompts_with_neurons_of_their_own(case) -> None:
+def test_prompts_with_neurons_of_their_own(case: Any) -> None:
     llama = case("llama")
     prompts = [tiny_prompt(48), tiny_prompt(31, 1)]
     engine = Engine(llama.folder, dtype="float32")
@@ -78,7 +80,7 @@ def test_prompts_with_neurons_of_their_own(case) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_static_steps_and_a_second_prompt(case, kind: str) -> None:
+def test_static_steps_and_a_second_prompt(case: Any, kind: str) -> None:
     engine = copying(case(kind).folder, dtype="float32")
     for prompt in (tiny_prompt(), tiny_prompt(30, 1), tiny_prompt(1)):
         answer = engine.generate(prompt, sparsity=0.5, **GREEDY)
@@ -105,7 +107,7 @@ def test_sliding_windows_long_past(tmp_path: Path, window: int) -> None:
 
 
 @pytest.mark.parametrize("pruning", [{"sparsity": 0.5, "rest": "int4"}, {"sparsity": 0, "resident_dtype": "int8"}])
-def test_quantized_residents_are_compared_with_the_full_model(case, pruning) -> None:
+def test_quantized_residents_are_compared_with_the_full_model(case: Any, pruning: dict[str, Any]) -> None:
     engine, prompt = Engine(case("llama").folder, dtype="float32"), tiny_prompt()
     answer = engine.generate(prompt, **pruning, **GREEDY)
     found = answer.report.fidelity
@@ -121,17 +123,47 @@ def test_quantized_residents_are_compared_with_the_full_model(case, pruning) -> 
     assert 0 < found.kl < 1
 
 
-def test_where_nothing_is_measured(case) -> None:
+def test_where_nothing_is_measured(case: Any) -> None:
     engine, prompt = Engine(case("llama").folder, dtype="float32"), tiny_prompt()
     assert engine.generate(prompt, sparsity=0, **GREEDY).report.fidelity is None
     one = engine.generate(prompt, sparsity=0.5, max_new_tokens=1).report.fidelity
     assert "the answer has one token" in one.why_not
 
 
-def test_the_plan_counts_it(case) -> None:
+def test_the_plan_counts_it(case: Any) -> None:
     engine = Engine(case("llama").folder, dtype="float32")
     plan = engine.plan(200, 10, sparsity=0.5)
     rows = [row.name for row in plan.rows]
     assert "measuring the fidelity" in rows
     assert "measuring the fidelity" not in [row.name for row in engine.plan(200, 10, sparsity=0.5, fidelity=False).rows]
     assert "measuring the fidelity" not in [row.name for row in engine.plan(200, 10, sparsity=0).rows]
+
+
+def test_a_budget_without_room_is_told(case: Any) -> None:
+    engine, prompt = Engine(case("llama").folder, dtype="float32"), tiny_prompt()
+    plan = engine.plan(len(prompt), 6, sparsity=0.5, fidelity=False)
+    with_meter = engine.plan(len(prompt), 6, sparsity=0.5)
+    if with_meter.peak > plan.peak:
+        engine.budget = plan.peak
+        assert "no room" in engine.generate(prompt, sparsity=0.5, **GREEDY).report.fidelity.why_not
+
+
+def test_a_gguf_file_in_place(tmp_path: Path, case: Any) -> None:
+    file = write_gguf(case("llama").folder, tmp_path / "model.gguf")
+    found = Engine(file, dtype="float32").generate(tiny_prompt(), sparsity=0.5, **GREEDY).report.fidelity
+    expected = slowly(case("llama"), tiny_prompt(), case("llama").kept(tiny_prompt(), 0.5))
+    torch.testing.assert_close(figures(found), expected, rtol=0, atol=1e-4)
+
+
+def test_little_is_kept_and_the_report_says_what_helps(case: Any) -> None:
+    engine, prompt = Engine(case("llama").folder, dtype="float32"), tiny_prompt()
+    report = engine.generate(prompt, sparsity=0.9, **GREEDY).report
+    assert report.fidelity.is_low
+    assert report.warning == "the answer may be far from the full model's; it fits with --sparsity 0"
+    assert report.to_json()["fidelity"]["warning"] == report.warning
+    rows = dict(report.rows())
+    assert rows["warning"] == report.warning
+    assert rows["fidelity"] == f"keeps {report.fidelity.kept:.2f} of the full model's choices on this prompt"
+    good = engine.generate(prompt, sparsity=0.1, rest="int8", **GREEDY).report
+    assert good.warning is None
+    assert "warning" not in dict(good.rows())
