@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -109,12 +110,12 @@ def figures(engine: Engine, prompt: list[int], answer: list[int]) -> Iterator[di
     """A row for each sparsity. The whole model is resident."""
     again = min(AGAIN, len(prompt) // 2)
     begin = len(prompt) - again
-    sums, truth = read(engine, prompt + answer, begin, len(prompt))
+    sums, truth, cache = read(engine, prompt + answer, begin, len(prompt))
     masks = {choice: [dropped(engine, sums, choice, sparsity) for sparsity in SPARSITIES] for choice in CHOICES}
     stacked = [torch.cat(rows) for rows in zip(*(m for choice in CHOICES for m in masks[choice]), strict=True)]
-    on_prompt = masked(engine, prompt[:begin], prompt[begin:], stacked)
+    on_prompt = masked(engine, cache, begin, prompt[begin:], stacked)
     seen = [torch.cat(rows) for rows in zip(*masks["seen"], strict=True)]
-    on_answer = masked(engine, prompt, answer[:-1], seen)
+    on_answer = masked(engine, cache, len(prompt), answer[:-1], seen)
     rows = iter(on_prompt)
     by_choice = {choice: [compare(truth[:again], next(rows)) for _ in SPARSITIES] for choice in CHOICES}
     for number, sparsity in enumerate(SPARSITIES):
@@ -133,9 +134,9 @@ def means(values: Tensor) -> dict[str, float]:
     return {name: round(value, 5) for name, value in zip(NAMES, values.mean(0).tolist(), strict=True)}
 
 
-def read(engine: Engine, ids: list[int], begin: int, end: int) -> tuple[list[list[Tensor]], Tensor]:
+def read(engine: Engine, ids: list[int], begin: int, end: int) -> tuple[list[list[Tensor]], Tensor, Any]:
     """The full model's forward over a prompt and its answer: by layer the statistic of the tokens before `begin` and of
-    those up to `end`, where the prompt ends, each (F,); and the logits (N, V) of the tokens from `begin` on."""
+    those up to `end`, where the prompt ends, each (F,); the logits (N, V) of the tokens from `begin` on; the cache."""
     sums: list[list[Tensor]] = []
 
     def watch(z: Tensor, tokens: Any, expert: Any) -> None:
@@ -144,8 +145,9 @@ def read(engine: Engine, ids: list[int], begin: int, end: int) -> tuple[list[lis
 
     with ExitStack() as stack:
         tap_all(engine, stack, [watch] * len(engine.skeleton.layers))
-        logits = engine.skeleton.model(torch.tensor([ids[:-1]]), use_cache=False).logits[0, begin:]
-    return sums, logits
+        options = {"past_key_values": prompt_cache(), "use_cache": True, "logits_to_keep": len(ids) - 1 - begin}
+        output = engine.skeleton.model(torch.tensor([ids[:-1]]), **options)
+    return sums, output.logits[0].clone(), output.past_key_values
 
 
 def tap_all(engine: Engine, stack: ExitStack, watches: Sequence[Any]) -> None:
@@ -165,13 +167,14 @@ def dropped(engine: Engine, sums: Sequence[Sequence[Tensor]], choice: str, spars
     return masks
 
 
-def masked(engine: Engine, before: list[int], ids: list[int], masks: Masks) -> Tensor:
-    """Logits (R, T, V) of tokens that each row reads without its dropped neurons, behind the full model's cache."""
-    cache = prompt_cache()
-    engine.skeleton.model(torch.tensor([before]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+def masked(engine: Engine, cache: Any, before: int, ids: list[int], masks: Masks) -> Tensor:
+    """Logits (R, T, V) of tokens that each row reads without its dropped neurons, behind the full model's cache of the
+    `before` tokens before them."""
+    parts = ((layer.keys[:, :, :before], layer.values[:, :, :before]) for layer in cache.layers)
+    cut: Any = SimpleNamespace(layers=[SimpleNamespace(keys=keys, values=values) for keys, values in parts])
     found = []
     for row in range(len(masks[0])):
-        forked = forked_cache(cache, len(before), len(engine.skeleton.layers))
+        forked = forked_cache(cut, before, len(engine.skeleton.layers))
         with ExitStack() as stack:
             watches = [partial(lambda mask, z, tokens, expert: z.masked_fill(mask, 0), mask[row]) for mask in masks]
             tap_all(engine, stack, watches)
