@@ -28,7 +28,7 @@ from torch import Tensor
 from griffin_offload import Engine
 from griffin_offload.evaluation.scoring.prompt_cache import forked_cache, prompt_cache
 from griffin_offload.model.hooks import Tap
-from griffin_offload.pruning.fidelity import compare
+from griffin_offload.pruning.fidelity import LOW, Fidelity, compare
 from griffin_offload.pruning.selection import kept_neurons, select_neurons
 from griffin_offload.pruning.statistic import neuron_statistic
 
@@ -197,10 +197,17 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{choice:8} {name:10} n {len(here):4}  Spearman {spearman(values, of_here):.3f}  "
                 f"answer = {offset:+.3f} {slope:+.3f} x  error {error:.3f}"
             )
+    kept = [Fidelity(1, **row["seen"], prompt_tokens=row["prompt_tokens"]).kept for row in rows]
+    truth = [row["answer"]["acceptance"] for row in rows]
+    warned = [low for value, low in zip(kept, truth, strict=True) if value < LOW]
+    error = math.sqrt(sum((a - b) ** 2 for a, b in zip(kept, truth, strict=True)) / len(rows))
+    print(f"what the report says: n {len(rows)}, Spearman {spearman(kept, truth):.3f}, error {error:.3f}")
+    print(
+        f"warned of: {len(warned)}, of which below 0.6: {sum(a < 0.6 for a in warned)}, of {sum(a < 0.6 for a in truth)}"
+    )
     for model in models:
-        here = [row for row in rows if row["model"] == model]
-        values = [row["seen"]["acceptance"] for row in here]
-        print(f"{model}: n {len(here)}, Spearman {spearman(values, [r['answer']['acceptance'] for r in here]):.3f}")
+        of = [number for number, row in enumerate(rows) if row["model"] == model]
+        print(f"{model}: n {len(of)}, Spearman {spearman([kept[n] for n in of], [truth[n] for n in of]):.3f}")
     for sparsity in SPARSITIES:
         here = [row for row in rows if row["sparsity"] == sparsity]
         values = [row["seen"]["acceptance"] for row in here]

@@ -24,11 +24,13 @@ BY_TOKEN = ("input_ids", "position_ids", "cache_position")  # arguments of a for
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What a prompt's forward left: the `arguments` of the model's decoder, and its output for the last N tokens."""
+    """What a prompt's forward left: the `arguments` of the model's decoder, its output for the last N tokens, and how
+    many tokens there were (of a batch on average, without padding)."""
 
     cache: Any
     arguments: Mapping[str, Any]
     output: Any
+    tokens: float
 
 
 class FidelityMeter:
@@ -42,6 +44,7 @@ class FidelityMeter:
         self._names = list(signature(self._decoder.forward).parameters)
         self._waiting: dict[int, _Prompt] = {}  # by the cache
         self._figures: list[Tensor] = []
+        self._lengths: list[float] = []  # of the prompts that these are of
         self._why_not, self.seconds = "the answer has one token, which is the full model's", 0.0
         self._handles: list[Any] = []
 
@@ -60,7 +63,7 @@ class FidelityMeter:
     def result(self) -> Fidelity:
         if not self._figures:
             return Fidelity(why_not=self._why_not)
-        return mean_fidelity(self._figures, self.seconds)
+        return mean_fidelity(self._figures, sum(self._lengths) / len(self._lengths), self.seconds)
 
     def _passed(self, module: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """After the decoder: of a prompt, keep the output for the last tokens."""
@@ -83,7 +86,9 @@ class FidelityMeter:
             name: each[..., -count:] if name in BY_TOKEN and each is not None else each for name, each in given.items()
         }
         kept = type(output)(**{**output, "last_hidden_state": output.last_hidden_state[:, -count:].clone()})
-        self._waiting[id(cache)] = _Prompt(cache, arguments, kept)
+        mask = given.get("attention_mask")
+        tokens = ids.shape[1] if mask is None else float(mask.sum()) / len(mask)
+        self._waiting[id(cache)] = _Prompt(cache, arguments, kept, tokens)
 
     def _begins(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Before a forward: of the answer's second token, measure first."""
@@ -102,6 +107,7 @@ class FidelityMeter:
         self.seconds += time.perf_counter() - begin[0]
         if figures.isfinite().all():
             self._figures.append(figures)
+            self._lengths.append(prompt.tokens)
         else:
             self._why_not = "the resident model's predictions are not finite"
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOW = 0.6  # of what is kept: below it the report warns
+# What is kept on the answer, fitted to its acceptance (docs/results.md, scripts/fidelity_table.py): the neurons were
+# chosen from the tokens that are read again, which flatters a short prompt more than a long one.
+LOST, SHORTER, REFERENCE = 0.5, 0.25, 64  # 1 - kept = LOST sqrt(KL) (REFERENCE / tokens of the prompt)^SHORTER
+LOW = 0.65  # of what is kept: below it the report warns
 ROOM = 2**21  # logits of each model that are compared at a time
 
 
@@ -20,19 +23,21 @@ class Fidelity:
 
     `agreement`: both have the same likeliest token. `kl`: KL(full || resident), nats. `acceptance`: the sum of
     min(p, q), which is how often a token drawn from the resident model would pass for one of the full model's.
-    `seconds`: what the measurement took. `why_not`: why nothing was measured; the figures are 0 then."""
+    `prompt_tokens`: of the whole prompt, of several on average. `seconds`: what the measurement took. `why_not`: why
+    nothing was measured; the figures are 0 then."""
 
     tokens: int = 0
     agreement: float = 0.0
     kl: float = 0.0
     acceptance: float = 0.0
+    prompt_tokens: float = 0.0
     seconds: float = 0.0
     why_not: str = ""
 
     @property
     def kept(self) -> float:
-        """The share of the full model's choices that the answer is expected to keep."""
-        return self.acceptance
+        """The acceptance to expect on the answer."""
+        return max(0.0, 1 - LOST * self.kl**0.5 * (REFERENCE / self.prompt_tokens) ** SHORTER)
 
     @property
     def is_low(self) -> bool:
@@ -71,8 +76,10 @@ def compare(full: Tensor, resident: Tensor) -> Tensor:
     return torch.stack([agrees, kl, acceptance], -1)
 
 
-def mean_fidelity(figures: Iterable[Tensor], seconds: float) -> Fidelity:
-    """Figures (P, 3) of one prompt or more, as `compare` gives them -> their means over all tokens."""
+def mean_fidelity(figures: Iterable[Tensor], prompt_tokens: float, seconds: float) -> Fidelity:
+    """Figures (P, 3) of one prompt or more, as `compare` gives them -> their means over all tokens.
+
+    `prompt_tokens`: of a whole prompt, on average."""
     all_tokens = torch.cat(list(figures)).double()
     agreement, kl, acceptance = all_tokens.mean(0).tolist()
-    return Fidelity(len(all_tokens), agreement, kl, acceptance, seconds)
+    return Fidelity(len(all_tokens), agreement, max(0.0, kl), acceptance, prompt_tokens, seconds)
