@@ -207,13 +207,14 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     )
     for model in models:
         of = [number for number, row in enumerate(rows) if row["model"] == model]
-        print(f"{model}: n {len(of)}, Spearman {spearman([kept[n] for n in of], [truth[n] for n in of]):.3f}")
+        rank = spearman([kept[n] for n in of], [truth[n] for n in of])
+        print(f"{model}: n {len(of)}, Spearman {rank:.3f}")
     for sparsity in SPARSITIES:
-        here = [row for row in rows if row["sparsity"] == sparsity]
-        values = [row["seen"]["acceptance"] for row in here]
-        of_here = [row["answer"]["acceptance"] for row in here]
-        mean = f"{sum(values) / len(here):.3f}, on the answer {sum(of_here) / len(here):.3f}"
-        print(f"sparsity {sparsity}: n {len(here)}, Spearman {spearman(values, of_here):.3f}, on the prompt {mean}")
+        of = [number for number, row in enumerate(rows) if row["sparsity"] == sparsity]
+        rank = spearman([kept[n] for n in of], [truth[n] for n in of])
+        on_prompt = sum(rows[n]["seen"]["acceptance"] for n in of) / len(of)
+        means = f"acceptance on the prompt {on_prompt:.3f}, on the answer {sum(truth[n] for n in of) / len(of):.3f}"
+        print(f"sparsity {sparsity}: n {len(of)}, Spearman {rank:.3f}, {means}")
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:

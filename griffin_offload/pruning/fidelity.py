@@ -4,6 +4,7 @@ P tokens, V vocabulary."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Fidelity:
     @property
     def kept(self) -> float:
         """The acceptance to expect on the answer."""
-        return max(0.0, 1 - LOST * self.kl**0.5 * (REFERENCE / self.prompt_tokens) ** SHORTER)
+        return max(0.0, 1 - LOST * sqrt(self.kl) * float((REFERENCE / self.prompt_tokens) ** SHORTER))
 
     @property
     def is_low(self) -> bool:
