@@ -202,9 +202,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     warned = [low for value, low in zip(kept, truth, strict=True) if value < LOW]
     error = math.sqrt(sum((a - b) ** 2 for a, b in zip(kept, truth, strict=True)) / len(rows))
     print(f"what the report says: n {len(rows)}, Spearman {spearman(kept, truth):.3f}, error {error:.3f}")
-    print(
-        f"warned of: {len(warned)}, of which below 0.6: {sum(a < 0.6 for a in warned)}, of {sum(a < 0.6 for a in truth)}"
-    )
+    bad = [sum(value < 0.6 for value in values) for values in (warned, truth)]
+    print(f"warned of: {len(warned)}, of which below 0.6: {bad[0]}, of {bad[1]} in all")
     for model in models:
         of = [number for number, row in enumerate(rows) if row["model"] == model]
         rank = spearman([kept[n] for n in of], [truth[n] for n in of])
