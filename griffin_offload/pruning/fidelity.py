@@ -13,7 +13,7 @@ from torch import Tensor
 # What is kept on the answer, fitted to its acceptance (docs/results.md, scripts/fidelity_table.py): the neurons were
 # chosen from the tokens that are read again, which flatters a short prompt more than a long one.
 LOST, SHORTER, REFERENCE = 0.5, 0.25, 64  # 1 - kept = LOST sqrt(KL) (REFERENCE / tokens of the prompt)^SHORTER
-LOW = 0.65  # of what is kept: below it the report warns
+LOW = 0.7  # of what is kept: below it the report warns
 ROOM = 2**21  # logits of each model that are compared at a time
 
 
