@@ -118,6 +118,7 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
         ("full model", format_bytes(plan.full_bytes)),
         ("resident", f"{format_bytes(plan.resident_bytes)} (saves {format_bytes(saved)})"),
         *([("the rest", plan.rest_and_why)] if plan.rest else []),
+        *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
         ("fits whole", fits),
         *([("expected", f"{plan.tokens_per_s:.1f} tokens/s")] if plan.tokens_per_s else []),
     ]

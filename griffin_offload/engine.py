@@ -85,15 +85,17 @@ class Engine:
         *,
         sequences: int = 1,
         per_prompt: bool = False,
+        fidelity: bool = True,
         **keywords: Any,
     ) -> Plan:
         """What a run of one prompt will hold, or of `sequences` together, the longest of `prompt_tokens`.
+        `fidelity`: it is measured, as by default.
 
         What the pruning leaves open is chosen (see planning/ladder.py). Raises PromptError, OptionError, and
         BudgetError if it does not fit."""
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
-        return self.opened.plan(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt)
+        return self.opened.plan(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
 
     def generate(
         self,

@@ -374,6 +374,10 @@ class Decoding(_Checked):
         "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
         "for it, the result is kept on disk. Not for quantized weights: beside --sparsity, give --rest drop."
     )
+    no_fidelity: bool = switch(
+        "Do not measure how close the pruned or quantized model is to the full one, which takes a few percent of the "
+        "prompt pass."
+    )
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def sampling(self, selection: str = "topk") -> list[str]:

@@ -10,6 +10,7 @@ from ..options import FfnSkip, Sparsity
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
+from .fidelity import tokens_again
 from .pace import read_by_a_token, tokens_per_s
 from .request import Request
 from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
@@ -33,9 +34,9 @@ class LayerPlan:
 class Plan:
     """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
-    `fold`: strength of the fold, None where there is none; `tokens_per_s`: expected in decoding, None where this
-    device's speeds were not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are
-    dropped."""
+    `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
+    None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
+    it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -53,8 +54,10 @@ class Plan:
     held_layers: int
     host_bytes: int
     fold: float | None = None
+    no_room_to_fold: bool = False
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
+    read_again: int = 0
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -93,6 +96,13 @@ class Plan:
         taken = "dropped" if self.rest == "drop" else f"in {self.rest}"
         return f"{taken}: {self.why_rest}" if self.why_rest else taken
 
+    @property
+    def fold_in_words(self) -> str:
+        """What the fold does; empty where there is none."""
+        if self.no_room_to_fold:
+            return "none: the budget has no room for it"
+        return f"the kept neurons take over what the dropped ones gave, strength {self.fold:g}" if self.fold else ""
+
     def rest_to_json(self) -> dict[str, Any] | None:
         return None if self.rest is None else {"taken": self.rest, "why": self.why_rest}
 
@@ -108,6 +118,11 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     layers = _layer_plans(sizes, kept, precision)
     whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = plan_rows(sizes, request, kept)
+    folds = request.fold_bytes(sizes, kept) > 0
+    for spared in ({"fidelity": False}, {"fold": None}):  # an answer is worth more than either
+        if peak_bytes(rows) > request.budget:
+            request = replace(request, **spared)  # type: ignore[arg-type]
+            rows = plan_rows(sizes, request, kept)
     staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
     if held:
@@ -129,9 +144,11 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
-        fold=request.fold if request.fold_bytes(sizes, kept) else None,
+        fold=request.fold if folds else None,
+        no_room_to_fold=folds and request.fold is None,
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
+        read_again=tokens_again(sizes, kept, request.prompt_tokens) if request.measures(sizes, kept) else 0,
     )
 
 

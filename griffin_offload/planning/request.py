@@ -35,6 +35,7 @@ class Request:
     `fold`: strength of the fold, where neurons are dropped; None: there is none.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
+    `fidelity`: the resident model is compared with the full one, where they differ.
     """
 
     prompt_tokens: int
@@ -59,6 +60,7 @@ class Request:
     fold: float | None = None
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
+    fidelity: bool = False
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
@@ -79,6 +81,10 @@ class Request:
             return 0
         tokens = self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
         return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE)
+
+    def measures(self, sizes: ModelSizes, kept: Kept) -> bool:
+        """Whether the fidelity of what stays resident is measured."""
+        return self.fidelity and (self.precision.quantized or kept != sizes.kept(0))
 
     @property
     def empties(self) -> bool:

@@ -310,3 +310,15 @@ def test_the_report_and_the_plan_say_it(case: Callable[[str], Case]) -> None:
     (row,) = [row for row in report.plan.rows if row.name == "fold"]
     tokens, neurons, hidden = 47, 96, 32
     assert row.bytes > 4 * tokens * (neurons + neurons // 2 + 4 * hidden)
+
+
+def test_a_budget_without_room_for_it_is_told(case: Callable[[str], Case]) -> None:
+    """An answer is worth more; the measurement of the fidelity gives way first."""
+    engine, how = Engine(case("llama").folder), {"sparsity": 0.5, "rest": "drop"}
+    folded, plain = (engine.plan(200, 2, fold=on, **how) for on in (True, False))
+    assert folded.peak > plain.peak
+    engine.budget = plain.peak
+    report = engine.generate(tiny_prompt(200), max_new_tokens=2, **how).report
+    assert (report.plan.fold, report.plan.no_room_to_fold) == (None, True)
+    assert dict(report.rows())["fold"] == "none: the budget has no room for it"
+    assert report.to_json()["fold"] is None
