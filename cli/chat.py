@@ -247,6 +247,7 @@ def footer(answer: "Answer") -> str:
 
 def as_settings(text: str) -> str:
     """A text that names flags, with the chat's own way to change them: --rest int4 -> /set rest int4."""
+    text = re.sub(r"(--rest \w+) without --method \w+", r"--method none and \1", text)
     return re.sub(r"--(?!device)([a-z-]+)", lambda flag: "/set " + flag[1].replace("-", "_"), text)
 
 
