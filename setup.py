@@ -15,7 +15,13 @@ setup(
             ["griffin_offload/native/src/kernels.cpp"],
             depends=glob("griffin_offload/native/src/*.h"),
             extra_compile_args=FLAGS,
-            export_symbols=["griffin_instructions", "griffin_product", "griffin_unpack", "griffin_to_int4"],
+            export_symbols=[
+                "griffin_instructions",
+                "griffin_product",
+                "griffin_unpack",
+                "griffin_to_int4",
+                "griffin_rms_norm",
+            ],
             optional=True,
             language="c++",
         )

@@ -53,7 +53,7 @@ def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
     """The speeds on this device, measured if the cache has none of today; the best that was seen counts.
 
     Takes half a second, on a busy machine up to two, and 128 MiB of RAM (on a GPU 768 MiB of its memory)."""
-    path, key = _path(), _key(device, dtype)
+    path, key = _path(), speeds_key(device, dtype)
     age, known = _load(path, key)
     if known and 0 <= age < DAY:
         return known
@@ -64,7 +64,7 @@ def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
 
 def known_speeds(device: str, dtype: torch.dtype) -> Speeds | None:
     """The speeds on this device as they were measured last, or None. Measures nothing."""
-    return _load(_path(), _key(device, dtype))[1]
+    return _load(_path(), speeds_key(device, dtype))[1]
 
 
 def measure_speeds(device: str, dtype: torch.dtype, size: int | None = None) -> Speeds:
@@ -131,7 +131,8 @@ def _path() -> Path:
     return cache_folder() / "speeds.json"
 
 
-def _key(device: str, dtype: torch.dtype) -> str:
+def speeds_key(device: str, dtype: torch.dtype) -> str:
+    """What speeds depend on: the machine, and our own kernels."""
     return machine_key(device, dtype) + (f", {chosen() or 'no'} kernels" if device == "cpu" else "")
 
 

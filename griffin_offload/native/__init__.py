@@ -2,5 +2,6 @@
 
 library.py    the compiled library, and which of the processor's instructions it takes
 products.py   a few tokens times an int8 or int4 matrix
+norm.py       the RMS norm of a few tokens
 weights.py    GGUF's blocks -> float32; rows -> int4
 """

@@ -54,6 +54,8 @@ def library() -> ctypes.CDLL | None:
             loaded.griffin_instructions.restype = ctypes.c_char_p
             loaded.griffin_product.argtypes = [POINTER, NUMBER, NUMBER, POINTER, ctypes.c_uint]
             loaded.griffin_unpack.argtypes = [POINTER, ctypes.c_int64, NUMBER, NUMBER, POINTER, NUMBER]
+            sizes = ctypes.c_int64, ctypes.c_int64, ctypes.c_float
+            loaded.griffin_rms_norm.argtypes = [POINTER, POINTER, *sizes, NUMBER, NUMBER, POINTER]
             loaded.griffin_to_int4.argtypes = [POINTER, NUMBER, POINTER, ctypes.c_uint]
         except (OSError, AttributeError):  # of another platform, or of another version
             continue

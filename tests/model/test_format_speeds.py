@@ -13,9 +13,8 @@ from cases import Case
 from tiny import tiny_prompt
 
 from griffin_offload import Engine, open_model
-from griffin_offload.memory.measured import machine_key
 from griffin_offload.model import format_speeds
-from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds
+from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds, speeds_key
 from griffin_offload.quant.formats import FORMATS
 from griffin_offload.units import MIB
 
@@ -34,7 +33,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def write(file: Path, speeds: object, age: float = 0.0) -> None:
-    key = machine_key("cpu", torch.bfloat16)
+    key = speeds_key("cpu", torch.bfloat16)
     file.write_text(json.dumps({key: {"time": time.time() - age, "bytes_per_s": speeds}, "other": 1}))
 
 
@@ -128,7 +127,7 @@ def test_a_small_model_is_not_worth_one(case: Callable[[str], Case], file: Path)
 
 
 def test_the_report_has_what_was_expected_beside_what_was_measured(engine: Engine, file: Path) -> None:
-    key = machine_key("cpu", torch.float32)
+    key = speeds_key("cpu", torch.float32)
     file.write_text(json.dumps({key: {"time": time.time(), "bytes_per_s": MADE_UP}}))
     report = engine.generate(tiny_prompt(20), sparsity=0.5, method="griffin", max_new_tokens=4).report
     expected = MADE_UP[""] / report.plan.bytes_per_token

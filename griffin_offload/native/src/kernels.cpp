@@ -19,11 +19,12 @@ struct Kernels {
     void (*unpack[5])(const uint8_t*, float*);  // by place in BLOCKS
     void (*round)(const float*, int64_t, uint16_t*);
     void (*to_int4)(const Rows&, int64_t, int64_t);
+    void (*rms_norm)(const uint16_t*, const uint16_t*, int64_t, int64_t, float, int, uint16_t*);
 };
 enum Kind { INT8, INT4, INT8_WORDS };  // codes in rows; in blocks of 16 rows; in oneDNN's layout (avx512_vnni alone)
 #define KERNELS(NAME, SPACE, PART, TOKEN)                                                                         \
     {NAME, SPACE::here, {SPACE::int8_part, SPACE::int4_part, PART}, {SPACE::to_int16, SPACE::to_int8, TOKEN},     \
-     {SPACE::q4_0, SPACE::q8_0, SPACE::q4_k, SPACE::q5_k, SPACE::q6_k}, SPACE::round_all, SPACE::to_int4}
+     {SPACE::q4_0, SPACE::q8_0, SPACE::q4_k, SPACE::q5_k, SPACE::q6_k}, SPACE::round_all, SPACE::to_int4, SPACE::rms_norm}
 static const Kernels TABLE[] = {  // the best first
 #if defined(__GNUC__) && defined(__x86_64__)
     KERNELS("avx512_vnni", avx512_vnni, avx512_vnni::words_part, avx512_vnni::to_bytes),
@@ -96,4 +97,10 @@ EXPORT void griffin_unpack(const uint8_t* blocks, int64_t count, int number, int
 EXPORT void griffin_to_int4(const Rows* rows, int number, Parallel parallel, unsigned threads) {
     share((rows->count + 15) / 16, 1, parallel, threads,
           [&](int64_t begin, int64_t end) { TABLE[number].to_int4(*rows, begin, end); });
+}
+
+// RMS norm of rows (rows, columns) in bfloat16. `way`: see norm.h.
+EXPORT void griffin_rms_norm(const uint16_t* x, const uint16_t* weight, int64_t rows, int64_t columns, float eps, int way,
+                             int number, uint16_t* out) {
+    TABLE[number].rms_norm(x, weight, rows, columns, eps, way, out);
 }

@@ -51,5 +51,6 @@ static bool here() {
 #include "products.h"
 #include "blocks.h"
 #include "quantize.h"
+#include "norm.h"
 #undef TARGET
 }  // namespace neon

@@ -42,5 +42,6 @@ static bool here() { return true; }
 #include "products.h"
 #include "blocks.h"
 #include "quantize.h"
+#include "norm.h"
 #undef TARGET
 }  // namespace plain

@@ -42,6 +42,7 @@ static bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supp
 #include "products.h"
 #include "blocks.h"
 #include "quantize.h"
+#include "norm.h"
 #undef TARGET
 }  // namespace avx2
 
@@ -60,6 +61,7 @@ static bool here() {  // compilers know the name of this feature only lately
 #include "products.h"
 #include "blocks.h"
 #include "quantize.h"
+#include "norm.h"
 #undef TARGET
 }  // namespace avx_vnni
 #endif
@@ -100,6 +102,7 @@ static bool here() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_
 #include "products.h"
 #include "blocks.h"
 #include "quantize.h"
+#include "norm.h"
 #undef BYTES_OF_TOKENS
 #undef TARGET
 }  // namespace avx512_vnni
