@@ -86,7 +86,7 @@ def test_the_summary_ends_at_the_first_stop_text(text: str, summary: str) -> Non
 def test_an_answer_is_the_plain_continuation_up_to_the_stop_text(engine: Engine, rows: list[Row]) -> None:
     row = rows[0]
     ids = engine.encode(row["article"], raw=True)
-    whole = engine.generate(ids, sparsity=0.5, max_new_tokens=16, do_sample=False)
+    whole = engine.generate(ids, sparsity=0.5, method="griffin", max_new_tokens=16, do_sample=False)
     (free,) = predictions(engine, [row])
     assert free["prediction"] == whole.text.strip()
     assert free["tokens"] == 16

@@ -1,5 +1,7 @@
 """Which kernels a forward's products run by: torch's own for one token while decoding, oneDNN's for all else."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_checkpoint
@@ -24,15 +26,16 @@ def test_only_one_token_after_others_runs_by_torchs_own_kernels(engine: Engine) 
         first.register_forward_hook(lambda _, args, out: seen.append((args[0].shape[1], mkldnn.enabled))),
         head.register_forward_hook(lambda *_: seen.append((0, mkldnn.enabled))),
     ]
+    plain: dict[str, Any] = {"method": "griffin", "no_fidelity": True}
     try:
-        engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3)
+        engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3, **plain)
         assert seen == [(len(PROMPT), True), (0, True), *[(1, False), (0, False)] * 2]
         assert mkldnn.enabled
         seen.clear()
-        engine.generate(PROMPT[:1], sparsity=0.5, method="griffin", max_new_tokens=2)
+        engine.generate(PROMPT[:1], sparsity=0.5, max_new_tokens=2, **plain)
         assert seen == [(1, True), (0, True), (1, False), (0, False)]
         seen.clear()
-        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, method="griffin", max_new_tokens=2)
+        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, max_new_tokens=2, **plain)
         assert [enabled for _, enabled in seen] == [True] * 4
     finally:
         for handle in handles:

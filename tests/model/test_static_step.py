@@ -30,7 +30,9 @@ def short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(engine: Engine, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
-    made = engine.generate_batch(prompts, max_new_tokens=NEW, do_sample=False, **{"sparsity": 0.5, **options})
+    made = engine.generate_batch(
+        prompts, max_new_tokens=NEW, do_sample=False, **{"sparsity": 0.5, "rest": "drop", **options}
+    )
     return [answer.token_ids for answer in made], made[0].report.steps
 
 
