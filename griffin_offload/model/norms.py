@@ -38,6 +38,8 @@ def _way(module: nn.Module, eps: float) -> int | None:
 
 
 def _norm(module: Any, before: Any, eps: float, way: int, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return before(states, *args, **kwargs)
     weight = module.weight
     few = states.numel() <= LARGEST and states.device.type == "cpu" and not (args or kwargs)
     if few and states.dtype == weight.dtype == torch.bfloat16 and states.is_contiguous():
