@@ -23,6 +23,7 @@ from .model.architecture import ARCHITECTURES
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
+from .model.norms import norm_by_own_kernel
 from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
 from .offload.probe import probe
@@ -280,6 +281,8 @@ def open_model(
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
+    if not copies:
+        norm_by_own_kernel(skeleton.model)
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     host_memory = _host_memory(placement, ring)
     if copies and placement.host_memory is not None and host_memory > (free := available_memory()):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import GriffinError
 from .files import reason, write_text
 from .memory.stage_clock import Stages
@@ -12,6 +14,7 @@ from .model.static_step import Steps
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
+from .quant.formats import FORMATS, kernel
 from .units import format_bytes, format_rate
 
 
@@ -92,6 +95,13 @@ class Report:
         text = "the answer may be far from the full model's"
         return f"{text}; it fits with {', or with '.join(self.helps)}" if self.helps else text
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """What multiplies a token in each quantized format of the resident weights."""
+        formats = self.plan.precision
+        names = dict.fromkeys(name for name in (formats.kept, formats.rest, formats.others, formats.head) if name)
+        return {name: kernel(name, self.device, getattr(torch, self.dtype)) for name in names if name in FORMATS}
+
     def to_json(self) -> dict[str, Any]:
         """`--json` without the text."""
         prior = {} if self.prior is None else {"prior": self.prior}
@@ -103,6 +113,7 @@ class Report:
             "device": self.device,
             "precision": self.plan.precision.to_json(),
             "rest": self.plan.rest_to_json(),
+            "kernels": self.kernels,
             "timings": {
                 "plan_s": self.plan_s,
                 "prompt_s": self.prompt_s,
@@ -181,6 +192,8 @@ class Report:
                 pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
                 pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
             rows.append(("decoding", pace + (f", threads: {self.threads}" if self.threads else "")))
+            if self.kernels:
+                rows.append(("kernels", ", ".join(f"{name} by {by}" for name, by in self.kernels.items())))
             if self.steps and (self.steps.tokens or self.steps.why_dynamic):
                 rows.append(("steps", str(self.steps)))
         if self.skipped:

@@ -12,7 +12,6 @@ from transformers.cache_utils import Cache
 
 from ..paths import cache_folder
 from .modules import Pieces
-from .norms import OwnNorm
 
 LIMIT = 64  # programs of one process: for other sparsities, batches, lengths of the cache. torch's own limit is 8
 
@@ -37,15 +36,14 @@ class CompiledLayers:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Only a prompt's feed-forward needs its `Pieces`, and only a CPU our kernel for norms; with them, each layer
-        would be a program of its own."""
+        """Only a prompt's feed-forward needs its `Pieces`; with them, each layer would be a program of its own."""
         if not self._forwards:  # only now: while layers are streamed, their forwards are hooked
             self._forwards = [torch.compile(module.forward) for module in self._modules]
         own: list[tuple[Any, Any]] = []
         try:
             for index, layer in enumerate(self._modules):
                 for module in layer.modules():
-                    if isinstance(forward := module.__dict__.get("forward"), Pieces | OwnNorm):
+                    if isinstance(forward := module.__dict__.get("forward"), Pieces):
                         own.append((module, forward))
                         del module.__dict__["forward"]
                 own.append((layer, layer.__dict__.get("forward")))

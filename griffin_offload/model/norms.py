@@ -13,10 +13,6 @@ from ..native.norm import LARGEST, rms_norm, way_of
 EPSILONS = ("variance_epsilon", "eps")  # what modules call it
 
 
-class OwnNorm(partial):  # type: ignore[type-arg]
-    """The forward of a norm that our kernel computes."""
-
-
 def norm_by_own_kernel(model: nn.Module) -> None:
     """Gives each RMS norm in bfloat16 that our kernel computes alike, as a trial shows, a forward that takes it."""
     ways: dict[Any, int | None] = {}
@@ -28,7 +24,7 @@ def norm_by_own_kernel(model: nn.Module) -> None:
         if kind not in ways:
             ways[kind] = _way(module, eps)
         if (way := ways[kind]) is not None:
-            module.forward = OwnNorm(_norm, module, module.forward, eps, way)
+            module.forward = partial(_norm, module, module.forward, eps, way)
 
 
 def _way(module: nn.Module, eps: float) -> int | None:

@@ -24,7 +24,6 @@ from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts, multiply
-from .norms import norm_by_own_kernel
 from .threads import Threads
 from .weight_slots import WeightSlots
 
@@ -49,7 +48,6 @@ class Skeleton:
         layers = tuple(_layer(self.entry, index, module) for index, module in enumerate(self.modules))
         self.threads = Threads(max(weights.shape[-2:].numel() for weights in self.modules[0].parameters()))
         decode_by_own_kernels(self.model, self.modules[0], self.threads)
-        norm_by_own_kernel(self.model)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters(remove_duplicate=False)}
         buffers = {name: b for name, b in self.model.state_dict().items() if name not in shapes}
         self.layout = ModelLayout(

@@ -28,7 +28,7 @@ def test_the_kernel_of_each_format_on_the_cpu() -> None:
     cpu = {dtype: [kernel(name, "cpu", dtype) for name in FORMATS] for dtype in (torch.bfloat16, torch.float32)}
     quantized = ["oneDNN" if onednn.is_fast() else "torch kernel", "torch kernel"]
     if chosen():
-        quantized = ["own C++ kernel", "own C++ kernel"]
+        quantized = [f"own C++ kernel, {chosen()}"] * 2
     assert cpu[torch.bfloat16] == ["torch kernel", *quantized]
     assert cpu[torch.float32] == ["torch kernel", "dense rows", "dense rows"]
 

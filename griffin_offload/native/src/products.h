@@ -16,6 +16,8 @@ TARGET static void int8_tile(const int8_t* codes, int64_t columns, const int16_t
         const int64_t end = begin + 512 * LANES < whole ? begin + 512 * LANES : whole;
         for (int64_t k = begin; k < end; k += step) {
             I row[R];
+            if (k % 64 == 0)
+                for (int r = 0; r < R; r++) ahead(codes + (R + r) * columns + k);  // the next rows
             for (int r = 0; r < R; r++) row[r] = widen(codes + r * columns + k);
             for (int t = 0; t < T; t++) {
                 const I x = load(tokens + t * stride + k);
@@ -171,7 +173,8 @@ TARGET static void words_tile(const Work& work, int64_t block, int64_t first) {
             const I sum = load(sums + w * 4 * LANES);
             low[t][w] = high[t][w] = times128(sum);
         }
-    for (int64_t k = 0; k < work.stride; k += 4, codes += 256)
+    for (int64_t k = 0; k < work.stride; k += 4, codes += 256) {
+        for (int line = 0; line < 4; line++) ahead(codes + AHEAD + 64 * line);
         for (int t = 0; t < T; t++) {
             const I x = repeat(tokens + 2 * t * work.stride + k), y = repeat(tokens + (2 * t + 1) * work.stride + k);
             for (int w = 0; w < W; w++) {
@@ -179,6 +182,7 @@ TARGET static void words_tile(const Work& work, int64_t block, int64_t first) {
                 low[t][w] = dot8(low[t][w], x, row), high[t][w] = dot8(high[t][w], y, row);
             }
         }
+    }
     float out[64];
     const int64_t row = block * 64, count = work.rows - row < 64 ? work.rows - row : 64;
     for (int t = 0; t < T; t++) {
