@@ -89,12 +89,16 @@ def report(value: "Report") -> None:
 
 def plan(value: "Plan", *, err: bool = False) -> None:
     """The predicted peak, row by row, and the budget that it must not pass."""
+    from ..planning.rows import MOMENTS
+
     rows: list[tuple[str, ...]] = [(row.name, format_bytes(row.bytes), row.when, row.note) for row in value.rows]
-    for moment in ("prompt", "answer"):
+    moments = {row.when for row in value.rows}
+    for moment in (moment for moment in MOMENTS if moment in moments):
         total = sum(row.bytes for row in value.rows if row.when in ("always", moment))
-        rows.append((f"in all during the {moment}", format_bytes(total), moment, ""))
+        what = "measurement of the fidelity" if moment == "fidelity" else moment
+        rows.append((f"in all during the {what}", format_bytes(total), moment, ""))
     room = value.budget - value.peak
-    rows.append(("peak, the larger of the two", format_bytes(value.peak), "", ""))
+    rows.append(("peak, the largest of these", format_bytes(value.peak), "", ""))
     left = f"{format_bytes(abs(room))} {'to spare' if room >= 0 else 'short'}"
     rows.append(("budget", format_bytes(value.budget), "", left))
     tokens = f"{value.prompt_tokens} tokens of prompt, {value.max_new_tokens} of answer"

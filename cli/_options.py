@@ -38,9 +38,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 KEYWORDS = {Placement: "placement", Pruning: "pruning", Decoding: "decoding", ExportFormat: "export_format"}
-SPARSITY_OF_ROWS = "Share of the feed-forward neurons to drop, 0 (the full model) to 1."
+SPARSITY_OF_ROWS = "Share of the feed-forward neurons that are not kept as they are, 0 (the full model) to 1."
 ALLOCATION_OF_ROWS = "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it."
+REST_OF_ROWS = (
+    "The neurons that the prompt does not choose: int4, int8: kept in so many bits; drop: left out, the kept ones take "
+    "over. With drop all texts share readings of the model; in fewer bits each text reads it for itself."
+)
 RESIDENT_DTYPE_OF_ROWS = "Format of the weights kept in memory. bfloat16: as the model runs."
+FOLD_OF_ROWS = "How strongly the fold holds on to the weights as they were; 0: nothing is folded."
 KNOWN = {name: (told, default) for group in KEYWORDS for name, told, default in declared(group)}
 
 
@@ -107,6 +112,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
     words = told.default or default if shown is None else shown
     text = f"{help or told.help} [default: {words}]" if words else help or told.help
     if told.parse is parse_switch:
+        if default is None:
+            return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text, **changes)
         return click.option(flag(name), is_flag=True, help=text, **changes)
     facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
     return click.option(flag(name), name, **facts)
@@ -127,12 +134,15 @@ def several(flag: str, plural: str, default: tuple[Any, ...], help: str, shown: 
     return click.option(flag, plural, multiple=True, help=text, **facts)
 
 
-def repeated(name: str, plural: str, default: tuple[Any, ...] = (), help: str = "", **changes: Any) -> Decorator:
+def repeated(
+    name: str, plural: str, default: tuple[Any, ...] = (), help: str = "", shown: str = "", **changes: Any
+) -> Decorator:
     """A declared option that may be given several times, one number or name each."""
     told, _ = KNOWN[name]
     choices = [choice for choice in told.choices if choice != AUTO]
     facts = {"type": click.Choice(choices) if choices else float, "metavar": told.metavar or None, **changes}
-    return several(flag(name), plural, default, help or told.help, "" if help or default else told.default, **facts)
+    shown = shown or ("" if help or default else told.default)
+    return several(flag(name), plural, default, help or told.help, shown, **facts)
 
 
 def decorate(command: F, *options: Decorator) -> F:
@@ -169,6 +179,8 @@ def check_usage(given: Mapping[str, Any]) -> None:
     """Raises click.UsageError for an option that does nothing without another one."""
     if "prior_weight" in given and "prior" not in given:
         raise click.UsageError("--prior-weight needs --prior FILE")
+    if "fold_strength" in given and (given.get("fold") is False or given.get("method")):
+        raise click.UsageError("--fold-strength needs --fold")
     of_skip = [name for name, value in given.items() if name.startswith("ffn_skip_") and value != "token"]
     if of_skip and not given.get("ffn_skip"):
         raise click.UsageError(f"{flag(of_skip[0])} needs --ffn-skip SHARE")
@@ -225,7 +237,7 @@ def compares(command: F) -> F:
     def run(**values: Any) -> Any:
         from ..evaluation.scoring.variant import all_variants
 
-        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests")
+        names = ("sparsities", "selections", "allocations", "seed", "resident_dtypes", "rests", "folds", "method")
         return command(variants=all_variants(*(values.pop(name) for name in names)), **values)
 
     return decorate(
@@ -234,7 +246,9 @@ def compares(command: F) -> F:
         repeated("selection", "selections", ("topk",), "How the kept neurons are chosen."),
         repeated("allocation", "allocations", ("uniform",), ALLOCATION_OF_ROWS),
         repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS),
-        repeated("rest", "rests", ("drop",)),
+        repeated("rest", "rests", (), REST_OF_ROWS, "int4, as answers have it where it fits"),
+        repeated("fold_strength", "folds", (), FOLD_OF_ROWS, "0.3 where neurons are dropped"),
+        option("method"),
         seed_option("Seed of the selections that draw: sampling, topk-sampling, random."),
     )
 
@@ -269,6 +283,9 @@ def choice_note(pruning: Pruning, plan: "Plan", dtype: str) -> str | None:
     """What was chosen to fit, where the user left it open; None where not."""
     from ..planning.ladder import describe
 
+    by_prompt = pruning.skip.share and pruning.skip.by_prompt
+    if pruning.sparsity is not None and pruning.rest in (None, AUTO) and plan.rest == "drop" and not by_prompt:
+        return f"the rest {plan.rest_and_why}"
     if pruning.sparsity is not None or pruning.resident_dtype not in (None, AUTO):
         return None
     if not plan.reads_again:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..options import AUTO, RESTS
 from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
@@ -67,12 +68,22 @@ OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
     multiple=True,
 )
 @repeated(
-    "sparsity", "sparsities", (0.5,), "Share of the neurons that griffin drops; magnitude drops the first of them."
+    "sparsity",
+    "sparsities",
+    (0.5,),
+    "Share of the neurons that griffin does not keep as they are; magnitude drops the first of them.",
 )
 @repeated("resident_dtype", "resident_dtypes", ("bfloat16",), RESIDENT_DTYPE_OF_ROWS)
-@repeated("rest", "rests", (), "Measure griffin again with the other neurons in this format.")
+@repeated(
+    "rest",
+    "rests",
+    (AUTO,),
+    "What griffin does with the other neurons: auto, as an answer does (int4 where that fits, else dropped), drop (the "
+    "paper's way), int8 or int4. The first of several is of all rows, the others are measured again.",
+    type=click.Choice((AUTO, *RESTS)),
+)
 @switch("--auto", "Measure griffin again without options: what it takes to fit.")
-@switch("--compile", "Measure griffin again with compiled layers.")
+@switch("--compile", "Measure griffin again with compiled layers, the rest dropped.")
 @repeated("ffn_skip", "ffn_skips", (), "Measure griffin again with this share of the feed-forward blocks skipped.")
 @option("ffn_skip_mode", default="token")
 @count("--repeats", 3, "Runs of each row.")

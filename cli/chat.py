@@ -1,5 +1,6 @@
 """`griffin chat`: a conversation at the terminal, or through pipes. Answers alone go to stdout."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -163,6 +164,8 @@ class Repl:
             console.note(note)
         self.last = answer
         console.note(footer(answer))
+        if report.warning:
+            console.note(as_settings(report.warning))
         remember(answer.report)
 
     def _help(self, argument: str) -> None:
@@ -236,9 +239,16 @@ def footer(answer: "Answer") -> str:
     parts = [f"{len(answer.token_ids)} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed else []  # one token has no speed
     parts += [f"{format_bytes(facts['memory']['resident_bytes'])} resident", f"first token after {first:.2f} s"]
+    parts += [str(answer.report.fidelity)] if answer.report.fidelity else []
     ends = {"length": "cut at max_new_tokens (/set max_new_tokens N)", "interrupted": "stopped"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
     return " · ".join(parts)
+
+
+def as_settings(text: str) -> str:
+    """A text that names flags, with the chat's own way to change them: --rest int4 -> /set rest int4."""
+    text = re.sub(r"(--rest \w+) without --method \w+", r"--method none and \1", text)
+    return re.sub(r"--(?!device)([a-z-]+)", lambda flag: "/set " + flag[1].replace("-", "_"), text)
 
 
 def shorten(text: str, width: int = 60) -> str:

@@ -90,7 +90,17 @@ def command(
         click.echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
-    columns = ("prompt", "then", "pruned", "perplexity", "± of its log", "agreement", "KL (nats)", "resident")
+    columns = (
+        "prompt",
+        "then",
+        "pruned",
+        "perplexity",
+        "± of its log",
+        "agreement",
+        "KL (nats)",
+        "acceptance",
+        "resident",
+    )
     console.table(title, columns, [cells(result) for result in results])
 
 
@@ -109,5 +119,6 @@ def cells(result: "Perplexity") -> tuple[str, ...]:
         f"{result.standard_error:.3f}",
         f"{result.agreement:.3f}",
         f"{result.kl:.4f}",
+        f"{result.acceptance:.3f}",
         format_bytes(result.resident_bytes),
     )

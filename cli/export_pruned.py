@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GriffinError, OptionError, PromptError
-from ..options import FORMS, SCORES, ExportFormat, Pruning
+from ..options import AUTO, FORMS, SCORES, ExportFormat, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ..pruning.prior import Prior
 
 WITHOUT_TEXTS = ("magnitude", "random")
+REST = (
+    "The neurons that are not chosen are left out, as in the GRIFFIN paper; with auto too, since a file holds all "
+    "neurons of a layer in one format. int8 and int4 are refused."
+)
 SPARSITY = "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them."
 
 
@@ -173,9 +177,14 @@ class CalibrationOptions:
 @switch("--force", "Replace what is there.")
 @takes(
     ExportFormat,
-    Some(Pruning, without=("resident_dtype", "rest"), defaults={"sparsity": 0.5}, helps={"sparsity": SPARSITY}),
+    Some(
+        Pruning,
+        without=("resident_dtype",),
+        defaults={"sparsity": 0.5},
+        helps={"sparsity": SPARSITY, "rest": REST},
+    ),
 )
-@click.option("--resident-dtype", "--rest", "packed", hidden=True, help="Not for an export: see --gguf-type.")
+@click.option("--resident-dtype", "packed", hidden=True, help="Not for an export: see --gguf-type.")
 @takes_calibration
 @opens_engine()
 @json_option("Print one JSON object.")
@@ -199,7 +208,7 @@ def command(
     options = CalibrationOptions(**more)
     if out is None and options.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
-    check_format(export_format, out, packed)
+    check_format(export_format, out, packed or (pruning.rest if pruning.rest not in (None, AUTO, "drop") else None))
     if pruning.skip.share and not pruning.skip.by_prompt:
         raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
     given = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": form.system, "--raw": form.raw}
@@ -244,6 +253,8 @@ def tell(export: "Export", export_format: ExportFormat, full_bytes: int, seconds
     """What was written, and how to load it."""
     if export.backup:
         console.note(f"the previous content is now in {export.backup}")
+    if export.rest and export.rest["why"] != "as asked":
+        console.note(f"the rest is dropped: {export.rest['why']}")
     if export.skipped:
         layers = ", ".join(map(str, export.skipped))
         console.note(

@@ -11,7 +11,7 @@ import click
 
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
-from ..options import Decoding, OnLayer, Pruning
+from ..options import AUTO, Decoding, OnLayer, Pruning
 from . import _console as console
 from ._text import PromptForm
 
@@ -102,8 +102,13 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
 def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
     """What the answers depend on, in the form that a stopped run of any version has written beside them."""
     names = ("selection", "allocation", "resident_dtype", "rest")
-    values = {"sparsity": pruning.sparsity, "max_new_tokens": decoding.max_new_tokens, "seed": decoding.seed}
+    values: dict[str, Any] = {"sparsity": pruning.sparsity}
+    values |= {"max_new_tokens": decoding.max_new_tokens, "seed": decoding.seed}
     values |= {name: getattr(pruning, name) for name in names}
+    if pruning.sparsity is not None and pruning.rest in (None, AUTO, "drop"):
+        values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
+    if pruning.folds and pruning.rest in (None, AUTO, "drop"):
+        values["fold"] = pruning.folds
     values |= decoding.generate_options(pruning.selection)
     if pruning.prior:
         values["prior"] = pruning.prior

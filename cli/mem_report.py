@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..planning.catalogue_fit import CatalogueRow
     from ..planning.plan import Plan
 
-NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_tokens", "dtype")
+OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
+NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -28,7 +29,7 @@ NEEDS_MODEL = ("sparsity", "resident_dtype", "rest", "prompt_tokens", "max_new_t
 @switch("--last", "Compare the prediction for the last run with what was measured.")
 @count("--prompt-tokens", None, "With --model: tokens of the prompt. [default: 512]")
 @count("--max-new-tokens", None, "With --model: longest answer, in tokens. [default: 256]")
-@takes(Some(Pruning, only=("sparsity", "resident_dtype", "rest")), Some(Placement, without=("host_memory",)))
+@takes(Some(Pruning, only=OF_PRUNING), Some(Placement, without=("host_memory",)))
 @json_option("Print one JSON object.")
 def command(
     *, model: str | None, last: bool, pruning: Pruning, placement: Placement, as_json: bool, **tokens: Any
@@ -116,6 +117,8 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
     return [
         ("full model", format_bytes(plan.full_bytes)),
         ("resident", f"{format_bytes(plan.resident_bytes)} (saves {format_bytes(saved)})"),
+        *([("the rest", plan.rest_and_why)] if plan.rest else []),
+        *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
         ("fits whole", fits),
         *([("expected", f"{plan.tokens_per_s:.1f} tokens/s")] if plan.tokens_per_s else []),
     ]
@@ -145,7 +148,7 @@ def show_machine(placement: Placement, as_json: bool) -> None:
         return
     console.pairs(machine_rows(here, device, budget), err=False)
     click.echo("")
-    columns = ("model", "full", "resident at 50 %", "at 75 %", "the best that fits here", "resident")
+    columns = ("model", "full", "resident, 50 % dropped", "75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
 

@@ -28,7 +28,7 @@ from .offload.neuron_scores import find_room, sum_scores
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip
 from .open_model import open_model
-from .options import Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, from_keywords
+from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, from_keywords
 from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
@@ -85,15 +85,17 @@ class Engine:
         *,
         sequences: int = 1,
         per_prompt: bool = False,
+        fidelity: bool = True,
         **keywords: Any,
     ) -> Plan:
         """What a run of one prompt will hold, or of `sequences` together, the longest of `prompt_tokens`.
+        `fidelity`: it is measured, as by default.
 
         What the pruning leaves open is chosen (see planning/ladder.py). Raises PromptError, OptionError, and
         BudgetError if it does not fit."""
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
-        return self.opened.plan(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt)
+        return self.opened.plan(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
 
     def generate(
         self,
@@ -170,7 +172,8 @@ class Engine:
         **keywords: Any,
     ) -> Export:
         """Write the model pruned to a prompt (sparsity 0.5 if none is given): as a folder that plain transformers
-        loads, or, with the format "gguf", as a file for llama.cpp. Nothing is resident after it.
+        loads, or, with the format "gguf", as a file for llama.cpp. Nothing is resident after it. The other neurons are
+        dropped, since neither can hold one layer's neurons in two formats.
 
         Layers are written as the prompt passes, so that the pruned model is never held. `prompt_text` is hashed into
         the model card. Raises OptionError, ExportError, BudgetError, and what a prompt pass raises."""
@@ -213,6 +216,9 @@ class Engine:
         self, source: ExportSource, selection: Selection, pruning: Pruning, format: ExportFormat, out: "_Out"
     ) -> Export:
         gguf = format.format == "gguf"
+        what = "a GGUF file" if gguf else "a folder for transformers"
+        if pruning.rest not in (None, AUTO, "drop"):
+            raise OptionError(f"{what} holds all neurons of a layer in one format: leave out rest {pruning.rest}")
         multiple = format.multiple_of or (GGUF_MULTIPLE if gguf else 1)
         if gguf:
             require_gguf(self.opened.config.model_type)
@@ -221,6 +227,7 @@ class Engine:
             curves=self.opened.allocation_curves(pruning),
             export=True,
             multiple=multiple,
+            fold=None if source.calibration else pruning.folds,
             skip=pruning.skip if pruning.skip.share else None,
         )
         if source.calibration:
@@ -230,6 +237,8 @@ class Engine:
             source = replace(source, spill=spill)
         sparsity = DEFAULT_SPARSITY if pruning.sparsity is None else pruning.sparsity
         plan = choose_plan(self.sizes, request, sparsity, self.name)
+        why = "as asked" if pruning.rest == "drop" else f"{what} holds all neurons of a layer in one format"
+        plan = replace(plan, why_rest=why)
         check_prunes(plan, selection)
         if source.calibration and not plan.prunes:
             raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
@@ -239,8 +248,10 @@ class Engine:
         try:
             with self._planned(plan):
                 if gguf:
-                    return export_gguf(job, format.gguf_type or "bf16", multiple, self.tokenizer)
-                return export_checkpoint(job)
+                    export = export_gguf(job, format.gguf_type or "bf16", multiple, self.tokenizer)
+                else:
+                    export = export_checkpoint(job)
+                return replace(export, rest=plan.rest_to_json())
         finally:
             reader.close()
 
@@ -285,7 +296,7 @@ class Engine:
         try:
             with (
                 self._planned(plan),
-                self.resident.prepare(plan, selection, reader, on_layer),
+                self.resident.prepare(plan, selection, reader, on_layer, self.opened.batch([prompt_ids])[1]),
                 torch.no_grad(),
             ):
                 ids, _ = self.opened.batch([prompt_ids])

@@ -18,6 +18,7 @@ from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.static_step import Steps, static_decoding, why_dynamic
+from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
 from .offload.skip_by_token import TokenSkipper
@@ -26,6 +27,7 @@ from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.plan import Plan, with_kept
 from .pruning.ffn_skip import SkippedBlocks
+from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
@@ -94,6 +96,7 @@ class Measured:
     bytes_read: int = 0
     interrupted: bool = False
     steps: Steps | None = None
+    fidelity: Fidelity | None = None
 
     def end(self, reader: Reader) -> None:
         read_after = bytes_read()
@@ -147,6 +150,7 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         pruning,
         sequences=max(1, len(prompts)),
         per_prompt=asked.per_prompt and len(prompts) > 1,
+        fidelity=not decoding.no_fidelity,
     )
     check_prunes(plan, selection)
     if asked.on_plan:
@@ -175,10 +179,14 @@ def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | No
 def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
-    weights = None if mask.all() and len(ids) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
-    prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, weights)
+    prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     try:
-        with prefill, run.skipper or nullcontext(), decoding_steps(opened, run, measured):
+        with (
+            prefill,
+            run.skipper or nullcontext(),
+            decoding_steps(opened, run, measured),
+            measuring(opened, run, measured),
+        ):
             decode(opened, run, ids, mask, run.streamers)
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
@@ -198,9 +206,10 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: 
     try:
         with (
             resident.prepare_each(
-                run.plan, run.selection, run.reader, run.asked.on_layer, len(prompts), seed
+                run.plan, run.selection, run.reader, run.asked.on_layer, [len(ids) for ids in prompts], seed
             ) as lockstep,
             decoding_steps(opened, run, measured),
+            measuring(opened, run, measured, len(prompts)),
         ):
             lockstep.run(jobs)
     except (ValueError, TypeError) as error:
@@ -227,6 +236,22 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
             yield
         finally:
             measured.steps = replace(step.steps, why_not_compiled=why_not or step.steps.why_not_compiled)
+
+
+@contextmanager
+def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1) -> Iterator[None]:
+    """Measure the fidelity, where it is planned, of the next forwards over `prompts` prompts."""
+    if not run.plan.read_again:
+        if not run.asked.decoding.no_fidelity and (run.plan.reads_again or run.skipper):
+            why_not = "each token skips blocks for itself" if run.skipper else "the budget has no room for it"
+            measured.fidelity = Fidelity(why_not=why_not)
+        yield
+        return
+    with FidelityMeter(opened.skeleton, run.plan.read_again, prompts) as meter:
+        try:
+            yield
+        finally:
+            measured.fidelity = replace(meter.result(), folded=run.plan.fold is not None)
 
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
@@ -262,19 +287,30 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         read_s=run.reader.seconds,
         stages=run.reader.clock.stages(),
         measured_host=resident.host_bytes + run.reader.clock.host_bytes,
-        decode_s=times[-1] - times[0],
+        decode_s=times[-1] - times[0] - (measured.fidelity.seconds if measured.fidelity else 0.0),
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,
         memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
         prior=run.selection.prior_facts,
         skipped=skipped,
         steps=measured.steps,
+        fidelity=measured.fidelity,
+        helps=_what_helps(opened, run, measured),
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     return [
         Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
         for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
     ]
+
+
+def _what_helps(opened: OpenModel, run: Run, measured: Measured) -> tuple[str, ...]:
+    """Options that would keep more of the full model, where little of it is kept."""
+    if not measured.fidelity or not measured.fidelity.is_low:
+        return ()
+    prompts = len(run.asked.prompts)
+    per_prompt = run.asked.per_prompt and prompts > 1
+    return tuple(opened.what_helps(run.plan, run.asked.pruning, prompts, per_prompt))
 
 
 def _skipped(opened: OpenModel, resident: ResidentModel, run: Run) -> tuple[Plan, SkippedBlocks | None]:

@@ -29,6 +29,7 @@ from .model.skeleton import Skeleton, compute_dtype
 from .offload.probe import probe
 from .options import Placement, Pruning
 from .paths import cache_folder, source_name
+from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
 from .planning.request import Request
@@ -133,24 +134,49 @@ class OpenModel:
         )
 
     def plan(
-        self, prompt_tokens: int, max_new_tokens: int, pruning: Pruning, sequences: int = 1, per_prompt: bool = False
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        pruning: Pruning,
+        sequences: int = 1,
+        per_prompt: bool = False,
+        fidelity: bool = False,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        Raises PromptError, OptionError, and BudgetError if it does not fit."""
-        request = replace(
-            self.request(prompt_tokens, max_new_tokens),
-            curves=self.allocation_curves(pruning),
-            skip=pruning.skip if pruning.skip.share else None,
-            sequences=sequences,
-            sets=sequences if per_prompt else 1,
-        )
+        `fidelity`: it is measured. Raises PromptError, OptionError, and BudgetError if it does not fit."""
+        request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
         pruning = replace(pruning, prior=None)  # which plans do not depend on
         request = replace(request, speeds=self.speeds(measure=False))
         plan = best_plan(self.sizes, request, pruning, self.name)
         if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
             plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
         return plan
+
+    def what_helps(self, plan: Plan, pruning: Pruning, sequences: int = 1, per_prompt: bool = False) -> list[str]:
+        """Options that would keep more of the full model than a plan of this pruning does, and fit the budget."""
+        tokens = plan.prompt_tokens, plan.max_new_tokens
+        request = self._request_of(*tokens, pruning, sequences, per_prompt, plan.read_again > 0)
+        return what_helps(self.sizes, request, plan, chosen=pruning.sparsity is None, method=pruning.method)
+
+    def _request_of(
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        pruning: Pruning,
+        sequences: int,
+        per_prompt: bool,
+        fidelity: bool,
+    ) -> Request:
+        return replace(
+            self.request(prompt_tokens, max_new_tokens),
+            curves=self.allocation_curves(pruning),
+            fold=pruning.folds,
+            skip=pruning.skip if pruning.skip.share else None,
+            sequences=sequences,
+            sets=sequences if per_prompt else 1,
+            fidelity=fidelity and (pruning.skip.by_prompt or not pruning.skip.share),
+        )
 
     def speeds(self, measure: bool) -> Speeds | None:
         """How fast this device multiplies each format, measured if need be, or else as the cache knows it.

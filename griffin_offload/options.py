@@ -16,6 +16,9 @@ ALLOCATIONS = ("uniform", "sensitivity")
 AUTO = "auto"
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")
+METHODS = {  # name -> what it means: fields of Pruning; griffin is the paper's (arXiv:2404.01365)
+    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": None, "fold": False},
+}
 SKIP_MODES = ("token", "prompt")
 DTYPES = ("float32", "bfloat16", "float16")
 EXPORT_FORMATS = ("safetensors", "gguf")
@@ -83,8 +86,9 @@ def whole(default: Any, help: str, /, **facts: Any) -> Any:
     return option(default, help, parse=int, wanted="a whole number", **{"metavar": "N", **facts})
 
 
-def switch(help: str, /, **facts: Any) -> Any:
-    return option(False, help, parse=parse_switch, wanted="on or off", **facts)
+def switch(help: str, /, *, value: bool | None = False, **facts: Any) -> Any:
+    """On or off. Where `value`, the default, is None, the flag has a --no- form too."""
+    return option(value, help, parse=parse_switch, wanted="on or off", **facts)
 
 
 def parse_switch(text: str) -> bool:
@@ -122,6 +126,11 @@ def declared(group: Any, values: Any = None) -> Iterator[tuple[str, Option, Any]
             continue
         for number, (name, inner, within) in enumerate(declared(type(_default(each)), value)):
             yield (f"{told.prefix}_{name}" if number else told.prefix), inner, within
+
+
+def default_of(group: type, name: str) -> Any:
+    """The default of one field."""
+    return _default(next(each for each in fields(group) if each.name == name))
 
 
 def _default(each: "Field[Any]") -> Any:
@@ -234,12 +243,12 @@ class FfnSkip(_Checked):
 @dataclass(frozen=True)
 class Pruning(_Checked):
     """What is kept of the model for one answer. Where sparsity, resident_dtype and rest are None, the best that fits is
-    taken (planning/ladder.py)."""
+    taken (planning/ladder.py). A method sets the fields that METHODS names; OptionError for one that says otherwise."""
 
     sparsity: Sparsity | None = option(
         None,
-        "Share of the feed-forward neurons to drop, 0 to 1; or one for each layer: 0.2,0.5,... or a file of them; or "
-        "auto.",
+        "Share of the feed-forward neurons that are not kept as they are (--rest says what becomes of them), 0 to 1; "
+        "or one for each layer: 0.2,0.5,... or a file of them; or auto.",
         parse=parse_shares,
         wanted="a number",
         metavar="SHARE",
@@ -257,9 +266,10 @@ class Pruning(_Checked):
     )
     rest: str | None = option(
         None,
-        "What happens to the neurons that the prompt does not choose: dropped, or kept in fewer bits.",
-        choices=RESTS,
-        default="drop",
+        "The neurons that the prompt does not choose: int8, int4: kept in so many bits; drop: left out, as in the "
+        "GRIFFIN paper, which saves more memory and costs far more quality; auto: int4 where it fits, else dropped.",
+        choices=(AUTO, *RESTS),
+        default=AUTO,
     )
     selection: str = option(
         "topk", "How the kept neurons are chosen. All but topk are for comparison.", choices=SELECTIONS
@@ -285,9 +295,41 @@ class Pruning(_Checked):
         allowed="0 (the prompt's own choice) to 1 (the prior's)",
         default="0.4",
     )
+    fold: bool | None = switch(
+        "Where neurons are dropped, the kept ones take over what those gave the prompt, by ridge regression.",
+        value=None,
+        default="on",
+    )
+    fold_strength: float = number(
+        0.3,
+        "How strongly the fold holds on to the weights as they were: the ridge, in units of the mean squared "
+        "activation.",
+        metavar="L",
+        above=0,
+        allowed="above 0",
+    )
     skip: FfnSkip = option(FfnSkip(), "Blocks to skip.", prefix="ffn_skip")
+    method: str | None = option(
+        None,
+        "griffin: exactly the paper's choice, the neurons of the largest statistic, the same share in every layer, the "
+        "rest dropped and nothing folded. It stands for --selection topk --allocation uniform --rest drop --no-fold, "
+        "without a prior.",
+        choices=tuple(METHODS),
+        default="none of these",
+    )
+
+    @property
+    def folds(self) -> float | None:
+        """The fold's strength; None: it is off."""
+        return None if self.fold is False else self.fold_strength
 
     def __post_init__(self) -> None:
+        for name, value in METHODS.get(self.method or "", {}).items():
+            given = getattr(self, name)
+            if given not in (value, AUTO, default_of(Pruning, name)):
+                told = "off" if value is False else value or "none"
+                raise OptionError(f"method {self.method} has {name} {told}: leave out {name}, or the method")
+            object.__setattr__(self, name, value)
         if isinstance(self.sparsity, list):
             object.__setattr__(self, "sparsity", tuple(self.sparsity))
         if self.skip is None:
@@ -330,7 +372,11 @@ class Decoding(_Checked):
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
     compile: bool = switch(
         "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
-        "for it, the result is kept on disk. Not for quantized weights."
+        "for it, the result is kept on disk. Not for quantized weights: beside --sparsity, give --rest drop."
+    )
+    no_fidelity: bool = switch(
+        "Do not measure how close the pruned or quantized model is to the full one, which takes a few percent of the "
+        "prompt pass."
     )
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -400,8 +446,11 @@ def with_text(group: Group, name: str, text: str) -> Group:
         value = default if text.lower() in ("none", "default") else told.parse(text)
     except ValueError:
         raise OptionError(f"{name} cannot be {text!r}: give {told.wanted}, or none") from None
+    values = {**as_dict(group), name: value}
+    if name == "method":  # what the last one had set is open again
+        values |= dict.fromkeys(METHODS.get(as_dict(group)[name] or "", ()))
     undeclared = {each.name: getattr(group, each.name) for each in fields(group) if not each.metadata}  # type: ignore[arg-type]
-    return replace(build(type(group), {**as_dict(group), name: value}), **undeclared)  # type: ignore[type-var]
+    return replace(build(type(group), values), **undeclared)  # type: ignore[type-var]
 
 
 def from_keywords(keywords: dict[str, Any], group: type[Group], given: Group | None = None) -> Group:

@@ -13,6 +13,7 @@ from .memory.stage_clock import Stages
 from .model.static_step import Steps
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
+from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
 from .units import format_bytes, format_rate
 
@@ -25,7 +26,9 @@ class Report:
     layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own.
     `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
-    static steps; None: not by any. `threads`: on how many most of them were decoded, on a CPU."""
+    static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
+    one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
+    `threads`: on how many most of the tokens were decoded, on a CPU."""
 
     model: str
     model_path: Path
@@ -47,6 +50,8 @@ class Report:
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
     steps: Steps | None = None
+    fidelity: Fidelity | None = None
+    helps: tuple[str, ...] = ()
     threads: int | None = None
 
     @property
@@ -83,6 +88,14 @@ class Report:
         return ", ".join(f"{what} {format or self.dtype}" for what, format in named.items() if format is not None)
 
     @property
+    def warning(self) -> str | None:
+        """What to do where the resident model keeps too little of the full one; None where it keeps enough."""
+        if not self.fidelity or not self.fidelity.is_low:
+            return None
+        text = "the answer may be far from the full model's"
+        return f"{text}; it fits with {', or with '.join(self.helps)}" if self.helps else text
+
+    @property
     def kernels(self) -> dict[str, str]:
         """What multiplies a token in each quantized format of the resident weights."""
         formats = self.plan.precision
@@ -99,6 +112,7 @@ class Report:
             "dtype": self.dtype,
             "device": self.device,
             "precision": self.plan.precision.to_json(),
+            "rest": self.plan.rest_to_json(),
             "kernels": self.kernels,
             "timings": {
                 "plan_s": self.plan_s,
@@ -129,7 +143,9 @@ class Report:
             },
             "experts": {"kept_per_layer": [layer.kept for layer in self.plan.layers], "layers": len(self.plan.layers)},
             **prior,
+            "fold": self.plan.fold,
             "ffn_skip": self.skipped and self.skipped.to_json(),
+            "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
         }
 
@@ -140,10 +156,14 @@ class Report:
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
             ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
+            *([("the rest", plan.rest_and_why)] if plan.rest else []),
+            *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
             ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
         ]
+        told = (("fidelity", self.fidelity), ("warning", self.warning))
+        rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:
             made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
             rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))

@@ -48,7 +48,12 @@ def main() -> int:
         # Said aloud, since by default nothing is kept in RAM that the page cache has.
         "ram": parse_bytes(args.host_memory) if args.host_memory else available_memory() // 2,
     }
-    formats = {"resident_dtypes": ("bfloat16", "int8", "int4"), "rests": ("int4",), "auto": True, "compiles": True}
+    formats = {
+        "resident_dtypes": ("bfloat16", "int8", "int4"),
+        "rests": ("drop", "int4"),
+        "auto": True,
+        "compiles": True,
+    }
     methods = ("griffin", "accelerate", "full")
     say("caches warm")
     warm = bench(Asked(methods=methods, cold=False, stop_after=max(1.0, left() - COLD_S), **formats, **asked), say)

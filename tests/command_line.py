@@ -14,6 +14,7 @@ KEYS = {
     "io": {"checkpoint_bytes", "bytes_read"},
     "experts": {"kept_per_layer", "layers"},
     "precision": {"experts", "others", "head", "rest"},
+    "rest": {"taken", "why"},
 }
 
 

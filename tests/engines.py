@@ -33,7 +33,7 @@ copying = partial(Engine, copies=True)  # copies every layer to its device, as o
 def greedy(engine: Engine, prompt: list[int], sparsity: float, tokens: int = 24) -> tuple[Answer, torch.Tensor]:
     logits = Logits()
     generation = engine.generate(
-        prompt, sparsity=sparsity, max_new_tokens=tokens, do_sample=False, logits_processor=[logits]
+        prompt, sparsity=sparsity, method="griffin", max_new_tokens=tokens, do_sample=False, logits_processor=[logits]
     )
     return generation, torch.stack(logits.steps)
 

@@ -85,7 +85,7 @@ def test_weights_in_another_dtype_are_rounded_as_transformers_does(
 
 def test_the_cache_after_the_sweep_equals_the_resident_one(tiny: Path) -> None:
     engine, prompt = Engine(tiny), tiny_prompt()
-    output = engine.sweep(prompt, sparsity=0.5)
+    output = engine.sweep(prompt, sparsity=0.5, method="griffin")
     with torch.no_grad():
         expected = oracle.load(tiny)(torch.tensor([prompt]), use_cache=True)
     torch.testing.assert_close(output.logits[0, -1], expected.logits[0, -1], rtol=0, atol=1e-4)
@@ -101,7 +101,7 @@ def test_options_that_generate_refuses(tmp_path: Path) -> None:
             engine.generate(tiny_prompt(), max_new_tokens=2, **options)
     for sparsity in (-0.1, 1.01, float("nan")):
         with pytest.raises(OptionError, match="outside its range"):
-            engine.generate(tiny_prompt(), sparsity=sparsity)
+            engine.generate(tiny_prompt(), sparsity=sparsity, method="griffin")
     with pytest.raises(OptionError, match="max_new_tokens 0 is outside its range"):
         engine.generate(tiny_prompt(), max_new_tokens=0)
     assert greedy(engine, tiny_prompt(), 0.5)[0].token_ids  # and it still works
@@ -110,7 +110,9 @@ def test_options_that_generate_refuses(tmp_path: Path) -> None:
 def test_a_seed_repeats_a_sampled_answer(tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
     answers = [
-        engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=20, do_sample=True, seed=seed).token_ids
+        engine.generate(
+            tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=20, do_sample=True, seed=seed
+        ).token_ids
         for seed in (1, 1, 2)
     ]
     assert answers[0] == answers[1] != answers[2]
@@ -122,7 +124,7 @@ def test_prompts_at_the_edges_of_the_context(tmp_path: Path) -> None:
         engine.generate([])
     with pytest.raises(PromptError, match="at most 256"):
         engine.generate(tiny_prompt(256))
-    generation = engine.generate(tiny_prompt(250), sparsity=0.5, max_new_tokens=50, do_sample=False)
+    generation = engine.generate(tiny_prompt(250), sparsity=0.5, method="griffin", max_new_tokens=50, do_sample=False)
     assert len(generation.token_ids) == 6
     assert generation.finish_reason == "length"
 
@@ -142,7 +144,11 @@ def test_streamed_text_is_the_text(tmp_path: Path) -> None:
 def test_progress_by_layer(tmp_path: Path) -> None:
     engine, seen = Engine(tiny_checkpoint(tmp_path / "m", "llama")), []
     engine.generate(
-        tiny_prompt(), sparsity=0.5, max_new_tokens=2, on_layer=lambda done, total: seen.append((done, total))
+        tiny_prompt(),
+        sparsity=0.5,
+        method="griffin",
+        max_new_tokens=2,
+        on_layer=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
@@ -156,7 +162,7 @@ def test_interrupted_in_the_sweep_and_in_the_answer(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(tiny_prompt(), sparsity=0.5, on_layer=stop_in_layer_2)
+        engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", on_layer=stop_in_layer_2)
     assert_equals_oracle(folder, tiny_prompt(), 0.5, engine)
 
     heard: list[str] = []
@@ -166,7 +172,9 @@ def test_interrupted_in_the_sweep_and_in_the_answer(tmp_path: Path) -> None:
         if len(heard) == 3:
             raise KeyboardInterrupt
 
-    generation = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=50, on_text=stop_at_the_third_piece)
+    generation = engine.generate(
+        tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=50, on_text=stop_at_the_third_piece
+    )
     assert generation.finish_reason == "interrupted"
     assert 3 <= len(generation.token_ids) < 50
     assert_equals_oracle(folder, tiny_prompt(), 0.5, engine)
@@ -176,7 +184,9 @@ def test_stop_string(tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
     whole, _ = greedy(engine, tiny_prompt(), 0.5, 30)
     stop = whole.text[8:10]
-    generation = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=30, do_sample=False, stop_strings=[stop])
+    generation = engine.generate(
+        tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=30, do_sample=False, stop_strings=[stop]
+    )
     assert generation.finish_reason == "stop"
     assert len(generation.token_ids) < 30
     assert whole.text.startswith(generation.text)
@@ -194,7 +204,7 @@ def test_nan_weights_are_named(tmp_path: Path, name: str) -> None:
     tensors[name][tiny_prompt()[0] % len(tensors[name])] = float("nan")  # of the table, a row that is looked up
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericError, match=rf"model.safetensors: {name} holds NaN"):
-        Engine(folder).generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+        Engine(folder).generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
@@ -238,9 +248,9 @@ def test_an_overflow_of_float16_is_told(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] *= 3e4
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    Engine(folder).generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+    Engine(folder).generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2)
     with pytest.raises(NumericError, match=r"float16.*try --dtype"):
-        Engine(folder, dtype="float16").generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+        Engine(folder, dtype="float16").generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2)
 
 
 def test_the_json_object(tmp_path: Path) -> None:
@@ -271,7 +281,7 @@ def test_every_byte_is_read_once(smol: Path) -> None:
     engine = Engine(smol)
     prompt = engine.encode(text_paragraph(60))
     before = bytes_read()
-    generation = engine.generate(prompt, sparsity=0.5, max_new_tokens=8)
+    generation = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8)
     total = generation.report.checkpoint_bytes
     assert 0.98 * total < bytes_read() - before <= 1.02 * total
 
@@ -284,8 +294,8 @@ def test_pruned_takes_less_than_full_and_each_stays_inside_its_plan(smol: Path) 
         program = (
             "import sys; from griffin_offload import Engine; from tiny import text_paragraph\n"
             "engine = Engine(sys.argv[1]); ids = engine.encode(text_paragraph(200)); s = float(sys.argv[2])\n"
-            "engine.budget = engine.plan(len(ids), 32, sparsity=s).peak\n"
-            "report = engine.generate(ids, sparsity=s, max_new_tokens=32).report\n"
+            "engine.budget = engine.plan(len(ids), 32, sparsity=s, method='griffin').peak\n"
+            "report = engine.generate(ids, sparsity=s, method='griffin', max_new_tokens=32).report\n"
             "print(report.measured_peak, report.plan.peak)"
         )
         command = [sys.executable, "-c", program, str(smol), str(sparsity)]
@@ -311,7 +321,8 @@ def test_what_does_not_fit_is_refused_and_what_is_suggested_works(smol: Path) ->
     assert refused.returncode == 1
     assert not refused.stdout
     found = re.fullmatch(
-        r"error: .* at sparsity 0 needs .*It fits with (--sparsity 0\.\d+), or with (--device-memory \d+MiB)\n",
+        r"error: .* at sparsity 0 needs .*It fits with (--sparsity 0\.\d+), the rest in int4, "
+        r"or with (--device-memory \d+MiB)\n",
         refused.stderr,
     )
     for suggestion in (f"{found[1]} --device-memory {budget}", f"--sparsity 0 {found[2]}"):

@@ -31,6 +31,7 @@ from .summarise import ROUGE, answer_row, rouge_scorer
 KEYS = ("task", "way", "share", "id")
 TASKS = ("text", "arithmetic", "summaries")
 PACKAGE = Path(__file__).parent.parent
+DROPPED: dict[str, Any] = {"rest": "drop", "fold": False}
 ONLY_SCORED = ("random", "layers")  # ablations that no engine answers with
 
 
@@ -106,12 +107,12 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
 
 def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, skips: bool = True) -> dict[str, Variant]:
     """All ways to leave out a share, by name. `skips`: those that skip blocks too."""
-    found = {"GRIFFIN": Variant(share)}
+    found = {"GRIFFIN": Variant(share, method="griffin")}
     if sensitivity:
-        found["GRIFFIN, shared by sensitivity"] = Variant(share, allocation="sensitivity")
+        found["GRIFFIN, shared by sensitivity"] = Variant(share, **DROPPED, allocation="sensitivity")
     if "text" in priors:
-        found["GRIFFIN with a prior of text"] = Variant(share, prior=priors["text"])
-        found["prompt whole, then static: text"] = Variant(share, prior=priors["text"], prior_weight=1.0)
+        found["GRIFFIN with a prior of text"] = Variant(share, **DROPPED, prior=priors["text"])
+        found["prompt whole, then static: text"] = Variant(share, **DROPPED, prior=priors["text"], prior_weight=1.0)
     skip = FfnSkip(share)
     if skips:
         found |= {
@@ -121,11 +122,11 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, sk
             "whole layers skipped by token": Variant(0.0, skip=skip, ablation="layers"),
         }
     found |= {
-        "prompt whole, then magnitude": Variant(share, selection="magnitude"),
-        "prompt whole, then random": Variant(share, selection="random"),
+        "prompt whole, then magnitude": Variant(share, **DROPPED, selection="magnitude"),
+        "prompt whole, then random": Variant(share, **DROPPED, selection="random"),
     }
     for name, prior in priors.items():
-        found[f"static: {name}"] = Variant(share, prior=prior, prior_weight=1.0, static=True)
+        found[f"static: {name}"] = Variant(share, **DROPPED, prior=prior, prior_weight=1.0, static=True)
     return found
 
 

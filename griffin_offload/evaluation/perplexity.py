@@ -13,8 +13,17 @@ from .scoring.score import OnPair, score
 from .scoring.scored import Pair, Scored, mean_and_error
 from .scoring.variant import Variant
 
-VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest", "seed", "prior_weight")
-NUMBERS = ("perplexity", "standard_error", "agreement", "kl", "resident_bytes", "kept")
+VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest", "seed", "prior_weight", "folds")
+NUMBERS = (
+    "perplexity",
+    "standard_error",
+    "agreement",
+    "kl",
+    "acceptance",
+    "acceptance_error",
+    "resident_bytes",
+    "kept",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Perplexity:
 
     `perplexity`: exp of the mean negative log-likelihood; `standard_error`: of that mean, over windows (nats; 0 for one
     window); `agreement`: share of tokens where the variant's likeliest token is the full model's; `kl`: mean
-    KL(full || variant), nats; `resident_bytes`: of the weights after the prompt; `kept`: neurons of every layer."""
+    KL(full || variant), nats; `acceptance`: mean of Σ min(p, q) of both, and its standard error over windows;
+    `resident_bytes`: of the weights after the prompt; `kept`: neurons of every layer."""
 
     variant: Variant
     prompt_tokens: int
@@ -32,6 +42,8 @@ class Perplexity:
     standard_error: float
     agreement: float
     kl: float
+    acceptance: float
+    acceptance_error: float
     resident_bytes: int
     kept: tuple[int, ...]
 
@@ -98,6 +110,7 @@ def _summarise(
     loss, error = mean_and_error(losses)
     agreement, _ = mean_and_error([one.agrees[:following].float().mean().item() for one in scored])
     kl, _ = mean_and_error([one.kl[:following].mean().item() for one in scored])
+    acceptance, of_it = mean_and_error([one.acceptance[:following].mean().item() for one in scored])
     plan = variant.plan(engine, prompt + before, following)
     return Perplexity(
         variant=variant,
@@ -107,6 +120,8 @@ def _summarise(
         standard_error=error,
         agreement=agreement,
         kl=kl,
+        acceptance=acceptance,
+        acceptance_error=of_it,
         resident_bytes=plan.resident_bytes,
         kept=tuple(layer.kept for layer in plan.layers),
     )

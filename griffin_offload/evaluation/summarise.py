@@ -18,7 +18,7 @@ from .scoring.scored import mean_and_error
 from .scoring.variant import Variant
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest")
+VARIANT = ("sparsity", "selection", "allocation", "resident_dtype", "rest", "folds")
 KEYS = ("id", *VARIANT)
 STOP = ("###",)
 GREEDY = Decoding(max_new_tokens=64, greedy=True)

@@ -31,6 +31,8 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
         **source.facts(selection),
         "experts": kept_neurons,
     }
+    if plan.fold:
+        facts |= {"fold": plan.fold}
     if plan.skip:
         facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
@@ -42,6 +44,7 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),
+        fold=FOLD if plan.fold else "",
         **_words(source, selection),
     )
     (folder / "README.md").write_text(card)
@@ -75,6 +78,8 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
     }
 
 
+FOLD = """ Their columns in the down projections
+took over, by ridge regression, what the dropped ones gave that prompt (`fold` in `griffin.json`)."""
 SKIPPED = """- whole blocks left out, where the prompt saturates (FFN-SkipLLM, arXiv:2404.03865): of layers {layers},
   counted from 0. They are zeros here, since a config has one width for all layers
 """
@@ -87,7 +92,7 @@ tags:
 # {model}, pruned {to}
 
 Derived by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
-of every layer are kept (sparsity {sparsity:g}), chosen {by}. {resident} instead of {full}.
+of every layer are kept (sparsity {sparsity:g}), chosen {by}.{fold} {resident} instead of {full}.
 
 - source model: `{model}`, whose licence applies to these weights too
 {texts}

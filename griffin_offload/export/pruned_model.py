@@ -30,6 +30,7 @@ from ..planning.plan import Plan, with_kept
 from ..planning.request import emptied
 from ..planning.sizes import Kept, model_sizes
 from ..pruning.calibration import Calibration
+from ..pruning.fold import Fold, fold_tokens
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
 from ..pruning.statistic import STATISTICS
@@ -71,7 +72,8 @@ class ExportSource:
 @dataclass(frozen=True)
 class Export:
     """What was written. `backup`: where an existing folder that was no export went; `scores`: of every neuron, by
-    which the kept ones were chosen; `skipped`: layers whose blocks are zeros."""
+    which the kept ones were chosen; `skipped`: layers whose blocks are zeros; `rest`: what became of the neurons that
+    are not kept, and why (Plan.rest_to_json)."""
 
     path: Path
     files: tuple[str, ...]
@@ -79,11 +81,12 @@ class Export:
     backup: Path | None
     scores: Scores = field(default=(), repr=False, compare=False)
     skipped: tuple[int, ...] = ()
+    rest: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         files, backup = list(self.files), self.backup and str(self.backup)
-        skipped = list(self.skipped)
-        return {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup, "skipped": skipped}
+        facts = {"path": str(self.path), "files": files, "bytes": self.bytes, "backup": backup}
+        return {**facts, "skipped": list(self.skipped), "rest": self.rest}
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,9 @@ def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
                 KeepNeurons(layout, layers, job.selection),
             ]
         else:
-            chosen = [Pruner(layout, skeleton.modules, layers, job.selection)]
+            mask = torch.ones(1, len(source.prompt_ids), dtype=torch.int64)
+            fold = None if job.plan.fold is None else Fold(job.plan.fold, fold_tokens(mask))
+            chosen = [Pruner(layout, skeleton.modules, layers, job.selection, fold=fold)]
         return {"hook": HookSequence([*chosen, written[0]]), "job_hooks": [saturation] if saturation else ()}
 
     with passing(

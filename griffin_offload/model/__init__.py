@@ -12,6 +12,7 @@ modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
 kv_cache.py        the KV cache, allocated once
+read_again.py      the KV cache as it was before a prompt's last tokens
 static_cache.py    the KV cache at fixed addresses
 static_step.py     decodes a token by work that a CUDA graph can record
 compiled.py        compiles the decoder layers

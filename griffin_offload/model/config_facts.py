@@ -40,6 +40,13 @@ def key_size(config: Any) -> int:
     return max(head_size(config), *(int(getattr(config, name, None) or 0) for name in names))
 
 
+def experts_per_token(config: Any) -> int:
+    """To how many routed experts a token goes, at most; a large number where no field says it."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
+    found = [n for name in names if (n := getattr(config, name, None))]
+    return max((max(n) if isinstance(n, list) else int(n) for n in found), default=2**31)
+
+
 def head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 

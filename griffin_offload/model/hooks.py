@@ -44,7 +44,7 @@ class ObserveNeurons:
     """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
 
     `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1.
-    `measure`: what is added of z, `neuron_statistic` or another sum over tokens."""
+    `measure`: what is added of z, `neuron_statistic` or another sum over tokens. `activations`: keeps rows of z too."""
 
     def __init__(
         self,
@@ -53,22 +53,40 @@ class ObserveNeurons:
         total: Tensor,
         weights: Tensor | None = None,
         measure: Measure = neuron_statistic,
+        activations: "Activations | None" = None,
     ) -> None:
         self._total, self._weights, self._measure = total, weights, measure
+        self._activations = activations
         self._pieces = pieces_of(layer, path)
         self._tap = Tap(layer, path, self._observe)
 
     def _observe(self, z: Tensor, tokens: Tensor | None, expert: int | None) -> None:
-        weights = self._weights
-        if weights is not None:
-            begin = self._pieces.begin if self._pieces else 0
-            rows = z.shape[:-1].numel()
-            weights = weights[begin : begin + rows] if tokens is None else weights[begin + tokens]
+        begin = self._pieces.begin if self._pieces else 0
+        places = slice(begin, begin + z.shape[:-1].numel()) if tokens is None else begin + tokens
+        if self._activations:
+            self._activations.add(z, places, expert)
+        weights = None if self._weights is None else self._weights[places]
         total = self._total if expert is None else self._total[expert]
         total += self._measure(z, weights)
 
     def remove(self) -> None:
         self._tap.remove()
+
+
+class Activations:
+    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens = tokens
+        self._rows: dict[int | None, list[Tensor]] = {}  # by expert; None: a plain block
+
+    def add(self, z: Tensor, places: slice | Tensor, expert: int | None) -> None:
+        """z (..., F) of the tokens at these places of the forward, and of which expert."""
+        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self._tokens[places]])
+
+    def pieces(self, expert: int | None = None) -> list[Tensor]:
+        """The rows kept, in pieces (s, F): the list itself."""
+        return self._rows.get(expert, [])
 
 
 def pieces_of(layer: nn.Module, path: str) -> Pieces | None:

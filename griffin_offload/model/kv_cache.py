@@ -12,6 +12,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from ..memory.arena import Arena, padded
 
+READ_AGAIN = 64  # tokens at the end of a prompt that can be read again, at most
+
 
 def capacity(tokens: int, window: int | None) -> int:
     """Tokens that a layer has room for. A sliding one moves its window to the front at the end, so it needs two."""
@@ -85,6 +87,15 @@ class InRoom:
         """Keys and values of the first `tokens` tokens of the room, filled or not: (B, H, tokens, D)."""
         return self._room.first(tokens)
 
+    def held(self) -> tuple[Tensor, Tensor, int]:
+        """Keys and values of all tokens that are still here, in order, and the number of the first."""
+        raise NotImplementedError
+
+    @property
+    def readable_again(self) -> int:
+        """The last tokens before which all is still here that they look back at."""
+        raise NotImplementedError
+
 
 class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
     """A layer that keeps every token. Without room left it becomes transformers' own."""
@@ -105,9 +116,16 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self._room.put(key_states, value_states, used)
         return self.keys, self.values
 
+    def held(self) -> tuple[Tensor, Tensor, int]:
+        return self.keys, self.values, 0
+
+    @property
+    def readable_again(self) -> int:
+        return min(READ_AGAIN, int(self.get_seq_length()))
+
 
 class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """A layer that keeps the last window - 1 tokens."""
+    """A layer that keeps the last window - 1 tokens, and a few before them as long as there is room."""
 
     is_croppable = False  # what left the window may be gone
 
@@ -150,7 +168,17 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         """Moves the last tokens to the front: the room is full, or a prompt is longer than it."""
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
-        last_keys, last_values = keys[:, :, -kept:], values[:, :, -kept:]
-        self.keys, self.values = self._room.put(last_keys, last_values, 0)
-        self._end = last_keys.shape[2]
+        more = kept + min(READ_AGAIN, kept // 2, self._room.room - kept)
+        held_keys, held_values = self._room.put(keys[:, :, -more:], values[:, :, -more:], 0)
+        self.keys, self.values = held_keys[:, :, -kept:], held_values[:, :, -kept:]
+        self._end = held_keys.shape[2]
         return keys, values
+
+    def held(self) -> tuple[Tensor, Tensor, int]:
+        return *self._room.first(self._end), self.cumulative_length - self._end
+
+    @property
+    def readable_again(self) -> int:
+        if self._end == self.cumulative_length:
+            return min(READ_AGAIN, self._end)
+        return min(READ_AGAIN, self._end - int(self.sliding_window) + 1)

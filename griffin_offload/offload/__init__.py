@@ -13,6 +13,7 @@ resident_model.py  what is in memory between prompts, by named states
 outer_weights.py   embeddings, final norm and lm_head
 skip_by_token.py   skipped blocks, token by token
 skip_by_prompt.py  skipped blocks, for a whole answer
+fidelity_meter.py  the resident model's predictions beside the full model's
 neuron_scores.py   scores of all neurons over many samples
 probe.py           the proof of a structure that was detected
 """

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from ..memory.arena import Arena
 from ..model.layout import Block, NeuronRows
+from ..pruning.fold import ROWS, Change
 from ..quant.formats import allocate_weight
 from ..quant.joined import Split, take_joined
 from ..quant.precision import Precision
-from ..quant.weight import RowsOf, Scratch, Stored, Weight
+from ..quant.products import dense_linear
+from ..quant.weight import RowsOf, Scratch, Stored, Weight, chunks
 
+Changes = Sequence[Change | None]
 Resident = Tensor | Weight | list[Weight]  # packed: a list where there is one for each routed expert
 
 
@@ -86,10 +89,11 @@ def gather_block(
     precision: Precision,
     resident: Mapping[str, Resident],
     scratch: Scratch,
+    changes: Changes = (),
 ) -> None:
     """Fill what `allocate_block` gave with the kept neurons, (k,) or (E, k), int64, and the rest where it is kept.
 
-    `dense`: the whole parameters by name."""
+    `dense`: the whole parameters by name. `changes`: of the down projection's columns, one or of each expert."""
     for name, rows in block.rows.items():
         out, down = resident[name], name == block.down
         if isinstance(out, Tensor):
@@ -97,25 +101,37 @@ def gather_block(
             if precision.rest is not None:  # a bias
                 chosen = torch.cat([kept_neurons, _rest(kept_neurons, block.neurons)], -1)
             gather(dense[name], rows.index(chosen), rows.axis, out)
+            for part, change in zip(out if block.routed else [out], changes if down else (), strict=False):
+                if change:
+                    take_over(part if rows.axis else part.t(), change)
             continue
         flipped = rows.axis == (0 if down else 1)
         each = [(dense[name], kept_neurons, out)]
         if isinstance(out, list):
             each = list(zip(dense[name], kept_neurons, out, strict=True))
-        for matrix, neurons, weight in each:
-            _fill(weight, matrix.t() if flipped else matrix, rows, neurons, down, scratch)
+        of_each = changes if down and changes else [None] * len(each)
+        for (matrix, neurons, weight), change in zip(each, of_each, strict=True):
+            _fill(weight, matrix.t() if flipped else matrix, rows, neurons, down, scratch, change)
 
 
-def _fill(weight: Any, matrix: Tensor, rows: NeuronRows, kept_neurons: Tensor, down: bool, scratch: Scratch) -> None:
+def _fill(
+    weight: Any,
+    matrix: Tensor,
+    rows: NeuronRows,
+    kept_neurons: Tensor,
+    down: bool,
+    scratch: Scratch,
+    change: Change | None,
+) -> None:
     """Fill a weight, or the two parts of one, with neurons of a matrix (N, K)."""
     parts = [(weight, kept_neurons)]
     if isinstance(weight, Split):
         parts = list(zip(weight.parts, _both(kept_neurons, rows.neurons), strict=True))
     for part, neurons in parts:
-        part.fill(rows_of(matrix, rows, neurons, down), scratch)
+        part.fill(rows_of(matrix, rows, neurons, down, change), scratch)
 
 
-def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool) -> RowsOf:
+def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool, change: Change | None = None) -> RowsOf:
     """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
     index = rows.index(neurons)
     if len(index) == matrix.shape[down] and torch.equal(index, torch.arange(len(index), device=index.device)):
@@ -124,11 +140,20 @@ def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool) -> Ro
     def gathered(begin: int, end: int, scratch: Scratch) -> Tensor:
         if down:
             out = scratch.take((end - begin, len(index)), matrix.dtype)
-            return torch.gather(matrix[begin:end], 1, index.expand(end - begin, -1), out=out)
+            torch.gather(matrix[begin:end], 1, index.expand(end - begin, -1), out=out)
+            if change:
+                take_over(out, change, begin)
+            return out
         out = scratch.take((end - begin, matrix.shape[1]), matrix.dtype)
         return torch.index_select(matrix, 0, index[begin:end], out=out)
 
     return gathered
+
+
+def take_over(rows: Tensor, change: Change, first: int = 0) -> None:
+    """Adds a change to kept columns (D, k), or to so many rows of them from the `first` on."""
+    for begin, end in chunks(len(rows), ROWS):
+        rows[begin:end] += dense_linear(change.left[first + begin : first + end], change.right.t())
 
 
 def _count(rows: NeuronRows, neurons: int) -> int:

@@ -5,10 +5,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..model.hooks import ObserveNeurons
+from ..model.hooks import Activations, ObserveNeurons
 from ..model.layout import Block, ModelLayout
+from ..pruning.fold import Change, Fold, joined, ridge
 from ..pruning.selection import Selection, magnitude
-from .gather import gather_block
+from ..quant.products import dense_linear
+from .gather import Changes, gather_block
 from .layer_hook import LayerHook
 from .resident_layer import ResidentLayer
 
@@ -29,13 +31,19 @@ class KeepNeurons(LayerHook):
                 kept_neurons.copy_(chosen)
             elif not resident.moves and (not resident.precision.kept or resident.complete):
                 continue
-            gather_block(block, dense, kept_neurons, resident.precision, resident.tensors, resident.scratch)
+            changes = self._changes(block, number, dense, kept_neurons) if 0 < kept < block.neurons else ()
+            gather_block(block, dense, kept_neurons, resident.precision, resident.tensors, resident.scratch, changes)
+
+    def _changes(self, block: Block, number: int, dense: Mapping[str, Tensor], kept_neurons: Tensor) -> Changes:
+        """What the kept columns of the layer's block `number` take over."""
+        return ()
 
 
 class Pruner(KeepNeurons):
     """GRIFFIN on one prompt (or one batch, together): observes z while a layer runs, then keeps what it favours.
 
-    `weights` (B T,), float32: what each token counts (see neuron_statistic)."""
+    `weights` (B T,), float32: what each token counts (see neuron_statistic). `fold`: the kept columns take over
+    what the dropped ones gave the prompt; None: they stay as they are."""
 
     def __init__(
         self,
@@ -44,25 +52,56 @@ class Pruner(KeepNeurons):
         layers: Sequence[ResidentLayer],
         selection: Selection,
         weights: Tensor | None = None,
+        fold: Fold | None = None,
     ) -> None:
         super().__init__(layout, layers, selection)
-        self._modules, self._weights = modules, weights
+        self._modules, self._weights, self._fold = modules, weights, fold
         self._observers: list[ObserveNeurons] = []
+        self._activations: dict[int, Activations] = {}  # of the layer at hand, by block
 
     def before(self, layer: int, states: Tensor | None) -> None:
         resident, module = self._layers[layer], self._modules[layer]
         blocks = zip(self._layout.layers[layer].blocks, resident.kept, resident.statistics, strict=True)
-        for block, kept, total in blocks:
+        for number, (block, kept, total) in enumerate(blocks):
             if kept < block.neurons:
-                self._observers.append(ObserveNeurons(module, block.path, total.zero_(), self._weights))
+                if self._fold:
+                    self._activations[number] = Activations(self._fold.tokens)
+                kept_rows = self._activations.get(number)
+                observer = ObserveNeurons(module, block.path, total.zero_(), self._weights, activations=kept_rows)
+                self._observers.append(observer)
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
-        self.close()
+        self._detach()
         super().after(layer, states, dense)
+        self._activations.clear()
 
-    def close(self) -> None:
+    def _changes(self, block: Block, number: int, dense: Mapping[str, Tensor], kept_neurons: Tensor) -> Changes:
+        if not self._fold:
+            return ()
+        rows, down = self._activations.pop(number), dense[block.down]
+        if block.routed:  # each expert by the tokens that were routed to it
+            experts = enumerate(zip(down, kept_neurons, strict=True))
+            return [self._change(rows.pieces(i), block, matrix, chosen) for i, (matrix, chosen) in experts]
+        return [self._change(rows.pieces(), block, down, kept_neurons)]
+
+    def _change(self, pieces: list[Tensor], block: Block, down: Tensor, chosen: Tensor) -> Change | None:
+        """From rows of z (s, F), a down matrix and its kept neurons (k,); None where no token counts."""
+        assert self._fold
+        if not any(map(len, pieces)):
+            return None
+        z = joined(pieces)
+        kept = z[:, chosen]
+        z[:, chosen] = 0  # a product with the whole matrix is quicker than gathering columns for it
+        lost = dense_linear(z, down if block.rows[block.down].axis else down.t())
+        return ridge(kept, lost, self._fold.strength)
+
+    def _detach(self) -> None:
         while self._observers:
             self._observers.pop().remove()
+
+    def close(self) -> None:
+        self._detach()
+        self._activations.clear()
 
 
 def block_magnitude(block: Block, dense: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
@@ -13,6 +14,7 @@ from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.skeleton import Skeleton
 from ..options import OnLayer
 from ..planning.plan import Plan
+from ..pruning.fold import Fold, fold_tokens
 from ..pruning.selection import Selection
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
@@ -72,12 +74,12 @@ class ResidentModel:
         plan: Plan,
         selection: Selection,
         reader: Reader,
-        on_layer: OnLayer | None = None,
-        weights: Tensor | None = None,
+        on_layer: OnLayer | None,
+        mask: Tensor,
     ) -> AbstractContextManager[Any]:
         """Memory for the plan, the outer weights loaded, and the sweep that the next forward is, if it needs one.
 
-        `weights` (B T,), float32: what each token of the prompt counts; None: 1."""
+        `mask` (B, T), int64: which tokens of the prompts count, all of which count the same."""
         self.match(plan)
         layout = self._skeleton.layout
         self._load_outer(plan, reader)
@@ -85,23 +87,44 @@ class ResidentModel:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
-        hooks: list[LayerHook] = [Pruner(layout, self._skeleton.modules, self.layers, selection, weights)]
+        weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+        hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
         return Sweep(self._stream(self.layers, plan, reader, on_layer), HookSequence(hooks))
 
     def prepare_each(
-        self, plan: Plan, selection: Selection, reader: Reader, on_layer: OnLayer | None, prompts: int, seed: int | None
+        self,
+        plan: Plan,
+        selection: Selection,
+        reader: Reader,
+        on_layer: OnLayer | None,
+        lengths: Sequence[int],
+        seed: int | None,
     ) -> Lockstep:
-        """The same for several prompts that share one reading, each with neurons of its own. Nothing is to stay."""
+        """The same for several prompts that share one reading, each with neurons of its own. Nothing is to stay.
+
+        `lengths`: of the prompts, in tokens."""
         self.unload(keep_tier=True)
         layout = self._skeleton.layout
         self._load_outer(plan, reader)
         self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
-        sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in range(prompts - 1))]
-        hooks = [Pruner(layout, self._skeleton.modules, layers, selection) for layers in sets]
+        sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in lengths[1:])]
+        masks = [torch.ones(1, length, dtype=torch.int64, device=self._device) for length in lengths]
+        hooks = [self._pruner(own, plan, selection, mask) for own, mask in zip(sets, masks, strict=True)]
         stream = self._stream(self.layers, plan, reader, on_layer)
         return Lockstep(self._skeleton, stream, job_hooks=hooks, sets=sets, seed=seed)
+
+    def _pruner(
+        self,
+        layers: Sequence[ResidentLayer],
+        plan: Plan,
+        selection: Selection,
+        mask: Tensor,
+        weights: Tensor | None = None,
+    ) -> Pruner:
+        fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold)
 
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""

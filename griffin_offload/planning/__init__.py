@@ -3,9 +3,11 @@
 sizes.py          bytes of weights in any format, of the KV cache and of activations
 request.py        what a plan is made for
 rows.py           the rows of a plan
+fidelity.py       what measuring the fidelity takes
 pace.py           expected tokens a second
 plan.py           a request -> a plan, or what would fit
 ladder.py         the best plan that fits, where nobody says
+advice.py         what would keep more of the model, and fits
 waiting.py        what a forward holds while it waits for others
 scoring.py        what scoring continuations holds besides the model
 catalogue_fit.py  which models of the catalogue fit

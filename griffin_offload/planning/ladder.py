@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import BudgetError
-from ..options import AUTO, RESIDENT_DTYPES, Pruning, Sparsity
+from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
 from ..quant.precision import precision
 from ..units import format_bytes
-from .plan import Plan, check_request, choose_plan, enough, make_plan
+from .plan import Plan, check_request, does_not_fit, enough, make_plan, room_at
 from .request import Request
 from .sizes import ModelSizes
 
@@ -48,6 +48,13 @@ LADDER = (
     Rung("int4", 0.5, "drop", 0.852),
     Rung("int4", 0.75, "drop", 2.92),
 )
+BFLOAT16 = (  # the ladder for one who will have nothing else of the kept neurons and attention
+    *LADDER[:2],
+    Rung("bfloat16", 0.5, "int4", 0.017),
+    Rung("bfloat16", 0.75, "int4", 0.026),
+    Rung("bfloat16", 0.5, "drop", 0.815),
+)
+REST = "int4"  # what `--rest auto` beside a sparsity keeps the other neurons in: a quarter of bfloat16's bytes
 INT8_IS_FREE = 0.25  # share of dropped neurons from which on int8 costs no quality
 
 
@@ -82,14 +89,18 @@ def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -
 def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) -> Plan:
     """The plan to run: as `pruning` asks; what it leaves open (None) from the ladder, the best rung that fits.
 
-    A sparsity alone asks for the paper: bfloat16, the other neurons dropped; with resident dtype 'auto', for the best
-    dtype that fits. Raises PromptError, OptionError, and BudgetError for what does not fit."""
+    Beside a sparsity, the kept neurons are in bfloat16, or with resident dtype 'auto' in the best dtype that fits; the
+    other neurons, if rest is open (None or 'auto'), in int4 where that fits, or else dropped. Raises PromptError,
+    OptionError, and BudgetError for what does not fit."""
     request = check_request(sizes, request, name)
+    rest = None if pruning.rest == AUTO else pruning.rest
     if pruning.sparsity is not None:
-        return _asked_plan(sizes, request, pruning, pruning.sparsity, name)
-    plans = climb(sizes, request, _rungs(request, pruning))
+        request = replace(request, sparsity=check_sparsities(pruning.sparsity))
+        at = _AtSparsity(sizes, request, pruning, name)
+        return at.asked(rest) if rest else at.best()
+    plans = climb(sizes, request, _rungs(request, pruning.resident_dtype, rest))
     if found := best_that_fits((rung.divergence, plan) for rung, plan in plans):
-        return found
+        return replace(found, why_rest="as asked" if rest else "the best that fits the budget")
     rung, least = min(plans, key=lambda pair: pair[1].peak)
     raise BudgetError(
         f"{name} needs at least {format_bytes(least.peak)} ({rung}; {least.prompt_tokens} + "
@@ -98,17 +109,55 @@ def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) 
     )
 
 
-def _asked_plan(sizes: ModelSizes, request: Request, pruning: Pruning, sparsity: Sparsity, name: str) -> Plan:
-    """The plan at a given sparsity, in the given dtype or the best that fits."""
-    auto, rest = pruning.resident_dtype == AUTO, pruning.rest or "drop"
-    dtypes = RESIDENT_DTYPES if auto else (pruning.resident_dtype or RESIDENT_DTYPES[0],)
-    *others, last = (replace(request, precision=precision(dtype, rest)) for dtype in dtypes)
-    if others:
-        given = check_sparsities(sparsity)
-        plans = [make_plan(sizes, replace(each, sparsity=given)) for each in (*others, last)]
-        if found := best_that_fits([(_divergence(plan), plan) for plan in plans]):
-            return found
-    return choose_plan(sizes, last, sparsity, name)
+class _AtSparsity:
+    """The plans of a request at a given sparsity, in the given dtype or any, by what becomes of the other neurons."""
+
+    def __init__(self, sizes: ModelSizes, request: Request, pruning: Pruning, name: str) -> None:
+        self.sizes, self.request, self.name = sizes, request, name
+        dtype = pruning.resident_dtype or RESIDENT_DTYPES[0]
+        self.dtypes = RESIDENT_DTYPES if dtype == AUTO else (dtype,)
+
+    def asked(self, rest: str) -> Plan:
+        """The plan with a rest that was asked for. Raises OptionError, BudgetError."""
+        *_, last = plans = self.plans(rest)
+        if found := self.fitting(plans):
+            return replace(found, why_rest="as asked")
+        or_drop = "--rest drop" if rest != "drop" and self.fitting(self.plans("drop")) else ""
+        raise BudgetError(does_not_fit(self.sizes, last, self.name, {"": self.requests(rest)}, or_drop))
+
+    def best(self) -> Plan:
+        """The plan with the rest in int4 where that fits, or else dropped. Raises BudgetError."""
+        *_, last = dropped = self.plans("drop")
+        least = self.fitting(dropped)
+        ways = {", the rest dropped": self.requests("drop")}
+        if self.request.empties:
+            why = "ffn-skip by prompt leaves blocks without neurons"
+        elif not last.prunes:
+            ways, why = {f", the rest in {REST}": self.requests(REST), **ways}, ""
+        else:
+            ways = {f", the rest in {REST}": self.requests(REST), **ways}
+            plans = self.plans(REST)
+            if found := self.fitting(plans):
+                return replace(found, why_rest="fits the budget")
+            why = self._too_large(min(plan.peak for plan in plans))
+        if least:
+            return replace(least, why_rest=why)
+        raise BudgetError(does_not_fit(self.sizes, last, self.name, ways))
+
+    def _too_large(self, needed: int) -> str:
+        room = room_at(self.sizes, self.requests(REST))
+        hint = "" if room is None else f"; with --sparsity {room:g} it fits in {REST}"
+        return f"with it {format_bytes(needed)} are needed, the budget is {format_bytes(self.request.budget)}{hint}"
+
+    def requests(self, rest: str) -> list[Request]:
+        return [replace(self.request, precision=precision(dtype, rest)) for dtype in self.dtypes]
+
+    def plans(self, rest: str) -> list[Plan]:
+        return [make_plan(self.sizes, request) for request in self.requests(rest)]
+
+    @staticmethod
+    def fitting(plans: Iterable[Plan]) -> Plan | None:
+        return best_that_fits((_divergence(plan), plan) for plan in plans)
 
 
 def _divergence(plan: Plan) -> float:
@@ -120,14 +169,12 @@ def _divergence(plan: Plan) -> float:
     return float(RESIDENT_DTYPES.index(kept or RESIDENT_DTYPES[0]))
 
 
-def _rungs(request: Request, pruning: Pruning) -> list[Rung]:
-    """The rungs that a resident dtype and a rest leave to choose from."""
-    asked, rest = None if pruning.resident_dtype == AUTO else pruning.resident_dtype, pruning.rest
-    if asked == RESIDENT_DTYPES[0] and rest in (None, "drop"):  # the ladder has no such rung: it would rather quantize
-        return [LADDER[0], Rung(asked, 0.5, "drop", 0.815)]
+def _rungs(request: Request, resident_dtype: str | None, rest: str | None) -> list[Rung]:
+    """The rungs that a resident dtype and a rest (None: any) leave to choose from."""
+    asked = None if resident_dtype == AUTO else resident_dtype
     return [
         rung
-        for rung in LADDER
+        for rung in (BFLOAT16 if asked == RESIDENT_DTYPES[0] else LADDER)  # the ladder would rather quantize than drop
         if asked in (None, rung.resident_dtype)
         and (rest in (None, rung.rest) or not rung.sparsity)
         and not (request.empties and rung.rest != "drop")

@@ -1,8 +1,8 @@
 """A request -> a plan of what the run will hold in memory, before any weight is read; or what would fit instead."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import BudgetError, PromptError
@@ -10,6 +10,7 @@ from ..options import FfnSkip, Sparsity
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
+from .fidelity import tokens_again
 from .pace import read_by_a_token, tokens_per_s
 from .request import Request
 from .rows import Row, held_layers, needs_steady_heap, peak_bytes, plan_rows
@@ -33,7 +34,9 @@ class LayerPlan:
 class Plan:
     """What a run will hold; all sizes in bytes. `kept`: neurons by layer and block; `held_layers`: layers that stay in
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
-    `tokens_per_s`: expected in decoding, None where this device's speeds were not measured."""
+    `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
+    None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
+    it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -50,8 +53,12 @@ class Plan:
     steady_heap: bool
     held_layers: int
     host_bytes: int
+    fold: float | None = None
+    no_room_to_fold: bool = False
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
+    read_again: int = 0
+    why_rest: str = field(default="", compare=False)
 
     @property
     def peak(self) -> int:
@@ -76,8 +83,33 @@ class Plan:
     def fits(self) -> bool:
         return self.peak <= self.budget
 
+    @property
+    def rest(self) -> str | None:
+        """What became of the neurons that are not kept: 'int8', 'int4' or 'drop'; None where all are kept."""
+        return (self.precision.rest or "drop") if self.prunes else None
+
+    @property
+    def rest_and_why(self) -> str:
+        """'in int4: fits the budget', which goes on after "the rest"; empty where all neurons are kept."""
+        if self.rest is None:
+            return ""
+        taken = "dropped" if self.rest == "drop" else f"in {self.rest}"
+        return f"{taken}: {self.why_rest}" if self.why_rest else taken
+
+    @property
+    def fold_in_words(self) -> str:
+        """What the fold does; empty where there is none."""
+        if self.no_room_to_fold:
+            return "none: the budget has no room for it"
+        return f"the kept neurons take over what the dropped ones gave, strength {self.fold:g}" if self.fold else ""
+
+    def rest_to_json(self) -> dict[str, Any] | None:
+        return None if self.rest is None else {"taken": self.rest, "why": self.why_rest}
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "precision": self.precision.to_json(), "peak_bytes": self.peak, "fits": self.fits}
+        own = {name: value for name, value in asdict(self).items() if name != "why_rest"}
+        own |= {"precision": self.precision.to_json(), "rest": self.rest_to_json()}
+        return {**own, "peak_bytes": self.peak, "fits": self.fits}
 
 
 def make_plan(sizes: ModelSizes, request: Request) -> Plan:
@@ -86,6 +118,11 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     layers = _layer_plans(sizes, kept, precision)
     whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
     rows = plan_rows(sizes, request, kept)
+    folds = request.fold_bytes(sizes, kept) > 0
+    for spared in ({"fidelity": False}, {"fold": None}):  # an answer is worth more than either
+        if peak_bytes(rows) > request.budget:
+            request = replace(request, **spared)  # type: ignore[arg-type]
+            rows = plan_rows(sizes, request, kept)
     staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
     if held:
@@ -107,8 +144,11 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
+        fold=request.fold if folds else None,
+        no_room_to_fold=folds and request.fold is None,
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
+        read_again=tokens_again(sizes, kept, request.prompt_tokens) if request.measures(sizes, kept) else 0,
     )
 
 
@@ -154,7 +194,7 @@ def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity, name: s
     request = check_request(sizes, request, name)
     plan = make_plan(sizes, replace(request, sparsity=check_sparsities(sparsity)))
     if not plan.fits:
-        raise BudgetError(_does_not_fit(sizes, request, plan, name))
+        raise BudgetError(does_not_fit(sizes, plan, name, {"": [request]}))
     return plan
 
 
@@ -176,15 +216,28 @@ def _overall(sparsity: Sparsity, layers: Sequence[LayerPlan]) -> float:
     return round(1 - sum(layer.kept for layer in layers) / max(1, sum(layer.neurons for layer in layers)), 4)
 
 
-def _does_not_fit(sizes: ModelSizes, request: Request, plan: Plan, name: str) -> str:
+def does_not_fit(
+    sizes: ModelSizes, plan: Plan, name: str, ways: Mapping[str, Sequence[Request]], or_with: str = ""
+) -> str:
+    """What is wrong with a plan, and what would fit: the smallest sparsity for the first of the `ways` to run the model
+    (how to say it -> requests that are as good) that has one; `or_with`: another option that would do."""
     error = (
         f"{name} at sparsity {plan.sparsity:g} needs {format_bytes(plan.peak)} "
         f"({plan.prompt_tokens} + {plan.max_new_tokens} tokens); the budget is {format_bytes(plan.budget)}. "
     )
-    fitting = smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT))
-    if fitting is not None:
-        return error + f"It fits with --sparsity {fitting:g}, or with --device-memory {enough(plan)}"
-    least = make_plan(sizes, replace(request, sparsity=0.99)).peak
+    found = ((said, room_at(sizes, requests)) for said, requests in ways.items())
+    best = next((f"--sparsity {sparsity:g}{said}" for said, sparsity in found if sparsity is not None), "")
+    fitting = [option for option in (best, or_with) if option]
+    if fitting:
+        return error + f"It fits with {', with '.join(fitting)}, or with --device-memory {enough(plan)}"
+    requests = [request for each in ways.values() for request in each]
+    least = min(make_plan(sizes, replace(request, sparsity=0.99)).peak for request in requests)
     return (
         error + f"No sparsity fits: the least, at 0.99, is {format_bytes(least)}; give --device-memory {enough(plan)}"
     )
+
+
+def room_at(sizes: ModelSizes, requests: Iterable[Request]) -> float | None:
+    """The smallest sparsity at which one of the requests fits its budget, with a little to spare; None: at none."""
+    each = (smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT)) for request in requests)
+    return min((sparsity for sparsity in each if sparsity is not None), default=None)

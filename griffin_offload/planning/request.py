@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from ..errors import OptionError
 from ..memory.upload import Ring
 from ..model.format_speeds import Speeds
+from ..model.modules import PIECE
 from ..options import FfnSkip, Sparsity
+from ..pruning.fold import TOKENS
 from ..pruning.layer_allocation import Curves, share_neurons
 from ..quant.precision import NATIVE, Precision
 from .sizes import Kept, ModelSizes
@@ -30,8 +32,10 @@ class Request:
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
+    `fold`: strength of the fold, where neurons are dropped; None: there is none.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
+    `fidelity`: the resident model is compared with the full one, where they differ.
     """
 
     prompt_tokens: int
@@ -53,8 +57,10 @@ class Request:
     host_memory: int = 0
     precision: Precision = NATIVE
     multiple: int = 1
+    fold: float | None = None
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
+    fidelity: bool = False
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
@@ -68,6 +74,17 @@ class Request:
             return kept
         last = self._may_be_empty(sizes, kept)
         return kept if self.export else emptied(kept, last)
+
+    def fold_bytes(self, sizes: ModelSizes, kept: Kept) -> int:
+        """What the fold holds at most; 0 where it has nothing to do."""
+        if self.fold is None or self.precision.rest is not None or self.prompt_tokens < 2:
+            return 0
+        tokens = self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
+        return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE)
+
+    def measures(self, sizes: ModelSizes, kept: Kept) -> bool:
+        """Whether the fidelity of what stays resident is measured."""
+        return self.fidelity and (self.precision.quantized or kept != sizes.kept(0))
 
     @property
     def empties(self) -> bool:

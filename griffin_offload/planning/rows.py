@@ -1,8 +1,8 @@
 """The rows of a plan: what is in memory, how many bytes, and when.
 
-Either of two moments can be the peak: the end of the prompt pass (staging and the prompt's activations beside all kept
-neurons), or the end of the answer (the whole KV cache, no staging). Beside a GPU, rows of the host's RAM are told, and
-count for neither."""
+One of three moments is the peak: the end of the prompt pass (staging and the prompt's activations beside all kept
+neurons), the measurement of the fidelity behind it, or the end of the answer (the whole KV cache, no staging). Beside a
+GPU, rows of the host's RAM are told, and count for none."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,20 @@ from typing import Literal
 
 from ..quant.weight import Scratch
 from ..units import MIB
+from .fidelity import meter_bytes, tokens_again
 from .request import Request
 from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
-Moment = Literal["always", "prompt", "answer", "host"]
+Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
+MOMENTS: tuple[Moment, ...] = ("prompt", "fidelity", "answer")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan. `when`: at which of the two moments it counts, or `host`: not on the device."""
+    """One line of the plan. `when`: at which of the moments it counts, or `host`: not on the device."""
 
     name: str
     bytes: int
@@ -36,7 +38,8 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         _runtime(request),
         Row("embeddings, final norm, lm_head", sizes.outer_in(request.precision), note=request.precision.head),
         *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
-        *_prompt_pass(sizes, request, together),
+        *_prompt_pass(sizes, request, kept, together),
+        *(() if request.export else _fidelity(sizes, request, kept, together)),
         *(() if request.export else _answer(sizes, request, together)),
         Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
     )
@@ -60,7 +63,7 @@ def _resident_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterat
         yield Row("staging, two layers", STAGING_LAYERS * staged, "prompt")
 
 
-def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
     if request.ring:
         piece = min(request.ring.piece, _largest_layer(sizes))
         note = f"{request.ring.threads} reading threads"
@@ -71,11 +74,23 @@ def _prompt_pass(sizes: ModelSizes, request: Request, together: int) -> Iterator
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
     activations = sizes.activations(request.prompt_tokens, together)
     yield Row("activations of the prompt", activations, "prompt")
+    if fold := request.fold_bytes(sizes, kept):
+        yield Row("fold", fold, "prompt", "activations and a solve of one layer")
     prompts = request.sets if request.sets > 1 else 0
     if waiting := request.waiting + prompts * 3 * request.prompt_tokens * sizes.hidden * sizes.item:
         yield Row("hidden states of waiting prompts", waiting, "prompt")
     if needs_steady_heap(sizes, request):
         yield Row("heap fragmentation", max(activations * 3 // 2, 48 * MIB), "prompt", "measured")
+
+
+def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
+    if not request.measures(sizes, kept):
+        return
+    prompt, sequences = request.prompt_tokens, request.sequences
+    yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "fidelity")
+    count = tokens_again(sizes, kept, prompt)
+    needed = meter_bytes(sizes, kept, prompt, together, sequences)
+    yield Row("measuring the fidelity", needed, "fidelity", f"the last {count} tokens of the prompt again")
 
 
 def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
@@ -117,9 +132,8 @@ def needs_steady_heap(sizes: ModelSizes, request: Request) -> bool:
 
 
 def peak_bytes(rows: Sequence[Row]) -> int:
-    """The larger of the two moments' sums."""
-    moments: tuple[Moment, ...] = ("prompt", "answer")
-    return max(sum(row.bytes for row in rows if row.when in ("always", moment)) for moment in moments)
+    """The largest of the moments' sums."""
+    return max(sum(row.bytes for row in rows if row.when in ("always", moment)) for moment in MOMENTS)
 
 
 def _largest_layer(sizes: ModelSizes) -> int:

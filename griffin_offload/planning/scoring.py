@@ -3,6 +3,7 @@
 A pair is a prompt of P tokens and a continuation, of which T tokens are read: all but the last. R rows (ways of
 pruning, the full model among them) read the continuation."""
 
+from ..pruning.fold import TOKENS
 from ..units import MIB
 from .sizes import ModelSizes
 from .waiting import STACK
@@ -36,6 +37,20 @@ def continuation_runs(sizes: ModelSizes, prompt: int, following: int, rows: int)
     together = min(rows, rows_at_once(sizes, following))
     logits = (together + 2) * following * sizes.vocabulary * sizes.item + 8 * POSITIONS * sizes.vocabulary * 4
     return logits + sizes.activations(prompt + following, together)
+
+
+def fold_waits(sizes: ModelSizes, prompt: int) -> int:
+    """Bytes of a prompt's activations that the fold keeps until the next layer."""
+    blocks = (sum(b.neurons * b.per_token for b in layer.blocks) for layer in sizes.layers)
+    return min(prompt, TOKENS) * max(blocks, default=0) * sizes.item
+
+
+def fold_runs(sizes: ModelSizes, prompt: int, following: int) -> int:
+    """Bytes that the fold of one row over T tokens takes, float32: activations in two parts, the system, and what it
+    says of the dropped neurons."""
+    tokens = min(prompt, TOKENS)
+    neurons = max((block.neurons for layer in sizes.layers for block in layer.blocks), default=0)
+    return 4 * (tokens * (5 * neurons + 2 * tokens + following) + 3 * following * neurons)
 
 
 def _states(sizes: ModelSizes) -> int:

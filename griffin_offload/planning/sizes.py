@@ -7,11 +7,12 @@ from functools import lru_cache
 
 from ..errors import OptionError
 from ..memory.arena import padded
-from ..model.config_facts import context_length, head_size, key_size, key_value_heads, layer_configs
+from ..model.config_facts import context_length, experts_per_token, head_size, key_size, key_value_heads, layer_configs
 from ..model.kv_cache import capacity, windows
 from ..model.layout import Block, Layer, ModelLayout
 from ..model.modules import PIECE
 from ..options import Sparsity
+from ..pruning.fold import ROWS
 from ..pruning.selection import kept_neurons
 from ..pruning.statistic import CHUNK
 from ..quant.formats import FORMATS
@@ -42,12 +43,14 @@ class NeuronTensor:
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block); `item` bytes each."""
+    """A feed-forward block of `neurons` neurons, in each of `routed` experts (1: a plain block), of which a token takes
+    `per_token`; `item` bytes each."""
 
     neurons: int
     routed: int
     tensors: tuple[NeuronTensor, ...]
     item: int
+    per_token: int = 1
 
     @property
     def per_neuron(self) -> int:
@@ -185,6 +188,22 @@ class ModelSizes:
         statistic = 3 * min(rows, CHUNK) * neurons * 4
         return layer + statistic + sequences * (self._masks(tokens, sequences > 1) + 6 * self.vocabulary * 4)
 
+    def fold(self, tokens: int, kept: Kept, pieces: bool) -> int:
+        """At most the bytes that the fold holds in a layer: the rows of z of so many tokens (`pieces`: once more, while
+        they are joined), the kept part of them, in float32 too, what the others gave, the system, and a few rows of
+        its result."""
+        most = 0
+        for layer, counts in zip(self.layers, kept, strict=True):
+            blocks = [(block, k) for block, k in zip(layer.blocks, counts, strict=True) if 0 < k < block.neurons]
+            rows = sum(tokens * block.per_token * block.neurons * self.item for block, _ in blocks)
+            solve = max((self._solve(tokens, block.neurons, k, pieces) for block, k in blocks), default=0)
+            most = max(most, rows + solve)
+        return most
+
+    def _solve(self, tokens: int, neurons: int, kept: int, pieces: bool) -> int:
+        of_z = neurons * (self.item if pieces else 0) + kept * (self.item + 2 * 4)
+        return tokens * (of_z + self.hidden * (2 * self.item + 2 * 4) + 3 * tokens * 4) + ROWS * kept * 2 * 4
+
     def _masks(self, tokens: int, padded: bool) -> int:
         """Bytes of masks and scores, tokens x tokens, in the kind of layer that holds most of them."""
         rows = min(tokens, PIECE) if self.in_pieces else tokens
@@ -241,6 +260,7 @@ def _layer_sizes(layout: ModelLayout, layer: Layer) -> LayerSizes:
                 max(1, block.routed),
                 tuple(_neuron_tensor(layout, layer, block, name) for name in block.rows),
                 item,
+                min(block.routed, experts_per_token(layout.config)) if block.routed else 1,
             )
             for block in layer.blocks
         ),

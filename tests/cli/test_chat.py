@@ -104,3 +104,13 @@ def test_a_base_model_chats_through_a_transcript(run: Run, base: Path) -> None:
     result = chat(run, base, "one", options=("--system", "S."))
     assert "has no chat template" in result.stderr
     assert result.stdout.endswith("\n")
+
+
+def test_chat_tells_how_much_of_the_model_is_kept_and_what_to_set(run: Run, model: Path) -> None:
+    result = chat(run, model, "one", "/set no_fidelity on", "two", options=("--sparsity", "1", "--rest", "drop"))
+    footers = re.findall(r"^8 tokens · .* · keeps 0\.\d\d of the full model's choices", result.stderr, re.MULTILINE)
+    assert len(footers) == 1
+    helps = "the answer may be far from the full model's; it fits with /set {}rest int4, or with /set sparsity 0"
+    assert helps.format("") in result.stderr
+    result = chat(run, model, "one", options=("--sparsity", "1", "--method", "griffin"))
+    assert helps.format("method none and /set ") in result.stderr

@@ -182,14 +182,22 @@ def test_a_batch_shares_its_neurons_and_per_prompt_has_them_apart(source: Path, 
 
 def test_the_recorded_options_are_those_of_earlier_versions() -> None:
     plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
-    plain |= {"resident_dtype": None, "rest": None}
+    earlier = plain | {"resident_dtype": None, "rest": None}
+    plain = earlier | {"fold": 0.3}  # what is dropped was not folded
     assert recorded(Pruning(), Decoding()) == plain
     assert recorded(Pruning(), Decoding(greedy=True)) == plain | {"do_sample": False}
     assert recorded(Pruning(), Decoding(seed=3)) == plain | {"seed": 3, "do_sample": True}
     sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
     assert recorded(Pruning(), Decoding(temperature=0.7, top_p=0.9, top_k=0)) == plain | sampled
     with_prior = recorded(Pruning(0.5, prior="p.st", prior_weight=0.3), Decoding())
-    assert with_prior == plain | {"sparsity": 0.5, "prior": "p.st", "prior_weight": 0.3}
+    assert with_prior == plain | {"sparsity": 0.5, "rest": "auto", "prior": "p.st", "prior_weight": 0.3}
+    dropped = earlier | {"sparsity": 0.5}  # an earlier version's file, which only the paper's method continues
+    assert recorded(Pruning(0.5, method="griffin"), Decoding()) == dropped
+    assert recorded(Pruning(0.5, rest="drop", fold=False), Decoding()) == dropped
+    assert recorded(Pruning(0.5, rest="drop"), Decoding()) == dropped | {"fold": 0.3}
+    assert recorded(Pruning(fold=False), Decoding()) == earlier
+    assert recorded(Pruning(0.5, rest="int4"), Decoding()) == dropped | {"rest": "int4"}
+    assert recorded(Pruning(0.5, rest="auto"), Decoding()) == recorded(Pruning(0.5), Decoding()) != dropped
     skip = {"share": 0.25, "mode": "prompt", "cold": (2, 2), "warmup": 4, "run": 0}
     assert recorded(Pruning(skip=FfnSkip(0.25, "prompt")), Decoding()) == plain | {"skip": skip}
 

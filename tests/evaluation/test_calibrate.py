@@ -203,10 +203,11 @@ def test_curves_measured_otherwise_are_not_replaced_unasked(model: str, tmp_path
 
 def test_a_calibrated_model_shares_the_same_total(model: str) -> None:
     engine = Engine(model)
-    uniform = engine.plan(20, 4, sparsity=0.5)
-    assert engine.plan(20, 4, sparsity=0.5, allocation="sensitivity").kept == uniform.kept  # no calibration: as without
+    half = {"sparsity": 0.5, "rest": "drop"}
+    uniform = engine.plan(20, 4, **half)
+    assert engine.plan(20, 4, **half, allocation="sensitivity").kept == uniform.kept  # no calibration: as without
     assert run("--model", model, *SMALL).exit_code == 0
-    shared = engine.plan(20, 4, sparsity=0.5, allocation="sensitivity")
+    shared = engine.plan(20, 4, **half, allocation="sensitivity")
     assert shared.kept != uniform.kept
     assert sum(k for (k,) in shared.kept) == sum(k for (k,) in uniform.kept)
     assert shared.resident_bytes == uniform.resident_bytes

@@ -91,10 +91,10 @@ def evaluate(task: str, tasks: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["gen", "class"])
 def test_a_task_of_choices_is_what_griffin_eval_choice_finds(llama: Path, tasks: Path, mode: str) -> None:
-    arguments = f"pretrained={llama},sparsity=0.75,mode={mode},dtype=float32"
+    arguments = f"pretrained={llama},sparsity=0.75,rest=drop,mode={mode},dtype=float32"
     found = evaluate("tiny_choice", tasks, model="griffin", model_args=arguments, log_samples=True)
     questions = read_questions(tasks / "rows.jsonl")
-    (wanted,) = answer(Engine(llama, dtype="float32"), questions, [Variant(0.75)], mode)
+    (wanted,) = answer(Engine(llama, dtype="float32"), questions, [Variant(0.75, method="griffin")], mode)
     results = found["results"]["tiny_choice"]
     assert results["acc,none"] == pytest.approx(wanted.accuracy)
     assert results["acc_stderr,none"] == pytest.approx(wanted.standard_error)

@@ -26,10 +26,13 @@ KEYS = [
     "rest",
     "seed",
     "prior_weight",
+    "folds",
     "perplexity",
     "standard_error",
     "agreement",
     "kl",
+    "acceptance",
+    "acceptance_error",
     "resident_bytes",
     "kept",
 ]
@@ -64,14 +67,14 @@ def test_windows_are_back_to_back() -> None:
 
 def test_the_numbers_are_the_oracles(llama: Path, ids: list[int]) -> None:
     engine, pairs = Engine(llama, dtype="float32"), windows(ids, 40, 24, 3)
-    variants = [Variant(0.5), FULL, Variant(0.75)]
+    variants = [Variant(0.5, method="griffin"), FULL, Variant(0.75, method="griffin")]
     found = perplexity(engine, pairs, variants, prompt_tokens=[40], continue_tokens=[24])
     for variant, result in zip(variants, found, strict=True):
         value, agreement = by_hand(oracle.load(llama), pairs, variant.sparsity)
         assert result.perplexity == pytest.approx(value, rel=1e-3)
         assert result.agreement == pytest.approx(agreement)
         assert result.label == variant.label()
-        assert result.resident_bytes == engine.plan(40, 24, sparsity=variant.sparsity).resident_bytes
+        assert result.resident_bytes == engine.plan(40, 24, sparsity=variant.sparsity, method="griffin").resident_bytes
         assert result.kept == (int(96 * (1 - variant.sparsity)),) * 3
     half, full, _ = found
     assert (full.kl, full.agreement) == (0, 1)
@@ -83,7 +86,7 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(llama: Path, ids: l
     engine, pairs = Engine(llama, dtype="float32"), windows(ids, 40, 24, 3)
 
     def one(chosen: list[Pair]) -> Perplexity:
-        return perplexity(engine, chosen, [Variant(0.5)], prompt_tokens=[40], continue_tokens=[24])[0]
+        return perplexity(engine, chosen, [Variant(0.5, method="griffin")], prompt_tokens=[40], continue_tokens=[24])[0]
 
     losses = torch.tensor([math.log(one([pair]).perplexity) for pair in pairs], dtype=torch.float64)
     together = one(pairs)
@@ -95,7 +98,7 @@ def test_the_standard_error_is_that_of_the_mean_over_windows(llama: Path, ids: l
 def test_a_grid_scores_the_same_places(llama: Path, ids: list[int]) -> None:
     """A shorter prompt ends where the longest ends, a shorter continuation begins where the longest begins."""
     engine, pairs = Engine(llama, dtype="float32"), windows(ids, 40, 24, 2)
-    model, variants = oracle.load(llama), [FULL, Variant(0.5)]
+    model, variants = oracle.load(llama), [FULL, Variant(0.5, method="griffin")]
     found = perplexity(engine, pairs, variants, prompt_tokens=[16, 40], continue_tokens=[24, 8])
     lengths = [(result.prompt_tokens, result.continue_tokens, result.label) for result in found]
     assert lengths == [(p, g, label) for p in (16, 40) for g in (24, 8) for label in ("full", "50%")]
@@ -111,7 +114,9 @@ def test_bos_stands_before_every_prompt_or_nowhere(llama: Path) -> None:
     same, before = encode_text(engine, text_paragraph(60), bos=True)
     assert (same, none, before) == (plain, [], [BOS_ID])
     pairs = windows(plain, 20, 10, 2)
-    (found,) = perplexity(engine, pairs, [Variant(0.5)], prompt_tokens=[20], continue_tokens=[10], before=before)
+    (found,) = perplexity(
+        engine, pairs, [Variant(0.5, method="griffin")], prompt_tokens=[20], continue_tokens=[10], before=before
+    )
     value, _ = by_hand(oracle.load(llama), [([BOS_ID, *context], after) for context, after in pairs], 0.5)
     assert found.perplexity == pytest.approx(value, rel=1e-3)
     assert found.prompt_tokens == 20
@@ -143,12 +148,14 @@ SHORT = ("--prompt-tokens", 40, "--continue-tokens", 24, "--windows", 2, "--dtyp
 
 
 def test_the_command_prints_what_the_library_finds(llama: Path, data: Path) -> None:
-    result = run("--data", data, "--model", llama, *SHORT, "--sparsity", 0, "--sparsity", 0.5, "--json")
+    result = run(
+        "--data", data, "--model", llama, *SHORT, "--sparsity", 0, "--sparsity", 0.5, "--method", "griffin", "--json"
+    )
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     engine = Engine(llama, dtype="float32")
     pairs = windows(encode_text(engine, data.read_text())[0], 40, 24, 2)
-    wanted = perplexity(engine, pairs, [FULL, Variant(0.5)], prompt_tokens=[40], continue_tokens=[24])
+    wanted = perplexity(engine, pairs, [FULL, Variant(0.5, method="griffin")], prompt_tokens=[40], continue_tokens=[24])
     results = facts.pop("results")
     assert facts == {
         "model": str(llama),
@@ -170,7 +177,8 @@ def test_the_table(llama: Path, data: Path) -> None:
     assert "2 windows of alice.txt" in " ".join(title.split())
     heads = ("prompt", "then", "pruned", "perplexity", "± of its log", "agreement", "KL (nats)", "resident")
     assert all(name in head for name in heads)
-    assert [row.split()[:3] for row in rows] == [["40", "24", "full"], ["40", "24", "50%"]], "0 and 0.5"
+    assert [row.split()[:3] for row in rows] == [["40", "24", "full"], ["40", "24", "50%,"]], "0 and 0.5"
+    assert "50%, rest int4" in rows[1]
     assert " 1.000 " in rows[0], "the full model agrees with itself"
 
 
@@ -182,7 +190,22 @@ def test_the_results_of_a_grid_say_their_lengths(llama: Path, data: Path) -> Non
 
 
 def test_selections_are_compared_and_the_full_model_comes_once(llama: Path, data: Path) -> None:
-    options = ("--sparsity", 0, "--sparsity", 0.5, "--selection", "topk", "--selection", "random", "--seed", 3)
+    options = (
+        "--sparsity",
+        0,
+        "--sparsity",
+        0.5,
+        "--selection",
+        "topk",
+        "--selection",
+        "random",
+        "--seed",
+        3,
+        "--rest",
+        "drop",
+        "--fold-strength",
+        0,
+    )
     result = run("--data", data, "--model", llama, *SHORT, *options, "--json")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["results"]
@@ -223,7 +246,9 @@ def test_a_file_that_is_not_there_or_no_text(llama: Path, tmp_path: Path) -> Non
 def test_smollm2_equals_the_oracle_and_loses_what_pruning_costs(smol: Path) -> None:
     model, engine = oracle.load(smol), Engine(smol, dtype="float32")
     pairs = windows(encode_text(engine, text_paragraph())[0], 128, 32, 2)
-    full, half = perplexity(engine, pairs, [FULL, Variant(0.5)], prompt_tokens=[128], continue_tokens=[32])
+    full, half = perplexity(
+        engine, pairs, [FULL, Variant(0.5, method="griffin")], prompt_tokens=[128], continue_tokens=[32]
+    )
     for result in (full, half):
         value, agreement = by_hand(model, pairs, result.variant.sparsity)
         assert result.perplexity == pytest.approx(value, rel=1e-3)

@@ -29,8 +29,8 @@ from griffin_offload.jsonl import Row, read_rows
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'griffin-offload[eval]'")
 
-HALF = Variant(0.5)
-UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop"}
+HALF = Variant(0.5, method="griffin")
+UNPACKED = {"resident_dtype": "bfloat16", "rest": "drop", "folds": None}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def test_the_summary_ends_at_the_first_stop_text(text: str, summary: str) -> Non
 def test_an_answer_is_the_plain_continuation_up_to_the_stop_text(engine: Engine, rows: list[Row]) -> None:
     row = rows[0]
     ids = engine.encode(row["article"], raw=True)
-    whole = engine.generate(ids, sparsity=0.5, max_new_tokens=16, do_sample=False)
+    whole = engine.generate(ids, sparsity=0.5, method="griffin", max_new_tokens=16, do_sample=False)
     (free,) = predictions(engine, [row])
     assert free["prediction"] == whole.text.strip()
     assert free["tokens"] == 16
@@ -219,7 +219,7 @@ def options(data: Path, model: Path, name: str = "out.jsonl") -> tuple[object, .
 
 
 def test_every_prediction_is_written_and_the_means_are_printed(data: Path, model: Path, engine: Engine) -> None:
-    result = run(*options(data, model), "--sparsity", 0, "--sparsity", 0.5, "--json")
+    result = run(*options(data, model), "--sparsity", 0, "--sparsity", 0.5, "--method", "griffin", "--json")
     written = read_rows_of(data.with_name("out.jsonl"))
     expected = [row for variant in (FULL, HALF) for row in predictions(engine, read_rows(data), variant)]
     assert written == expected
@@ -236,8 +236,8 @@ def read_rows_of(path: Path) -> list[Row]:
 def test_the_table_and_the_limit(data: Path, model: Path) -> None:
     result = run(*options(data, model), "--limit", 2)
     lines = [line.split() for line in result.stdout.splitlines()]
-    table = [line for line in lines if line[:1] in (["full"], ["50%"])]
-    assert [line[0] for line in table] == ["full", "50%"]  # what is compared unless asked otherwise
+    table = [line for line in lines if line[:1] in (["full"], ["50%,"])]
+    assert [line[0] for line in table] == ["full", "50%,"]  # what is compared unless asked otherwise
     assert [line[-2:] for line in table] == [["2", "0"], ["2", "0"]]
     assert len(read_rows_of(data.with_name("out.jsonl"))) == 4
 

@@ -52,7 +52,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(folder: Path, out: Path, dtype: str | None = None, **options: Any) -> Export:
     """As GGUF, where `out` is a file's name."""
     form = "gguf" if out.suffix == ".gguf" else "safetensors"
-    return Engine(folder, dtype=dtype).export(tiny_prompt(), out, prompt_text=TEXT, format=form, **options)
+    return Engine(folder, dtype=dtype).export(
+        tiny_prompt(), out, prompt_text=TEXT, format=form, **{"fold": False, **options}
+    )
 
 
 def both(folder: Path, out: Path, dtype: str | None = None, **options: Any) -> tuple[Path, Path]:
@@ -64,7 +66,11 @@ def both(folder: Path, out: Path, dtype: str | None = None, **options: Any) -> t
 
 
 def answer(model: Path, sparsity: float = 0.0) -> list[int]:
-    return Engine(model).generate(tiny_prompt(), sparsity=sparsity, max_new_tokens=16, do_sample=False).token_ids
+    return (
+        Engine(model)
+        .generate(tiny_prompt(), sparsity=sparsity, method="griffin", max_new_tokens=16, do_sample=False)
+        .token_ids
+    )
 
 
 # What is written
@@ -341,7 +347,7 @@ def test_existing_files_and_odd_names(tmp_path: Path, llama: Path) -> None:
     engine = Engine(llama)
     for name, said in (("folder.gguf", "is a folder"), ("m.bin", "does not end in .gguf"), ("nul\0.gguf", "no name")):
         with pytest.raises(ExportError, match=said):
-            engine.export(tiny_prompt(), tmp_path / name, prompt_text=TEXT, format="gguf", force=True)
+            engine.export(tiny_prompt(), tmp_path / name, prompt_text=TEXT, fold=False, format="gguf", force=True)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -510,10 +516,12 @@ def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine = Engine(smol)
     prompt = engine.encode("Why do people still talk about the Library of Alexandria?")
     meter = PeakMeter("cpu")
-    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, format="gguf")
+    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, fold=False, format="gguf")
     exporting = meter.peak()
-    engine.export(prompt, tmp_path / "m", prompt_text=TEXT)
-    held = engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False).report.measured_peak
+    engine.export(prompt, tmp_path / "m", prompt_text=TEXT, fold=False)
+    held = engine.generate(
+        prompt, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False
+    ).report.measured_peak
     assert exporting + 50 * MIB < held, "the pruned model is never held"
     made = Engine(tmp_path / "m.gguf").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids
     assert made == Engine(tmp_path / "m").generate(prompt, sparsity=0.0, max_new_tokens=24, do_sample=False).token_ids

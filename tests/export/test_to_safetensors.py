@@ -44,7 +44,7 @@ class Swept:
 
 def swept(folder: Path, prompt: list[int], sparsity: float = 0.5, dtype: str | None = None) -> Swept:
     engine = Engine(folder, dtype=dtype)
-    output = engine.sweep(prompt, sparsity=sparsity)
+    output = engine.sweep(prompt, sparsity=sparsity, method="griffin")
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = oracle.load(folder).state_dict()[table].to(engine.skeleton.layout.dtype)
@@ -56,7 +56,7 @@ def export(
     folder: Path, out: Path, prompt: list[int] | None = None, dtype: str | None = None, **options: Any
 ) -> Export:
     prompt = tiny_prompt() if prompt is None else prompt
-    return Engine(folder, dtype=dtype).export(prompt, out, prompt_text=TEXT, **options)
+    return Engine(folder, dtype=dtype).export(prompt, out, prompt_text=TEXT, **{"fold": False, **options})
 
 
 def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: str | None = None) -> None:
@@ -67,7 +67,9 @@ def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: st
     for name, tensor in resident.weights.items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name], tensor), name
-    generation = Engine(folder, dtype=dtype).generate(prompt, sparsity=0.5, max_new_tokens=24, do_sample=False)
+    generation = Engine(folder, dtype=dtype).generate(
+        prompt, sparsity=0.5, method="griffin", max_new_tokens=24, do_sample=False
+    )
     if model.dtype != torch.float32:  # torch's kernel rounds otherwise than ours, and near ties fall otherwise
         use_pieces(model)
     assert go_on(model, resident.cache, resident.first, 24) == generation.token_ids
@@ -202,10 +204,12 @@ def test_an_export_can_be_run_and_exported_again(tmp_path: Path, llama: Path) ->
 
 def test_the_engine_works_before_and_after_an_export(tmp_path: Path, llama: Path) -> None:
     engine, prompt = Engine(llama), tiny_prompt()
-    before = engine.generate(prompt, sparsity=0.5, max_new_tokens=8, do_sample=False).token_ids
-    engine.export(prompt, tmp_path / "one", prompt_text=TEXT)
-    engine.export(prompt, tmp_path / "two", prompt_text=TEXT)
-    assert engine.generate(prompt, sparsity=0.5, max_new_tokens=8, do_sample=False).token_ids == before
+    before = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids
+    engine.export(prompt, tmp_path / "one", prompt_text=TEXT, fold=False)
+    engine.export(prompt, tmp_path / "two", prompt_text=TEXT, fold=False)
+    assert (
+        engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids == before
+    )
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -395,10 +399,10 @@ def test_an_interrupt_in_the_sweep_leaves_nothing(
     engine, threads = Engine(llama), set(threading.enumerate())
     for out, force in ((tmp_path / "out", False), (tmp_path / "here", True)):
         with pytest.raises(ExportError if error is OSError else error):
-            engine.export(tiny_prompt(), out, prompt_text=TEXT, force=force, on_layer=stop)
+            engine.export(tiny_prompt(), out, prompt_text=TEXT, fold=False, force=force, on_layer=stop)
         left_nothing(tmp_path, {"here/mine.txt": b"mine"})
         assert set(threading.enumerate()) <= threads, "the reader has ended"
-    engine.export(tiny_prompt(), tmp_path / "out", prompt_text=TEXT)  # and it still works
+    engine.export(tiny_prompt(), tmp_path / "out", prompt_text=TEXT, fold=False)  # and it still works
     assert_equals_resident(llama, tmp_path / "out", tiny_prompt())
 
 
@@ -438,9 +442,9 @@ def test_the_pruned_model_is_never_held(smol: Path, tmp_path: Path) -> None:
     engine = Engine(smol)
     prompt = engine.encode(text_paragraph(60))
     meter = PeakMeter("cpu")
-    exported = engine.export(prompt, tmp_path / "out", prompt_text=TEXT)
+    exported = engine.export(prompt, tmp_path / "out", prompt_text=TEXT, fold=False)
     exporting = meter.peak()
-    generation = engine.generate(prompt, sparsity=0.5, max_new_tokens=4, do_sample=False)
+    generation = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
     weights = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     resident = engine.skeleton.model.state_dict()
     assert exporting + 50 * MIB < generation.report.measured_peak

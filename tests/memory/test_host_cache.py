@@ -30,32 +30,40 @@ def test_later_prompts_get_the_oracles_answers(tmp_path: Path, engine: type[Engi
 def test_the_next_prompt_reads_only_what_is_not_held(tmp_path: Path, engine: type[Engine], layers: int) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", **SIZES)
     held = engine(folder, host_memory=layers * (LAYER + 3 * 4096) + 100)
-    reports = [held.generate(tiny_prompt(40, seed), sparsity=0.5, max_new_tokens=2).report for seed in range(3)]
+    reports = [
+        held.generate(tiny_prompt(40, seed), sparsity=0.5, method="griffin", max_new_tokens=2).report
+        for seed in range(3)
+    ]
     assert [report.plan.held_layers for report in reports] == [layers] * 3
     first, second, third = (report.bytes_read for report in reports)
     assert first > 8 * LAYER
     assert [second, third] == pytest.approx([(8 - layers) * LAYER] * 2, abs=100_000)
     held.unload()
-    assert held.generate(tiny_prompt(40), sparsity=0.5, max_new_tokens=2).report.bytes_read > 8 * LAYER
+    assert (
+        held.generate(tiny_prompt(40), sparsity=0.5, method="griffin", max_new_tokens=2).report.bytes_read > 8 * LAYER
+    )
 
 
 def test_a_batch_with_an_expert_set_for_each_prompt_finds_them_too(tmp_path: Path) -> None:
     held = Engine(tiny_checkpoint(tmp_path / "m", "llama", **SIZES), host_memory="1GiB")
     prompts = [tiny_prompt(20, seed) for seed in range(2)]
-    reports = [held.generate_batch(prompts, per_prompt=True, sparsity=0.5, max_new_tokens=2)[0].report for _ in "ab"]
+    reports = [
+        held.generate_batch(prompts, per_prompt=True, sparsity=0.5, method="griffin", max_new_tokens=2)[0].report
+        for _ in "ab"
+    ]
     assert reports[1].bytes_read < reports[0].bytes_read - 7.9 * LAYER
 
 
 def test_on_the_cpu_it_is_part_of_the_budget(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", **SIZES)
     free = Engine(folder)
-    peak = free.plan(40, 2, sparsity=0.5).peak
+    peak = free.plan(40, 2, sparsity=0.5, method="griffin").peak
     tight = Engine(folder, device_memory=peak + 4 * LAYER, host_memory="1GiB")
-    plan = tight.plan(40, 2, sparsity=0.5)
+    plan = tight.plan(40, 2, sparsity=0.5, method="griffin")
     assert plan.fits
     assert 2 <= plan.held_layers <= 4
     assert plan.peak - plan.host_bytes == pytest.approx(peak, abs=2 * MIB)  # the process is not quite the same size
-    report = tight.generate(tiny_prompt(40), sparsity=0.5, max_new_tokens=2).report
+    report = tight.generate(tiny_prompt(40), sparsity=0.5, method="griffin", max_new_tokens=2).report
     assert report.measured_peak <= report.plan.peak <= tight.budget
     assert Engine(folder, host_memory="1GiB").plan(40, 2, sparsity=0.0).held_layers == 0  # nothing is read again
 
@@ -63,11 +71,11 @@ def test_on_the_cpu_it_is_part_of_the_budget(tmp_path: Path) -> None:
 def test_a_longer_prompt_lets_layers_go(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", max_position_embeddings=2048, **SIZES)
     gc.collect()  # the engine of the last test may still be there, and would count as what the process holds anyhow
-    peak = Engine(folder).plan(40, 2, sparsity=0.5).peak
+    peak = Engine(folder).plan(40, 2, sparsity=0.5, method="griffin").peak
     tight = Engine(folder, device_memory=peak + 6 * LAYER, host_memory="1GiB")
     held = []
     for tokens in (40, 600, 40):
-        report = tight.generate(tiny_prompt(tokens), sparsity=0.5, max_new_tokens=2).report
+        report = tight.generate(tiny_prompt(tokens), sparsity=0.5, method="griffin", max_new_tokens=2).report
         held.append(report.plan.held_layers)
         assert report.measured_peak <= report.plan.peak <= tight.budget
     assert held[0] == held[2] > held[1]

@@ -49,9 +49,9 @@ def test_two_engines_of_a_process_each_stay_inside_their_plan(tmp_path: Path) ->
     """The second one's plan counts what the first holds, as it does on a CPU."""
     folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **WIDE)
     first = Engine(folder, device="cuda")
-    first.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=4)
+    first.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4)
     second = Engine(folder, device="cuda")
-    report = second.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=4).report
+    report = second.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4).report
     assert report.measured_peak <= report.plan.peak
     assert second.opened.runtime > first.opened.runtime + 100 * MIB
 
@@ -59,7 +59,7 @@ def test_two_engines_of_a_process_each_stay_inside_their_plan(tmp_path: Path) ->
 def test_out_of_memory_is_the_budget_error_and_the_engine_works_on(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **WIDE)
     engine = Engine(folder, device="cuda")
-    before = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=4, do_sample=False).token_ids
+    before = engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False).token_ids
 
     def too_much(done: int, total: int) -> None:
         torch.empty(1 << 46, dtype=torch.uint8, device="cuda")
@@ -68,7 +68,7 @@ def test_out_of_memory_is_the_budget_error_and_the_engine_works_on(tmp_path: Pat
         with pytest.raises(BudgetError, match="cuda is out of memory"):
             run(tiny_prompt(), sparsity=0.25, on_layer=too_much)
         assert torch.cuda.memory_allocated() < 100 * MIB
-    after = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=4, do_sample=False)
+    after = engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
     assert after.token_ids == before
 
 

@@ -51,18 +51,20 @@ def passes(engine: Engine, **options: Any) -> None:
 
 
 def streams(engine: Engine) -> None:
-    list(engine.stream(PROMPT, sparsity=0.5, on_layer=at_layer_two))
+    list(engine.stream(PROMPT, sparsity=0.5, method="griffin", on_layer=at_layer_two))
 
 
 CALIBRATION = Calibration([PROMPT, OTHER])
 RUNS: dict[str, Callable[[Engine, Path], object]] = {
-    "generate": lambda e, _: e.generate(PROMPT, sparsity=0.5, on_layer=at_layer_two),
+    "generate": lambda e, _: e.generate(PROMPT, sparsity=0.5, method="griffin", on_layer=at_layer_two),
     "the whole model": lambda e, _: e.generate(PROMPT, sparsity=0, on_layer=at_layer_two),
-    "answer": lambda e, _: e.generate(PROMPT, sparsity=0.5, logits_processor=[InTheAnswer()]),
-    "batch": lambda e, _: e.generate_batch([PROMPT, OTHER], sparsity=0.5, on_layer=at_layer_two),
-    "each": lambda e, _: e.generate_batch([PROMPT, OTHER], sparsity=0.5, per_prompt=True, on_layer=at_layer_two),
+    "answer": lambda e, _: e.generate(PROMPT, sparsity=0.5, method="griffin", logits_processor=[InTheAnswer()]),
+    "batch": lambda e, _: e.generate_batch([PROMPT, OTHER], sparsity=0.5, method="griffin", on_layer=at_layer_two),
+    "each": lambda e, _: e.generate_batch(
+        [PROMPT, OTHER], sparsity=0.5, method="griffin", per_prompt=True, on_layer=at_layer_two
+    ),
     "stream": lambda e, _: streams(e),
-    "sweep": lambda e, _: e.sweep(PROMPT, sparsity=0.5, on_layer=at_layer_two),
+    "sweep": lambda e, _: e.sweep(PROMPT, sparsity=0.5, method="griffin", on_layer=at_layer_two),
     "passage": lambda e, _: passes(e, on_layer=at_layer_two),
     "export": lambda e, out: e.export(PROMPT, out, sparsity=0.5, prompt_text="", on_layer=at_layer_two),
     "export_static": lambda e, out: e.export_static(CALIBRATION, out, sparsity=0.5, on_layer=at_layer_two),
@@ -79,13 +81,15 @@ def folder(case: Callable[[str], Case]) -> Path:
 @pytest.mark.parametrize("copies", [False, True])
 def test_it_is_one_error_and_nothing_is_left_half_done(folder: Path, tmp_path: Path, run: str, copies: bool) -> None:
     engine = Engine(folder, device="cpu", copies=copies)
-    before = engine.generate(PROMPT, sparsity=0.5, max_new_tokens=4, do_sample=False).token_ids
+    before = engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False).token_ids
     with pytest.raises(BudgetError, match=r"cpu is out of memory: .* were planned, .* is free now\. Give") as caught:
         RUNS[run](engine, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir()), "nothing is left of an export"
     assert engine.resident.state is State.EMPTY
-    assert engine.generate(PROMPT, sparsity=0.5, max_new_tokens=4, do_sample=False).token_ids == before
+    assert (
+        engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False).token_ids == before
+    )
 
 
 def test_other_errors_stay_as_they_are() -> None:

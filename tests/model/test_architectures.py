@@ -38,7 +38,7 @@ def model_type(name: str) -> str:
 
 
 def greedy(engine: Engine, prompt: list[int], sparsity: float) -> list[int]:
-    return engine.generate(prompt, sparsity=sparsity, max_new_tokens=NEW, do_sample=False).token_ids
+    return engine.generate(prompt, sparsity=sparsity, method="griffin", max_new_tokens=NEW, do_sample=False).token_ids
 
 
 def chosen(engine: Engine) -> dict[tuple[int, str], list[Any]]:
@@ -129,7 +129,7 @@ def assert_equals_oracle(engine: Engine, case: Case) -> None:
     model, ids = case.model, torch.tensor([PROMPT])
     with torch.no_grad():
         whole = model(ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
-    streamed = engine.sweep(PROMPT, sparsity=0.5)
+    streamed = engine.sweep(PROMPT, sparsity=0.5, method="griffin")
     torch.testing.assert_close(streamed.logits[0, -1], whole.logits[0, -1], rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(streamed.past_key_values.layers, whole.past_key_values.layers, strict=True):
         for name in {"keys", "values", "conv_states", "recurrent_states"} & vars(theirs).keys():
@@ -159,7 +159,9 @@ def assert_batch_answers_as_each_alone(engine: Engine, case: Case) -> None:
     prompts = [tiny_prompt(30), tiny_prompt(22, 1), tiny_prompt(1)]
     together = engine.generate_batch(prompts, sparsity=0.0, max_new_tokens=NEW, do_sample=False)
     assert [answer.token_ids for answer in together] == [case.answer(ids, 0.0, NEW)[0] for ids in prompts]
-    each = engine.generate_batch(prompts, per_prompt=True, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    each = engine.generate_batch(
+        prompts, per_prompt=True, sparsity=0.5, method="griffin", max_new_tokens=NEW, do_sample=False
+    )
     assert [answer.token_ids for answer in each] == [case.answer(ids, 0.5, NEW)[0] for ids in prompts]
 
 
@@ -167,14 +169,14 @@ def assert_export_is_resident(engine: Engine, case: Case, out: Path) -> None:
     """The weights bit for bit, and the same answer after the same prompt."""
     if model_type(case.kind) in NO_SIZE:
         with pytest.raises(ExportError, match="no field for fewer neurons"):
-            engine.export(PROMPT, out, prompt_text="x")
+            engine.export(PROMPT, out, prompt_text="x", fold=False)
         return
-    output = engine.sweep(PROMPT, sparsity=0.5)
+    output = engine.sweep(PROMPT, sparsity=0.5, method="griffin")
     first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = case.model.state_dict()[table]
-    Engine(case.folder).export(PROMPT, out, prompt_text="x")
+    Engine(case.folder).export(PROMPT, out, prompt_text="x", fold=False)
     model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
     assert not any(facts.values()), facts
     for name, tensor in model.state_dict().items():
@@ -264,11 +266,11 @@ def test_no_mask_is_written_out_where_none_is_needed(tmp_path: Path) -> None:
         )
         for layer in engine.skeleton.modules
     ]
-    greedy(engine, PROMPT, 0.5)
+    engine.generate(PROMPT, sparsity=0.5, max_new_tokens=NEW, do_sample=False, no_fidelity=True)
     assert len(masks) >= 3
     assert all(mask is None for mask in masks)
     masks.clear()
-    engine.generate_batch([PROMPT, tiny_prompt(20)], sparsity=0.5, max_new_tokens=2, do_sample=False)
+    engine.generate_batch([PROMPT, tiny_prompt(20)], sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False)
     assert masks[0].shape == (2, 1, 48, 48)  # padding needs one
     for handle in handles:
         handle.remove()
@@ -281,13 +283,13 @@ def test_a_block_in_pieces_is_the_block(tmp_path: Path, kind: str, monkeypatch: 
     engine = Engine(folder, dtype="float32")
     whole, experts = greedy(engine, PROMPT, 0.5), chosen(engine)
     prompts = [tiny_prompt(30), tiny_prompt(45, 1)]
-    pooled = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    pooled = engine.generate_batch(prompts, sparsity=0.5, method="griffin", max_new_tokens=NEW, do_sample=False)
     pooled_experts = chosen(engine)
     assert len(PROMPT) < PIECE
     monkeypatch.setattr("griffin_offload.model.modules.PIECE", 7)
     assert greedy(engine, PROMPT, 0.5) == whole
     assert chosen(engine) == experts
-    again = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False)
+    again = engine.generate_batch(prompts, sparsity=0.5, method="griffin", max_new_tokens=NEW, do_sample=False)
     assert [a.token_ids for a in again] == [a.token_ids for a in pooled]
     assert chosen(engine) == pooled_experts
 

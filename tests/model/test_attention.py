@@ -60,5 +60,5 @@ def test_answers_use_it_and_prompts_do_not(kind: str, tmp_path: Path, monkeypatc
     engine, calls = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32"), list[int]()
     ours = attention.attend_one
     monkeypatch.setattr(attention, "attend_one", lambda q, *args: (calls.append(q.shape[2]), ours(q, *args))[1])
-    engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4, min_new_tokens=4)
+    engine.generate(tiny_prompt(20), sparsity=0.5, method="griffin", max_new_tokens=4, min_new_tokens=4)
     assert calls == [1] * 3 * len(engine.skeleton.layers)

@@ -1,5 +1,7 @@
 """Which kernels a forward's products run by: torch's own for one token while decoding, oneDNN's for all else."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_checkpoint
@@ -24,15 +26,16 @@ def test_only_one_token_after_others_runs_by_torchs_own_kernels(engine: Engine) 
         first.register_forward_hook(lambda _, args, out: seen.append((args[0].shape[1], mkldnn.enabled))),
         head.register_forward_hook(lambda *_: seen.append((0, mkldnn.enabled))),
     ]
+    plain: dict[str, Any] = {"method": "griffin", "no_fidelity": True}
     try:
-        engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3)
+        engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3, **plain)
         assert seen == [(len(PROMPT), True), (0, True), *[(1, False), (0, False)] * 2]
         assert mkldnn.enabled
         seen.clear()
-        engine.generate(PROMPT[:1], sparsity=0.5, max_new_tokens=2)
+        engine.generate(PROMPT[:1], sparsity=0.5, max_new_tokens=2, **plain)
         assert seen == [(1, True), (0, True), (1, False), (0, False)]
         seen.clear()
-        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, max_new_tokens=2)
+        engine.generate_batch([PROMPT, PROMPT[::-1]], sparsity=0.5, max_new_tokens=2, **plain)
         assert [enabled for _, enabled in seen] == [True] * 4
     finally:
         for handle in handles:
@@ -43,7 +46,7 @@ def test_the_switch_goes_back_whatever_happens(engine: Engine) -> None:
     def stop(_: str) -> None:
         raise KeyboardInterrupt
 
-    answer = engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3, on_text=stop)
+    answer = engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3, on_text=stop)
     assert answer.finish_reason == "interrupted"
     assert mkldnn.enabled
     head = engine.skeleton.model.get_output_embeddings()
@@ -54,7 +57,7 @@ def test_the_switch_goes_back_whatever_happens(engine: Engine) -> None:
 
     handle = head.register_forward_pre_hook(fail)
     try:
-        assert engine.generate(PROMPT, sparsity=0.5, max_new_tokens=3).finish_reason == "interrupted"
+        assert engine.generate(PROMPT, sparsity=0.5, method="griffin", max_new_tokens=3).finish_reason == "interrupted"
     finally:
         handle.remove()
     assert mkldnn.enabled
@@ -77,7 +80,7 @@ def test_a_product_is_the_same_but_for_its_rounding() -> None:
 
 
 def test_not_while_layers_stream_and_other_forwards_run_between(engine: Engine) -> None:
-    cache = engine.sweep(PROMPT, max_new_tokens=3, sparsity=0.5).past_key_values
+    cache = engine.sweep(PROMPT, max_new_tokens=3, sparsity=0.5, method="griffin").past_key_values
     model, layer = engine.skeleton.model, engine.skeleton.modules[0]
     seen: list[bool] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(mkldnn.enabled))

@@ -117,26 +117,26 @@ def test_only_a_choice_of_formats_is_worth_a_measurement(engine: Engine, file: P
         assert not file.exists(), options
     assert engine.plan(20, 4, resident_dtype="int8").tokens_per_s > 0
     assert file.exists()
-    assert engine.plan(20, 4, sparsity=0.5).tokens_per_s > 0, "what is known is told"
+    assert engine.plan(20, 4, sparsity=0.5, method="griffin").tokens_per_s > 0, "what is known is told"
 
 
 def test_a_small_model_is_not_worth_one(case: Callable[[str], Case], file: Path) -> None:
     engine = Engine(case("llama").folder, device="cpu")
-    assert engine.plan(20, 4, resident_dtype="auto", sparsity=0.5).tokens_per_s is None
+    assert engine.plan(20, 4, resident_dtype="auto", sparsity=0.5, method="griffin").tokens_per_s is None
     assert not file.exists()
 
 
 def test_the_report_has_what_was_expected_beside_what_was_measured(engine: Engine, file: Path) -> None:
     key = speeds_key("cpu", torch.float32)
     file.write_text(json.dumps({key: {"time": time.time(), "bytes_per_s": MADE_UP}}))
-    report = engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4).report
+    report = engine.generate(tiny_prompt(20), sparsity=0.5, method="griffin", max_new_tokens=4).report
     expected = MADE_UP[""] / report.plan.bytes_per_token
     assert report.to_json()["timings"]["expected_tokens_per_s"] == pytest.approx(expected)
     assert f"tokens/s ({expected:.1f} expected)" in dict(report.rows())["decoding"]
 
 
 def test_a_limit_that_was_exceeded_is_not_told(engine: Engine) -> None:
-    report = engine.generate(tiny_prompt(20), sparsity=0.5, max_new_tokens=4).report
+    report = engine.generate(tiny_prompt(20), sparsity=0.5, method="griffin", max_new_tokens=4).report
     limit = report.decode_tokens_per_s * report.bytes_per_token
     for bandwidth, told in ((2 * limit, "50% of the"), (limit / 2, "bandwidth was disturbed")):
         pace = dict(replace(report, memory_bandwidth=bandwidth).rows())["decoding"]

@@ -30,7 +30,9 @@ def short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(engine: Engine, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
-    made = engine.generate_batch(prompts, max_new_tokens=NEW, do_sample=False, **{"sparsity": 0.5, **options})
+    made = engine.generate_batch(
+        prompts, max_new_tokens=NEW, do_sample=False, **{"sparsity": 0.5, "rest": "drop", **options}
+    )
     return [answer.token_ids for answer in made], made[0].report.steps
 
 
@@ -64,7 +66,9 @@ def test_sampling_is_the_same_and_chat_like_turns_too(case: Callable[[str], Case
     plain, steps = Engine(case("llama").folder), copying(case("llama").folder)
     for seed in (1, 2):
         both = [
-            engine.generate(tiny_prompt(9, seed), sparsity=0.5, max_new_tokens=12, temperature=1.5, seed=seed).token_ids
+            engine.generate(
+                tiny_prompt(9, seed), sparsity=0.5, method="griffin", max_new_tokens=12, temperature=1.5, seed=seed
+            ).token_ids
             for engine in (plain, steps)
         ]
         assert both[0] == both[1]

@@ -29,7 +29,9 @@ def _short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batch(engine: Engine, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Any]:
-    made = engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=NEW, do_sample=False, **options)
+    made = engine.generate_batch(
+        prompts, sparsity=0.5, method="griffin", max_new_tokens=NEW, do_sample=False, **options
+    )
     return [answer.token_ids for answer in made], made[0].report.steps
 
 
@@ -65,7 +67,9 @@ def test_sampling_draws_the_same_tokens_from_graphs(
     engine = Engine(case("llama").folder, device="cuda", dtype="float32")
 
     def sampled() -> Any:
-        return engine.generate(tiny_prompt(9), sparsity=0.5, max_new_tokens=24, temperature=1.5, seed=3)
+        return engine.generate(
+            tiny_prompt(9), sparsity=0.5, method="griffin", max_new_tokens=24, temperature=1.5, seed=3
+        )
 
     graphs = sampled()
     monkeypatch.setattr(static_step.StaticStep, "takes", lambda self, arguments: False)
@@ -86,7 +90,9 @@ def test_a_step_that_asks_for_a_number_is_not_recorded_and_says_so(
     assert steps.recordings == 0
     assert steps.why_not_recorded
     monkeypatch.undo()
-    sampled = engine.generate(prompt, sparsity=0.5, max_new_tokens=8, temperature=1.5, seed=3)  # the device still works
+    sampled = engine.generate(
+        prompt, sparsity=0.5, method="griffin", max_new_tokens=8, temperature=1.5, seed=3
+    )  # the device still works
     assert sampled.report.steps.recordings
 
 

@@ -27,14 +27,16 @@ def test_tokens_are_the_oracles(tmp_path: Path, kind: str, sparsity: float) -> N
     engine, model = Engine(folder, device="cuda", dtype="float32"), oracle.load(folder)
     expected, _ = oracle.masked_generate(model, prompt, oracle.experts(model, prompt, sparsity), 8)
     for _ in range(2):  # the second prompt pass reads only the neurons
-        generation = engine.generate(prompt, sparsity=sparsity, max_new_tokens=8, do_sample=False)
+        generation = engine.generate(prompt, sparsity=sparsity, method="griffin", max_new_tokens=8, do_sample=False)
         assert generation.token_ids == expected
 
 
 def test_the_peak_is_the_allocators_and_below_the_plan(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
     folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **sizes)
-    report = Engine(folder, device="cuda").generate(tiny_prompt(), sparsity=0.75, max_new_tokens=4).report
+    report = (
+        Engine(folder, device="cuda").generate(tiny_prompt(), sparsity=0.75, method="griffin", max_new_tokens=4).report
+    )
     assert 100 * MIB < report.measured_peak <= report.plan.peak < report.plan.full_bytes + 200 * MIB
 
 
@@ -57,7 +59,10 @@ def test_several_readers_and_a_tiny_ring_give_the_oracles_tokens(
     engine, model = Engine(folder, device="cuda", dtype="float32"), oracle.load(folder)
     expected, _ = oracle.masked_generate(model, prompt, oracle.experts(model, prompt, 0.5), 8)
     for _ in range(3):
-        assert engine.generate(prompt, sparsity=0.5, max_new_tokens=8, do_sample=False).token_ids == expected
+        assert (
+            engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids
+            == expected
+        )
 
 
 def test_the_second_prompt_finds_its_layers_in_ram(tmp_path: Path) -> None:
@@ -65,7 +70,10 @@ def test_the_second_prompt_finds_its_layers_in_ram(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **sizes)
     held, bare = Engine(folder, device="cuda", host_memory="2GiB"), Engine(folder, device="cuda", host_memory=0)
     answers = [
-        [engine.generate(tiny_prompt(48, s), sparsity=0.5, max_new_tokens=4, do_sample=False) for s in range(2)]
+        [
+            engine.generate(tiny_prompt(48, s), sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
+            for s in range(2)
+        ]
         for engine in (held, bare)
     ]
     assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
@@ -86,4 +94,6 @@ def test_activations_that_are_not_finite_are_told_with_their_layer(tmp_path: Pat
     tensors["model.layers.1.mlp.up_proj.weight"] *= 3e4
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericError, match=r"model\.layers\.1"):
-        Engine(folder, device="cuda", dtype="float16").generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+        Engine(folder, device="cuda", dtype="float16").generate(
+            tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2
+        )

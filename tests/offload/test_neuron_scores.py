@@ -158,7 +158,7 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
     prior = engine.score_samples(Calibration([other]))
 
     def answer(**options: object) -> list[list[int]]:
-        engine.generate(prompt, sparsity=0.5, max_new_tokens=2, do_sample=False, **options)
+        engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=2, do_sample=False, **options)
         return [experts.tolist() for layer in engine.kept_neurons() for experts in layer]
 
     own = answer()
@@ -173,13 +173,15 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
 def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
     engine = Engine(llama)
     prior = engine.score_samples(Calibration(SAMPLES))
-    report = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2, prior=prior).report
+    report = engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, max_new_tokens=2, prior=prior).report
     facts = report.to_json()["prior"]
     assert facts["key"]
     del facts["key"]
     assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": 0.4}
     assert ("prior", "score griffin of 3 samples, weight 0.4") in report.rows()
-    assert "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2).report.to_json()
+    assert (
+        "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2).report.to_json()
+    )
 
 
 def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
@@ -188,12 +190,12 @@ def test_a_prior_where_it_cannot_act(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="all of them are kept"):
         engine.generate(tiny_prompt(), sparsity=0.0, prior=prior)
     with pytest.raises(OptionError, match="'random' uses no statistic"):
-        engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, selection="random")
+        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior, selection="random")
     with pytest.raises(OptionError, match="weight 2 is outside"):
-        engine.generate(tiny_prompt(), sparsity=0.5, prior=prior, prior_weight=2)
+        engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior, prior_weight=2)
     other = Engine(tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64))
     with pytest.raises(OptionError, match="the prior is of llama, whose layers are not those of"):
-        other.generate(tiny_prompt(), sparsity=0.5, prior=prior)
+        other.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, prior=prior)
 
 
 def test_samples_that_make_no_scores(llama: Path, tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: 
     if model.name in ("gemma4_text", "gpt_oss"):
         pytest.skip("no export has a config for it")
     engine, prompt = Engine(model), tiny_prompt(48, 1)
-    engine.export(prompt, tmp_path / "prompt", prompt_text="x", sparsity=0.5)
+    engine.export(prompt, tmp_path / "prompt", prompt_text="x", fold=False, sparsity=0.5)
     _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5)
     for one in (tmp_path / "prompt").glob("*.safetensors"):
         assert (tmp_path / "static" / one.name).read_bytes() == one.read_bytes()
@@ -253,7 +255,7 @@ def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_
 def test_magnitude_and_random_models_need_no_text(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     engine.export_static(Calibration(score="magnitude"), tmp_path / "static")
-    engine.export(tiny_prompt(), tmp_path / "prompt", prompt_text="x", selection="magnitude")
+    engine.export(tiny_prompt(), tmp_path / "prompt", prompt_text="x", fold=False, selection="magnitude")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("static", "prompt")]
     assert weights[0] == weights[1]
     engine.export_static(Calibration(score="random", seed=3), tmp_path / "random")
@@ -298,9 +300,9 @@ def test_what_chose_the_neurons_is_on_the_card(llama: Path, tmp_path: Path) -> N
 def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> None:
     engine, prompt = Engine(llama), tiny_prompt()
     prior = engine.score_samples(Calibration(SAMPLES))
-    engine.export(prompt, tmp_path / "prior", prompt_text="x", prior=prior, prior_weight=1.0)
+    engine.export(prompt, tmp_path / "prior", prompt_text="x", fold=False, prior=prior, prior_weight=1.0)
     engine.export_static(Calibration(SAMPLES), tmp_path / "static")
-    engine.export(prompt, tmp_path / "alone", prompt_text="x")
+    engine.export(prompt, tmp_path / "alone", prompt_text="x", fold=False)
     facts = [json.loads((tmp_path / name / "griffin.json").read_text()) for name in ("prior", "static", "alone")]
     assert facts[0]["experts"] == facts[1]["experts"] != facts[2]["experts"]
     assert facts[0]["prior"] == {**prior.facts, "weight": 1.0}
@@ -312,7 +314,7 @@ def test_as_gguf(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     for name, static in (("one", Calibration([tiny_prompt()])), ("wanda", Calibration(SAMPLES, "wanda"))):
         engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5)
-    engine.export(tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", format="gguf", sparsity=0.5)
+    engine.export(tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", fold=False, format="gguf", sparsity=0.5)
     fields = {name: read_gguf(tmp_path / f"{name}.gguf", name).fields for name in ("one", "wanda", "prompt")}
     assert json.loads(fields["wanda"]["griffin.calibration"])["score"] == "wanda"
     assert fields["wanda"]["general.name"] == "llama, pruned for any prompt"

@@ -16,7 +16,7 @@ PROMPT, NEW = tiny_prompt(), 12
 
 
 def greedy(engine: Engine, prompt: list[int], sparsity: float) -> list[int]:
-    return engine.generate(prompt, sparsity=sparsity, max_new_tokens=NEW, do_sample=False).token_ids
+    return engine.generate(prompt, sparsity=sparsity, method="griffin", max_new_tokens=NEW, do_sample=False).token_ids
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gpt2", "opt", "gemma2", "starcoder2", "falcon"])

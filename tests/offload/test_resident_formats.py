@@ -110,6 +110,7 @@ def assert_answers_as_rounded(engine: Engine, case: Case, resident_dtype: str, r
         sparsity=sparsity,
         resident_dtype=resident_dtype,
         rest=rest,
+        fold=False,
         max_new_tokens=tokens,
         do_sample=False,
         logits_processor=[logits],

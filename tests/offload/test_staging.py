@@ -84,7 +84,7 @@ def test_a_file_that_ends_too_early_is_told_and_all_threads_end(
     engine = copying(folder)
     os.truncate(folder / SINGLE, (folder / SINGLE).stat().st_size // 2)
     with pytest.raises(CheckpointError, match="cut short"):
-        engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2)
+        engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2)
     assert reading_threads() == []
 
 
@@ -100,7 +100,7 @@ def test_a_stop_in_the_middle_ends_all_threads_and_the_next_prompt_is_answered(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate_batch([tiny_prompt()], sparsity=0.5, max_new_tokens=2, on_layer=stop)
+        engine.generate_batch([tiny_prompt()], sparsity=0.5, method="griffin", max_new_tokens=2, on_layer=stop)
     assert reading_threads() == []
     assert_equals_oracle(folder, tiny_prompt(), 0.5, engine, tokens=4)
 
@@ -119,7 +119,9 @@ def not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def two_prompts(engine: Engine) -> tuple[list[int], list[int]]:
     """Layers that the plans hold, and bytes that were read, of two prompts."""
-    reports = [engine.generate(tiny_prompt(40, s), sparsity=0.5, max_new_tokens=2).report for s in range(2)]
+    reports = [
+        engine.generate(tiny_prompt(40, s), sparsity=0.5, method="griffin", max_new_tokens=2).report for s in range(2)
+    ]
     return [report.plan.held_layers for report in reports], [report.bytes_read for report in reports]
 
 
@@ -130,15 +132,15 @@ def test_free_ram_is_a_tier_by_default(large: Path, monkeypatch: pytest.MonkeyPa
     held, read = two_prompts(engine)
     assert held == [8, 8]
     assert read[0] > 8 * LAYER > 100 * read[1]
-    report = engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2).report
+    report = engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2).report
     assert 8 * LAYER <= report.measured_host <= report.plan.host_peak
     cells = {row[0]: row[1:] for row in last_rows(report.to_json())[1]}
     assert cells["RAM"][:2] == (format_bytes(report.plan.host_peak), format_bytes(report.measured_host))
     assert "bound by" in cells["prompt pass"][2]
-    without = replace(engine.opened, host_memory=0).plan(48, 2, Pruning(sparsity=0.5))
+    without = replace(engine.opened, host_memory=0).plan(48, 2, Pruning(sparsity=0.5, method="griffin"))
     assert without.held_layers == 0
     assert without.peak == report.plan.peak, "the device's memory is another"
-    assert Engine(large).plan(40, sparsity=0.5).held_layers == 0, "on the CPU it is asked for"
+    assert Engine(large).plan(40, sparsity=0.5, method="griffin").held_layers == 0, "on the CPU it is asked for"
 
 
 @pytest.mark.usefixtures("not_in_the_cache")
@@ -155,8 +157,8 @@ def test_a_size_limits_the_tier_and_others_keep_their_ram(
 
 
 def test_what_the_page_cache_has_is_not_held_twice_unless_it_is_asked_for(large: Path) -> None:
-    assert copying(large).plan(40, sparsity=0.5).held_layers == 0  # just written, and small
-    assert copying(large, host_memory="1GiB").plan(40, sparsity=0.5).held_layers == 8
+    assert copying(large).plan(40, sparsity=0.5, method="griffin").held_layers == 0  # just written, and small
+    assert copying(large, host_memory="1GiB").plan(40, sparsity=0.5, method="griffin").held_layers == 8
 
 
 def test_ram_that_others_take_meanwhile_is_not_filled_and_is_given_back(
@@ -178,7 +180,7 @@ def test_seconds_of_the_stages_add_up(large: Path, monkeypatch: pytest.MonkeyPat
     stages = []
     engine = copying(large, host_memory="1GiB")
     for seed in range(2):
-        report = engine.generate(tiny_prompt(40, seed), sparsity=0.5, max_new_tokens=2).report
+        report = engine.generate(tiny_prompt(40, seed), sparsity=0.5, method="griffin", max_new_tokens=2).report
         found = report.stages
         assert found
         assert 0 < found.total <= report.prompt_s
@@ -190,7 +192,7 @@ def test_seconds_of_the_stages_add_up(large: Path, monkeypatch: pytest.MonkeyPat
         assert report.to_json()["io"]["stages"]["bound_by"] == found.bound_by
         stages.append(found)
     assert stages[0].read > stages[1].read == 0
-    on_the_cpu = Engine(large).generate(tiny_prompt(40), sparsity=0.5, max_new_tokens=2).report.stages
+    on_the_cpu = Engine(large).generate(tiny_prompt(40), sparsity=0.5, method="griffin", max_new_tokens=2).report.stages
     assert on_the_cpu
     assert (on_the_cpu.threads, on_the_cpu.bus, on_the_cpu.host_copy) == (1, 0, 0)
     assert on_the_cpu.compute + on_the_cpu.wait == pytest.approx(on_the_cpu.total)

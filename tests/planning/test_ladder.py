@@ -87,17 +87,23 @@ def test_what_is_given_is_kept(folder: Path) -> None:
 
     assert taken("bfloat16", resident_dtype="int4") == "int4"
     assert taken("int4, 50% dropped", resident_dtype="int4") == "int4, 50% dropped"
-    assert taken("bfloat16", sparsity=0.5) == "bfloat16, 50% dropped"
-    assert taken("bfloat16", sparsity=0.5, resident_dtype="auto") == "bfloat16, 50% dropped"
+    assert taken("bfloat16", sparsity=0.5) == "bfloat16, 50% in int4"
+    assert taken("bfloat16", sparsity=0.5, rest="drop") == "bfloat16, 50% dropped"
+    assert taken("bfloat16", sparsity=0.5, resident_dtype="auto", rest="drop") == "bfloat16, 50% dropped"
     assert taken("int4, 50% dropped", sparsity=0.5, resident_dtype="auto") == "int4, 50% dropped"
     assert taken("int4", rest="drop") == "int4"
     assert taken("int8, 50% in int4", rest="drop") == "int4"
     engine.budget = 2**40
-    engine.budget = engine.plan(40, 4, sparsity=0.5).peak
+    engine.budget = engine.plan(40, 4, sparsity=0.5, method="griffin").peak
+    assert describe(engine.plan(40, 4, resident_dtype="bfloat16", rest="drop")) == "bfloat16, 50% dropped"
     assert describe(engine.plan(40, 4, resident_dtype="bfloat16")) == "bfloat16, 50% dropped"
     engine.budget = 2**40
-    engine.budget = engine.plan(40, 4, sparsity=0.5, resident_dtype="int8").peak
-    assert describe(engine.plan(40, 4, sparsity=0.5, resident_dtype="auto")) == "int8, 50% dropped"
+    engine.budget = engine.plan(40, 4, sparsity=0.75, rest="int4").peak
+    assert describe(engine.plan(40, 4, resident_dtype="bfloat16")) == "bfloat16, 75% in int4"
+    engine.budget = 2**40
+    engine.budget = engine.plan(40, 4, sparsity=0.5, resident_dtype="int8", rest="drop").peak
+    dropped = engine.plan(40, 4, sparsity=0.5, resident_dtype="auto", rest="drop")
+    assert describe(dropped) == "int8, 50% dropped"
     with pytest.raises(BudgetError, match=r"sparsity 0\.5 needs"):
         taken("int4, 75% dropped", sparsity=0.5)
     with pytest.raises(OptionError, match="resident_dtype 'int3' is not known; known: auto, bfloat16, int8, int4"):

@@ -98,7 +98,7 @@ def test_nothing_is_taken_that_is_slower_and_no_better(sizes: ModelSizes, pace: 
 def test_nor_beside_a_given_sparsity(sizes: ModelSizes, pace: Speeds, sparsity: float) -> None:
     request = replace(REQUEST, speeds=pace)
     rungs = [Rung(d, sparsity, "drop", loss) for d, loss in zip(DTYPES, DROPPED[sparsity], strict=True)]
-    pruning = Pruning(sparsity=sparsity, resident_dtype="auto")
+    pruning = Pruning(sparsity=sparsity, resident_dtype="auto", rest="drop")
     for budget in [plan.peak for _, plan in climb(sizes, request, rungs)]:
         candidates = [(r.divergence, p) for r, p in climb(sizes, replace(request, budget=budget), rungs)]
         plan = best_plan(sizes, replace(request, budget=budget), pruning, "m")
@@ -112,14 +112,14 @@ def test_int4_that_is_slower_than_int8_is_not_taken_where_int8_fits() -> None:
     slow = replace(REQUEST, speeds=speeds(10e9, 15e9, 2e9), budget=plans["int8"].peak)
     for pruning in (Pruning(), Pruning(resident_dtype="auto"), Pruning(sparsity=0.0, resident_dtype="auto")):
         assert describe(best_plan(sizes, slow, pruning, "m")) == "int8"
-    dropped = best_plan(sizes, slow, Pruning(sparsity=0.5, resident_dtype="auto"), "m")
+    dropped = best_plan(sizes, slow, Pruning(sparsity=0.5, resident_dtype="auto", rest="drop"), "m")
     assert describe(dropped) == "int8, 50% dropped"
 
 
 def test_of_equals_the_fastest_is_taken_and_of_unknown_ones_the_first() -> None:
     """Beside dropped neurons int8 loses nothing: it is taken where it is faster, and not where it has no kernels."""
     sizes = of_layers(32)
-    pruning = Pruning(sparsity=0.5, resident_dtype="auto")
+    pruning = Pruning(sparsity=0.5, resident_dtype="auto", rest="drop")
 
     def taken(pace: Speeds | None, pruning: Pruning = pruning, budget: int = 64 * GIB) -> str:
         return describe(best_plan(sizes, replace(REQUEST, speeds=pace, budget=budget), pruning, "m"))
@@ -127,7 +127,7 @@ def test_of_equals_the_fastest_is_taken_and_of_unknown_ones_the_first() -> None:
     assert taken(speeds(10e9, 15e9, 10e9)) == "int8, 50% dropped"
     assert taken(speeds(10e9, 4e9, 10e9)) == "bfloat16, 50% dropped"
     assert taken(None) == "bfloat16, 50% dropped"
-    for options in ({"sparsity": 0.1}, {"sparsity": 0.5, "rest": "int4"}):
+    for options in ({"sparsity": 0.1, "rest": "drop"}, {"sparsity": 0.5, "rest": "int4"}, {"sparsity": 0.5}):
         kept = Pruning(resident_dtype="auto", **options)
         assert taken(speeds(1e9, 90e9, 90e9), kept).startswith("bfloat16")
     assert taken(speeds(1e9, 90e9, 90e9), Pruning()) == "bfloat16"

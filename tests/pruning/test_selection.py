@@ -102,7 +102,7 @@ def test_a_weighted_statistic(tokens: int) -> None:
 def test_magnitude_of_each_form_of_weights(tmp_path: Path, kind: str) -> None:
     """gate and up apart, in one matrix, transposed, of routed experts, and of those side by side."""
     engine = Engine(tiny_checkpoint(tmp_path / "m", kind), dtype="float32")
-    engine.sweep(PROMPT, sparsity=0.5, selection="magnitude")
+    engine.sweep(PROMPT, sparsity=0.5, rest="drop", selection="magnitude")
     chosen = [layer[0].clone() for layer in engine.kept_neurons()]
     engine.unload()
     engine.sweep(PROMPT, sparsity=0.0)
@@ -132,7 +132,7 @@ def test_a_selection_is_what_is_kept(llama: Path, selection: str) -> None:
     """The answer is the masked model's, with the experts that the engine says it chose."""
     engine, model = Engine(llama), oracle.load(llama)
     answer = engine.generate(
-        PROMPT, sparsity=0.5, selection=selection, seed=1, max_new_tokens=NEW, do_sample=False
+        PROMPT, sparsity=0.5, rest="drop", fold=False, selection=selection, seed=1, max_new_tokens=NEW, do_sample=False
     ).token_ids
     experts = [layer[0] for layer in engine.kept_neurons()]
     assert answer == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
@@ -141,7 +141,7 @@ def test_a_selection_is_what_is_kept(llama: Path, selection: str) -> None:
 def test_a_sparsity_for_each_layer(llama: Path) -> None:
     engine, model = Engine(llama), oracle.load(llama)
     shares = (0.0, 0.75, 1.0)
-    answer = engine.generate(PROMPT, sparsity=shares, max_new_tokens=NEW, do_sample=False).token_ids
+    answer = engine.generate(PROMPT, sparsity=shares, method="griffin", max_new_tokens=NEW, do_sample=False).token_ids
     experts = [oracle.experts(model, PROMPT, share)[i] for i, share in enumerate(shares)]
     assert [len(e) for e in experts] == [96, 24, 0]
     assert answer == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
@@ -153,7 +153,7 @@ def test_a_sparsity_for_each_layer(llama: Path) -> None:
 def test_no_neuron_at_all(tmp_path: Path, kind: str) -> None:
     folder = tiny_checkpoint(tmp_path / "m", kind)
     engine, model = Engine(folder, dtype="float32"), oracle.load(folder)
-    answer = engine.generate(PROMPT, sparsity=1.0, max_new_tokens=NEW, do_sample=False).token_ids
+    answer = engine.generate(PROMPT, sparsity=1.0, method="griffin", max_new_tokens=NEW, do_sample=False).token_ids
     nothing = [e[..., :0] for e in oracle.experts(model, PROMPT, 0.5)]
     assert answer == oracle.masked_generate(model, PROMPT, nothing, NEW)[0]
 
@@ -164,7 +164,7 @@ def test_an_export_fills_up_layers_that_keep_less(tmp_path: Path, kind: str, sha
     from transformers import AutoModelForCausalLM
 
     folder = tiny_checkpoint(tmp_path / "m", kind)
-    Engine(folder).export(PROMPT, tmp_path / "out", prompt_text="x", sparsity=shares)
+    Engine(folder).export(PROMPT, tmp_path / "out", prompt_text="x", fold=False, sparsity=shares)
     small, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
     assert not any(facts.values()), facts
     model = oracle.load(folder)
@@ -182,7 +182,7 @@ def test_in_a_batch_every_prompt_counts_the_same(llama: Path) -> None:
     """The experts are the largest of the sum of s² / S: a prompt three times as long has no more to say."""
     prompts = [tiny_prompt(60), tiny_prompt(20, 1), tiny_prompt(33, 2)]
     engine, model = Engine(llama), oracle.load(llama)
-    engine.generate_batch(prompts, sparsity=0.5, max_new_tokens=2, do_sample=False)
+    engine.generate_batch(prompts, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False)
     each = [oracle.statistic(model, prompt, torch.float64) for prompt in prompts]
     for index, (layer, kept) in enumerate(zip(engine.resident.layers, engine.kept_neurons(), strict=True)):
         pooled = sum(s[index].square() / len(p) for s, p in zip(each, prompts, strict=True))
@@ -215,7 +215,9 @@ def test_a_batch_is_read_once(llama: Path) -> None:
     prompts = [tiny_prompt(40), tiny_prompt(25, 1), tiny_prompt(31, 2)]
     for per_prompt in (True, False):
         engine.unload()
-        report = engine.generate_batch(prompts, per_prompt=per_prompt, sparsity=0.5, max_new_tokens=4)[0].report
+        report = engine.generate_batch(
+            prompts, per_prompt=per_prompt, sparsity=0.5, max_new_tokens=4, no_fidelity=True
+        )[0].report
         once = engine.checkpoint.bytes - engine.sizes.in_file  # of the embedding on disk, the tokens' rows are read
         assert once < report.bytes_read <= once + 0.06 * engine.checkpoint.bytes
 

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from ...errors import OptionError
-from ...options import FfnSkip, Pruning, check
+from ...options import AUTO, FfnSkip, Pruning, check
 
 METHODS = ("full", "accelerate", "magnitude", "griffin", "llama-cpp")
 
@@ -55,8 +55,9 @@ class Asked:
     GPU, none on the CPU. `stop_after`: seconds after which no run begins or goes on.
 
     `sparsities`, `resident_dtypes`, `ffn_skips` (shares of skipped blocks, beside none): of Griffin's rows, a row for
-    each combination; then, of the first, one for each of `rests`, one without options (`auto`) and one with compiled
-    layers (`compiles`). `ggufs`: files of the same weights for llama.cpp, a row each. Raises OptionError."""
+    each combination, with the first of `rests`; then, of the first row, one for each of the other `rests`, one without
+    options (`auto`) and one with compiled layers (`compiles`). `ggufs`: files of the same weights for llama.cpp, a row
+    each. Raises OptionError."""
 
     name: str
     folder: Path
@@ -76,7 +77,7 @@ class Asked:
     cold: bool | None = None
     device: str = "cpu"
     ram: int | None = None
-    rests: Sequence[str] = ()
+    rests: Sequence[str] = (AUTO,)
     auto: bool = False
     compiles: bool = False
     stop_after: float | None = None
@@ -95,8 +96,10 @@ class Asked:
     def prunings(self) -> list[Pruning]:
         """Those of Griffin's rows."""
         skips = [FfnSkip(share, self.ffn_skip_mode) for share in (0.0, *self.ffn_skips)]
+        rest, *others = self.rests
+        combined = product(self.sparsities, self.resident_dtypes, skips)
         return [
-            *(Pruning(*each[:2], skip=each[2]) for each in product(self.sparsities, self.resident_dtypes, skips)),
-            *(Pruning(self.sparsities[0], self.resident_dtypes[0], rest) for rest in self.rests),
+            *(Pruning(sparsity, dtype, rest, skip=skip) for sparsity, dtype, skip in combined),
+            *(Pruning(self.sparsities[0], self.resident_dtypes[0], other) for other in others),
             *([Pruning()] if self.auto else []),
         ]

@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import BudgetError, OptionError
 from ...memory.machine import MARGIN, available_memory
 from ...model.bandwidth import memory_bandwidth, read_by_a_token
+from ...options import AUTO
 from .job import Clock, Deadline, Job, Usage
 from .limits import arithmetic, device, new_memory, reading
 
@@ -95,7 +96,8 @@ def griffin(job: Job) -> dict[str, Any]:
         result |= {"prompt_again_s": report.prompt_s, "decode_s": report.decode_s, "tokens": report.tokens}
         usage.keep()  # of RAM: the device's peak is the report's
         peaks.append(report.measured_peak)
-    note = {} if job.pruning.sparsity is not None else {"note": f"took {describe(report.plan)}"}
+    chosen = job.pruning.sparsity is None or (job.pruning.rest in (None, AUTO) and report.plan.prunes)
+    note = {"note": f"took {describe(report.plan)}"} if chosen else {}
     return {
         **result,
         **note,

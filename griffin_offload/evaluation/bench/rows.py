@@ -1,10 +1,10 @@
 """The rows of a benchmark: a method at some lengths, and its runs."""
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...options import RESIDENT_DTYPES, Pruning
+from ...options import AUTO, RESIDENT_DTYPES, Pruning
 from .asked import Asked, Lengths
 from .runner import Result
 
@@ -28,7 +28,7 @@ class BenchRow:
         if facts["sparsity"] is None:
             return f"{self.method} without options"
         dtype = f" {facts['resident_dtype']}" if facts["resident_dtype"] != RESIDENT_DTYPES[0] else ""
-        rest = f" rest {facts['rest']}" if "rest" in facts else ""
+        rest = f" rest {facts['rest']}" if self.method == "griffin" and "rest" in facts else ""
         skips = f" skip {100 * facts['ffn_skip']:.3g}% by {facts['ffn_skip_mode']}" if "ffn_skip" in facts else ""
         compiled = " compiled" if self.compiles else ""
         return f"{self.method} {100 * facts['sparsity']:.3g}%{dtype}{rest}{skips}{compiled}"
@@ -43,7 +43,7 @@ class BenchRow:
             "sparsity": pruning.sparsity,
             "resident_dtype": pruning.resident_dtype,
             "file": self.gguf and self.gguf.name,
-            **({"rest": pruning.rest} if pruning.rest else {}),
+            **({"rest": pruning.rest} if pruning.rest not in (None, AUTO) else {}),
             **({"compiled": True} if self.compiles else {}),
             **skip,
             "prompt_tokens": self.lengths.prompt,
@@ -82,9 +82,10 @@ def bench_rows(asked: Asked) -> list[BenchRow]:
         for method in asked.methods:
             if method == "griffin":
                 rows += [BenchRow(method, lengths, pruning) for pruning in asked.prunings]
-                rows += [BenchRow(method, lengths, asked.prunings[0], compiles=True)] if asked.compiles else []
+                first = replace(asked.prunings[0], rest="drop")  # quantized weights are not compiled
+                rows += [BenchRow(method, lengths, first, compiles=True)] if asked.compiles else []
             elif method == "magnitude":
-                pruning = Pruning(asked.sparsities[0], RESIDENT_DTYPES[0], selection="magnitude")
+                pruning = Pruning(asked.sparsities[0], RESIDENT_DTYPES[0], "drop", "magnitude", fold=False)
                 rows.append(BenchRow(method, lengths, pruning))
             elif method == "llama-cpp":
                 rows += [BenchRow(method, lengths, gguf=gguf) for gguf in asked.ggufs]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ...engine import Engine
-from ...model.hooks import Residual, Tap, pieces_of
+from ...model.hooks import Activations, Residual, Tap, pieces_of
 from ...offload.layer_hook import LayerHook
 from ...offload.pruner import block_magnitude
+from ...pruning.fold import fold_tokens, joined, predicted
 from ...pruning.selection import Selection
 from ...pruning.statistic import neuron_statistic
 from .prompt_cache import forked_cache, prompt_cache
@@ -37,6 +38,12 @@ class Job(LayerHook):
             module, blocks = self._skeleton.modules[layer], self._skeleton.layers[layer].blocks
             self._taps = [Tap(module, block.path, partial(self.see, place)) for place, block in enumerate(blocks)]
 
+    def positions(self, place: int, z: Tensor, tokens: Tensor | None) -> Tensor:
+        """Of which tokens of the forward, counted through its rows, a z (..., F) of the block `place` is."""
+        pieces = pieces_of(self._skeleton.modules[self._layer], self._skeleton.layers[self._layer].blocks[place].path)
+        own = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
+        return own + (pieces.begin if pieces else 0)
+
     def see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         """What goes on in the place of z (..., F) of the layer's block `place`; None: z itself."""
         raise NotImplementedError
@@ -59,6 +66,7 @@ class PromptJob(Job):
         self._logits = torch.empty(0)  # (1, V), of the last token
         self._statistics: list[Tensor] = []  # by block: (F,) or (E, F)
         self._dropped: dict[int, Tensor] = {}  # by block: (R, F) or (R, E, F), bool
+        self._activations: dict[int, Activations] = {}  # by block, where a row folds
 
     def __call__(self) -> None:
         ids = torch.tensor([self.ids], device=self._engine.device)
@@ -76,12 +84,22 @@ class PromptJob(Job):
         shapes, device = [block.statistic_shape for block in self._skeleton.layers[layer].blocks], self._engine.device
         self._statistics = [torch.zeros(shape, dtype=torch.float32, device=device) for shape in shapes]
         self._dropped = {}
+        if any(row.fold for row in self.rows):
+            tokens = fold_tokens(torch.ones(1, len(self.ids), dtype=torch.int64, device=device))
+            self._activations = {place: Activations(tokens) for place in range(len(shapes))}
+
+    def activations(self, place: int, expert: int | None) -> Tensor | None:
+        """Rows of a block's z at the layer at hand, (S, F), for the fold; None where there are none."""
+        pieces = self._activations[place].pieces(expert)
+        return joined(list(pieces)) if any(map(len, pieces)) else None
 
     def see(self, place: int, z: Tensor, tokens: Tensor | None, expert: int | None) -> Tensor | None:
         """Adds z to the statistic, or zeroes what a static row drops."""
         if self.rows[0].static:
             (dropped,) = self.dropped(place)
             return z.masked_fill(dropped if expert is None else dropped[expert], 0)
+        if self._activations:
+            self._activations[place].add(z, self.positions(place, z, tokens), expert)
         total = self._statistics[place] if expert is None else self._statistics[place][expert]
         total += neuron_statistic(z)
         return None
@@ -166,11 +184,20 @@ class ContinuationJob(Job):
         """z with zeros for the neurons that its row drops, and for the tokens that skip the block."""
         dropped = self._prompt.dropped(place)[self._part]
         dropped = dropped if expert is None else dropped[:, expert]
-        path = self._skeleton.layers[self._layer].blocks[place].path
-        pieces = pieces_of(self._skeleton.modules[self._layer], path)
-        positions = torch.arange(z.shape[:-1].numel(), device=z.device) if tokens is None else tokens
-        positions = positions + (pieces.begin if pieces else 0)
-        absent = dropped[positions // (len(self._ids) - 1)]  # positions count through the rows, T tokens each
+        positions = self.positions(place, z, tokens)
+        row_of = positions // (len(self._ids) - 1)
+        absent = dropped[row_of]
         if self._skips:
             absent = absent | self._skipping.flatten()[positions, None]
-        return z.masked_fill(absent.view(z.shape), 0)
+        out = z.masked_fill(absent.view(z.shape), 0)
+        self._fold(place, expert, out.view(-1, z.shape[-1]), row_of, dropped)
+        return out
+
+    def _fold(self, place: int, expert: int | None, z: Tensor, row_of: Tensor, dropped: Tensor) -> None:
+        """Puts into z (N, F), for rows that fold, what the kept neurons say of the dropped ones (R, F)."""
+        for number, row in enumerate(self._prompt.rows[self._part]):
+            mine, absent = row_of == number, dropped[number]
+            if row.fold and 0 < int(absent.sum()) < len(absent):
+                rows = self._prompt.activations(place, expert)
+                if rows is not None:
+                    z[mine] += predicted(z[mine], rows, absent, row.fold).to(z.dtype)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ...engine import Engine
 from ...planning.plan import make_plan
-from ...planning.scoring import continuation_runs, continuation_waits, prompt_waits
+from ...planning.scoring import continuation_runs, continuation_waits, fold_runs, fold_waits, prompt_waits
 from .scored import Pair
 from .variant import ScoredRow
 
@@ -56,8 +56,11 @@ def _waiting(engine: Engine, pair: Pair, rows: Sequence[ScoredRow]) -> tuple[int
     sizes, prompt, following = engine.sizes, len(pair[0]), len(pair[1]) - 1
     static = sum(row.static for row in rows)
     of_prompt = prompt_waits(sizes, prompt, len(rows), static)
+    if any(row.fold for row in rows):
+        of_prompt += fold_waits(sizes, prompt)
     return of_prompt, continuation_waits(sizes, prompt, following, len(rows), static)
 
 
 def _running(engine: Engine, pair: Pair, rows: Sequence[ScoredRow]) -> int:
-    return continuation_runs(engine.sizes, len(pair[0]), len(pair[1]) - 1, len(rows))
+    running = continuation_runs(engine.sizes, len(pair[0]), len(pair[1]) - 1, len(rows))
+    return running + (fold_runs(engine.sizes, *map(len, pair)) if any(row.fold for row in rows) else 0)

@@ -65,8 +65,8 @@ def _check_variants(engine: Engine, variants: Sequence[Variant], forks: bool) ->
     for variant in variants:
         if variant.skip.share:
             check_skip(engine.skeleton.layout, variant.skip)
-            if variant.quantized:
-                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize nothing")
+            if variant.quantized or variant.folds:
+                raise OptionError(f"{variant.label()} cannot be scored: skip no blocks, or quantize and fold nothing")
 
 
 def _score_together(

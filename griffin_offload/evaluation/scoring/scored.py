@@ -18,12 +18,13 @@ Pair = tuple[list[int], list[int]]  # token ids of a context, and of its continu
 class Scored:
     """Scores of one continuation, each (C,). `log_probability`: of the true token, nats, float32; `greedy`: the true
     token is the variant's likeliest one; `agrees`: the variant's likeliest token is the full model's; `kl`:
-    KL(full model || variant) of the token's distribution, nats, float32."""
+    KL(full model || variant) of the token's distribution, nats, float32; `acceptance`: Σ min(p, q) of the two."""
 
     log_probability: Tensor
     greedy: Tensor
     agrees: Tensor
     kl: Tensor
+    acceptance: Tensor
 
 
 class Comparison:
@@ -55,6 +56,7 @@ class Comparison:
                     greedy=likely == following[part],
                     agrees=likely == best,
                     kl=torch.sub(theirs, ours, out=raw).mul_(weights).sum(-1),
+                    acceptance=torch.minimum(theirs, ours, out=raw).exp_().sum(-1),
                 )
                 row.append(scored)
         return [join(row) for row in rows]
@@ -68,6 +70,7 @@ def reduce(ours: Tensor, truth: Tensor, following: Tensor) -> Scored:
         greedy=best == following,
         agrees=best == truth.argmax(-1),
         kl=(truth.exp() * (truth - ours)).sum(-1),
+        acceptance=torch.minimum(truth, ours).exp().sum(-1),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...engine import Engine
 from ...errors import OptionError
-from ...options import DRAWN, RESIDENT_DTYPES, RESTS, FfnSkip, Pruning
+from ...options import DRAWN, RESIDENT_DTYPES, FfnSkip, Pruning, default_of
+from ...planning.ladder import REST
 from ...planning.plan import DEFAULT_SPARSITY, Plan, make_plan
 from ...planning.sizes import Kept
 from ...pruning.prior import WEIGHT, load_prior
@@ -22,19 +23,21 @@ class ScoredRow:
 
     `kept`: neurons by layer and block, chosen by `selection`; None: all. `skip`: blocks to skip besides, or what
     `ablation` puts in their place (skipped.ABLATIONS). `static`: the context too passes through the pruned model, whose
-    neurons no context chooses, as in an exported model."""
+    neurons no context chooses, as in an exported model. `fold`: strength of the fold; None: there is none."""
 
     selection: Selection = field(default_factory=Selection)
     kept: Kept | None = None
     skip: FfnSkip | None = None
     ablation: str = ""
     static: bool = False
+    fold: float | None = None
 
 
 @dataclass(frozen=True)
 class Variant(Pruning):
-    """One way of pruning to measure: a Pruning with nothing left to the ladder (sparsity 0.5, bfloat16, the rest
-    dropped), and what no answer can be asked for.
+    """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
+    asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
+    where no answer could keep it. What is dropped is folded, as in an answer, where it can be scored so.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -44,11 +47,20 @@ class Variant(Pruning):
     static: bool = False
 
     def __post_init__(self) -> None:
-        paper = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0], "rest": RESTS[0]}
-        for name, value in {**paper, "prior_weight": WEIGHT if self.prior else 0.0}.items():
+        super().__post_init__()
+        defaults = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0]}
+        for name, value in {**defaults, "prior_weight": WEIGHT if self.prior else 0.0}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        super().__post_init__()
+        if self.rest is None:
+            drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
+            object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
+        if self.rest != "drop" or not any(self.shares):
+            object.__setattr__(self, "fold", False)
+        elif self.fold is None:
+            object.__setattr__(self, "fold", not (self.skip.share or self.ablation or self.static))
+        if not self.fold:
+            object.__setattr__(self, "fold_strength", default_of(Pruning, "fold_strength"))
         self.precision  # noqa: B018 - 'auto' is refused here
 
     @property
@@ -74,7 +86,7 @@ class Variant(Pruning):
         return (self.sparsity,) if isinstance(self.sparsity, int | float) else tuple(self.sparsity)
 
     def label(self) -> str:
-        """Short and for people: 'full', '50%', '50% random seed 1 int4, rest int4'. Defaults are left out."""
+        """Short and for people: 'full', '50%' (the rest is dropped), '50% random seed 1 int4, rest int4'."""
         if self.full:
             return "full"
         words = [f"{100 * sum(self.shares) / len(self.shares):.4g}%"]
@@ -84,8 +96,9 @@ class Variant(Pruning):
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [str(self.resident_dtype)] if self.resident_dtype != RESIDENT_DTYPES[0] else []
         words += [f"prior {self.prior_weight:g}"] if self.prior else []
+        words += [f"fold {self.folds:g}"] if self.folds else []
         words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip.share else []
-        return " ".join(words) + (f", rest {self.rest}" if self.rest != RESTS[0] and any(self.shares) else "")
+        return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self.shares) else "")
 
     def facts(self, *names: str) -> dict[str, Any]:
         """Those of its options, by name: for rows and results."""
@@ -103,6 +116,7 @@ class Variant(Pruning):
             sparsity=self.sparsity or 0.0,
             curves=engine.opened.allocation_curves(self),
             precision=self.precision,
+            fold=self.folds,
             skip=self.skip if self.skip.share else None,
         )
         return make_plan(engine.sizes, request)
@@ -110,7 +124,8 @@ class Variant(Pruning):
     def row(self, engine: Engine) -> ScoredRow:
         """The variant as a row of a batch, which quantizes nothing. Raises OptionError as `plan`."""
         kept = replace(self, skip=FfnSkip()).plan(engine, 1, 1).kept
-        return ScoredRow(self.chosen_by, kept, self.skip if self.skip.share else None, self.ablation, self.static)
+        skip = self.skip if self.skip.share else None
+        return ScoredRow(self.chosen_by, kept, skip, self.ablation, self.static, self.folds)
 
     @property
     def drawn_by(self) -> int | None:
@@ -127,19 +142,27 @@ def all_variants(
     allocations: Sequence[str],
     seed: int = 0,
     resident_dtypes: Sequence[str] = RESIDENT_DTYPES[:1],
-    rests: Sequence[str] = RESTS[:1],
+    rests: Sequence[str | None] = (None,),
+    folds: Sequence[float | None] = (None,),
+    method: str | None = None,
 ) -> list[Variant]:
-    """Every combination, in this order. At sparsity 0 there is nothing to select, to share or to drop: it stands once
-    for each resident dtype."""
+    """Every combination, in this order. `folds`: strengths of the fold; 0: none; None: as answers have it. At sparsity
+    0 there is nothing to select, to share or to drop: it stands once for each resident dtype."""
     found = [
-        Variant(sparsity, dtype, rest, selection, allocation, seed=seed)
+        Variant(sparsity, dtype, rest, selection, allocation, method=method, seed=seed, **_fold(strength))
         if sparsity
         else Variant(0.0, resident_dtype=dtype)
-        for sparsity, selection, allocation, dtype, rest in product(
-            sparsities, selections, allocations, resident_dtypes, rests
+        for sparsity, selection, allocation, dtype, rest, strength in product(
+            sparsities, selections, allocations, resident_dtypes, rests or (None,), folds or (None,)
         )
     ]
     return list(dict.fromkeys(found))
+
+
+def _fold(strength: float | None) -> dict[str, Any]:
+    if strength is None:
+        return {}
+    return {"fold": True, "fold_strength": strength} if strength else {"fold": False}
 
 
 def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights: Sequence[float] = ()) -> list[Variant]:

@@ -118,19 +118,22 @@ def test_an_engine_over_the_file_is_that_over_a_folder(
     assert ours.dtype == theirs.dtype == dtype
     assert ours.skeleton.layout.table == theirs.skeleton.layout.table
     for sparsity in (0.0, 0.5):
-        one, two = (engine.sweep(tiny_prompt(), sparsity=sparsity) for engine in (ours, theirs))
+        one, two = (engine.sweep(tiny_prompt(), sparsity=sparsity, method="griffin") for engine in (ours, theirs))
         assert torch.equal(one.logits, two.logits)
     sizes = {name: info.bytes for name, info in ours.checkpoint.tensors.items()}
     ours.unload()
     readers: list[Reader] = []
     make = OpenModel.reader
     monkeypatch.setattr(OpenModel, "reader", lambda opened: readers.append(make(opened)) or readers[-1])
-    answers = [e.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=12, do_sample=False) for e in (ours, theirs)]
+    answers = [
+        e.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=12, do_sample=False)
+        for e in (ours, theirs)
+    ]
     assert answers[0].token_ids == answers[1].token_ids
     table = ours.skeleton.layout.table or ""
     assert readers[0].bytes == sum(sizes.values()) - sizes.get(table, 0)  # each other byte once
     assert answers[0].report.checkpoint_bytes == file.stat().st_size
-    assert answers[0].report.plan.rows == ours.plan(48, 12, sparsity=0.5).rows
+    assert answers[0].report.plan.rows == ours.plan(48, 12, sparsity=0.5, method="griffin").rows
     made = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in made if path.suffix == ".safetensors"]
     assert sum(path.stat().st_size for path in made if "tokenizer" not in path.name) < 20_000
@@ -142,7 +145,7 @@ def test_blocks_of_256_too(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     source = tiny_checkpoint(tmp_path / "llama", "llama", hidden_size=256, intermediate_size=512)
     file = write_gguf(source, tmp_path / "model.gguf", kind=ggml.GGMLQuantizationType[kind])
     theirs = Engine(as_transformers_reads(file, tmp_path / "folder", "float32"))
-    one, two = (e.sweep(tiny_prompt(), sparsity=0.5) for e in (Engine(file, dtype="float32"), theirs))
+    one, two = (e.sweep(tiny_prompt(), sparsity=0.5, method="griffin") for e in (Engine(file, dtype="float32"), theirs))
     assert torch.equal(one.logits, two.logits)
     assert Engine(file).dtype == "bfloat16"
 
@@ -152,7 +155,7 @@ def test_an_export_and_the_calibrations_key(llama: Path, tmp_path: Path, monkeyp
     file = write_gguf(llama, tmp_path / "model.gguf", kind=Q8)
     ours, theirs = Engine(file), Engine(as_transformers_reads(file, tmp_path / "folder", "bfloat16"))
     for engine, name in ((ours, "a"), (theirs, "b")):
-        engine.export(tiny_prompt(), tmp_path / name, prompt_text="x", sparsity=0.5)
+        engine.export(tiny_prompt(), tmp_path / name, prompt_text="x", fold=False, sparsity=0.5)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -284,14 +284,28 @@ def test_the_limits_of_a_gpu_are_its_bus_and_the_best_that_its_memory_gave(
 
 
 def test_other_formats_and_no_options_have_rows_of_their_own(tmp_path: Path) -> None:
-    found = asked(tmp_path, methods=["griffin"], rests=["int4"], auto=True, compiles=True, resident_dtypes=["bfloat16"])
+    found = asked(
+        tmp_path, methods=["griffin"], rests=["drop", "int4"], auto=True, compiles=True, resident_dtypes=["bfloat16"]
+    )
     labels = [row.label for row in bench.bench_rows(found)]
-    assert labels == ["griffin 50%", "griffin 50% rest int4", "griffin without options", "griffin 50% compiled"]
+    dropped = "griffin 50% rest drop"
+    assert labels == [dropped, "griffin 50% rest int4", "griffin without options", f"{dropped} compiled"]
+    by_itself = asked(tmp_path, methods=["griffin", "magnitude"], resident_dtypes=["bfloat16"])
+    assert [row.label for row in bench.bench_rows(by_itself)] == ["griffin 50%", "magnitude 50%"]
+    assert [row.pruning.rest for row in bench.bench_rows(by_itself)] == ["auto", "drop"]
     with pytest.raises(OptionError, match="int3"):
         asked(tmp_path, rests=["int3"])
 
 
-@pytest.mark.parametrize(("pruning", "note"), [(Pruning(), "took bfloat16"), (Pruning(0.5, rest="int4"), None)])
+@pytest.mark.parametrize(
+    ("pruning", "note"),
+    [
+        (Pruning(), "took bfloat16"),
+        (Pruning(0.5), "took bfloat16, 50% in int4"),
+        (Pruning(0.0), None),
+        (Pruning(0.5, rest="int4"), None),
+    ],
+)
 def test_a_row_says_what_was_taken_where_nothing_was_asked(llama: Path, pruning: Pruning, note: str | None) -> None:
     job = Job("griffin", str(llama), 8, 4, 300, 2 * GIB, GIB, 60.0, None, "", False, pruning)
     assert competitors.griffin(job).get("note") == note

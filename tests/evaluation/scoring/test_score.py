@@ -20,6 +20,7 @@ from griffin_offload.evaluation.scoring.score import score, score_slowly
 from griffin_offload.evaluation.scoring.scored import Pair, Scored, mean_and_error
 from griffin_offload.evaluation.scoring.variant import FULL, ScoredRow, Variant, all_variants
 from griffin_offload.memory.measure import bytes_read
+from griffin_offload.options import FfnSkip
 from griffin_offload.paths import cache_folder
 from griffin_offload.planning import scoring as planned_bytes
 from griffin_offload.planning.plan import make_plan
@@ -44,12 +45,14 @@ def expected(model: torch.nn.Module, pair: Pair, experts: oracle.Experts) -> Sco
         greedy=ours.argmax(1) == true,
         agrees=ours.argmax(1) == truth.argmax(1),
         kl=torch.nn.functional.kl_div(ours, truth, log_target=True, reduction="none").sum(1),
+        acceptance=torch.minimum(ours, truth).exp().sum(1),
     )
 
 
 def assert_equal(found: Scored, wanted: Scored, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found.log_probability, wanted.log_probability, rtol=0, atol=tolerance)
     torch.testing.assert_close(found.kl, wanted.kl, rtol=1e-5, atol=tolerance)
+    torch.testing.assert_close(found.acceptance, wanted.acceptance, rtol=1e-5, atol=tolerance)
     assert found.greedy.tolist() == wanted.greedy.tolist()
     assert found.agrees.tolist() == wanted.agrees.tolist()
 
@@ -67,12 +70,26 @@ def of_magnitude(model: torch.nn.Module, kept: int) -> list[Tensor]:
 def test_every_number_is_the_oracles(tmp_path: Path, kind: str) -> None:
     folder = tiny_checkpoint(tmp_path / kind, kind)
     sparsities = (0.5, 0.0, 0.9)  # the full model is not the first
-    found = score(Engine(folder, dtype="float32"), pairs(), [Variant(sparsity) for sparsity in sparsities])
+    found = score(
+        Engine(folder, dtype="float32"), pairs(), [Variant(sparsity, method="griffin") for sparsity in sparsities]
+    )
     model = oracle.load(folder)
     for pair, of_pair in zip(pairs(), found, strict=True):
         for sparsity, scored in zip(sparsities, of_pair, strict=True):
             assert_equal(scored, expected(model, pair, oracle.experts(model, pair[0], sparsity)))
     assert found[0][0].kl[1:].min() > 0, "after the first token the experts are at work"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_a_folded_row_is_the_folded_model(tmp_path: Path, kind: str) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
+    half, quarter = Variant(0.5, rest="drop", fold_strength=0.1), Variant(0.25, rest="drop")
+    variants = [FULL, half, Variant(0.5, method="griffin"), quarter]
+    together, slowly = score(engine, pairs(), variants), score_slowly(engine, pairs(), variants)
+    for ours, theirs in zip(together, slowly, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other, 1e-3)
+        assert (ours[1].kl - ours[2].kl).abs().max() > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +100,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sparsity_by_layer_and_another_selection(llama: Path) -> None:
     model, (pair, _) = oracle.load(llama), pairs()
     shares = (0.0, 0.75, 0.5)
-    variants = [Variant(shares), Variant(0.5, selection="magnitude")]
+    variants = [Variant(shares, rest="drop", fold=False), Variant(0.5, rest="drop", fold=False, selection="magnitude")]
     ((by_layer, by_magnitude),) = score(Engine(llama, dtype="float32"), [pair], variants)
     chosen = [oracle.experts(model, pair[0], share)[layer] for layer, share in enumerate(shares)]
     assert_equal(by_layer, expected(model, pair, chosen))
@@ -92,7 +109,7 @@ def test_a_sparsity_by_layer_and_another_selection(llama: Path) -> None:
 
 def test_a_drawn_selection_follows_its_seed(llama: Path) -> None:
     engine, (pair, _) = Engine(llama, dtype="float32"), pairs()
-    variants = [Variant(0.5, selection="random", seed=seed) for seed in (1, 2, 1)]
+    variants = [Variant(0.5, rest="drop", fold=False, selection="random", seed=seed) for seed in (1, 2, 1)]
     ((first, other, again),) = score(engine, [pair], variants)
     assert torch.equal(first.log_probability, again.log_probability)
     assert not torch.equal(first.log_probability, other.log_probability)
@@ -123,17 +140,17 @@ def test_greedy_says_that_the_true_token_is_the_likeliest(llama: Path) -> None:
 def test_the_first_token_is_predicted_by_the_full_model(llama: Path) -> None:
     engine = Engine(llama, dtype="float32")
     context, continuation = pairs()[0]
-    ((full, pruned),) = score(engine, [(context, continuation)], [FULL, Variant(0.9)])
+    ((full, pruned),) = score(engine, [(context, continuation)], [FULL, Variant(0.9, method="griffin")])
     assert pruned.log_probability[0] == full.log_probability[0]
     assert pruned.log_probability[1] != full.log_probability[1]
-    ((full, pruned),) = score(engine, [(context, continuation[:1])], [FULL, Variant(0.9)])
+    ((full, pruned),) = score(engine, [(context, continuation[:1])], [FULL, Variant(0.9, method="griffin")])
     assert pruned.log_probability.tolist() == full.log_probability.tolist()
     assert full.log_probability.shape == (1,)
 
 
 def test_the_order_of_pairs_and_variants_does_not_matter(llama: Path) -> None:
     engine = Engine(llama, dtype="float32")
-    variants = [Variant(0.5), FULL, Variant(0.9)]
+    variants = [Variant(0.5, method="griffin"), FULL, Variant(0.9, method="griffin")]
     found = score(engine, pairs(), variants)
     turned = score(engine, pairs()[::-1], variants[::-1])
     for of_pair, other in zip(found, turned[::-1], strict=True):
@@ -183,11 +200,16 @@ def test_a_variant_that_is_none(options: dict[str, object]) -> None:
     ("variant", "label"),
     [
         (Variant(0.0, selection="random", allocation="sensitivity", seed=3), "full"),
-        (Variant((0.0, 0.0)), "full"),
-        (Variant(0.5), "50%"),
-        (Variant(0.125), "12.5%"),
-        (Variant((0.25, 0.75)), "50% by layer"),
-        (Variant(0.25, selection="random", allocation="sensitivity", seed=1), "25% random seed 1 sensitivity"),
+        (Variant((0.0, 0.0), method="griffin"), "full"),
+        (Variant(0.5, method="griffin"), "50%"),
+        (Variant(0.5), "50%, rest int4"),
+        (Variant(0.0, resident_dtype="int8"), "0% int8"),
+        (Variant(0.125, method="griffin"), "12.5%"),
+        (Variant((0.25, 0.75), method="griffin"), "50% by layer"),
+        (
+            Variant(0.25, rest="drop", fold=False, selection="random", allocation="sensitivity", seed=1),
+            "25% random seed 1 sensitivity",
+        ),
     ],
 )
 def test_labels(variant: Variant, label: str) -> None:
@@ -195,13 +217,30 @@ def test_labels(variant: Variant, label: str) -> None:
 
 
 def test_all_variants_has_the_full_model_once() -> None:
-    found = all_variants([0.0, 0.5], ["topk", "random"], ["uniform", "sensitivity"], seed=7)
+    found = all_variants([0.0, 0.5], ["topk", "random"], ["uniform", "sensitivity"], seed=7, rests=["drop"], folds=[0])
     pruned = [
-        Variant(0.5, selection=selection, allocation=allocation, seed=7)
+        Variant(0.5, rest="drop", fold=False, selection=selection, allocation=allocation, seed=7)
         for selection in ("topk", "random")
         for allocation in ("uniform", "sensitivity")
     ]
     assert found == [FULL, *pruned]
+
+
+def test_a_variant_keeps_what_an_answer_keeps_where_memory_allows() -> None:
+    """Not what it would keep on this machine: a measurement has one name everywhere."""
+    assert (Variant().sparsity, Variant().rest) == (0.5, "int4")
+    assert Variant((0.0, 0.5)).rest == "int4"
+    assert {each.rest for each in (Variant(0.0), Variant(0.5, static=True), Variant(0.5, ablation="random"))} == {
+        "drop"
+    }
+    assert Variant(0.5, skip=FfnSkip(0.5, "prompt")).rest == "drop"
+    assert Variant(0.5, skip=FfnSkip(0.5, "token")).rest == "int4"
+    assert all_variants([0.5], ["topk"], ["uniform"]) == [Variant(0.5, rest="int4")]
+    assert [one.rest for one in all_variants([0.5], ["topk"], ["uniform"], method="griffin")] == ["drop"]
+    with pytest.raises(OptionError, match="method griffin has rest drop"):
+        all_variants([0.5], ["topk"], ["uniform"], rests=["int4"], method="griffin")
+    with pytest.raises(OptionError, match="rest 'auto' is not known"):
+        Variant(rest="auto")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +252,11 @@ def test_mean_and_standard_error(values: Sequence[float], mean: float, error: fl
 
 
 def test_sensitivity_is_refused_where_nothing_was_calibrated_and_else_shares_unequally(llama: Path) -> None:
-    engine, (pair, _), variant = Engine(llama, dtype="float32"), pairs(), Variant(0.5, allocation="sensitivity")
+    engine, (pair, _), variant = (
+        Engine(llama, dtype="float32"),
+        pairs(),
+        Variant(0.5, rest="drop", fold=False, allocation="sensitivity"),
+    )
     with pytest.raises(OptionError, match="griffin calibrate"):
         score(engine, [pair], [variant])
     kl = ((9.0, 1.0, 0.5), (1.1, 1.0, 0.9), (1.1, 1.0, 0.9))  # the first layer matters most: it stays whole
@@ -256,10 +299,10 @@ def reads(engine: Engine, before: int) -> int:
 
 
 EVERY_WAY = [
-    Variant(0.5),
+    Variant(0.5, method="griffin"),
     FULL,
-    Variant((0.9, 0.0, 0.5)),
-    *(Variant(0.6, selection=name, seed=3) for name in SELECTIONS),
+    Variant((0.9, 0.0, 0.5), method="griffin"),
+    *(Variant(0.6, rest="drop", fold=False, selection=name, seed=3) for name in SELECTIONS),
 ]
 
 
@@ -297,7 +340,7 @@ def test_a_long_prompt_and_many_rows_go_through_a_block_in_pieces(
 def test_a_prompt_that_leaves_more_than_keys_and_values_is_scored_slowly(tmp_path: Path, kind: str) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / kind, kind), dtype="float32")
     assert not can_fork(engine.skeleton.config)
-    variants = [Variant(0.5), FULL]
+    variants = [Variant(0.5, method="griffin"), FULL]
     for found, wanted in zip(score(engine, pairs(), variants), score_slowly(engine, pairs(), variants), strict=True):
         for one, two in zip(found, wanted, strict=True):
             assert torch.equal(one.log_probability, two.log_probability)
@@ -307,7 +350,12 @@ def test_the_same_variant_twice_and_the_full_model_in_two_ways(llama: Path) -> N
     half, same, full, other = score(
         Engine(llama, dtype="float32"),
         pairs()[:1],
-        [Variant(0.5), Variant(0.5), FULL, Variant(0.0, selection="random")],
+        [
+            Variant(0.5, rest="drop", fold=False),
+            Variant(0.5, rest="drop", fold=False),
+            FULL,
+            Variant(0.0, selection="random"),
+        ],
     )[0]
     assert torch.equal(half.kl, same.kl)
     assert torch.equal(full.log_probability, other.log_probability)
@@ -339,7 +387,7 @@ def planned(engine: Engine, some: list[Pair], variants: list[Variant]) -> int:
 
 @pytest.mark.parametrize("times", [3, 6])
 def test_a_budget_too_small_for_the_model_takes_several_reads(large: Path, times: int) -> None:
-    engine, variants = Engine(large, dtype="float32"), [Variant(0.5)]
+    engine, variants = Engine(large, dtype="float32"), [Variant(0.5, method="griffin")]
     many = [(tiny_prompt(40, seed), tiny_prompt(12, after)) for after in (7, 8) for seed in range(3)]
     wanted = score(engine, many, variants)
     engine.budget = planned(engine, many[::3] if times == 3 else many[:1], variants)  # a context's two, or a pair
@@ -362,7 +410,7 @@ def test_a_budget_too_small_for_the_model_takes_several_reads(large: Path, times
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_read(large: Path) -> None:
-    engine, variants = Engine(large, dtype="float32"), [Variant(0.5)]
+    engine, variants = Engine(large, dtype="float32"), [Variant(0.5, method="griffin")]
     some = [(tiny_prompt(40), tiny_prompt(2)), (tiny_prompt(40, 1), tiny_prompt(200)), (tiny_prompt(40), [7])]
     engine.budget = planned(engine, some[1:2], variants) - 1
     before = bytes_read() or 0
@@ -378,7 +426,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(large: Path) -> No
 def test_smollm2_equals_the_slow_form(smol: Path) -> None:
     engine = Engine(smol, dtype="float32")
     both = windows(encode_text(engine, text_paragraph())[0], 128, 32, 2)
-    variants = [FULL, Variant(0.5), Variant(0.5, selection="random")]
+    variants = [FULL, Variant(0.5, rest="drop", fold=False), Variant(0.5, rest="drop", fold=False, selection="random")]
     before = bytes_read() or 0
     found = score(engine, both, variants)
     assert reads(engine, before) == 1
@@ -389,7 +437,12 @@ def test_smollm2_equals_the_slow_form(smol: Path) -> None:
 
 def test_packed_variants_are_scored_by_the_packed_model_itself(llama: Path) -> None:
     engine = Engine(llama, dtype="float32")
-    variants = [FULL, Variant(0.0, resident_dtype="int8"), Variant(0.5), Variant(0.0, resident_dtype="int4")]
+    variants = [
+        FULL,
+        Variant(0.0, resident_dtype="int8"),
+        Variant(0.5, method="griffin"),
+        Variant(0.0, resident_dtype="int4"),
+    ]
     for full, eight, half, four in score(engine, pairs(), variants):
         assert full.kl.abs().max() < 1e-5
         assert 0 < eight.kl.mean() < four.kl.mean() < half.kl.mean()
