@@ -251,7 +251,7 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
         try:
             yield
         finally:
-            measured.fidelity = replace(meter.result(), folded=run.plan.fold is not None)
+            measured.fidelity = meter.result()
 
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import BudgetError, PromptError
 from ..options import FfnSkip, Sparsity
+from ..pruning.fold import held_out
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
@@ -148,8 +149,16 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         no_room_to_fold=folds and request.fold is None,
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
-        read_again=tokens_again(sizes, kept, request.prompt_tokens) if request.measures(sizes, kept) else 0,
+        read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
     )
+
+
+def _read_again(sizes: ModelSizes, request: Request, kept: Kept) -> int:
+    """How many tokens the fidelity is measured on: where neurons are folded, those that the fold was not fitted to."""
+    count = tokens_again(sizes, kept, request.prompt_tokens)
+    if not request.fold_bytes(sizes, kept):
+        return count
+    return min(count, max(1, held_out(request.prompt_tokens)))
 
 
 def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:

@@ -25,8 +25,7 @@ class Fidelity:
     `agreement`: both have the same likeliest token. `kl`: KL(full || resident), nats. `acceptance`: the sum of
     min(p, q), which is how often a token drawn from the resident model would pass for one of the full model's.
     `prompt_tokens`: of the whole prompt, of several on average. `seconds`: what the measurement took. `why_not`: why
-    nothing was measured; the figures are 0 then. `folded`: the fold was fitted to these very tokens, so that the
-    figures are better than the answer will be."""
+    nothing was measured; the figures are 0 then."""
 
     tokens: int = 0
     agreement: float = 0.0
@@ -35,7 +34,6 @@ class Fidelity:
     prompt_tokens: float = 0.0
     seconds: float = 0.0
     why_not: str = ""
-    folded: bool = False
 
     @property
     def kept(self) -> float:
@@ -56,15 +54,12 @@ class Fidelity:
             "kl": self.kl,
             "acceptance": self.acceptance,
             "seconds": self.seconds,
-            "folded": self.folded,
         }
 
     def __str__(self) -> str:
         """'keeps 0.93 of the full model's choices on this prompt', or why that is not known."""
         if self.why_not:
             return f"not measured: {self.why_not}"
-        if self.folded:
-            return f"keeps at most {self.kept:.2f} of the full model's choices: the fold is fitted to this prompt"
         return f"keeps {self.kept:.2f} of the full model's choices on this prompt"
 
 

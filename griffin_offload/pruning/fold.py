@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TOKENS = 512  # rows of Z at most
+HELD_OUT = 16  # of a prompt's last tokens, a quarter at most: the fidelity is measured on what was not fitted to
 ROWS = 256  # of a down projection at a time
 
 
@@ -23,11 +24,19 @@ class Fold:
     tokens: Tensor
 
 
+def held_out(tokens: int) -> int:
+    """How many of the last tokens of a prompt do not count for the fold."""
+    return min(HELD_OUT, tokens // 4)
+
+
 def fold_tokens(mask: Tensor) -> Tensor:
     """Which tokens of some prompts count for the fold: mask (B, T), 0 for padding on the left -> (B T,), bool.
 
-    Not the first of a prompt, at which attention looks where it looks at nothing. At most TOKENS, evenly spaced."""
-    places = (mask.cumsum(1) > 1).flatten().nonzero()[:, 0]
+    Not the first of a prompt, at which attention looks where it looks at nothing, nor the last, `held_out`. At most
+    TOKENS, evenly spaced."""
+    number, count = mask.cumsum(1), mask.sum(1, keepdim=True)
+    held = (count // 4).clamp_max(HELD_OUT)
+    places = ((number > 1) & (number <= count - held) & (mask > 0)).flatten().nonzero()[:, 0]
     if len(places) > TOKENS:
         places = places[torch.arange(TOKENS, device=places.device) * len(places) // TOKENS]
     tokens = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)

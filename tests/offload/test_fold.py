@@ -69,8 +69,9 @@ def folded_model(case: Case, engine: Engine, prompts: list[list[int]], kept: Any
 
 
 def of_blocks(model: Any, prompt: list[int]) -> list[list[Tensor]]:
-    """By block and expert: rows of Z, the first token's left out."""
-    first, every = oracle.activations(model, prompt[:1]), oracle.activations(model, prompt)
+    """By block and expert: rows of Z, the first token's and the last ones' left out."""
+    counted = prompt[: len(prompt) - fold.held_out(len(prompt))]
+    first, every = oracle.activations(model, prompt[:1]), oracle.activations(model, counted)
     each = [(f, z) if isinstance(z, list) else ([f], [z]) for f, z in zip(first, every, strict=True)]
     return [[rows[len(one) :] for one, rows in zip(f, z, strict=True)] for f, z in each]
 
@@ -222,6 +223,8 @@ def test_a_long_prompt_is_thinned_out(case: Callable[[str], Case], monkeypatch: 
     assert tokens.sum() == 10
     assert not tokens[0, :5].any()
     assert not tokens[1, 0]
+    assert not tokens[0, 19:].any()
+    assert not tokens[1, 18:].any()
     assert all(len(row.nonzero()) > 2 for row in tokens)
     engine, prompt = Engine(case("llama").folder), tiny_prompt()
     thin = answer(engine, prompt)[1]
