@@ -17,6 +17,7 @@ from .memory.capture import Capture
 from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
+from .model.format_speeds import doubt_speeds
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
@@ -298,6 +299,8 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         helps=_what_helps(opened, run, measured),
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
+    if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
+        doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
     return [
         Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
         for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)

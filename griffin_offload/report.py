@@ -1,6 +1,7 @@
 """A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from .errors import GriffinError
 from .files import reason, write_text
 from .memory.stage_clock import Stages
+from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
 from .planning.plan import Plan
 from .pruning.ffn_skip import SkippedBlocks
@@ -184,21 +186,26 @@ class Report:
         if self.tokens:
             rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
         if self.tokens > 1:
-            pace = f"{self.decode_tokens_per_s:.1f} tokens/s"
-            pace += f" ({plan.tokens_per_s:.1f} expected)" if plan.tokens_per_s else ""
-            if self.fraction_of_limit > 1:
-                pace += "; the measurement of the memory bandwidth was disturbed"
-            elif self.memory_bandwidth:
-                pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
-                pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
-            rows.append(("decoding", pace + (f", threads: {self.threads}" if self.threads else "")))
-            if self.kernels:
-                rows.append(("kernels", ", ".join(f"{name} by {by}" for name, by in self.kernels.items())))
-            if self.steps and (self.steps.tokens or self.steps.why_dynamic):
-                rows.append(("steps", str(self.steps)))
+            rows.extend(self._decoding())
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
         return rows
+
+    def _decoding(self) -> Iterator[tuple[str, str]]:
+        expected = self.plan.tokens_per_s
+        pace = f"{self.decode_tokens_per_s:.1f} tokens/s"
+        if expected and self.decode_tokens_per_s <= DISTURBED * expected:
+            pace += f" ({expected:.1f} expected)"
+        if self.fraction_of_limit > 1:
+            pace += "; the measurement of the memory bandwidth was disturbed"
+        elif self.memory_bandwidth:
+            pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
+            pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
+        yield "decoding", pace + (f", threads: {self.threads}" if self.threads else "")
+        if self.kernels:
+            yield "kernels", ", ".join(f"{name} by {by}" for name, by in self.kernels.items())
+        if self.steps and (self.steps.tokens or self.steps.why_dynamic):
+            yield "steps", str(self.steps)
 
 
 def save_last(report: Report, folder: Path) -> None:

@@ -41,7 +41,9 @@ def read_entry(path: Path, key: str) -> tuple[float, dict[str, Any]]:
 
 
 def add_entry(path: Path, key: str, **values: Any) -> None:
-    """Adds an entry to the file, or begins a new one where it is broken. What cannot be written is not kept."""
+    """Adds an entry to the file, or begins a new one where it is broken. What cannot be written is not kept.
+
+    `time` among the values: when it was measured; default: now."""
     entries: object = None
     with suppress(OSError, ValueError):
         entries = json.loads(path.read_text("utf-8"))
