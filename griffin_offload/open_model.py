@@ -26,6 +26,7 @@ from .model.modules import multiply_by_the_quicker_way
 from .model.norms import norm_by_own_kernel
 from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
+from .native.library import check_asked
 from .offload.probe import probe
 from .options import Placement, Pruning
 from .paths import cache_folder, source_name
@@ -260,6 +261,7 @@ def open_model(
     """Find a model (and fetch it: `on_progress(what, done, total)` hears of that) and read its headers.
 
     Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
+    check_asked()
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)

@@ -58,6 +58,14 @@ def test_no_file_imports_in_a_circle() -> None:
         visit(name, ())
 
 
+def test_every_folder_is_installed() -> None:
+    """An editable installation finds those that pyproject.toml forgets."""
+    told = (ROOT / "pyproject.toml").read_text()
+    for init in PACKAGE.rglob("__init__.py"):
+        name = ".".join(("griffin_offload", *init.parent.relative_to(PACKAGE).parts))
+        assert f'"{name}",' in told, name
+
+
 def test_every_folder_lists_its_files() -> None:
     for folder in {path.parent for _, path in files()} - {PACKAGE, CLI}:
         told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from ..errors import OptionError
+
+VARIABLE = "GRIFFIN_CPU"
 POINTER, NUMBER = ctypes.c_void_p, ctypes.c_int
 
 
@@ -32,12 +35,19 @@ def chosen() -> str:
 
     Torch takes no AVX512 where ATEN_CPU_CAPABILITY says so; nor do we."""
     names = [name for name in instructions() if name]
-    asked = os.environ.get("GRIFFIN_CPU", "")
+    asked = os.environ.get(VARIABLE, "")
     if not asked and torch.backends.cpu.get_cpu_capability() == "AVX2":
         names = [name for name in names if not name.startswith("avx512")]
     if asked:
         return asked if asked in names else ""
     return names[0] if names and names[0] != "plain" else ""
+
+
+def check_asked() -> None:
+    """Raises OptionError where GRIFFIN_CPU names what there is no kernel for."""
+    asked, there = os.environ.get(VARIABLE, ""), [name for name in instructions() if name]
+    if asked not in ("", "none", *there):
+        raise OptionError(f"{VARIABLE}: there are no kernels {asked!r} here; there are: {', '.join([*there, 'none'])}")
 
 
 def number_of(name: str) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.read_again import EarlierCache, before_the_last, readable_again
 from ..model.skeleton import Skeleton
-from ..pruning.fidelity import ROOM, Fidelity, compare, mean_fidelity
+from ..pruning.fidelity import FEWEST, ROOM, Fidelity, compare, mean_fidelity
 
 BY_TOKEN = ("input_ids", "position_ids", "cache_position")  # arguments of a forward (..., T); a mask is for all tokens
 
@@ -63,6 +63,8 @@ class FidelityMeter:
     def result(self) -> Fidelity:
         if not self._figures:
             return Fidelity(why_not=self._why_not)
+        if sum(len(each) for each in self._figures) < FEWEST:
+            return Fidelity(why_not="one token tells too little")
         return mean_fidelity(self._figures, sum(self._lengths) / len(self._lengths), self.seconds)
 
     def _passed(self, module: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:

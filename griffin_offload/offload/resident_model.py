@@ -156,7 +156,8 @@ class ResidentModel:
 
     def _load_outer(self, plan: Plan, reader: Reader) -> None:
         if not self._has_outer:
-            load_outer_weights(self._skeleton, reader, self._device, plan.precision)
+            with self._skeleton.threads.fitted(1):  # the head is quantized by many small operators
+                load_outer_weights(self._skeleton, reader, self._device, plan.precision)
             self._has_outer, self._lm_head_format = True, plan.precision.head
 
     def _stream(

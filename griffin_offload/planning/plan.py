@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import BudgetError, PromptError
 from ..options import FfnSkip, Sparsity
+from ..pruning.fidelity import FEWEST
 from ..pruning.fold import held_out
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
@@ -158,7 +159,7 @@ def _read_again(sizes: ModelSizes, request: Request, kept: Kept) -> int:
     count = tokens_again(sizes, kept, request.prompt_tokens)
     if not request.fold_bytes(sizes, kept):
         return count
-    return min(count, max(1, held_out(request.prompt_tokens)))
+    return min(count, max(FEWEST, held_out(request.prompt_tokens)))
 
 
 def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:

@@ -14,6 +14,7 @@ from torch import Tensor
 # chosen from the tokens that are read again, which flatters a short prompt more than a long one.
 LOST, SHORTER, REFERENCE = 0.5, 0.25, 64  # 1 - kept = LOST sqrt(KL) (REFERENCE / tokens of the prompt)^SHORTER
 LOW = 0.7  # of what is kept: below it the report warns
+FEWEST = 2  # tokens that tell anything
 ROOM = 2**21  # logits of each model that are compared at a time
 
 

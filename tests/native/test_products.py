@@ -11,6 +11,7 @@ from rounding import ERROR as FORMAT_ERROR
 from rounding import take
 from torch import Tensor
 
+from griffin_offload.errors import OptionError
 from griffin_offload.native import library, products
 from griffin_offload.native.products import Products
 from griffin_offload.quant import onednn
@@ -176,3 +177,13 @@ def test_threads_are_torchs() -> None:
     )
     before, after = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split()
     assert before == after
+
+
+@needs_library
+def test_instructions_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_CPU", "nonsense")
+    with pytest.raises(OptionError, match=f"no kernels 'nonsense' here; there are: {', '.join(HERE)}, none"):
+        library.check_asked()
+    for name in ("", "none", *HERE):
+        monkeypatch.setenv("GRIFFIN_CPU", name)
+        library.check_asked()

@@ -88,6 +88,9 @@ def test_static_steps_and_a_second_prompt(case: Any, kind: str) -> None:
         without = engine.generate(prompt, sparsity=0.5, method="griffin", no_fidelity=True, **GREEDY)
         assert answer.token_ids == without.token_ids
         found = answer.report.fidelity
+        if len(prompt) == 1:
+            assert str(found) == "not measured: one token tells too little"
+            continue
         expected = slowly(case(kind), prompt, case(kind).kept(prompt, 0.5), found.tokens)
         torch.testing.assert_close(figures(found), expected, rtol=0, atol=1e-4)
 
