@@ -294,14 +294,11 @@ class Engine:
         plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning)
         reader = self.opened.reader()
         try:
-            with (
-                self._planned(plan),
-                self.resident.prepare(plan, selection, reader, on_layer, self.opened.batch([prompt_ids])[1]),
-                torch.no_grad(),
-            ):
-                ids, _ = self.opened.batch([prompt_ids])
-                cache = self.opened.kv_cache(plan)
-                return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self.opened.last_logits)
+            with self._planned(plan):
+                ids, mask = self.opened.batch([prompt_ids])
+                with self.resident.prepare(plan, selection, reader, on_layer, mask), torch.no_grad():
+                    cache = self.opened.kv_cache(plan)
+                    return self.skeleton.model(ids, past_key_values=cache, use_cache=True, **self.opened.last_logits)
         finally:
             reader.close()
 

@@ -202,8 +202,8 @@ class Report:
             pace += f", {self.fraction_of_limit:.0%} of the {self.limit_tokens_per_s:.1f} that "
             pace += f"{format_rate(self.memory_bandwidth)} of memory bandwidth allows"
         yield "decoding", pace + (f", threads: {self.threads}" if self.threads else "")
-        if self.kernels:
-            yield "kernels", ", ".join(f"{name} by {by}" for name, by in self.kernels.items())
+        if kernels := self.kernels:
+            yield "kernels", ", ".join(f"{name} by {by}" for name, by in kernels.items())
         if self.steps and (self.steps.tokens or self.steps.why_dynamic):
             yield "steps", str(self.steps)
 

@@ -20,31 +20,23 @@ INLINE void pair_of_6_bits(const uint8_t* s, int g, int& scale, int& least) {
     else scale = (s[g + 4] & 15) | (s[g - 4] >> 6 << 4), least = (s[g + 4] >> 4) | (s[g] >> 6 << 4);
 }
 
-TARGET static void q4_k(const uint8_t* block, float* out) {
+// 8 groups of 32 with a scale and a minimum each: nibbles at `codes`, and, of five bits, the fifth ones at `fifth`.
+TARGET INLINE void groups_of_32(const uint8_t* block, const uint8_t* codes, const uint8_t* fifth, float* out) {
     const float d = half(block), least = half(block + 2);
     for (int g = 0; g < 8; g++) {
         int s, m;
         pair_of_6_bits(block + 4, g, s, m);
         const float scale = d * (float)s, minimum = least * (float)m;
-        const uint8_t* codes = block + 16 + g / 2 * 32;
+        const uint8_t* from = codes + g / 2 * 32;
         const int shift = g % 2 * 4;
-        for (int k = 0; k < 32; k++) out[32 * g + k] = scale * (float)(codes[k] >> shift & 15) - minimum;
+        for (int k = 0; k < 32; k++)
+            out[32 * g + k] = scale * (float)((from[k] >> shift & 15) | (fifth ? fifth[k] >> g & 1 : 0) << 4) - minimum;
     }
 }
 
-TARGET static void q5_k(const uint8_t* block, float* out) {
-    const float d = half(block), least = half(block + 2);
-    const uint8_t* fifth = block + 16;
-    for (int g = 0; g < 8; g++) {
-        int s, m;
-        pair_of_6_bits(block + 4, g, s, m);
-        const float scale = d * (float)s, minimum = least * (float)m;
-        const uint8_t* codes = block + 48 + g / 2 * 32;
-        const int shift = g % 2 * 4;
-        for (int k = 0; k < 32; k++)
-            out[32 * g + k] = scale * (float)((codes[k] >> shift & 15) | (fifth[k] >> g & 1) << 4) - minimum;
-    }
-}
+TARGET static void q4_k(const uint8_t* block, float* out) { groups_of_32(block, block + 16, nullptr, out); }
+
+TARGET static void q5_k(const uint8_t* block, float* out) { groups_of_32(block, block + 48, block + 16, out); }
 
 TARGET static void q6_k(const uint8_t* block, float* out) {
     const float d = half(block + 208);

@@ -1,4 +1,4 @@
-// Products of tokens with int8 and int4 matrices, for one instruction set. products.cpp includes this once for each, in a
+// Products of tokens with int8 and int4 matrices, for one instruction set. x86.h, neon.h and plain.h include this, in a
 // namespace of its own, with TARGET (an attribute of every function), LANES (32-bit lanes of a vector), I and F (vectors
 // of int32 and float), and the functions that are used below.
 
