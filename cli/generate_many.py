@@ -11,7 +11,7 @@ import click
 
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
-from ..options import AUTO, Decoding, OnLayer, Pruning
+from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
 from . import _console as console
 from ._text import PromptForm
 
@@ -110,7 +110,8 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
     if pruning.folds and pruning.rest in (None, AUTO, "drop"):
         values["fold"] = pruning.folds
     values |= decoding.generate_options(pruning.selection)
-    if pruning.prior:
+    drops = pruning.rest in (None, AUTO, "drop")
+    if pruning.prior != OFF and (pruning.prior != AUTO or drops):  # earlier versions had none of their own
         values["prior"] = pruning.prior
         values |= {} if pruning.prior_weight is None else {"prior_weight": pruning.prior_weight}
     return values | ({"skip": asdict(pruning.skip)} if pruning.skip.share else {})

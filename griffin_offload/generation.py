@@ -19,6 +19,7 @@ from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
 from .model.static_step import Steps, static_decoding, why_dynamic
+from .model_prior import known_prior
 from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
@@ -73,7 +74,8 @@ class Asked:
 @dataclass(frozen=True)
 class Run:
     """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not."""
+    how tokens are to be decoded by static steps; None: they are not. `prior_s`: seconds that measuring the model's
+    prior took, once."""
 
     asked: Asked
     start: float
@@ -84,6 +86,7 @@ class Run:
     options: dict[str, Any]
     skipper: TokenSkipper | None
     steps: Steps | None
+    prior_s: float = 0.0
 
 
 @dataclass
@@ -112,7 +115,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     """An answer for each prompt, from one reading of the model. All of them share one report.
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-    run = prepare(opened, asked)
+    run = with_prior(opened, resident, prepare(opened, asked))
     opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
@@ -142,7 +145,6 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
     _check_options(options)
-    selection = opened.selection(pruning, decoding.seed)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
     plan = opened.plan(
@@ -153,7 +155,7 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
-    check_prunes(plan, selection)
+    selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
     skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
@@ -168,6 +170,24 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, skips),
     )
+
+
+def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
+    """The run, with the model's own prior where that has a say: measured now, if no earlier run has."""
+    pruning, plan = run.asked.pruning, run.plan
+    if run.selection.prior or not opened.takes_prior(pruning, plan):
+        return run
+    start = time.perf_counter()
+    prior = known_prior(opened, resident.unload, run.asked.on_layer)
+    selection = replace(run.selection, prior=prior)
+    return replace(run, selection=selection, prior_s=time.perf_counter() - start)
+
+
+def prior_facts(run: Run) -> dict[str, Any] | None:
+    """Of the prior that chose neurons, beside the prompts that they were chosen by: for the report."""
+    lengths = [len(ids) for ids in run.asked.prompts]
+    facts = run.selection.prior_facts(sum(lengths) / (len(lengths) if run.asked.per_prompt else 1))
+    return {**facts, "measured_s": run.prior_s} if facts and run.prior_s else facts
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
@@ -273,7 +293,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
     plan, skipped = _skipped(opened, resident, run)
     times = sorted(moment for streamer in run.streamers for moment in streamer.times)
     tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
-    begin, prepared = measured.begin, measured.begin - run.start
+    begin, prepared = measured.begin, measured.begin - run.start - run.prior_s
     made = Report(
         model=opened.name,
         model_path=opened.path,
@@ -292,7 +312,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,
         memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
-        prior=run.selection.prior_facts,
+        prior=prior_facts(run),
         skipped=skipped,
         steps=measured.steps,
         fidelity=measured.fidelity,
@@ -330,12 +350,6 @@ def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: 
         return "interrupted"
     ended = len(streamer.token_ids) < plan.max_new_tokens or streamer.token_ids[-1] in opened.eos_token_ids
     return "stop" if ended else "length"
-
-
-def check_prunes(plan: Plan, selection: Selection) -> None:
-    """Raises OptionError for a prior where every neuron is kept."""
-    if selection.prior is not None and not plan.prunes:
-        raise OptionError("a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior")
 
 
 def _check_options(options: dict[str, Any]) -> None:

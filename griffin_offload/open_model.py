@@ -28,7 +28,7 @@ from .model.pretrained import check_layers, load_config, load_generation_config,
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
-from .options import Placement, Pruning
+from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
@@ -36,13 +36,13 @@ from .planning.plan import Plan
 from .planning.request import Request
 from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
-from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
+from .pruning.prior import Prior, check_prior, load_prior, prior_path
+from .pruning.prior_text import prior_text_hash
 from .pruning.selection import Selection
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
 from .units import MIB, format_bytes, parse_bytes
 
-WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
 
@@ -197,21 +197,46 @@ class OpenModel:
         """What `griffin calibrate` measured of this checkpoint; None if it did not. Raises GriffinError."""
         return load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
 
-    def selection(self, pruning: Pruning, seed: int | None) -> Selection:
-        """How neurons are chosen. Reads the prior's file, where one is named.
+    def selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+        """How a plan's neurons are chosen. Reads the prior's file, where one is named or the model has one.
 
         Raises OptionError for a prior that is another model's or cannot act, GriffinError for a file that is none."""
-        prior: Prior | None = pruning.prior
-        if isinstance(pruning.prior, str | Path):
-            prior = load_prior(Path(pruning.prior).expanduser())
-        if prior is not None:
+        prior: Prior | None = None
+        if self.takes_prior(pruning, plan):
+            prior = self.stored_prior()
+        elif pruning.prior not in (AUTO, OFF, None):
+            prior = pruning.prior
+            if isinstance(pruning.prior, str | Path):
+                prior = load_prior(Path(pruning.prior).expanduser())
             self.check_prior(prior)
             if pruning.selection in WITHOUT_STATISTIC:
                 raise OptionError(
                     f"selection {pruning.selection!r} uses no statistic that a prior could join: leave one of them out"
                 )
-        weight = WEIGHT if pruning.prior_weight is None else pruning.prior_weight
-        return Selection(pruning.selection, seed or 0, prior, weight)
+            if not plan.prunes:
+                raise OptionError(
+                    "a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior"
+                )
+        return Selection(pruning.selection, seed or 0, prior, pruning.prior_weight)
+
+    @staticmethod
+    def takes_prior(pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say in what a plan keeps."""
+        drops = plan.rest == "drop" and pruning.prior == AUTO
+        return drops and pruning.prior_weight != 0 and pruning.selection not in WITHOUT_STATISTIC
+
+    def lacks_prior(self, pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say, and has not been measured yet."""
+        return self.takes_prior(pruning, plan) and self.stored_prior() is None
+
+    def stored_prior(self) -> Prior | None:
+        """The prior of the text that ships with this version, as an earlier run measured it; None if none did."""
+        with suppress(GriffinError):
+            prior = load_prior(prior_path(cache_folder(), checkpoint_key(self.checkpoint)))
+            if prior.facts.get("text_sha256") == prior_text_hash():
+                self.check_prior(prior)
+                return prior
+        return None
 
     def check_prior(self, prior: Prior) -> None:
         """Raises OptionError for the prior of another model."""

@@ -1,7 +1,7 @@
 """A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,7 @@ class Report:
         told = (("fidelity", self.fidelity), ("warning", self.warning))
         rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:
-            made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
-            rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))
+            rows.append(("prior", prior_in_words(self.prior)))
         if plan.host_peak:
             rows.append(
                 ("RAM", f"{format_bytes(self.measured_host)} measured, {format_bytes(plan.host_peak)} predicted")
@@ -206,6 +205,12 @@ class Report:
             yield "kernels", ", ".join(f"{name} by {by}" for name, by in kernels.items())
         if self.steps and (self.steps.tokens or self.steps.why_dynamic):
             yield "steps", str(self.steps)
+
+
+def prior_in_words(facts: Mapping[str, Any]) -> str:
+    """'score griffin of 12 samples, weight 0.4', and how long it took to measure, if that was now."""
+    words = f"score {facts.get('score')} of {facts.get('samples')} samples, weight {facts['weight']:.2g}"
+    return words + (f"; measured once for this model, in {facts['measured_s']:.1f} s" if "measured_s" in facts else "")
 
 
 def save_last(report: Report, folder: Path) -> None:

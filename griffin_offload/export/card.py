@@ -54,7 +54,8 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
     """What a card says of how the neurons were chosen."""
     facts = source.facts(selection)
     if source.calibration is None:
-        prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
+        weight = facts["prior"]["weight"] if selection.prior else 0.0
+        prior = f", and by a prior (`prior` in `griffin.json`, weight {weight:.2g})"
         return {
             "to": "to one prompt",
             "method": STATISTICS["griffin"].title,

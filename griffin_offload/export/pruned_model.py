@@ -64,7 +64,7 @@ class ExportSource:
         """What chose the neurons, for griffin.json and its like."""
         if self.calibration:
             return {"calibration": self.calibration.to_json()}
-        prior = {"prior": selection.prior_facts} if selection.prior else {}
+        prior = {"prior": selection.prior_facts(len(self.prompt_ids))} if selection.prior else {}
         sha256 = hashlib.sha256(self.prompt_text.encode()).hexdigest()
         return {"prompt_sha256": sha256, "prompt_tokens": len(self.prompt_ids), **prior}
 

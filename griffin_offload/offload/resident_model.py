@@ -87,7 +87,8 @@ class ResidentModel:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
-        weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+        lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
+        weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
         hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))

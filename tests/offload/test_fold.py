@@ -31,7 +31,7 @@ LAYOUTS = ["llama", "phi3", "gpt2", "opt", "mixtral", "gpt_oss", "granitemoeshar
 
 def answer(engine: Engine, prompt: list[int], **how: Any) -> tuple[list[int], Tensor]:
     logits = Logits()
-    how = {"sparsity": 0.5, "rest": "drop", "fold": True, "fold_strength": 0.3, **how}
+    how = {"sparsity": 0.5, "rest": "drop", "prior": "off", "fold": True, "fold_strength": 0.3, **how}
     made = engine.generate(prompt, max_new_tokens=TOKENS, do_sample=False, logits_processor=[logits], **how)
     return made.token_ids, torch.stack(logits.steps)
 
@@ -266,7 +266,7 @@ def test_an_export_carries_it(case: Callable[[str], Case], tmp_path: Path) -> No
     answer(engine, prompt)
     name = "mlp.down_proj.weight"
     folded = [layer.tensors[name].clone() for layer in engine.resident.layers]
-    how: dict[str, Any] = {"sparsity": 0.5, "fold": True, "fold_strength": 0.3, "prompt_text": ""}
+    how: dict[str, Any] = {"sparsity": 0.5, "prior": "off", "fold": True, "fold_strength": 0.3, "prompt_text": ""}
     engine.export(prompt, tmp_path / "out", **how)
     model = oracle.load(tmp_path / "out")
     for number, weight in enumerate(folded):
@@ -300,9 +300,9 @@ def test_a_measurement_folds_what_an_answer_folds() -> None:
     assert Variant(0.5, rest="drop").folds == 0.3
     assert [Variant(0.5, **how).folds for how in ({}, {"rest": "int8"}, {"method": "griffin"})] == [None] * 3
     assert [Variant(0.5, rest="drop", **how).folds for how in ({"static": True}, {"skip": FfnSkip(0.5)})] == [None] * 2
-    assert Variant(0.5, rest="drop").label() == "50% fold 0.3"
+    assert Variant(0.5, rest="drop", prior="off").label() == "50% fold 0.3"
     both = all_variants([0.5], ["topk"], ["uniform"], rests=["drop", "int4"], folds=[0.0, 1.0])
-    assert [each.label() for each in both] == ["50%", "50% fold 1", "50%, rest int4"]
+    assert [each.label() for each in both] == ["50% prior", "50% prior fold 1", "50%, rest int4"]
 
 
 def test_the_report_and_the_plan_say_it(case: Callable[[str], Case]) -> None:
