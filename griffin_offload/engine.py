@@ -224,7 +224,8 @@ class Engine:
             curves=self.opened.allocation_curves(pruning),
             export=True,
             multiple=multiple,
-            fold=None if source.calibration else pruning.folds,
+            fold=pruning.folds if source.samples else None,
+            fold_samples=sum(map(len, source.calibration.samples)) if source.calibration else 0,
             skip=pruning.skip if pruning.skip.share else None,
         )
         if source.calibration:

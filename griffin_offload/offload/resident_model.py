@@ -14,8 +14,9 @@ from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.skeleton import Skeleton
 from ..options import OnLayer
 from ..planning.plan import Plan
-from ..pruning.fold import Fold, fold_tokens
+from ..pruning.fold import fold_tokens
 from ..pruning.selection import Selection
+from .folding import Folding
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
 from .lockstep import Lockstep
@@ -124,8 +125,8 @@ class ResidentModel:
         mask: Tensor,
         weights: Tensor | None = None,
     ) -> Pruner:
-        fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
-        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold)
+        folding = None if plan.fold is None else Folding(plan.fold, fold_tokens(mask))
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, folding)
 
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""

@@ -16,14 +16,6 @@ HELD_OUT = 16  # of a prompt's last tokens, a quarter at most: the fidelity is m
 ROWS = 256  # of a down projection at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """λ, and of which tokens (N,), bool, of a forward the activations count."""
-
-    strength: float
-    tokens: Tensor
-
-
 def held_out(tokens: int) -> int:
     """How many of the last tokens of a prompt do not count for the fold."""
     return min(HELD_OUT, tokens // 4)

@@ -23,6 +23,7 @@ from griffin_offload.model import modules
 from griffin_offload.offload.gather import take_over
 from griffin_offload.options import FfnSkip, Pruning
 from griffin_offload.pruning import fold
+from griffin_offload.pruning.calibration import Calibration
 
 TOKENS = 5
 # One of each layout: fused, transposed, with biases, routed, interleaved, shared experts, layers of several kinds.
@@ -325,3 +326,27 @@ def test_a_budget_without_room_for_it_is_told(case: Callable[[str], Case]) -> No
     assert (report.plan.fold, report.plan.no_room_to_fold) == (None, True)
     assert dict(report.rows())["fold"] == "none: the budget has no room for it"
     assert report.to_json()["fold"] is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_a_static_export_is_folded_by_its_samples(case: Callable[[str], Case], tmp_path: Path, kind: str) -> None:
+    engine, samples = Engine(case(kind).folder, dtype="float32"), [tiny_prompt(40, 1), tiny_prompt(21, 2)]
+    engine.export_static(Calibration(samples), tmp_path / "out", sparsity=0.5)
+    facts = json.loads((tmp_path / "out" / "griffin.json").read_text())
+    assert facts["fold"] == 0.3
+    assert "gave that text" in " ".join((tmp_path / "out" / "README.md").read_text().split())
+    kept = [torch.tensor(chosen) for chosen in facts["experts"]]
+    reference, small = folded_model(case(kind), engine, samples, kept), oracle.load(tmp_path / "out")
+    for number, layer in enumerate(engine.skeleton.layers):
+        (block,) = layer.blocks
+        name, axis = layer.prefix + block.down, block.rows[block.down].axis
+        whole, ours = (model.get_parameter(name).data for model in (reference, small))
+        experts = zip(whole, ours, kept[number], strict=True) if block.routed else [(whole, ours, kept[number])]
+        for theirs, mine, chosen in experts:
+            picked = theirs[:, chosen] if axis else theirs[chosen]
+            assert close(mine, picked)
+
+
+def test_weights_alone_have_nothing_to_fold(case: Callable[[str], Case], tmp_path: Path) -> None:
+    Engine(case("llama").folder).export_static(Calibration(score="magnitude"), tmp_path / "out", sparsity=0.5)
+    assert "fold" not in json.loads((tmp_path / "out" / "griffin.json").read_text())

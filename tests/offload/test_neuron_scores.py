@@ -226,12 +226,13 @@ def test_weights_that_are_no_numbers(llama: Path, tmp_path: Path) -> None:
 # A static model
 
 
-def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: Path, fold: bool) -> None:
     if model.name in ("gemma4_text", "gpt_oss"):
         pytest.skip("no export has a config for it")
     engine, prompt = Engine(model), tiny_prompt(48, 1)
-    engine.export(prompt, tmp_path / "prompt", prompt_text="x", fold=False, prior="off", sparsity=0.5)
-    _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5)
+    engine.export(prompt, tmp_path / "prompt", prompt_text="x", fold=fold, prior="off", sparsity=0.5)
+    _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5, fold=fold)
     for one in (tmp_path / "prompt").glob("*.safetensors"):
         assert (tmp_path / "static" / one.name).read_bytes() == one.read_bytes()
     assert all(map(torch.equal, flat(prior), flat(engine.score_samples(Calibration([prompt])))))
@@ -240,7 +241,7 @@ def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: 
 @pytest.mark.parametrize("score", ["griffin", "wanda"])
 def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    exported, prior = engine.export_static(Calibration(SAMPLES, score), tmp_path / "out", sparsity=0.75)
+    exported, prior = engine.export_static(Calibration(SAMPLES, score), tmp_path / "out", sparsity=0.75, fold=False)
     assert exported.path == tmp_path / "out"
     loaded, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(facts.values()), facts
@@ -313,7 +314,7 @@ def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> 
 def test_as_gguf(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     for name, static in (("one", Calibration([tiny_prompt()])), ("wanda", Calibration(SAMPLES, "wanda"))):
-        engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5)
+        engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5, fold=False)
     engine.export(
         tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", fold=False, prior="off", format="gguf", sparsity=0.5
     )
