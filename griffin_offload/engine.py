@@ -221,7 +221,7 @@ class Engine:
             require_gguf(self.opened.config.model_type)
         request = replace(
             self.opened.request(max(map(len, source.samples), default=1), 1),
-            curves=self.opened.allocation_curves(pruning),
+            curves=None if pruning.allocation == AUTO else self.opened.allocation_curves(pruning),
             export=True,
             multiple=multiple,
             fold=pruning.folds if source.samples else None,

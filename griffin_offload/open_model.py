@@ -191,7 +191,13 @@ class OpenModel:
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
-        return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.allocation != AUTO:
+            return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.skip.share and pruning.skip.by_prompt:  # which needs layers of one size
+            return None
+        with suppress(GriffinError):
+            return self.curves()
+        return None
 
     def curves(self) -> Curves | None:
         """What `griffin calibrate` measured of this checkpoint; None if it did not. Raises GriffinError."""

@@ -13,9 +13,9 @@ from .errors import OptionError
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 DRAWN = ("sampling", "topk-sampling", "random")  # the selections that a seed repeats
-ALLOCATIONS = ("uniform", "sensitivity")
 AUTO = "auto"
 OFF = "off"
+ALLOCATIONS = (AUTO, "uniform", "sensitivity")
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")
 METHODS = {  # name -> what it means: fields of Pruning; griffin is the paper's (arXiv:2404.01365)
@@ -277,9 +277,9 @@ class Pruning(_Checked):
         "topk", "How the kept neurons are chosen. All but topk are for comparison.", choices=SELECTIONS
     )
     allocation: str = option(
-        "uniform",
-        "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it; uniform where it "
-        "has not.",
+        AUTO,
+        "How the sparsity is shared over the layers. uniform: every layer drops the same share; sensitivity: as "
+        "`griffin calibrate` measured it; auto: so, where it has, and in no export, whose layers have one width.",
         choices=ALLOCATIONS,
     )
     prior: Any = option(

@@ -111,6 +111,7 @@ class Report:
             "model": self.model,
             "model_path": str(self.model_path),
             "sparsity": self.plan.sparsity,
+            "calibrated": self.plan.calibrated,
             "dtype": self.dtype,
             "device": self.device,
             "precision": self.plan.precision.to_json(),
@@ -155,9 +156,10 @@ class Report:
         """(label, value) rows for people."""
         plan = self.plan
         saved = plan.full_bytes - plan.resident_bytes
+        shared = " (by layer, as calibrated)" if plan.calibrated else ""
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
-            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
+            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}{shared}, {self.formats}"),
             *([("the rest", plan.rest_and_why)] if plan.rest else []),
             *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),

@@ -110,6 +110,11 @@ class Request:
         count = self.skip.count(len(numbers))
         return may[len(may) - count :]
 
+    @property
+    def shares(self) -> bool:
+        """Whether a calibration shares the sparsity over the layers."""
+        return self.curves is not None and isinstance(self.sparsity, int | float)
+
     def _shared(self, sizes: ModelSizes) -> Kept:
         if self.curves is None or not isinstance(self.sparsity, int | float):
             return sizes.kept(self.sparsity)

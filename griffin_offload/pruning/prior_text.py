@@ -20,7 +20,7 @@ def prior_samples(tokenizer: Any, has_chat_template: bool) -> list[list[int]]:
     for line in PATH.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         ids = _chat(tokenizer, row["messages"]) if has_chat_template and "messages" in row else None
-        samples.append((ids or list(tokenizer(_plain(row))["input_ids"]))[:LONGEST])
+        samples.append((ids or list(tokenizer(_plain(row), verbose=False)["input_ids"]))[:LONGEST])
     return samples
 
 
@@ -31,7 +31,8 @@ def prior_text_hash() -> str:
 
 def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int] | None:
     try:
-        return list(tokenizer.apply_chat_template(messages, return_dict=False))
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     except Exception:  # the template is the checkpoint's own program (jinja): it may refuse anything
         return None
 

@@ -144,7 +144,7 @@ def test_every_neuron_may_be_in_int4() -> None:
 
 def test_a_method_stands_for_the_papers_choice() -> None:
     paper = Pruning(0.5, method="griffin")
-    assert replace(paper, method=None) == Pruning(0.5, rest="drop", prior="off", fold=False)
+    assert replace(paper, method=None) == Pruning(0.5, rest="drop", allocation="uniform", prior="off", fold=False)
     assert describe(plan_of(paper)) == "bfloat16, 50% dropped"
     for options, name in (
         ({"rest": "int4"}, "rest drop"),

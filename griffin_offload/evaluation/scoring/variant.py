@@ -37,7 +37,8 @@ class ScoredRow:
 class Variant(Pruning):
     """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
     asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
-    where no answer could keep it. What is dropped is folded, as in an answer, where it can be scored so.
+    where no answer could keep it. What is dropped is folded, and chosen with the model's prior, as in an answer, where
+    it can be scored so. Every layer drops the same share unless a calibration is asked for.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -52,6 +53,8 @@ class Variant(Pruning):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.allocation == AUTO:
+            object.__setattr__(self, "allocation", "uniform")
         if self.rest is None:
             drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
             object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
