@@ -33,8 +33,6 @@ from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
 
-SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -141,7 +139,7 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     start = time.perf_counter()
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
-    _check_options(options)
+    opened.check_generation(options)
     selection = opened.selection(pruning, decoding.seed)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
@@ -261,6 +259,7 @@ def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, s
         ids,
         attention_mask=mask,
         past_key_values=opened.kv_cache(run.plan, len(ids)),
+        use_cache=True,
         streamer=BatchStreamer(streamers),
         max_new_tokens=run.plan.max_new_tokens,
         tokenizer=opened.tokenizer,
@@ -297,6 +296,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         steps=measured.steps,
         fidelity=measured.fidelity,
         helps=_what_helps(opened, run, measured),
+        overridden=opened.overridden,
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
@@ -336,12 +336,3 @@ def check_prunes(plan: Plan, selection: Selection) -> None:
     """Raises OptionError for a prior where every neuron is kept."""
     if selection.prior is not None and not plan.prunes:
         raise OptionError("a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior")
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    if options.get("prefill_chunk_size"):
-        raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
-    if several := next((name for name in SEVERAL if options.get(name)), None):
-        raise OptionError(f"{several} decodes several tokens at a time, which cannot be streamed: leave it out")
-    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
-        raise OptionError("one answer a prompt, without beams: they cannot be streamed")

@@ -20,11 +20,13 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
+from .model.config_fields import override_fields
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
+from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
+from .model.pretrained import check_layers, load_config, load_tokenizer, open_checkpoint
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
@@ -51,7 +53,8 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk."""
+    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
+    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words."""
 
     name: str
     path: Path
@@ -68,6 +71,7 @@ class OpenModel:
     static: bool
     ring: Ring | None
     host_memory_is_free: bool = False
+    overridden: tuple[str, ...] = ()
 
     @property
     def copies(self) -> bool:
@@ -116,6 +120,16 @@ class OpenModel:
         except Exception as error:  # the template is the checkpoint's own program (jinja)
             raise PromptError(f"{self.name}'s chat template refused the conversation: {error}") from None
         return list(ids)
+
+    def check_generation(self, options: dict[str, Any]) -> None:
+        """Raises OptionError for options of `generate`, or fields of the generation config, that cannot act here."""
+        check_generation(self.skeleton.model.generation_config, options, self.rows_of_table)
+
+    @property
+    def rows_of_table(self) -> int:
+        """How many tokens the embedding has a row for."""
+        layout = self.skeleton.layout
+        return layout.shapes[layout.embedding][0]
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         """What a plan of one prompt and the whole model is made for, within this model's budget."""
@@ -266,6 +280,7 @@ def open_model(
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
     config = load_config(path)
+    overridden = override_fields(path, config)
     checkpoint = open_checkpoint(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
@@ -278,7 +293,8 @@ def open_model(
         load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
         if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
             multiply_by_the_quicker_way(skeleton.model)
-    skeleton.model.generation_config = load_generation_config(path, config)
+    settings, told = load_generation_config(path)
+    skeleton.model.generation_config = settings
     tokenizer = load_tokenizer(path)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = held_memory(device)
@@ -305,6 +321,7 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
+        overridden=(*overridden, *told),
     )
 
 

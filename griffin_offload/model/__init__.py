@@ -7,7 +7,9 @@ layout.py          a model's layers, blocks and shapes, as data
 skeleton.py        builds the model on meta and binds it to a checkpoint
 weight_slots.py    puts weights into the modules, and takes them out
 config_facts.py    sizes that a config tells
-pretrained.py      a folder's config, generation config and tokenizer, checked
+config_fields.py   fields of a config that act against our own cache and attention
+generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
+pretrained.py      a folder's config and tokenizer, checked
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token

@@ -1,4 +1,4 @@
-"""Loads a checkpoint's config, generation config and tokenizer. An error becomes one line that names the file."""
+"""Loads a checkpoint's config and tokenizer. An error becomes one line that names the file."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
@@ -67,23 +67,6 @@ def _model_type(folder: Path) -> str:
         return "its model_type is missing"
     architecture(kind)
     return f"model type {kind!r} is not supported: this version of transformers does not know it"
-
-
-def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """transformers' generation config: the model's own sampling and end tokens. Raises CheckpointError."""
-    try:
-        if (folder / "generation_config.json").exists():
-            settings = GenerationConfig.from_pretrained(folder)
-        else:
-            settings = GenerationConfig.from_model_config(config)
-    except Exception as error:
-        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {one_line(error)}") from None
-    end = settings.eos_token_id
-    if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
-        raise CheckpointError(f"{folder}/generation_config.json cannot be used: eos_token_id is {one_line(end)}")
-    if settings.pad_token_id is None:
-        settings.pad_token_id = end[0] if isinstance(end, list) else end
-    return settings
 
 
 def load_tokenizer(folder: Path) -> Any:
