@@ -140,6 +140,8 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
     opened.check_generation(options)
+    for ids in prompts:
+        opened.check_tokens(ids)
     selection = opened.selection(pruning, decoding.seed)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))

@@ -107,7 +107,7 @@ class OpenModel:
         if raw or not self.has_chat_template:
             if system:
                 raise PromptError("--system needs a model with a chat template, and no --raw")
-            return list(self.tokenizer(prompt)["input_ids"])
+            return self.check_tokens(list(self.tokenizer(prompt)["input_ids"]))
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
@@ -119,17 +119,23 @@ class OpenModel:
             ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         except Exception as error:  # the template is the checkpoint's own program (jinja)
             raise PromptError(f"{self.name}'s chat template refused the conversation: {error}") from None
-        return list(ids)
+        return self.check_tokens(list(ids))
 
     def check_generation(self, options: dict[str, Any]) -> None:
         """Raises OptionError for options of `generate`, or fields of the generation config, that cannot act here."""
-        check_generation(self.skeleton.model.generation_config, options, self.rows_of_table)
+        check_generation(self.skeleton.model.generation_config, options, self.skeleton.rows_of_table)
 
-    @property
-    def rows_of_table(self) -> int:
-        """How many tokens the embedding has a row for."""
-        layout = self.skeleton.layout
-        return layout.shapes[layout.embedding][0]
+    def check_tokens(self, ids: list[int]) -> list[int]:
+        """The same ids. Raises PromptError for a token that the table of embeddings has no row for."""
+        rows = self.skeleton.rows_of_table
+        if (wrong := next((token for token in ids if not 0 <= token < rows), None)) is not None:
+            text = self.tokenizer.convert_ids_to_tokens(wrong) if wrong >= 0 else None
+            token = f"{wrong} ({text!r})" if text else wrong
+            raise PromptError(
+                f"token {token} has no row in {self.name}'s table of {rows} embeddings: "
+                "the tokenizer has tokens that the model was never resized for; leave them out of the prompt"
+            )
+        return ids
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         """What a plan of one prompt and the whole model is made for, within this model's budget."""
@@ -293,7 +299,7 @@ def open_model(
         load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
         if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
             multiply_by_the_quicker_way(skeleton.model)
-    settings, told = load_generation_config(path)
+    settings, told = load_generation_config(path, skeleton.rows_of_table)
     skeleton.model.generation_config = settings
     tokenizer = load_tokenizer(path)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it

@@ -63,9 +63,9 @@ _REFUSED_KEYWORDS = {
 _TOKENS = ("forced_bos_token_id", "forced_eos_token_id")
 
 
-def load_generation_config(folder: Path) -> tuple[GenerationConfig, list[str]]:
+def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, list[str]]:
     """transformers' generation config, from config.json where it has no file of its own; and what is overridden in it,
-    in words. Raises CheckpointError."""
+    in words. `rows`: of the table of embeddings, of which padding needs one. Raises CheckpointError."""
     name = "generation_config.json"
     try:
         if (folder / name).exists():
@@ -78,9 +78,12 @@ def load_generation_config(folder: Path) -> tuple[GenerationConfig, list[str]]:
     end = settings.eos_token_id
     if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
         raise CheckpointError(f"{folder}/{name} cannot be used: eos_token_id is {one_line(end)}")
-    if settings.pad_token_id is None:
-        settings.pad_token_id = end[0] if isinstance(end, list) else end
     told = []
+    ends = end if isinstance(end, list) else [end]
+    pad = settings.pad_token_id
+    if pad is not None and not _inside(pad, rows):
+        told.append(f"pad_token_id {one_line(pad)} of {name}: the table of embeddings has {rows} rows")
+    settings.pad_token_id = next((token for token in (pad, *ends) if _inside(token, rows)), 0)
     for field, why in _OVERRIDDEN.items():
         value = getattr(settings, field, None)
         if why and value not in _USUAL:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..checkpoint.conversion import pieces
 from ..checkpoint.headers import Checkpoint
 from ..checkpoint.reader import Reader
-from ..errors import CheckpointError, UnsupportedArchitecture
+from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
@@ -63,6 +63,12 @@ class Skeleton:
             writes_scores=writes_scores(self.model),
         )
         self.slots = WeightSlots(self.model, self.layout)
+        self.model.get_input_embeddings().register_forward_pre_hook(partial(_check_tokens, rows=self.rows_of_table))
+
+    @property
+    def rows_of_table(self) -> int:
+        """How many tokens the embedding has a row for."""
+        return self.layout.shapes[self.layout.embedding][0]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -187,6 +193,12 @@ def _routed(module: Any, path: str) -> Block:
             halves = name != "down_proj" and module.has_gate
             rows[f"{path}.{name}"] = NeuronRows(axis, neurons, halves, halves and not module.is_concatenated)
     return Block(path, neurons, int(routed), rows, f"{path}.down_proj")
+
+
+def _check_tokens(module: nn.Module, args: tuple[Tensor, ...], rows: int) -> None:
+    """Raises PromptError for a prompt's token without a row. One token alone was chosen by the model itself."""
+    if args and args[0].shape[-1] > 1 and bool(((args[0] < 0) | (args[0] >= rows)).any()):
+        raise PromptError(f"the prompt has tokens beyond the table of {rows} embeddings")
 
 
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
