@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from ..errors import CheckpointError
 from ..files import reason
 from ..units import MIB, format_bytes
+from .which_files import weight_files_of
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,7 +36,6 @@ DTYPES = {
 }
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEADER = 100 * MIB  # the format's own limit
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -68,30 +68,24 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the total bytes of their files."""
+    """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
+    said: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads and checks the index and every header. Raises CheckpointError."""
-        weight_map = _weight_map(folder)
-        files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+        found = weight_files_of(folder)
         tensors: dict[str, TensorInfo] = {}
         total = 0
-        for name in files:
-            path = _inside(folder, name)
-            for info in read_header(path):
-                if info.name in tensors:
-                    raise CheckpointError(f"{info.name} is in both {tensors[info.name].file.name} and {name}")
-                tensors[info.name] = info
+        for name in found.names:
+            path = _inside(folder, name, found.index)
+            tensors |= {info.name: info for info in read_header(path)}  # of a name twice, transformers reads the last
             total += path.stat().st_size
-        for tensor, name in weight_map.items():
-            if tensor not in tensors or tensors[tensor].file.name != Path(name).name:
-                raise CheckpointError(f"{folder / INDEX} says that {tensor} is in {name}, but it is not there")
-        return cls(folder, tensors, total)
+        return cls(folder, tensors, total, found.said)
 
     def match(
         self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
@@ -109,7 +103,8 @@ class Checkpoint:
         missing = [name for name in shapes if name not in found and name not in aliases]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds")
+            said = f"; the index says that it is in {self.said[missing[0]]}" if missing[0] in self.said else ""
+            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds{said}")
         for name, pieces in found.items():
             whole = torch.empty(shapes[name], device="meta")
             for piece in pieces:
@@ -210,24 +205,8 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """The index: tensor -> file name. Empty for a single file. Raises CheckpointError."""
-    path = folder / INDEX
-    if not path.exists():
-        if (folder / SINGLE).exists():
-            return {}
-        raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; Griffin reads safetensors only")
-    try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        if not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it has no weight_map from tensor names to file names") from None
-    return dict(weight_map)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of the file `name` in `folder`. Raises CheckpointError for a file elsewhere.
+def _inside(folder: Path, name: str, index: str) -> Path:
+    """The path of the file `name` in `folder`, which `index` names. Raises CheckpointError for a file elsewhere.
 
     In the hub's cache, links from snapshots/ to blobs/ of the same model are followed."""
     path = folder / name
@@ -238,6 +217,6 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
         raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
     if not stays:
-        what = f"{folder / INDEX} names {_shown(name)}" if name != SINGLE else f"{path} is a link"
+        what = f"{folder / index} names {_shown(name)}" if index else f"{path} is a link"
         raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
+from ..checkpoint.which_files import weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
 from ..model.architecture import ARCHITECTURES
@@ -90,9 +91,10 @@ def local_models() -> list[LocalModel]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights: its safetensors, or a GGUF file elsewhere."""
-    link = gguf_link(folder)
-    return [link.file] if link else sorted(folder.glob("*.safetensors"))
+    """The files of a model's weights: its safetensors, or a GGUF file elsewhere. Raises CheckpointError."""
+    if link := gguf_link(folder):
+        return [link.file]
+    return [folder / name for name in weight_files_of(folder).names]
 
 
 def origin(folder: Path) -> str:
