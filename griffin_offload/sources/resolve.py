@@ -37,6 +37,7 @@ __all__ = [
     "weight_files",
 ]
 DEFAULT_MODEL = "smollm2-135m"
+READING = 2  # counts the changes in what is read from a GGUF header: what an older version made is made again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -212,7 +213,7 @@ def _gguf_folder(file: Path) -> Path:
     """The cache's folder for a GGUF file, by its path, size and time of change: hashing many gigabytes at each start
     would cost more than converting a moved file again."""
     stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{READING}".encode()).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
 
 
