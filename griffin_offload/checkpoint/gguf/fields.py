@@ -54,7 +54,7 @@ def check_fields(header: Mapping[str, Any], applied: set[str], config: Any, pref
         elif key in _NEUTRAL:
             fine = value in _NEUTRAL[key]
         elif key == "attention.sliding_window":
-            fine = not value or value >= config.max_position_embeddings
+            fine = not value or (isinstance(value, int) and value >= config.max_position_embeddings)
         else:
             fine = not value or value == "none"
         if not fine:

@@ -30,6 +30,8 @@ def scaling(header: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any]
             raise UnsupportedArchitecture(
                 f"{name}: its header says {prefix}.{key} {header[key]}, which Griffin cannot apply: {WAY_OUT}"
             )
+    if not isinstance(factor, int | float):
+        raise UnsupportedArchitecture(f"{name}: {prefix}.{_FACTOR} is no number: {WAY_OUT}")
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return None
     if kind == "linear":

@@ -52,7 +52,7 @@ def check_tokenizer(fields: dict[str, Any], name: str) -> None:
 
 
 def split_as(backend: Any, fields: dict[str, Any]) -> None:
-    """Makes a tokenizer split texts as a file with these fields says; one from before there were names stays as it is."""
+    """Makes a tokenizer split texts as a file with these fields says; without a name it stays as it is."""
     from tokenizers import Tokenizer, decoders, normalizers
 
     header = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
