@@ -19,6 +19,7 @@ from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
+from .attention_sizes import attention_sizes
 from .compiled import CompiledLayers
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
@@ -61,6 +62,7 @@ class Skeleton:
             lm_head=self._weight_of(self.model.get_output_embeddings()),
             in_chunks=in_pieces(self.model),
             writes_scores=writes_scores(self.model),
+            attention=attention_sizes(self.modules, config),
         )
         self.slots = WeightSlots(self.model, self.layout)
         self.model.get_input_embeddings().register_forward_pre_hook(partial(_check_tokens, rows=self.rows_of_table))
