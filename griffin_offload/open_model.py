@@ -286,8 +286,8 @@ def open_model(
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
     config = load_config(path)
-    overridden = override_fields(path, config)
     checkpoint = open_checkpoint(path)
+    overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
     if placement.threads:
@@ -334,7 +334,6 @@ def open_model(
 def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None, rows: Reader) -> Skeleton:
     """The model without weights, bound to its checkpoint; one of a type in no table is probed."""
     native = compute_dtype(checkpoint)
-    check_layers(path, config, checkpoint)
     try:
         skeleton = Skeleton(config, getattr(torch, dtype) if dtype else native)
         skeleton.bind(checkpoint, rows)

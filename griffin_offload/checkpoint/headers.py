@@ -30,11 +30,16 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Names that go with weights which other tools have quantized: GPTQ, AWQ, bitsandbytes, compressed-tensors, fp8.
+QUANTIZED = (".qweight", ".qzeros", ".absmax", ".SCB", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 MAX_HEADER = 100 * MIB  # the format's own limit
 
 
@@ -51,7 +56,8 @@ class Encoding:
 class TensorInfo:
     """A tensor of a checkpoint: bytes [begin, end) of `file`.
 
-    If it is encoded, `dtype` is the best one for its numbers in memory."""
+    If it is encoded, `dtype` is the best one for its numbers in memory. `unknown`: the file's name of a dtype that
+    cannot be read; '' for all others."""
 
     name: str
     dtype: torch.dtype
@@ -60,6 +66,7 @@ class TensorInfo:
     begin: int
     end: int
     encoding: Encoding | None = None
+    unknown: str = ""
 
     @property
     def bytes(self) -> int:
@@ -103,8 +110,8 @@ class Checkpoint:
         missing = [name for name in shapes if name not in found and name not in aliases]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            said = f"; the index says that it is in {self.said[missing[0]]}" if missing[0] in self.said else ""
-            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds{said}")
+            why = self._why_missing(missing[0])
+            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds{why}")
         for name, pieces in found.items():
             whole = torch.empty(shapes[name], device="meta")
             for piece in pieces:
@@ -115,18 +122,25 @@ class Checkpoint:
                 )
         return Matched(found, aliases)
 
+    def _why_missing(self, name: str) -> str:
+        if name in self.said:
+            return f"; the index says that it is in {self.said[name]}"
+        mark = next((tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)), None)
+        return f"; its weights are quantized ({_shown(mark)}): use the original" if mark else ""
+
     def _check(self, piece: "Piece", name: str, whole: torch.Tensor) -> None:
         info, place = piece.info, piece.place
         inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
+        if info.unknown or info.dtype not in WEIGHT_DTYPES:
+            stored = _shown(info.unknown) or str(info.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{info.file}: {info.name} is {stored}, a quantized checkpoint; "
+                "use the original in bfloat16, float16 or float32"
+            )
         if info.shape != asked:
             raise CheckpointError(
                 f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(asked)}"
-            )
-        if info.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                f"{info.file}: {info.name} is {info.dtype}, a quantized checkpoint; "
-                "use the original in bfloat16, float16 or float32"
             )
 
 
@@ -185,19 +199,20 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)
-        if not isinstance(dtype, str) or not isinstance(entry["shape"], list):
+        if not isinstance(dtype, str) or not dtype or not isinstance(entry["shape"], list):
             raise ValueError
         if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is damaged: its entry for {_shown(name)} is not of the format") from None
-    if dtype not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise CheckpointError(f"{path}: {_shown(name)} has the unknown dtype {_shown(dtype)}; known: {known}")
     if start + end > size:
         raise CheckpointError(
             f"{path} is cut short: {_shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
+    if end < begin:
+        raise CheckpointError(f"{path} is damaged: {_shown(name)} ends before it begins")
+    if dtype not in DTYPES:  # no matter, unless the model needs the tensor
+        return TensorInfo(name, torch.uint8, shape, path, start + begin, start + end, unknown=dtype)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
             f"{path} is damaged: {_shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"

@@ -50,12 +50,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return link.open(folder) if link else Checkpoint.open(folder)
 
 
-def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the config has as many layers as the files. For before modules are built."""
-    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
-    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
-    if type(wanted) is not int or wanted < 1 or wanted != there:
+def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> list[str]:
+    """Raises CheckpointError unless the files have the layers that the config asks for. For before modules are built.
+
+    Returns what is left out, in words: more layers, which transformers leaves out too, as DeepSeek-V3's for predicting
+    several tokens."""
+    if not checkpoint.tensors:
+        raise CheckpointError(f"{folder} holds no tensors")
+    layers = r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d{1,9})\."
+    found = [int(part[1]) for name in checkpoint.tensors if (part := re.search(layers, name))]
+    found = found or [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
+    there, wanted = max(found, default=-1) + 1, getattr(config, "num_hidden_layers", None)
+    if type(wanted) is not int or not 1 <= wanted <= there:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
+    if wanted == there:
+        return []
+    return [f"layers {wanted} to {there - 1} of the files: config.json asks for {wanted} (num_hidden_layers)"]
 
 
 def _model_type(folder: Path) -> str:
