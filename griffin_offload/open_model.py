@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
+from .model.chat_template import ChatTemplate, take_processors_template
 from .model.config_fields import override_fields
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
@@ -115,11 +117,14 @@ class OpenModel:
         """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template."""
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
-        try:
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except Exception as error:  # the template is the checkpoint's own program (jinja)
-            raise PromptError(f"{self.name}'s chat template refused the conversation: {error}") from None
-        return self.check_tokens(list(ids))
+        return self.check_tokens(
+            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False))
+        )
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """What makes a prompt of a conversation. It is there even where the tokenizer has no template."""
+        return ChatTemplate(self.tokenizer, self.name)
 
     def check_generation(self, options: dict[str, Any]) -> None:
         """Raises OptionError for options of `generate`, or fields of the generation config, that cannot act here."""
@@ -302,6 +307,7 @@ def open_model(
     settings, told = load_generation_config(path, skeleton.rows_of_table)
     skeleton.model.generation_config = settings
     tokenizer = load_tokenizer(path)
+    take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
