@@ -36,17 +36,21 @@ from .text_stream import BatchStreamer, OnToken, Streamer
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled)."""
+    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled).
+
+    `reply`: the text without thinking that the model wrote in a channel of its own, as gpt-oss does."""
 
     text: str
     prompt_token_ids: list[int]
     token_ids: list[int]
     finish_reason: str
     report: Report
+    reply: str
 
     def to_json(self) -> dict[str, Any]:
         return {
             "text": self.text,
+            "reply": self.reply,
             "prompt_token_ids": self.prompt_token_ids,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
@@ -304,7 +308,14 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
         doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
     return [
-        Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
+        Answer(
+            streamer.text,
+            list(ids),
+            streamer.token_ids,
+            _finish_reason(opened, plan, streamer, measured),
+            made,
+            streamer.reply,
+        )
         for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
     ]
 

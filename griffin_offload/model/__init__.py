@@ -11,6 +11,7 @@ config_facts.py    sizes that a config tells
 config_fields.py   fields of a config that act against our own cache and attention
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
 pretrained.py      a folder's config and tokenizer, checked
+channels.py        what special tokens say of an answer's text: thinking, and the reply
 chat_template.py   a tokenizer's chat template: which one, and the form of messages that it reads
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
