@@ -2,7 +2,8 @@
 
 Most special tokens say nothing to a reader, and a decoder leaves them out. Without those that part thinking from the
 reply, the two would run together. gpt-oss writes messages in channels
-(https://cookbook.openai.com/articles/openai-harmony): `<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...<|return|>`."""
+(https://cookbook.openai.com/articles/openai-harmony):
+`<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...<|return|>`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

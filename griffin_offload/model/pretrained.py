@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,41 @@ def _model_type(folder: Path) -> str:
 
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
+    why = ""
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
     except Exception as error:  # many libraries, many exceptions
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None
+        why = _missing_package(folder) or one_line(error)
+    raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
+
+
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "tekken.json")
+# Files of tokenizers of older checkpoints -> packages that read them, and their modules.
+_READERS = {
+    "*.model": {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
+    "*.tiktoken": {"tiktoken": "tiktoken"},
+}
+
+
+def _missing_package(folder: Path) -> str:
+    """Which packages a folder's tokenizer needs that are not installed, and the way out; '' where none does."""
+    if (folder / "tokenizer.json").is_file():
+        return ""
+    for pattern, packages in _READERS.items():
+        file = next(iter(sorted(folder.glob(pattern))), None)
+        missing = [package for package, module in packages.items() if not _installed(module)] if file else []
+        if file and missing:
+            return (
+                f"{file.name} is read by {' and '.join(packages)}, and it has no tokenizer.json: "
+                f"`pip install {' '.join(missing)}`, or add the tokenizer.json of its base model"
+            )
+    return ""
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False

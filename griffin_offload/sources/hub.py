@@ -32,7 +32,11 @@ def cached_snapshot(hub_id: str) -> Path | None:
     """The folder of a complete snapshot in the hub's cache on this machine, or None."""
     from huggingface_hub import constants
 
-    repository = Path(constants.HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--"))
+    return snapshot_of(Path(constants.HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--")))
+
+
+def snapshot_of(repository: Path) -> Path | None:
+    """The folder of a complete snapshot in a repository's folder of the hub's cache (models--owner--name), or None."""
     for ref in (repository / "refs" / "main", *sorted(repository.glob("refs/refs/pr/*"))):
         if ref.is_file():
             snapshot = repository / "snapshots" / ref.read_text().strip()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
-from ..checkpoint.which_files import weight_files_of
+from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
 from ..model.architecture import ARCHITECTURES
@@ -152,15 +152,12 @@ def _local(source: CatalogueModel | Path | str) -> Path | None:
 
 def _checked(folder: Path) -> Path:
     """A user's folder, if it may be a model. The tensors are checked when they are opened."""
+    if (snapshot := hub.snapshot_of(folder)) is not None:
+        return _checked(snapshot)
     names = sorted(path.name for path in folder.iterdir())
     there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    ggufs = [entry for entry in names if entry.endswith(".gguf")]
     if "config.json" not in names:
-        out = (
-            f"give the file {folder / ggufs[0]}"
-            if ggufs
-            else "a model folder has config.json, *.safetensors and a tokenizer"
-        )
+        out = _where_else(folder, names) or "a model folder has config.json, *.safetensors and a tokenizer"
         raise ModelNotFound(f"{folder} has no config.json: {out} (there: {there or 'nothing'})")
     if not any(entry.endswith(".safetensors") for entry in names) and not gguf_link(folder):
         pickled = [entry for entry in names if entry.endswith((".bin", ".pt", ".pth"))]
@@ -171,6 +168,18 @@ def _checked(folder: Path) -> Path:
             )
         raise CheckpointError(f"{folder} holds no *.safetensors file (there: {there}); fetch it again, whole")
     return folder
+
+
+def _where_else(folder: Path, names: list[str]) -> str:
+    """Where the model of a folder without a config.json may be; '' where nothing tells."""
+    if ggufs := [entry for entry in names if entry.endswith(".gguf")]:
+        return f"give the file {folder / ggufs[0]}"
+    if ADAPTER in names:
+        return "it is an adapter (LoRA): merge it into its base model and give the merged folder"
+    if "snapshots" in names:
+        return f"it is a folder of the hub's cache whose model is not whole; it would be in {folder / 'snapshots'}/"
+    inside = [entry for entry in names if (folder / entry / "config.json").is_file()]
+    return f"give a folder in it, such as {folder / inside[0]}" if inside else ""
 
 
 def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
