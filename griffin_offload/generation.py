@@ -18,6 +18,7 @@ from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
+from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
@@ -87,6 +88,11 @@ class Run:
     skipper: TokenSkipper | None
     steps: Steps | None
 
+    @property
+    def changes(self) -> bool:
+        """Whether tokens of the answer run through less than the prompt did."""
+        return self.plan.reads_again or self.skipper is not None
+
 
 @dataclass
 class Measured:
@@ -121,7 +127,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        with opened.skeleton.threads.kept(), planned(opened.device, run.plan.peak, resident.unload):
+        with (
+            opened.skeleton.threads.kept(),
+            planned(opened.device, run.plan.peak, resident.unload),
+            no_switch(opened.skeleton.model) if run.changes else nullcontext(),
+        ):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
                 answer_each(opened, resident, run, measured)
             else:
@@ -192,7 +202,11 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
         ):
-            decode(opened, run, ids, mask, run.streamers)
+            if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
+                decode(opened, run, ids, mask, run.streamers)
+            else:  # where rows are read again, each at its own length
+                for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True):
+                    decode(opened, run, *opened.batch([prompt]), [streamer])
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
@@ -261,16 +275,18 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
     """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
-    opened.skeleton.model.generate(
-        ids,
-        attention_mask=mask,
-        past_key_values=opened.kv_cache(run.plan, len(ids)),
-        use_cache=True,
-        streamer=BatchStreamer(streamers),
-        max_new_tokens=run.plan.max_new_tokens,
-        tokenizer=opened.tokenizer,
-        **run.options,
-    )
+    ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
+    with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
+        opened.skeleton.model.generate(
+            ids,
+            attention_mask=mask,
+            past_key_values=opened.kv_cache(run.plan, len(ids)),
+            use_cache=True,
+            streamer=BatchStreamer(streamers),
+            max_new_tokens=run.plan.max_new_tokens,
+            tokenizer=opened.tokenizer,
+            **run.options,
+        )
 
 
 def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> list[Answer]:

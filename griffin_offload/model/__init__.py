@@ -16,6 +16,7 @@ chat_template.py   a tokenizer's chat template: which one, and the form of messa
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
+rotary.py          rotary embeddings that change with the length, row by row
 kv_cache.py        the KV cache, allocated once
 read_again.py      the KV cache as it was before a prompt's last tokens
 static_cache.py    the KV cache at fixed addresses

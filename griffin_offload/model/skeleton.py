@@ -25,6 +25,7 @@ from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts, multiply
+from .rotary import give_rows_their_own_length
 from .threads import Threads
 from .weight_slots import WeightSlots
 
@@ -42,6 +43,7 @@ class Skeleton:
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         if listed:  # of an unknown type nobody knows what it does with a mask
             use_pieces(self.model)
+        give_rows_their_own_length(self.model)
         self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole lm_head.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)

@@ -11,6 +11,7 @@ from ..model.config_facts import context_length, experts_per_token
 from ..model.kv_cache import capacity, windows
 from ..model.layout import Block, Layer, ModelLayout
 from ..model.modules import PIECE
+from ..model.rotary import switch_length
 from ..options import Sparsity
 from ..pruning.fold import ROWS
 from ..pruning.selection import kept_neurons
@@ -119,7 +120,7 @@ class ModelSizes:
     of an lm_head that can be quantized, and the bytes that it and its embedding take otherwise.
     `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens each layer keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
-    attention takes a long prompt a piece at a time.
+    attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
     """
 
     outer: int
@@ -136,6 +137,7 @@ class ModelSizes:
     score_heads: int
     in_pieces: bool
     context: int
+    switch: int | None = None
 
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
@@ -238,6 +240,7 @@ def model_sizes(layout: ModelLayout) -> ModelSizes:
         score_heads=config.num_attention_heads if layout.writes_scores else 0,
         in_pieces=layout.in_chunks,
         context=context_length(config),
+        switch=switch_length(config),
     )
 
 
