@@ -18,6 +18,7 @@ from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
+from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .model_prior import known_prior
 from .offload.fidelity_meter import FidelityMeter
@@ -34,22 +35,24 @@ from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
 
-SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
-
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled)."""
+    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled).
+
+    `reply`: the text without thinking that the model wrote in a channel of its own, as gpt-oss does."""
 
     text: str
     prompt_token_ids: list[int]
     token_ids: list[int]
     finish_reason: str
     report: Report
+    reply: str
 
     def to_json(self) -> dict[str, Any]:
         return {
             "text": self.text,
+            "reply": self.reply,
             "prompt_token_ids": self.prompt_token_ids,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
@@ -88,6 +91,11 @@ class Run:
     steps: Steps | None
     prior_s: float = 0.0
 
+    @property
+    def changes(self) -> bool:
+        """Whether tokens of the answer run through less than the prompt did."""
+        return self.plan.reads_again or self.skipper is not None
+
 
 @dataclass
 class Measured:
@@ -122,7 +130,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        with opened.skeleton.threads.kept(), planned(opened.device, run.plan.peak, resident.unload):
+        with (
+            opened.skeleton.threads.kept(),
+            planned(opened.device, run.plan.peak, resident.unload),
+            no_switch(opened.skeleton.model) if run.changes else nullcontext(),
+        ):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
                 answer_each(opened, resident, run, measured)
             else:
@@ -144,7 +156,9 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     start = time.perf_counter()
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
-    _check_options(options)
+    opened.check_generation(options)
+    for ids in prompts:
+        opened.check_tokens(ids)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
     plan = opened.plan(
@@ -208,7 +222,11 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
         ):
-            decode(opened, run, ids, mask, run.streamers)
+            if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
+                decode(opened, run, ids, mask, run.streamers)
+            else:  # where rows are read again, each at its own length
+                for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True):
+                    decode(opened, run, *opened.batch([prompt]), [streamer])
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
@@ -277,15 +295,18 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
     """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
-    opened.skeleton.model.generate(
-        ids,
-        attention_mask=mask,
-        past_key_values=opened.kv_cache(run.plan, len(ids)),
-        streamer=BatchStreamer(streamers),
-        max_new_tokens=run.plan.max_new_tokens,
-        tokenizer=opened.tokenizer,
-        **run.options,
-    )
+    ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
+    with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
+        opened.skeleton.model.generate(
+            ids,
+            attention_mask=mask,
+            past_key_values=opened.kv_cache(run.plan, len(ids)),
+            use_cache=True,
+            streamer=BatchStreamer(streamers),
+            max_new_tokens=run.plan.max_new_tokens,
+            tokenizer=opened.tokenizer,
+            **run.options,
+        )
 
 
 def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> list[Answer]:
@@ -317,12 +338,20 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         steps=measured.steps,
         fidelity=measured.fidelity,
         helps=_what_helps(opened, run, measured),
+        overridden=opened.overridden,
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
         doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
     return [
-        Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
+        Answer(
+            streamer.text,
+            list(ids),
+            streamer.token_ids,
+            _finish_reason(opened, plan, streamer, measured),
+            made,
+            streamer.reply,
+        )
         for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
     ]
 
@@ -350,12 +379,3 @@ def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: 
         return "interrupted"
     ended = len(streamer.token_ids) < plan.max_new_tokens or streamer.token_ids[-1] in opened.eos_token_ids
     return "stop" if ended else "length"
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    if options.get("prefill_chunk_size"):
-        raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
-    if several := next((name for name in SEVERAL if options.get(name)), None):
-        raise OptionError(f"{several} decodes several tokens at a time, which cannot be streamed: leave it out")
-    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
-        raise OptionError("one answer a prompt, without beams: they cannot be streamed")

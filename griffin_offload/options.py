@@ -71,6 +71,8 @@ class Option:
             check(value, self.choices, name)
         if self.allowed:
             for each in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(each, int) and abs(each) >= 2**63:  # more than a float, or a tensor, can hold
+                    raise OptionError(f"{name} {str(each)[:20]}... is outside its range: {self.allowed}, below 2^63")
                 if not (math.isfinite(each) and self.low <= each <= self.high and each > self.above):
                     raise OptionError(f"{name} {each} is outside its range: {self.allowed}")
 

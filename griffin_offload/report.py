@@ -30,7 +30,8 @@ class Report:
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
-    `threads`: on how many most of the tokens were decoded, on a CPU."""
+    `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
+    that do not act here, and why."""
 
     model: str
     model_path: Path
@@ -55,6 +56,7 @@ class Report:
     fidelity: Fidelity | None = None
     helps: tuple[str, ...] = ()
     threads: int | None = None
+    overridden: tuple[str, ...] = ()
 
     @property
     def bytes_per_token(self) -> int:
@@ -150,6 +152,7 @@ class Report:
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
+            "overridden": list(self.overridden),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -190,6 +193,7 @@ class Report:
             rows.extend(self._decoding())
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
+        rows += [("not used", field) for field in self.overridden]
         return rows
 
     def _decoding(self) -> Iterator[tuple[str, str]]:
