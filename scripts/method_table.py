@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from griffin_offload import Engine
+from griffin_offload.evaluation.figures.plots import COLOURS, MARKERS, STYLE
 from griffin_offload.evaluation.scoring.score import score
 from griffin_offload.evaluation.scoring.scored import Scored, mean_and_error
 from griffin_offload.evaluation.scoring.variant import FULL, Variant
@@ -304,7 +305,46 @@ def closed(gaps: Sequence[tuple[float, ...]]) -> tuple[float, float]:
 
 
 def plot(rows: Sequence[Row], begin: Path) -> None:
-    raise NotImplementedError
+    """A figure for each model: perplexity and acceptance against resident bytes, by length of the prompt."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lengths = sorted({row["prompt_tokens"] for row in rows})
+    for model in sorted({row["model"] for row in rows}):
+        here = [row for row in rows if row["model"] == model]
+        with rc_context(STYLE):
+            figure = Figure(figsize=(3.2 * len(lengths), 5.6), layout="constrained")
+            axes = figure.subplots(2, len(lengths), sharex=True, sharey="row", squeeze=False)
+            for column, length in zip(axes.T, lengths, strict=True):
+                curves(column, windows(here, length))
+                column[0].set_title(f"prompt of {length} tokens")
+                column[1].set_xlabel("resident weights, MiB")
+            axes[0][0].set_ylabel("perplexity of what follows")
+            axes[0][0].set_yscale("log")
+            axes[1][0].set_ylabel("acceptance")
+            figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+            figure.suptitle(model)
+            figure.savefig(f"{begin}-{model}.png", dpi=110)
+
+
+def curves(axes: Any, places: Sequence[Mapping[str, Row]]) -> None:
+    """Lines of what is dropped by how much, points of what is in fewer bits, over all windows that have them."""
+    names = list(dict.fromkeys(name for place in places for name in place))
+    lines: dict[str, list[str]] = {}
+    for name in names:
+        title, share = name.rsplit(" ", 1) if name.split()[-1].startswith("0.") else (name, "")
+        lines.setdefault(title, []).append(name if share or title == name else "")
+    for number, (title, of_line) in enumerate(lines.items()):
+        points = []
+        for name in of_line:
+            here = [place[name] for place in places if name in place]
+            loss = -sum(row["log_probability"] for row in here) / len(here)
+            acceptance, error = mean_and_error([row["acceptance"] for row in here])
+            points.append((sum(row["bytes"] for row in here) / len(here) / 2**20, math.exp(loss), acceptance, error))
+        x, perplexities, acceptances, errors = zip(*sorted(points), strict=True)
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
+        axes[0].plot(x, perplexities, label=title, **look)
+        axes[1].errorbar(x, acceptances, errors, capsize=2, **look)
 
 
 if __name__ == "__main__":
