@@ -271,16 +271,23 @@ def windows(rows: Sequence[Row], length: int) -> list[dict[str, Row]]:
 
 
 def cell(places: Sequence[Mapping[str, Row]], name: str) -> str:
-    here = [place for place in places if name in place and "dropped" in place]
+    here = [place for place in places if name in place]
     if not here:
         return "-"
     loss = -sum(place[name]["log_probability"] for place in here) / len(here)
     acceptance, error = mean_and_error([place[name]["acceptance"] for place in here])
-    text = f"{math.exp(loss):.3g} ({acceptance:.3f} ± {error:.3f}, KL {mean_of(here, name, 'kl'):.3f})"
-    if name in ("full", "dropped"):
+    text = f"{math.exp(loss):.3g} ({acceptance:.3f} ± {error:.3f}; KL {mean_of(here, name, 'kl'):.3f})"
+    papers = f"dropped {name.rsplit(' ', 1)[-1]}" if share_of(name) else "dropped"
+    gaps = [(gap(place, name), gap(place, papers)) for place in here if papers in place and "full" in place]
+    if name in ("full", papers) or not gaps:
         return text
-    gaps = [tuple(gap(place, each) for each in (name, "dropped")) for place in here]
     return text + " {:.0f} ± {:.0f} %".format(*(100 * value for value in closed(gaps)))
+
+
+def share_of(name: str) -> str:
+    """The sparsity at the end of a variant's name, or nothing."""
+    last = name.rsplit(maxsplit=1)[-1]
+    return last if last in ("0.25", "0.5", "0.75") and "prior" not in name else ""
 
 
 def mean_of(places: Sequence[Mapping[str, Row]], name: str, field: str) -> float:
@@ -332,8 +339,7 @@ def curves(axes: Any, places: Sequence[Mapping[str, Row]]) -> None:
     names = list(dict.fromkeys(name for place in places for name in place))
     lines: dict[str, list[str]] = {}
     for name in names:
-        title, share = name.rsplit(" ", 1) if name.split()[-1].startswith("0.") else (name, "")
-        lines.setdefault(title, []).append(name if share or title == name else "")
+        lines.setdefault(name.removesuffix(share_of(name)).strip(), []).append(name)
     for number, (title, of_line) in enumerate(lines.items()):
         points = []
         for name in of_line:
