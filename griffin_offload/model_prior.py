@@ -19,7 +19,7 @@ from .paths import cache_folder
 from .planning.plan import choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior, prior_path, save_prior
-from .pruning.prior_text import prior_samples, prior_text_hash
+from .pruning.shipped_text import shipped_samples, shipped_text_hash
 
 Unload = Callable[[], None]
 
@@ -31,8 +31,8 @@ def known_prior(opened: OpenModel, unload: Unload, on_layer: OnLayer | None = No
     if prior := opened.stored_prior():
         return prior
     longest = opened.sizes.context - 1
-    samples = [ids[:longest] for ids in prior_samples(opened.tokenizer, opened.has_chat_template)]
-    calibration = Calibration(samples, facts={"source": "Griffin's own text", "text_sha256": prior_text_hash()})
+    samples = [ids[:longest] for ids in shipped_samples(opened.tokenizer, opened.has_chat_template)]
+    calibration = Calibration(samples, facts={"source": "Griffin's own text", "text_sha256": shipped_text_hash()})
     try:
         prior = score_samples(opened, unload, calibration, on_layer)
     except BudgetError:

@@ -41,8 +41,8 @@ from .planning.request import Request
 from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
-from .pruning.prior_text import prior_text_hash
 from .pruning.selection import Selection
+from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
 from .units import MIB, format_bytes, parse_bytes
@@ -264,7 +264,7 @@ class OpenModel:
         """The prior of the text that ships with this version, as an earlier run measured it; None if none did."""
         with suppress(GriffinError):
             prior = load_prior(prior_path(cache_folder(), checkpoint_key(self.checkpoint)))
-            if prior.facts.get("text_sha256") == prior_text_hash():
+            if prior.facts.get("text_sha256") == shipped_text_hash():
                 self.check_prior(prior)
                 return prior
         return None

@@ -26,7 +26,7 @@ from griffin_offload.evaluation.scoring.scored import Scored, mean_and_error
 from griffin_offload.evaluation.scoring.variant import FULL, Variant
 from griffin_offload.pruning.calibration import Calibration
 from griffin_offload.pruning.prior import Prior, load_prior, save_prior
-from griffin_offload.pruning.prior_text import prior_samples, prior_text_hash
+from griffin_offload.pruning.shipped_text import shipped_samples, shipped_text_hash
 
 KINDS, LENGTHS, NEXT, LEAST = ("prose", "code", "chat"), (32, 128, 512, 1024), 64, 16
 WEIGHTS, STRENGTHS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 1.0)
@@ -56,7 +56,7 @@ def main() -> None:
         return
     engine = Engine(args.model, device_memory=args.device_memory)
     model = Path(engine.name).stem.split("-q4")[0]
-    prior = measured_prior(engine, args.out.with_name(f"{model}-{prior_text_hash()[:8]}.prior"))
+    prior = measured_prior(engine, args.out.with_name(f"{model}-{shipped_text_hash()[:8]}.prior"))
     known = read(args.out)
     answers = {key(row): row["answer"] for row in known if "answer" in row}
     done = {(*key(row), row["variant"]) for row in known if "variant" in row}
@@ -106,7 +106,7 @@ def key(row: Row) -> tuple[Any, ...]:
 def measured_prior(engine: Engine, path: Path) -> Prior:
     """The prior of the text that ships, kept in a file."""
     if not path.exists():
-        samples = prior_samples(engine.tokenizer, engine.has_chat_template)
+        samples = shipped_samples(engine.tokenizer, engine.has_chat_template)
         save_prior(path, engine.score_samples(Calibration(samples=samples)))
     return load_prior(path)
 

@@ -17,8 +17,8 @@ from griffin_offload.evaluation.scoring.variant import FULL, Variant
 from griffin_offload.options import Pruning
 from griffin_offload.pruning.calibration import Calibration
 from griffin_offload.pruning.prior import TOKENS, load_prior, save_prior, weight_at
-from griffin_offload.pruning.prior_text import prior_samples
 from griffin_offload.pruning.selection import select_neurons
+from griffin_offload.pruning.shipped_text import shipped_samples
 
 DROPPED: dict[str, Any] = {"sparsity": 0.5, "rest": "drop", "max_new_tokens": 3, "do_sample": False}
 
@@ -72,7 +72,7 @@ def test_the_first_answer_that_drops_neurons_measures_it_and_the_next_has_it(eng
 def test_it_is_the_statistic_of_the_text_that_ships(engine: Engine, tmp_path: Path) -> None:
     prior = engine.prior()
     assert prior
-    samples = [ids[: engine.context_length - 1] for ids in prior_samples(engine.tokenizer, True)]
+    samples = [ids[: engine.context_length - 1] for ids in shipped_samples(engine.tokenizer, True)]
     again = engine.score_samples(Calibration(samples))
     assert all(map(torch.equal, sum(prior.scores, ()), sum(again.scores, ())))
     assert all(map(torch.equal, sum(prior.scores, ()), sum(load_prior(*stored(tmp_path)).scores, ())))

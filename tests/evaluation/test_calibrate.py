@@ -25,6 +25,7 @@ from griffin_offload.evaluation.scoring.variant import ScoredRow
 from griffin_offload.options import FfnSkip
 from griffin_offload.paths import cache_folder
 from griffin_offload.pruning.layer_allocation import Curves, calibration_path, load_curves
+from griffin_offload.pruning.shipped_text import shipped_samples, shipped_text_hash
 
 P, C = 40, 12  # the windows of sliding attention hold 16
 SMALL = ["--prompt-tokens", "20", "--continue-tokens", "4", "--windows", "1", "--dtype", "float32"]
@@ -66,9 +67,9 @@ def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     curves = measure(folder)
     windows = observe.cut_prompts(Engine(folder), text(), 2, P + C)
     slow = slow_curves(folder, windows, P)
-    assert (curves.shares, curves.others) == ((0.25, 0.5, 0.75, 1.0), 0.5)
+    assert (curves.shares, curves.others) == ((0.5, 1.0), 0.5)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
-    assert min(abs(row[0] - row[3]) for row in slow) > 1e-3  # so that the comparison tells something
+    assert min(abs(row[0] - row[1]) for row in slow) > 1e-3  # so that the comparison tells something
 
 
 def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
@@ -85,11 +86,11 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     once = measure(folder, on_progress=lambda *at: told.append(at))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     monkeypatch.setattr("griffin_offload.planning.scoring.LOGITS", 3 * C * 300 * 4)  # 3 rows a forward
-    monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 4)
+    monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 3)
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
     torch.testing.assert_close(torch.tensor(often.kl), torch.tensor(once.kl), rtol=1e-4, atol=1e-6)
-    assert told[-1] == (12, 12)  # 10 rows, by 3: 4 sweeps of 3 layers
+    assert told[-1] == (6, 6)  # 4 rows, by 2: 2 sweeps of 3 layers
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -229,8 +230,20 @@ def test_a_calibrated_model_shares_the_same_total(model: str, tmp_path: Path) ->
         engine.plan(20, 4, **half, allocation="sensitivity")
 
 
+def test_without_a_text_the_one_that_ships_is_taken(tmp_path: Path) -> None:
+    """The end of every exchange and passage; fewer windows are spread over them."""
+    engine = Engine(tiny_checkpoint(tmp_path / "model", "llama"), device_memory="4GiB", dtype="float32")
+    samples = shipped_samples(engine.tokenizer, False)
+    curves = calibrate.measure(engine, prompt_tokens=P, continue_tokens=C, windows=2)
+    slow = slow_curves(engine.path, [samples[number][-P - C :] for number in (0, len(samples) // 2)], P)
+    torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
+    assert curves.text_sha256 == shipped_text_hash()
+    with pytest.raises(PromptError, match=f"has {len(samples)} windows"):
+        calibrate.measure(engine, windows=len(samples) + 1)
+
+
 @pytest.mark.real
 def test_the_shipped_text_is_long_enough(smol: Path) -> None:
-    tokens = calibrate.PROMPT_TOKENS + calibrate.CONTINUE_TOKENS
-    windows = observe.cut_prompts(Engine(smol), calibrate.TEXT.read_text(), calibrate.WINDOWS, tokens)
-    assert [len(window) for window in windows] == [448] * 4
+    samples = shipped_samples(Engine(smol).tokenizer, True)
+    assert len(samples) == calibrate.WINDOWS
+    assert min(map(len, samples)) > 4 * calibrate.CONTINUE_TOKENS

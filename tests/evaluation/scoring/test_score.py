@@ -263,7 +263,7 @@ def test_sensitivity_is_refused_where_nothing_was_calibrated_and_else_shares_une
     )
     with pytest.raises(OptionError, match="griffin calibrate"):
         score(engine, [pair], [variant])
-    kl = ((9.0, 1.0, 0.5), (1.1, 1.0, 0.9), (1.1, 1.0, 0.9))  # the first layer matters most: it stays whole
+    kl = ((9.0, 1.0, 0.5), (1.1, 1.0, 0.9), (1.1, 1.0, 0.9))  # the first layer matters most
     path = calibration_path(cache_folder(), checkpoint_key(engine.checkpoint))
     save_curves(path, Curves(checkpoint_key(engine.checkpoint), (0.25, 0.5, 1.0), 0.5, kl, "", 1, 1, 1, "float32"))
     try:
@@ -271,7 +271,7 @@ def test_sensitivity_is_refused_where_nothing_was_calibrated_and_else_shares_une
         ((scored,),) = score(engine, [pair], [variant])
     finally:
         path.unlink()
-    assert kept[0] == 96
+    assert kept[0] > 48 > kept[1]
     assert sum(kept) == 3 * 48
     model = oracle.load(llama)
     chosen = [oracle.experts(model, pair[0], 1 - k / 96)[layer] for layer, k in enumerate(kept)]

@@ -4,7 +4,7 @@ import json
 
 from tiny import START_ID, tiny_tokenizer
 
-from griffin_offload.pruning.prior_text import LONGEST, PATH, prior_samples
+from griffin_offload.pruning.shipped_text import LONGEST, PATH, shipped_samples
 
 ROWS = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
 
@@ -19,7 +19,7 @@ def test_rows_are_exchanges_that_end_in_an_answer_and_passages() -> None:
 
 def test_exchanges_pass_through_the_chat_template_with_their_answers() -> None:
     tokenizer = tiny_tokenizer(chat=True)
-    samples = prior_samples(tokenizer, has_chat_template=True)
+    samples = shipped_samples(tokenizer, has_chat_template=True)
     assert len(samples) == len(ROWS)
     assert all(0 < len(sample) <= LONGEST for sample in samples)
     for row, sample in zip(ROWS, samples, strict=True):
@@ -30,7 +30,7 @@ def test_exchanges_pass_through_the_chat_template_with_their_answers() -> None:
 
 def test_a_model_without_a_template_reads_plain_text() -> None:
     tokenizer = tiny_tokenizer()
-    samples = prior_samples(tokenizer, has_chat_template=False)
+    samples = shipped_samples(tokenizer, has_chat_template=False)
     question, answer = (message["content"] for message in ROWS[0]["messages"])
     assert samples[0] == tokenizer(f"{question}\n\n{answer}")["input_ids"][:LONGEST]
 
@@ -38,4 +38,6 @@ def test_a_model_without_a_template_reads_plain_text() -> None:
 def test_a_template_that_refuses_leaves_plain_text() -> None:
     tokenizer = tiny_tokenizer(chat=True)
     tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert prior_samples(tokenizer, has_chat_template=True) == prior_samples(tiny_tokenizer(), has_chat_template=False)
+    assert shipped_samples(tokenizer, has_chat_template=True) == shipped_samples(
+        tiny_tokenizer(), has_chat_template=False
+    )

@@ -1,4 +1,5 @@
-"""The text of the prior that every model has without asking: prior.jsonl, written for this and for no model.
+"""The text that ships with Griffin, shipped_text.jsonl, written for it and for no model: every model's prior is measured
+on it, and how much each layer matters.
 
 Questions with their answers, on everyday things and on code, and passages of prose and code."""
 
@@ -7,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-PATH = Path(__file__).with_name("prior.jsonl")
+PATH = Path(__file__).with_name("shipped_text.jsonl")
 LONGEST = 256  # tokens of a sample
 TURN = "{content}\n\n"  # of an exchange, for a model without a chat template
 
 
-def prior_samples(tokenizer: Any, has_chat_template: bool) -> list[list[int]]:
+def shipped_samples(tokenizer: Any, has_chat_template: bool) -> list[list[int]]:
     """Token ids of each exchange and passage, at most LONGEST.
 
     An exchange is in the chat template with its answer, or plain text where the model has none, or one that refuses."""
@@ -24,7 +25,7 @@ def prior_samples(tokenizer: Any, has_chat_template: bool) -> list[list[int]]:
     return samples
 
 
-def prior_text_hash() -> str:
+def shipped_text_hash() -> str:
     """SHA-256 of the text, as hex: a stored prior of another text is measured again."""
     return hashlib.sha256(PATH.read_bytes()).hexdigest()
 
