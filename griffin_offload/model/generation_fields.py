@@ -79,6 +79,8 @@ def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, l
     if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
         raise CheckpointError(f"{folder}/{name} cannot be used: eos_token_id is {one_line(end)}")
     told = []
+    if settings.bos_token_id is not None and not isinstance(settings.bos_token_id, int):
+        settings.bos_token_id = None  # it is no matter: every prompt has a first token
     ends = end if isinstance(end, list) else [end]
     pad = settings.pad_token_id
     if pad is not None and not _inside(pad, rows):
