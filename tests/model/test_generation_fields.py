@@ -170,3 +170,9 @@ def test_a_window_of_no_token_is_refused(tmp_path: Path, window: int) -> None:
 def test_a_begin_token_that_is_none_is_no_matter(llama: Path, tmp_path: Path) -> None:
     folder = changed(llama, tmp_path, "generation_config.json", {"bos_token_id": float("nan")})
     assert answer(folder).token_ids == plain(llama)
+
+
+def test_a_watermark_without_a_bias_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = changed(llama, tmp_path, "generation_config.json", {"watermarking_config": {"bias": "x"}})
+    with pytest.raises(CheckpointError, match="watermarking_config"):
+        Engine(folder)
