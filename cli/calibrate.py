@@ -39,8 +39,8 @@ SHOWN = 6  # layers
 def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: bool, **windows: Any) -> None:
     """Measure which layers need their neurons most.
 
-    All layers keep half of their neurons, except for one at a time, which keeps all of them; the predictions are
-    compared with the full model's. The result goes to a small file in the cache, once for
+    All layers keep half of their neurons, except for one at a time, which keeps a quarter or all of them; the
+    predictions are compared with the full model's. The result goes to a small file in the cache, once for
     each model. From then on answers keep more neurons in the layers that need them and fewer in the others, at the same
     size in total; --allocation uniform has all layers the same.
     """

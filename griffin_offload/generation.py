@@ -33,6 +33,7 @@ from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
 from .report import Report
+from .row_ends import row_options
 from .text_stream import BatchStreamer, OnToken, Streamer
 
 
@@ -305,7 +306,7 @@ def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, s
             streamer=BatchStreamer(streamers),
             max_new_tokens=run.plan.max_new_tokens,
             tokenizer=opened.tokenizer,
-            **run.options,
+            **row_options(run.options, opened.skeleton.model.generation_config, mask, streamers, opened.tokenizer),
         )
 
 
@@ -377,5 +378,9 @@ def _skipped(opened: OpenModel, resident: ResidentModel, run: Run) -> tuple[Plan
 def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: Measured) -> str:
     if measured.interrupted:
         return "interrupted"
-    ended = len(streamer.token_ids) < plan.max_new_tokens or streamer.token_ids[-1] in opened.eos_token_ids
+    ended = (
+        streamer.stopped
+        or len(streamer.token_ids) < plan.max_new_tokens
+        or streamer.token_ids[-1] in opened.eos_token_ids
+    )
     return "stop" if ended else "length"

@@ -290,10 +290,11 @@ class OpenModel:
         return Reader(direct=self._is_large)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (B, T), padded on the left, and which of them count (B, T), int64."""
+        """Token ids (B, T), padded on the left, and which of them count (B, T), int64.
+
+        A row is padded with its own first token: penalties, which count padding too, know it already."""
         longest = max(map(len, prompts))
-        pad = self.skeleton.model.generation_config.pad_token_id or 0
-        ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        ids = [[*prompt[:1] * (longest - len(prompt)), *prompt] for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 

@@ -37,6 +37,17 @@ class Streamer:
         self._channels = Channels(tokenizer)
         self._runs: list[_Run] = []
         self._passed_on = ""
+        self._stops_at: int | None = None  # tokens
+
+    def stop(self, tokens: int) -> None:
+        """The answer ends with so many tokens, by a stop string or another criterion: what follows fills the row up."""
+        if self._stops_at is None:
+            self._stops_at = tokens
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string, or another criterion that is no length, ended the answer."""
+        return self._stops_at is not None and len(self.token_ids) >= self._stops_at
 
     @property
     def text(self) -> str:
@@ -49,7 +60,7 @@ class Streamer:
         return "".join(self._decoded(run) for run in self._runs if run.reply)
 
     def put(self, token: int) -> None:
-        if self.token_ids and self.token_ids[-1] in self._eos_token_ids:
+        if self.stopped or (self.token_ids and self.token_ids[-1] in self._eos_token_ids):
             return  # the rest of the batch goes on; this row is filled up
         self.times.append(time.perf_counter())
         self.token_ids.append(token)

@@ -1,9 +1,9 @@
 """How much each layer's neurons matter in a checkpoint: the curves by which layer_allocation.py shares neurons.
 
 A window of text is a prompt, which chooses the neurons as always, and a continuation. All layers keep half of their
-neurons, except for one layer, which keeps all: a layer matters differently to a pruned model than to the full one. The
-measure is the KL divergence of the output from the full model's, taken for all layers in one reading of the weights
-where memory allows. More shares of a layer, and longer continuations, gain little (docs/results.md)."""
+neurons, except for one layer, which keeps a quarter or all: a layer matters differently to a pruned model than to the full one.
+The measure is the KL divergence of the output from the full model's, taken for all layers and shares in one reading of
+the weights where memory allows. More shares and longer continuations gain nothing (docs/results.md)."""
 
 import hashlib
 import math
@@ -23,7 +23,7 @@ from .scoring.score import check_pairs, score_rows
 from .scoring.scored import Pair, progress_of
 from .scoring.variant import ScoredRow
 
-SHARES = (0.5, 1.0)
+SHARES = (0.25, 0.5, 1.0)
 OTHERS = 0.5  # the share that every other layer keeps; one of SHARES
 PROMPT_TOKENS, CONTINUE_TOKENS, WINDOWS = 232, 24, 12
 
@@ -37,8 +37,8 @@ def measure(
     windows: int = WINDOWS,
     on_progress: OnLayer | None = None,
 ) -> Curves:
-    """The curves of the engine's checkpoint, on windows spread evenly over a text. None: over the exchanges and passages
-    that ship with Griffin, which may be shorter.
+    """The curves of the engine's checkpoint, on windows spread evenly over a text. None: on the ends of the exchanges and
+    passages that ship with Griffin, which may be shorter.
 
     on_progress(done, total) counts the layers of all readings. The engine is empty afterwards.
     Raises PromptError for too short a text, OptionError, BudgetError, NumericError, and what a sweep raises."""
@@ -132,12 +132,13 @@ def calibrate(
 
 
 def _shipped(engine: Engine, windows: int, tokens: int) -> list[list[int]]:
-    """The ends, of at most `tokens` tokens, of so many exchanges and passages of the text that ships. Raises PromptError
-    for more than there are."""
+    """The ends, of at most `tokens` tokens, of so many exchanges and passages of the text that ships.
+
+    Raises PromptError for more than there are."""
     samples = shipped_samples(engine.tokenizer, engine.has_chat_template)
     if windows > len(samples):
         raise PromptError(
-            f"Griffin's own text has {len(samples)} windows; give fewer than {windows}, or a text of yours"
+            f"Griffin's own text has {len(samples)} windows, not {windows}: give fewer, or a text of yours"
         )
     return [samples[number * len(samples) // windows][-tokens:] for number in range(windows)]
 

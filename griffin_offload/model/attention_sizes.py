@@ -26,8 +26,9 @@ class AttentionSizes:
 def attention_sizes(layers: Iterable[nn.Module], config: Any) -> AttentionSizes:
     """The sizes in a model's decoder layers; where no module is known, a token's whole hidden state counts."""
     owners = [module for layer in layers for name, module in layer.named_modules() if "linear_attn" not in name]
-    latent = [found for module in owners if (found := _latent(module))]  # other layers beside these cache no keys
-    found = latent or [found for module in owners if (found := _keys_and_values(module) or _in_one(module))]
+    latent = [sizes for module in owners if (sizes := _latent(module))]
+    plain = [sizes for module in owners if (sizes := _keys_and_values(module) or _in_one(module))]
+    found = latent or plain  # layers beside latent ones are recurrent: they cache no keys
     most = int(getattr(config, "hidden_size", 0))
     return AttentionSizes(
         cached=max((sizes.cached for sizes in found), default=most),

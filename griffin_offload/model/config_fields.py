@@ -4,17 +4,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedArchitecture
+from ..errors import CheckpointError, UnsupportedArchitecture
+from .kv_cache import windows
 
 _ATTENTION = ("eager", "sdpa")
 # Training, and programs that look inside, leave these behind; an answer does not depend on them.
-_PLAIN = {"use_cache": True, "return_dict": True, "output_hidden_states": False}
+_PLAIN = {"use_cache": True, "return_dict": True, "output_hidden_states": False, "is_encoder_decoder": False}
 
 
 def override_fields(folder: Path, config: Any) -> list[str]:
     """Sets fields of a config, before the model is built, to what Griffin needs. Returns what was overridden, in words.
 
-    Raises UnsupportedArchitecture for a model that does not read from left to right."""
+    Raises UnsupportedArchitecture for a model that does not read from left to right, CheckpointError for a window that
+    is none."""
     told = []
     for field, value in _PLAIN.items():
         if hasattr(config, field):
@@ -30,6 +32,8 @@ def override_fields(folder: Path, config: Any) -> list[str]:
             f"{folder}/config.json: {field}: its tokens look at later ones too, so that it writes no text; "
             "use a model that reads from left to right"
         )
+    if (least := min((window for window in windows(config) if window is not None), default=1)) < 1:
+        raise CheckpointError(f"{folder}/config.json: sliding_window is {least}; it is a number of tokens, 1 or more")
     pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if type(pad) is int and type(rows) is int and not -rows <= pad < rows:
         told.append(f"pad_token_id {pad} of config.json: the table of embeddings has {rows} rows")

@@ -1,5 +1,5 @@
-"""The text that ships with Griffin, shipped_text.jsonl, written for it and for no model: every model's prior is measured
-on it, and how much each layer matters.
+"""The text that ships with Griffin, shipped_text.jsonl, written for it and for no model: every model's prior is
+measured on it, and how much each layer matters.
 
 Questions with their answers, on everyday things and on code, and passages of prose and code."""
 

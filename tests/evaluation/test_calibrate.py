@@ -67,9 +67,9 @@ def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     curves = measure(folder)
     windows = observe.cut_prompts(Engine(folder), text(), 2, P + C)
     slow = slow_curves(folder, windows, P)
-    assert (curves.shares, curves.others) == ((0.5, 1.0), 0.5)
+    assert (curves.shares, curves.others) == ((0.25, 0.5, 1.0), 0.5)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
-    assert min(abs(row[0] - row[1]) for row in slow) > 1e-3  # so that the comparison tells something
+    assert min(abs(row[0] - row[2]) for row in slow) > 1e-3  # so that the comparison tells something
 
 
 def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
     torch.testing.assert_close(torch.tensor(often.kl), torch.tensor(once.kl), rtol=1e-4, atol=1e-6)
-    assert told[-1] == (6, 6)  # 4 rows, by 2: 2 sweeps of 3 layers
+    assert told[-1] == (12, 12)  # 7 rows, by 2: 4 sweeps of 3 layers
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="more than keys and values"):
         measure(tiny_checkpoint(tmp_path / "hybrid", "falcon_h1"))
     with pytest.raises(BudgetError):
-        calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C)
+        calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C, windows=2)
 
 
 # The forked cache

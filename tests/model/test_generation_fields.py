@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_checkpoint, tiny_prompt, tiny_tokenizer
 
 from griffin_offload import Engine
-from griffin_offload.errors import OptionError, UnsupportedArchitecture
+from griffin_offload.errors import CheckpointError, OptionError, UnsupportedArchitecture
 from griffin_offload.generation import Answer
 
 PROMPT, COUNT = tiny_prompt(), 12
@@ -29,6 +29,7 @@ SILENT: dict[str, Any] = {
     "return_dict_in_generate": True,
     "disable_compile": True,
     "is_assistant": True,
+    "is_encoder_decoder": True,
 }
 TOLD: dict[str, Any] = {
     "cache_implementation": "static",
@@ -155,3 +156,23 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, kind: str, field: s
 def test_a_field_that_the_type_ignores_refuses_nothing(llama: Path, tmp_path: Path) -> None:
     folder = changed(llama, tmp_path, "config.json", {"use_bidirectional_attention": True})
     assert answer(folder).token_ids == plain(folder)
+
+
+@pytest.mark.parametrize("window", [-1, 0])
+def test_a_window_of_no_token_is_refused(tmp_path: Path, window: int) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "mistral")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": window}))
+    with pytest.raises(CheckpointError, match=f"sliding_window is {window}"):
+        Engine(folder)
+
+
+def test_a_begin_token_that_is_none_is_no_matter(llama: Path, tmp_path: Path) -> None:
+    folder = changed(llama, tmp_path, "generation_config.json", {"bos_token_id": float("nan")})
+    assert answer(folder).token_ids == plain(llama)
+
+
+def test_a_watermark_without_a_bias_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = changed(llama, tmp_path, "generation_config.json", {"watermarking_config": {"bias": "x"}})
+    with pytest.raises(CheckpointError, match="watermarking_config"):
+        Engine(folder)

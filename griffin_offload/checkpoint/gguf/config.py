@@ -197,7 +197,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
     header = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
-    pre = header.get("pre")
+    pre = str(header.get("pre"))
     add_bos = header.get("add_bos_token", header.get("model") == "llama" or ALIASES.get(pre, pre) in BOS_BY_DEFAULT)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     adds_bos = bool(bos) and (add_bos or tokenizer.encode("a")[:1] == [bos_id])

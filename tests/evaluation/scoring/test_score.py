@@ -274,7 +274,7 @@ def test_sensitivity_is_refused_where_nothing_was_calibrated_and_else_shares_une
     assert kept[0] > 48 > kept[1]
     assert sum(kept) == 3 * 48
     model = oracle.load(llama)
-    chosen = [oracle.experts(model, pair[0], 1 - k / 96)[layer] for layer, k in enumerate(kept)]
+    chosen = [oracle.experts(model, pair[0], 1 - (k + 0.5) / 96)[layer] for layer, k in enumerate(kept)]
     assert_equal(scored, expected(model, pair, chosen))
 
 
