@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import set_seed
 
 from .checkpoint.reader import Reader
-from .errors import OptionError
+from .errors import BudgetError, OptionError
 from .memory.capture import Capture
 from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
+from .model.config_facts import rope_changes
 from .model.format_speeds import doubt_speeds
+from .model.kv_cache import why_not_kept
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
@@ -27,10 +30,11 @@ from .offload.sweep import Sweep
 from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.plan import Plan, with_kept
+from .planning.request import Earlier
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
-from .report import Report
+from .report import Report, Turn
 from .text_stream import BatchStreamer, OnToken, Streamer
 
 SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
@@ -59,7 +63,9 @@ class Answer:
 @dataclass(frozen=True)
 class Asked:
     """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
-    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan."""
+    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan.
+    `continues`: the one prompt is a turn of a conversation, which takes over what the turn before it left, and leaves
+    its own to the next one."""
 
     prompts: Sequence[list[int]]
     pruning: Pruning
@@ -68,12 +74,14 @@ class Asked:
     on_layer: OnLayer | None = None
     on_token: OnToken | None = None
     on_plan: Callable[[Plan], None] | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
     """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not."""
+    how tokens are to be decoded by static steps; None: they are not. `turn`: of a conversation, which is kept for the
+    next one where it `stays`."""
 
     asked: Asked
     start: float
@@ -84,6 +92,8 @@ class Run:
     options: dict[str, Any]
     skipper: TokenSkipper | None
     steps: Steps | None
+    turn: Turn | None = None
+    stays: bool = False
 
 
 @dataclass
@@ -112,7 +122,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     """An answer for each prompt, from one reading of the model. All of them share one report.
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-    run = prepare(opened, asked)
+    run = prepare(opened, resident, asked)
     opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
@@ -136,7 +146,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     return report(opened, resident, run, measured)
 
 
-def prepare(opened: OpenModel, asked: Asked) -> Run:
+def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     """Check the options and make the plan, before anything is read."""
     start = time.perf_counter()
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
@@ -145,7 +155,8 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     selection = opened.selection(pruning, decoding.seed)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
-    plan = opened.plan(
+    make_plan = partial(
+        opened.plan,
         max(map(len, prompts), default=0) if all(prompts) else 0,
         decoding.max_new_tokens,
         pruning,
@@ -153,6 +164,11 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
+    turn, stays = None, False
+    if asked.continues:
+        plan, turn, stays = _plan_turn(opened, resident, asked, make_plan)
+    else:
+        plan = make_plan()
     check_prunes(plan, selection)
     if asked.on_plan:
         asked.on_plan(plan)
@@ -167,7 +183,41 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, skips),
+        turn=turn,
+        stays=stays,
     )
+
+
+def _plan_turn(
+    opened: OpenModel, resident: ResidentModel, asked: Asked, make_plan: Callable[..., Plan]
+) -> tuple[Plan, Turn, bool]:
+    """The plan of a conversation's turn, what it takes over from the turns before, and whether it is kept itself."""
+    (ids,), turns = asked.prompts, resident.turns
+    if why_not := _why_turns_are_alone(opened, asked):
+        return make_plan(), Turn(0, len(ids), why_not), False
+    shared, why_not = turns.shared(ids)
+    if shared:
+        in_memory = resident.plan_of_layers if turns.pruning == asked.pruning else None
+        try:
+            plan = make_plan(earlier=Earlier(shared, in_memory))
+            if resident.can_add_to(shared, plan):
+                return plan, Turn(shared, len(ids) - shared), True
+            why_not = "the statistics of the turns before are not known"
+        except BudgetError:
+            why_not = "the budget has no room for it beside what was kept"
+    try:
+        return make_plan(earlier=Earlier()), Turn(0, len(ids), why_not), True
+    except BudgetError:
+        return make_plan(), Turn(0, len(ids), why_not), False
+
+
+def _why_turns_are_alone(opened: OpenModel, asked: Asked) -> str:
+    """Why a turn can take over nothing from the turns before, whatever they are; '' if it can."""
+    if asked.pruning.skip.share:
+        return "blocks are skipped by what the whole prompt shows"
+    if rope_changes(opened.config):
+        return "its rotary embedding changes with the length"
+    return why_not_kept(opened.config)
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
@@ -181,6 +231,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
+    cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
     try:
         with (
             prefill,
@@ -188,18 +239,22 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
         ):
-            decode(opened, run, ids, mask, run.streamers)
+            decode(opened, run, ids, mask, run.streamers, cache)
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
         raise
+    finally:
+        if run.stays and run.streamers[0].times:
+            own = [] if run.plan.reads_again else run.streamers[0].token_ids  # of the full model
+            resident.keep_turn(run.plan, cache, [*run.asked.prompts[0], *own], run.asked.pruning)
 
 
 def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill the prompts in one sweep, layer by layer in turn; then decode each from its own neurons."""
 
     def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
-        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer])
+        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer], opened.kv_cache(run.plan))
 
     prompts = run.asked.prompts
     jobs = [job(ids, streamer) for ids, streamer in zip(prompts, run.streamers, strict=True)]
@@ -255,12 +310,15 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
             measured.fidelity = meter.result()
 
 
-def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
-    """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
+def decode(
+    opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer], cache: Any
+) -> None:
+    """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's. What the
+    cache holds of them is not computed again."""
     opened.skeleton.model.generate(
         ids,
         attention_mask=mask,
-        past_key_values=opened.kv_cache(run.plan, len(ids)),
+        past_key_values=cache,
         streamer=BatchStreamer(streamers),
         max_new_tokens=run.plan.max_new_tokens,
         tokenizer=opened.tokenizer,
@@ -298,6 +356,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         fidelity=measured.fidelity,
         helps=_what_helps(opened, run, measured),
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
+        turn=run.turn,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
         doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)

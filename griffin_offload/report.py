@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,24 @@ from .units import format_bytes, format_rate
 
 
 @dataclass(frozen=True)
+class Turn:
+    """How a turn of a conversation came by its prompt: tokens whose keys and values were kept from earlier turns,
+    tokens that were computed, and why none were kept; '' where some were, or where this was the first turn."""
+
+    kept_tokens: int
+    computed_tokens: int
+    why_not: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """'30 of 230 prompt tokens computed'."""
+        text = f"{self.computed_tokens} of {self.kept_tokens + self.computed_tokens} prompt tokens computed"
+        return f"{text}: {self.why_not}" if self.why_not else text
+
+
+@dataclass(frozen=True)
 class Report:
     """One run, in bytes, seconds and bytes per second. A run whose weights were all resident has read nothing.
 
@@ -30,7 +48,8 @@ class Report:
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
-    `threads`: on how many most of the tokens were decoded, on a CPU."""
+    `threads`: on how many most of the tokens were decoded, on a CPU. `turn`: of a conversation that goes on; None:
+    of none."""
 
     model: str
     model_path: Path
@@ -55,6 +74,7 @@ class Report:
     fidelity: Fidelity | None = None
     helps: tuple[str, ...] = ()
     threads: int | None = None
+    turn: Turn | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -149,6 +169,7 @@ class Report:
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
+            "turn": self.turn and self.turn.to_json(),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -180,7 +201,8 @@ class Report:
             share = self.bytes_read / self.checkpoint_bytes
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))
             rows.append(("read bandwidth", f"{format_rate(self.read_bandwidth)} (reader busy {self.read_s:.2f} s)"))
-        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {plan.prompt_tokens} tokens"))
+        passed = self.turn or f"{plan.prompt_tokens} tokens"
+        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {passed}"))
         if self.stages:
             rows.append(("bound by", str(self.stages)))
         if self.tokens:

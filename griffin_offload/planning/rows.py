@@ -15,6 +15,7 @@ from .request import Request
 from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
+KEPT_STATISTICS = 4  # sets of statistics, each of the turns up to one of the last, that a conversation keeps
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
@@ -40,7 +41,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
         *_prompt_pass(sizes, request, kept, together),
         *(() if request.export else _fidelity(sizes, request, kept, together)),
-        *(() if request.export else _answer(sizes, request, together)),
+        *(() if request.export else _answer(sizes, request, kept, together)),
         Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
     )
 
@@ -72,7 +73,7 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
         yield Row("conversion buffers", request.converts, "host" if request.copies else "prompt")
     if request.precision.quantized:
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
-    activations = sizes.activations(request.prompt_tokens, together)
+    activations = sizes.activations(request.pass_tokens, together, request.earlier_tokens)
     yield Row("activations of the prompt", activations, "prompt")
     if fold := request.fold_bytes(sizes, kept):
         yield Row("fold", fold, "prompt", "activations and a solve of one layer")
@@ -88,19 +89,26 @@ def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) ->
         return
     prompt, sequences = request.prompt_tokens, request.sequences
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "fidelity")
-    count = tokens_again(sizes, kept, prompt)
-    needed = meter_bytes(sizes, kept, prompt, together, sequences)
+    count = tokens_again(sizes, kept, request.pass_tokens)
+    needed = meter_bytes(sizes, count, prompt, together, sequences)
     yield Row("measuring the fidelity", needed, "fidelity", f"the last {count} tokens of the prompt again")
 
 
-def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
     prompt, sequences = request.prompt_tokens, request.sequences
     tokens = prompt + request.max_new_tokens
     note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
     token = sizes.activations(1, together)
-    yield Row("activations of a token", token, "answer")
+    if request.earlier is None:
+        yield Row("activations of a token", token, "answer")
+    else:  # before the next turn a layer's cache moves to memory for more tokens
+        moving = sizes.cache_of_a_layer(tokens)
+        yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
+        if kept != sizes.kept(0):
+            when: Moment = "host" if request.copies else "always"
+            yield Row("statistics of the turns", KEPT_STATISTICS * sizes.statistics, when)
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
 
@@ -127,7 +135,7 @@ def needs_steady_heap(sizes: ModelSizes, request: Request) -> bool:
     """Whether the heap should keep what activations free (memory/heap.py): where they are large, or many.
 
     Not in float32, where the products' own buffers would leave holes without end (measured)."""
-    large = sizes.activations(request.prompt_tokens) >= 32 * MIB
+    large = sizes.activations(request.pass_tokens, earlier=request.earlier_tokens) >= 32 * MIB
     return sizes.item < 4 and (large or request.waiting > 0)
 
 
