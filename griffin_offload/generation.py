@@ -13,16 +13,15 @@ import torch
 from transformers import set_seed
 
 from .checkpoint.reader import Reader
-from .errors import BudgetError, OptionError
+from .errors import OptionError
 from .memory.capture import Capture
 from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
-from .model.config_facts import rope_changes
 from .model.format_speeds import doubt_speeds
-from .model.kv_cache import why_not_kept
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .offload.fidelity_meter import FidelityMeter
+from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
 from .offload.skip_by_token import TokenSkipper
@@ -30,11 +29,11 @@ from .offload.sweep import Sweep
 from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.plan import Plan, with_kept
-from .planning.request import Earlier
+from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
-from .report import Report, Turn
+from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
 
 SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
@@ -80,8 +79,7 @@ class Asked:
 @dataclass(frozen=True)
 class Run:
     """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not. `turn`: of a conversation, which is kept for the
-    next one where it `stays`."""
+    how tokens are to be decoded by static steps; None: they are not. `turn`: of a conversation."""
 
     asked: Asked
     start: float
@@ -93,7 +91,6 @@ class Run:
     skipper: TokenSkipper | None
     steps: Steps | None
     turn: Turn | None = None
-    stays: bool = False
 
 
 @dataclass
@@ -164,9 +161,9 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
-    turn, stays = None, False
+    turn = None
     if asked.continues:
-        plan, turn, stays = _plan_turn(opened, resident, asked, make_plan)
+        plan, turn = plan_turn(resident, prompts[0], pruning, opened.config, make_plan)
     else:
         plan = make_plan()
     check_prunes(plan, selection)
@@ -184,40 +181,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, skips),
         turn=turn,
-        stays=stays,
     )
-
-
-def _plan_turn(
-    opened: OpenModel, resident: ResidentModel, asked: Asked, make_plan: Callable[..., Plan]
-) -> tuple[Plan, Turn, bool]:
-    """The plan of a conversation's turn, what it takes over from the turns before, and whether it is kept itself."""
-    (ids,), turns = asked.prompts, resident.turns
-    if why_not := _why_turns_are_alone(opened, asked):
-        return make_plan(), Turn(0, len(ids), why_not), False
-    shared, why_not = turns.shared(ids)
-    if shared:
-        in_memory = resident.plan_of_layers if turns.pruning == asked.pruning else None
-        try:
-            plan = make_plan(earlier=Earlier(shared, in_memory))
-            if resident.can_add_to(shared, plan):
-                return plan, Turn(shared, len(ids) - shared), True
-            why_not = "the statistics of the turns before are not known"
-        except BudgetError:
-            why_not = "the budget has no room for it beside what was kept"
-    try:
-        return make_plan(earlier=Earlier()), Turn(0, len(ids), why_not), True
-    except BudgetError:
-        return make_plan(), Turn(0, len(ids), why_not), False
-
-
-def _why_turns_are_alone(opened: OpenModel, asked: Asked) -> str:
-    """Why a turn can take over nothing from the turns before, whatever they are; '' if it can."""
-    if asked.pruning.skip.share:
-        return "blocks are skipped by what the whole prompt shows"
-    if rope_changes(opened.config):
-        return "its rotary embedding changes with the length"
-    return why_not_kept(opened.config)
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
@@ -245,7 +209,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             raise OptionError(" ".join(str(error).split())) from error
         raise
     finally:
-        if run.stays and run.streamers[0].times:
+        if run.plan.continues and run.streamers[0].times:
             own = [] if run.plan.reads_again else run.streamers[0].token_ids  # of the full model
             resident.keep_turn(run.plan, cache, [*run.asked.prompts[0], *own], run.asked.pruning)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,11 @@ from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
 from .planning.plan import Plan
+from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
 from .units import format_bytes, format_rate
-
-
-@dataclass(frozen=True)
-class Turn:
-    """How a turn of a conversation came by its prompt: tokens whose keys and values were kept from earlier turns,
-    tokens that were computed, and why none were kept; '' where some were, or where this was the first turn."""
-
-    kept_tokens: int
-    computed_tokens: int
-    why_not: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """'30 of 230 prompt tokens computed'."""
-        text = f"{self.computed_tokens} of {self.kept_tokens + self.computed_tokens} prompt tokens computed"
-        return f"{text}: {self.why_not}" if self.why_not else text
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..model.layout import Block, ModelLayout
 from ..pruning.fold import Change, Fold, joined, ridge
 from ..pruning.selection import Selection, magnitude
 from ..quant.products import dense_linear
+from .earlier_turns import TurnStatistics
 from .gather import Changes, gather_block
 from .layer_hook import LayerHook
 from .resident_layer import ResidentLayer
@@ -43,8 +44,8 @@ class Pruner(KeepNeurons):
     """GRIFFIN on one prompt (or one batch, together): observes z while a layer runs, then keeps what it favours.
 
     `weights` (B T,), float32: what each token counts (see neuron_statistic). `fold`: the kept columns take over
-    what the dropped ones gave the prompt; None: they stay as they are. `earlier`: statistics by layer and block of
-    tokens before these, to which theirs are added; None: there are none."""
+    what the dropped ones gave the prompt; None: they stay as they are. `turn`: the
+    prompt is one of a conversation."""
 
     def __init__(
         self,
@@ -54,10 +55,10 @@ class Pruner(KeepNeurons):
         selection: Selection,
         weights: Tensor | None = None,
         fold: Fold | None = None,
-        earlier: Sequence[Sequence[Tensor | None]] | None = None,
+        turn: TurnStatistics | None = None,
     ) -> None:
         super().__init__(layout, layers, selection)
-        self._modules, self._weights, self._fold, self._earlier = modules, weights, fold, earlier
+        self._modules, self._weights, self._fold, self._turn = modules, weights, fold, turn
         self._observers: list[ObserveNeurons] = []
         self._activations: dict[int, Activations] = {}  # of the layer at hand, by block
 
@@ -68,10 +69,10 @@ class Pruner(KeepNeurons):
             if kept < block.neurons:
                 if self._fold:
                     self._activations[number] = Activations(self._fold.tokens)
-                before = self._earlier[layer][number] if self._earlier else None
-                total.zero_() if before is None else total.copy_(before)
+                total.zero_()
+                first = self._turn.begin(layer, number, total) if self._turn else None
                 kept_rows = self._activations.get(number)
-                observer = ObserveNeurons(module, block.path, total, self._weights, activations=kept_rows)
+                observer = ObserveNeurons(module, block.path, total, self._weights, activations=kept_rows, first=first)
                 self._observers.append(observer)
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:

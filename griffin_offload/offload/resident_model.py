@@ -18,7 +18,7 @@ from ..planning.sizes import Kept
 from ..pruning.fold import Fold, fold_tokens
 from ..pruning.selection import Selection
 from ..quant.precision import Precision
-from .earlier_turns import EarlierTurns, Statistics
+from .earlier_turns import REWRITTEN, EarlierTurns, Statistics, TurnStatistics
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
 from .lockstep import Lockstep
@@ -50,6 +50,7 @@ class ResidentModel:
         self._bandwidth: float | None = None  # not measured yet
         self.layers: list[ResidentLayer] = []
         self.turns = EarlierTurns()
+        self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
     def state(self) -> State:
@@ -93,11 +94,11 @@ class ResidentModel:
         self._load_outer(plan, reader)
         if not self.layers:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes else None
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
         weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
-        earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
-        hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights, earlier)]
+        hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights, self._turn)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
         return Sweep(self._stream(self.layers, plan, reader, on_layer), HookSequence(hooks))
@@ -131,10 +132,27 @@ class ResidentModel:
         selection: Selection,
         mask: Tensor,
         weights: Tensor | None = None,
-        earlier: Statistics | None = None,
+        turn: TurnStatistics | None = None,
     ) -> Pruner:
         fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
-        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold, earlier)
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold, turn)
+
+    def _turn_statistics(self, plan: Plan) -> TurnStatistics:
+        """For the pass of a conversation's turn, allocated before it."""
+        earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
+        count = plan.pass_tokens - REWRITTEN
+        return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
+
+    def _copied(self) -> Statistics:
+        """A copy of the statistics of all blocks that are pruned."""
+        each = zip(self.layers, self._neurons, strict=True)
+        return [
+            tuple(
+                total.clone() if k < n else None
+                for total, k, n in zip(layer.statistics, layer.kept, neurons, strict=True)
+            )
+            for layer, neurons in each
+        ]
 
     @property
     def _neurons(self) -> Kept:
@@ -152,16 +170,13 @@ class ResidentModel:
     def keep_turn(self, plan: Plan, cache: Any, ids: Sequence[int], pruning: Pruning) -> None:
         """After an answer: keep the cache for the next turn, and the statistics. `ids`: see EarlierTurns.keep;
         `pruning`: what the plan was made for."""
-        each = zip(self.layers, self._neurons, strict=True)
-        statistics: Statistics = [
-            tuple(
-                total.to("cpu", copy=True) if k < n else None
-                for total, k, n in zip(layer.statistics, layer.kept, neurons, strict=True)
-            )
-            for layer, neurons in each
-        ]
-        self.turns.keep(cache, ids, statistics if plan.prunes else None)
-        self.turns.pruning = pruning
+        points = {}
+        if self._turn:
+            points[plan.prompt_tokens] = self._copied()
+            if self._turn.until:
+                points[plan.earlier_tokens + self._turn.count] = self._turn.until
+        self.turns.keep(cache, ids, points)
+        self.turns.pruning, self._turn = pruning, None
 
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""

@@ -39,7 +39,8 @@ class Plan:
     `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
     it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped;
-    `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns of the conversation."""
+    `continues`: the KV cache stays for the next turn of a conversation; `earlier_tokens`: tokens of the prompt whose
+    keys and values are there from earlier turns."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -61,6 +62,7 @@ class Plan:
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
     read_again: int = 0
+    continues: bool = False
     earlier_tokens: int = 0
     why_rest: str = field(default="", compare=False)
 
@@ -158,6 +160,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
         read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
+        continues=request.earlier is not None,
         earlier_tokens=request.earlier_tokens,
     )
 

@@ -15,7 +15,7 @@ from .request import Request
 from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
-KEPT_STATISTICS = 4  # sets of statistics, each of the turns up to one of the last, that a conversation keeps
+KEPT_STATISTICS = 6  # sets of statistics that a conversation keeps, each up to one point in its last turns
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
@@ -108,7 +108,7 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
         if kept != sizes.kept(0):
             when: Moment = "host" if request.copies else "always"
-            yield Row("statistics of the turns", KEPT_STATISTICS * sizes.statistics, when)
+            yield Row("statistics of the turns", (KEPT_STATISTICS + 2) * sizes.statistics, when)
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
 
