@@ -64,7 +64,8 @@ class ResidentModel:
         """Free what is resident and not as the plan has it, before anything else is allocated."""
         layout, slots = self._skeleton.layout, self._skeleton.slots
         if plan.earlier_tokens:
-            self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
+            with self._skeleton.threads.fitted(1):  # many small copies
+                self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
         else:
             self.turns.clear()
         self._tier.hold(plan.held_layers, len(plan.kept))

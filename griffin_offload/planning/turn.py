@@ -19,4 +19,4 @@ class Turn:
     def __str__(self) -> str:
         """'30 of 230 prompt tokens computed'."""
         text = f"{self.computed_tokens} of {self.kept_tokens + self.computed_tokens} prompt tokens computed"
-        return f"{text}: {self.why_not}" if self.why_not else text
+        return f"{text} ({self.why_not})" if self.why_not else text
