@@ -20,8 +20,9 @@ READ_AGAIN = 64  # tokens at the end of a prompt that can be read again, at most
 
 
 def capacity(tokens: int, window: int | None) -> int:
-    """Tokens that a layer has room for. A sliding one moves its window to the front at the end, so it needs two."""
-    return min(tokens, 2 * window) if window else tokens
+    """Tokens that a layer has room for. A sliding one moves its window to the front at the end, or keeps a prompt's
+    window beside the answer's, so it needs two."""
+    return 2 * window if window and tokens > window else tokens
 
 
 def windows(config: Any) -> tuple[int | None, ...]:
@@ -92,12 +93,12 @@ class _Room:
             setattr(self, name, memory)
         self._arena = None
 
-    def resized(self, room: int, tokens: int) -> "_Room":
-        """Another room with a copy of the first `tokens` tokens."""
+    def resized(self, room: int, tokens: int, begin: int = 0) -> "_Room":
+        """Another room with a copy of `tokens` tokens of this one, from the `begin` on."""
         other = _Room(room, self._row, self._sequences, self._device)
         if self._keys.ndim == 4:
             other.take(self._keys, self._values)
-            other.put(*self.first(tokens), 0)
+            other.put(self._keys[:, :, begin : begin + tokens], self._values[:, :, begin : begin + tokens], 0)
         return other
 
     def first(self, tokens: int) -> tuple[Tensor, Tensor]:
@@ -194,7 +195,8 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     def __init__(self, window: int, room: _Room) -> None:
         super().__init__(sliding_window=window)
         self._room = room
-        self._end = 0  # of the tokens in the room
+        self._begin = 0  # of the tokens in the room: others use the front of it once it is a ring
+        self._end = 0  # how many there are
         self._prompt = 0  # tokens that the layer may be cut back to: it keeps their window as long as it can
         self._whole = True
 
@@ -228,12 +230,17 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         return min(self._room.room, int(self.sliding_window))
 
     def lay_in_ring(self) -> None:
-        """Moves token t to slot t % window. From then on only views of the memory are used."""
-        count = self.keys.shape[2]
+        """Moves token t to slot t % window. From then on only views of the memory are used. A copy of the tokens stays
+        behind the ring, where there is room: the layer can be cut back to them."""
+        count, begin = self.keys.shape[2], self.slots
         slots = torch.arange(self.cumulative_length - count, self.cumulative_length, device=self.keys.device)
         self._whole = False
-        for memory, states in zip(self.memory(self.slots), (self.keys, self.values), strict=True):
-            memory[:, :, slots % self.slots] = states.clone()
+        keys, values = self.keys.clone(), self.values.clone()
+        for memory, states in zip(self.memory(begin), (keys, values), strict=True):
+            memory[:, :, slots % begin] = states
+        if begin + count <= self._room.room:
+            self._room.put(keys, values, begin)
+            self._begin, self._end, self._whole = begin, count, True
 
     def _start_again(self, key_states: Tensor, value_states: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         """Moves the last tokens to the front: the room is full, or a prompt is longer than it.
@@ -265,14 +272,14 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     def cut_back(self, tokens: int, room: int) -> None:
         self._whole = False
         end, size = max(0, tokens - self._first), capacity(room, self.sliding_window)
-        if size != self._room.room:
-            self._room = self._room.resized(size, end)
+        if size != self._room.room or self._begin:
+            self._room, self._begin = self._room.resized(size, end, self._begin), 0
         if self.is_initialized:
             self._show(tokens, end)
         self._whole = True
 
     def fill(self, tokens: int) -> None:
-        if self._whole and not self._first and tokens <= self._room.room:
+        if self._whole and not self._first and not self._begin and tokens <= self._room.room:
             self._whole = False
             self._show(tokens, tokens)
             self._whole = True

@@ -93,8 +93,9 @@ def test_a_turn_with_any_format_and_selection(engine: Engine, whole: Engine, opt
     assert told(answer).kept_tokens == len(FIRST)
 
 
-def test_copied_layers_and_static_steps_change_nothing(llama: Path) -> None:
-    engine, whole = copying(llama), copying(llama)
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "qwen2_moe"])
+def test_copied_layers_and_static_steps_change_nothing(case: Callable[[str], Case], kind: str) -> None:
+    engine, whole = copying(case(kind).folder), copying(case(kind).folder)
     first, _ = turn(engine, FIRST, **PAPER)
     ids = [*FIRST, *first.token_ids, *SECOND]
     assert told(assert_as_whole(engine, whole, ids, **PAPER)) == Turn(len(FIRST), len(ids) - len(FIRST))
