@@ -41,6 +41,8 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
             found[target] = [Piece(checkpoint.tensors[name])]
     for target, sources in groups.items():
         converter = by_pattern[next(iter(sources))]
+        if not shapes.keys() & _targets(converter, target):  # of a vision tower, or of layers that the config lacks
+            continue
         ordered = [sources[pattern] for pattern in converter.source_patterns if pattern in sources]
         converted = _convert(converter, target, ordered)
         if converted is None:
@@ -53,11 +55,16 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
     return found
 
 
+def _targets(converter: WeightConverter, target: str) -> list[str]:
+    """The parameters that a converter makes; `target` is the first."""
+    return [target.replace(converter.target_patterns[0], pattern) for pattern in converter.target_patterns]
+
+
 def _convert(converter: WeightConverter, target: str, sources: list[list[TensorInfo]]) -> dict[str, list[Piece]] | None:
     """The parameters that a converter makes of `sources` (one list for each of its patterns); None if it cannot."""
     steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
     if steps == [(Chunk, 0)] and len(sources) == 1:
-        return _cut(sources[0][0], [target.replace(converter.target_patterns[0], t) for t in converter.target_patterns])
+        return _cut(sources[0][0], _targets(converter, target))
     if len(converter.target_patterns) > 1:
         return None
     if steps == [(Concatenate, 0)]:

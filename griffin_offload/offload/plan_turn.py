@@ -16,11 +16,20 @@ NO_ROOM = "the budget has no room beside what was kept of it"
 
 
 def plan_turn(
-    resident: ResidentModel, ids: Sequence[int], pruning: Pruning, config: Any, make_plan: Callable[..., Plan]
-) -> tuple[Plan, Turn]:
+    resident: ResidentModel,
+    continues: bool,
+    prompts: Sequence[Sequence[int]],
+    pruning: Pruning,
+    config: Any,
+    make_plan: Callable[..., Plan],
+) -> tuple[Plan, Turn | None]:
     """A prompt, token ids of the whole conversation -> its plan, and how many of its tokens are kept and computed.
+    Prompts that are no turn (not `continues`): their plan alone.
 
     `make_plan(earlier=...)` plans it. Raises what that does."""
+    if not continues:
+        return make_plan(), None
+    (ids,) = prompts
     if why_not := _why_alone(pruning, config):
         return make_plan(), Turn(0, len(ids), why_not)
     turns = resident.turns

@@ -15,10 +15,11 @@ from ..model.skeleton import Skeleton
 from ..options import OnLayer, Pruning
 from ..planning.plan import Plan
 from ..planning.sizes import Kept
-from ..pruning.fold import Fold, fold_tokens
+from ..pruning.fold import fold_tokens
 from ..pruning.selection import Selection
 from ..quant.precision import Precision
 from .earlier_turns import REWRITTEN, EarlierTurns, Statistics, TurnStatistics
+from .folding import Folding
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
 from .lockstep import Lockstep
@@ -98,7 +99,8 @@ class ResidentModel:
         self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes else None
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
-        weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+        lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
+        weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
         hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights, self._turn)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
@@ -135,8 +137,8 @@ class ResidentModel:
         weights: Tensor | None = None,
         turn: TurnStatistics | None = None,
     ) -> Pruner:
-        fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
-        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold, turn)
+        folding = None if plan.fold is None else Folding(plan.fold, fold_tokens(mask))
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, folding, turn)
 
     def _turn_statistics(self, plan: Plan) -> TurnStatistics:
         """For the pass of a conversation's turn, allocated before it."""
@@ -168,15 +170,15 @@ class ResidentModel:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
         return not plan.prunes or self.turns.statistics(tokens, plan.kept, self._neurons) is not None
 
-    def keep_turn(self, plan: Plan, cache: Any, ids: Sequence[int], pruning: Pruning) -> None:
-        """After an answer: keep the cache for the next turn, and the statistics. `ids`: see EarlierTurns.keep;
-        `pruning`: what the plan was made for."""
+    def keep_turn(self, plan: Plan, cache: Any, prompt: Sequence[int], answer: Sequence[int], pruning: Pruning) -> None:
+        """After an answer: keep the cache for the next turn, and the statistics. Of the answer's tokens what the full
+        model computed. `pruning`: what the plan was made for."""
         points = {}
         if self._turn:
             points[plan.prompt_tokens] = self._copied()
             if self._turn.until:
                 points[plan.earlier_tokens + self._turn.count] = self._turn.until
-        self.turns.keep(cache, ids, points)
+        self.turns.keep(cache, [*prompt, *(() if plan.reads_again else answer)], points)
         self.turns.pruning, self._turn = pruning, None
 
     def unload(self, keep_tier: bool = False) -> None:

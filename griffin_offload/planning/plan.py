@@ -38,9 +38,9 @@ class Plan:
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
     `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
-    it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped;
-    `continues`: the KV cache stays for the next turn of a conversation; `earlier_tokens`: tokens of the prompt whose
-    keys and values are there from earlier turns."""
+    it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
+    that are not kept are held in fewer bits, or are dropped; `continues`: the KV cache stays for the next turn of a
+    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -64,6 +64,7 @@ class Plan:
     read_again: int = 0
     continues: bool = False
     earlier_tokens: int = 0
+    calibrated: bool = False
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -162,6 +163,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
         continues=request.earlier is not None,
         earlier_tokens=request.earlier_tokens,
+        calibrated=request.shares and kept != sizes.kept(request.sparsity),
     )
 
 

@@ -109,6 +109,10 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         if kept != sizes.kept(0):
             when: Moment = "host" if request.copies else "always"
             yield Row("statistics of the turns", (KEPT_STATISTICS + 2) * sizes.statistics, when)
+    is_whole = kept == sizes.kept(0) and not request.precision.quantized
+    if is_whole and sizes.switch is not None and prompt <= sizes.switch < tokens:
+        again = sizes.activations(sizes.switch + 1) + sizes.cache(tokens)
+        yield Row("the text again", again, "answer", f"longrope's factors change after {sizes.switch} tokens")
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
 
