@@ -67,8 +67,7 @@ class Answer:
 class Asked:
     """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
     its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan.
-    `continues`: the one prompt is a turn of a conversation, which takes over what the turn before it left, and leaves
-    its own to the next one."""
+    `continues`: the one prompt is a turn of a conversation that goes on."""
 
     prompts: Sequence[list[int]]
     pruning: Pruning
@@ -132,6 +131,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
     run = with_prior(opened, resident, prepare(opened, resident, asked))
     if run.plan.earlier_tokens and resident.turns.cache is None:  # measuring the prior took the memory
+        run.reader.close()
         run = replace(prepare(opened, resident, asked), selection=run.selection, prior_s=run.prior_s)
     opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's

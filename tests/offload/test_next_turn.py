@@ -201,6 +201,20 @@ def test_a_sparsity_for_a_layer_that_was_whole_starts_again(engine: Engine, whol
     assert told(assert_as_whole(engine, whole, [*FIRST, *SECOND], **PAPER)).kept_tokens == 0
 
 
+def test_a_prior_that_is_measured_between_two_turns_takes_the_memory(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "new", "llama", seed=5)  # whose prior no other test has measured
+    engine, whole = Engine(folder), Engine(folder)
+    first, _ = turn(engine, FIRST, sparsity=0.5, rest="int4")
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    answer = assert_as_whole(engine, whole, ids, sparsity=0.5, rest="drop", fold=False)
+    assert answer.report.prior
+    assert told(answer) == Turn(0, len(ids))
+    ids += THIRD
+    answer = assert_as_whole(engine, whole, ids, sparsity=0.5, rest="drop", fold=False)
+    assert answer.report.prior
+    assert told(answer) == Turn(len(ids) - len(THIRD), len(THIRD))
+
+
 @pytest.mark.parametrize("mode", ["token", "prompt"])
 def test_skipped_blocks_keep_nothing(engine: Engine, mode: str) -> None:
     from griffin_offload.options import FfnSkip
