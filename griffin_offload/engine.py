@@ -104,12 +104,16 @@ class Engine:
         decoding: Decoding | None = None,
         *,
         on_text: OnText | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> Answer:
         """Answer a prompt: the first forward is the prompt pass, the rest run the resident model.
 
-        `on_text` gets the answer as it is made. All else: see `generate_batch`."""
-        return self.generate_batch([prompt_ids], pruning, decoding, on_text=on_text, **keywords)[0]
+        `on_text` gets the answer as it is made. `continues`: the prompt is a turn of a conversation: the KV cache stays
+        for the next one, and of this prompt only the tokens are computed that the last one, if it continues too, did
+        not have. All else: see `generate_batch`."""
+        keywords |= {"on_text": on_text, "continues": continues}
+        return self.generate_batch([prompt_ids], pruning, decoding, **keywords)[0]
 
     def generate_batch(
         self,
@@ -121,6 +125,7 @@ class Engine:
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
         on_plan: Callable[[Plan], None] | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> list[Answer]:
         """Answer several prompts after one prompt pass: with one set of kept neurons, for which every prompt counts the
@@ -132,6 +137,9 @@ class Engine:
         on_token = _texts_to(on_text) if on_text else None
         asked = _asked(prompts, pruning, decoding, keywords)
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
+        if continues and len(prompts) != 1:
+            raise OptionError(f"one conversation continues at a time: {len(prompts)} prompts are given")
+        asked = replace(asked, continues=continues)
         return answer(self.opened, self.resident, asked)
 
     def stream(
@@ -141,12 +149,14 @@ class Engine:
         decoding: Decoding | None = None,
         *,
         on_layer: OnLayer | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> TokenStream[Answer]:
         """An iterator over the tokens of an answer; closing it cancels the rest. Its `answer` has the report.
 
-        The prompt pass runs when the first token is asked for. Keywords: as of `generate_batch`."""
-        asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer)
+        The prompt pass runs when the first token is asked for. `continues`: as of `generate`; keywords: as of
+        `generate_batch`."""
+        asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer, continues=continues)
 
         def make(on_token: OnToken) -> Answer:
             return answer(self.opened, self.resident, replace(asked, on_token=on_token))[0]

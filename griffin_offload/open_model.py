@@ -37,7 +37,7 @@ from .paths import cache_folder, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
-from .planning.request import Request
+from .planning.request import Earlier, Request
 from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
@@ -167,11 +167,14 @@ class OpenModel:
         sequences: int = 1,
         per_prompt: bool = False,
         fidelity: bool = False,
+        earlier: Earlier | None = None,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured. Raises PromptError, OptionError, and BudgetError if it does not fit."""
+        `fidelity`: it is measured; `earlier`: see Request. Raises PromptError, OptionError, and BudgetError if it does
+        not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
+        request = replace(request, earlier=earlier)
         pruning = replace(pruning, prior=None)  # which plans do not depend on
         request = replace(request, speeds=self.speeds(measure=False))
         plan = best_plan(self.sizes, request, pruning, self.name)

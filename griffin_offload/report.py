@@ -14,6 +14,7 @@ from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
 from .planning.plan import Plan
+from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
@@ -31,7 +32,7 @@ class Report:
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
-    that do not act here, and why."""
+    that do not act here, and why. `turn`: of a conversation that goes on; None: of none."""
 
     model: str
     model_path: Path
@@ -56,6 +57,7 @@ class Report:
     fidelity: Fidelity | None = None
     helps: tuple[str, ...] = ()
     threads: int | None = None
+    turn: Turn | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -152,6 +154,7 @@ class Report:
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
+            "turn": self.turn and self.turn.to_json(),
             "overridden": list(self.overridden),
         }
 
@@ -184,7 +187,8 @@ class Report:
             share = self.bytes_read / self.checkpoint_bytes
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))
             rows.append(("read bandwidth", f"{format_rate(self.read_bandwidth)} (reader busy {self.read_s:.2f} s)"))
-        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {plan.prompt_tokens} tokens"))
+        passed = self.turn or f"{plan.prompt_tokens} tokens"
+        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {passed}"))
         if self.stages:
             rows.append(("bound by", str(self.stages)))
         if self.tokens:

@@ -44,7 +44,8 @@ class ObserveNeurons:
     """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
 
     `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1.
-    `measure`: what is added of z, `neuron_statistic` or another sum over tokens. `activations`: keeps rows of z too."""
+    `measure`: what is added of z, `neuron_statistic` or another sum over tokens. `activations`: keeps rows of z too.
+    `first`: a number of tokens, and another total, of these first tokens of the forward alone."""
 
     def __init__(
         self,
@@ -54,9 +55,10 @@ class ObserveNeurons:
         weights: Tensor | None = None,
         measure: Measure = neuron_statistic,
         activations: "Activations | None" = None,
+        first: tuple[int, Tensor] | None = None,
     ) -> None:
         self._total, self._weights, self._measure = total, weights, measure
-        self._activations = activations
+        self._activations, self._first = activations, first
         self._pieces = pieces_of(layer, path)
         self._tap = Tap(layer, path, self._observe)
 
@@ -67,7 +69,18 @@ class ObserveNeurons:
             self._activations.add(z, places, expert)
         weights = None if self._weights is None else self._weights[places]
         total = self._total if expert is None else self._total[expert]
-        total += self._measure(z, weights)
+        if self._first is None:
+            total += self._measure(z, weights)
+            return
+        rows, (count, of_first) = z.reshape(-1, z.shape[-1]), self._first
+        here = min(max(0, count - begin), len(rows)) if tokens is None else int((tokens < count - begin).sum())
+        if here:
+            measured = self._measure(rows[:here], None if weights is None else weights[:here])
+            total += measured
+            of_first = of_first if expert is None else of_first[expert]
+            of_first += measured
+        if here < len(rows):
+            total += self._measure(rows[here:], None if weights is None else weights[here:])
 
     def remove(self) -> None:
         self._tap.remove()

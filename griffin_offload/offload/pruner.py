@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..model.hooks import ObserveNeurons
 from ..model.layout import Block, ModelLayout
 from ..pruning.selection import Selection, magnitude
+from .earlier_turns import TurnStatistics
 from .folding import Folding
 from .gather import Changes, gather_block
 from .layer_hook import LayerHook
@@ -49,7 +50,8 @@ class KeepNeurons(LayerHook):
 class Pruner(KeepNeurons):
     """GRIFFIN on one prompt (or one batch, together): observes z while a layer runs, then keeps what it favours.
 
-    `weights` (B T,), float32: what each token counts (see neuron_statistic)."""
+    `weights` (B T,), float32: what each token counts (see neuron_statistic). `turn`: the prompt is one of a
+    conversation."""
 
     def __init__(
         self,
@@ -59,9 +61,10 @@ class Pruner(KeepNeurons):
         selection: Selection,
         weights: Tensor | None = None,
         folding: Folding | None = None,
+        turn: TurnStatistics | None = None,
     ) -> None:
         super().__init__(layout, layers, selection, folding)
-        self._modules, self._weights = modules, weights
+        self._modules, self._weights, self._turn = modules, weights, turn
         self._observers: list[ObserveNeurons] = []
 
     def before(self, layer: int, states: Tensor | None) -> None:
@@ -69,8 +72,10 @@ class Pruner(KeepNeurons):
         blocks = zip(self._layout.layers[layer].blocks, resident.kept, resident.statistics, strict=True)
         for number, (block, kept, total) in enumerate(blocks):
             if kept < block.neurons:
+                total.zero_()
+                first = self._turn.begin(layer, number, total) if self._turn else None
                 rows = self._folding.rows(number) if self._folding else None
-                observer = ObserveNeurons(module, block.path, total.zero_(), self._weights, activations=rows)
+                observer = ObserveNeurons(module, block.path, total, self._weights, activations=rows, first=first)
                 self._observers.append(observer)
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,15 @@ from .sizes import Kept, ModelSizes
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A conversation whose KV cache stays from one turn to the next: of how many `tokens` of the prompt the keys and
+    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory."""
+
+    tokens: int = 0
+    resident: tuple[Kept, Precision] | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """Tokens, sparsity, precision and budget of one run.
 
@@ -37,6 +46,7 @@ class Request:
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
     `fidelity`: the resident model is compared with the full one, where they differ.
+    `earlier`: the earlier turns of a conversation that goes on after this one; None: the KV cache does not stay.
     """
 
     prompt_tokens: int
@@ -63,6 +73,17 @@ class Request:
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
     fidelity: bool = False
+    earlier: Earlier | None = None
+
+    @property
+    def earlier_tokens(self) -> int:
+        """Tokens of the prompt whose keys and values are there."""
+        return self.earlier.tokens if self.earlier else 0
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return self.prompt_tokens - self.earlier_tokens
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
@@ -79,9 +100,9 @@ class Request:
 
     def fold_bytes(self, sizes: ModelSizes, kept: Kept) -> int:
         """What the fold holds at most; 0 where it has nothing to do."""
-        if self.fold is None or self.precision.rest is not None or self.prompt_tokens < 2:
+        if self.fold is None or self.precision.rest is not None or self.pass_tokens < 2:
             return 0
-        tokens = self.fold_samples or self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
+        tokens = self.fold_samples or self.pass_tokens * (self.sequences if self.sets == 1 else 1)
         return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE or self.fold_samples > 0)
 
     def measures(self, sizes: ModelSizes, kept: Kept) -> bool:

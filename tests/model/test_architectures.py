@@ -237,7 +237,7 @@ def assert_attention_in_pieces(whole: Engine, folder: Path, monkeypatch: pytest.
         assert max(asked) == 7
         asked.clear()
         slides = any(window and window < 40 for window in engine.sizes.windows)
-        greedy(engine, prompts[0], 0.5)
+        engine.generate(prompts[0], **options, no_fidelity=True)
         assert bool(asked) == (slides or bool(engine.sizes.score_heads))
 
 
