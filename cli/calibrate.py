@@ -22,7 +22,7 @@ SHOWN = 6  # layers
 @click.option(
     "--data",
     metavar="FILE",
-    help="A UTF-8 text like those the model is for. [default: questions, answers, code and prose that ship with Griffin]",
+    help="A UTF-8 text like those the model is for. [default: questions, answers, code and prose that ship]",
 )
 @count("--prompt-tokens", 232, "Tokens of each window that the kept neurons are chosen from.", metavar="P")
 @count(

@@ -1,9 +1,9 @@
 """How much each layer's neurons matter in a checkpoint: the curves by which layer_allocation.py shares neurons.
 
 A window of text is a prompt, which chooses the neurons as always, and a continuation. All layers keep half of their
-neurons, except for one layer, which keeps a quarter or all: a layer matters differently to a pruned model than to the full one.
-The measure is the KL divergence of the output from the full model's, taken for all layers and shares in one reading of
-the weights where memory allows. More shares and longer continuations gain nothing (docs/results.md)."""
+neurons, except for one layer, which keeps a quarter or all: a layer matters differently to a pruned model than to the
+full one. The measure is the KL divergence of the output from the full model's, taken for all layers and shares in one
+reading of the weights where memory allows. More shares and longer continuations gain nothing (docs/results.md)."""
 
 import hashlib
 import math
@@ -37,8 +37,8 @@ def measure(
     windows: int = WINDOWS,
     on_progress: OnLayer | None = None,
 ) -> Curves:
-    """The curves of the engine's checkpoint, on windows spread evenly over a text. None: on the ends of the exchanges and
-    passages that ship with Griffin, which may be shorter.
+    """The curves of the engine's checkpoint, on windows spread evenly over a text; None: on the ends of the exchanges
+    and passages that ship with Griffin, which may be shorter.
 
     on_progress(done, total) counts the layers of all readings. The engine is empty afterwards.
     Raises PromptError for too short a text, OptionError, BudgetError, NumericError, and what a sweep raises."""
