@@ -23,8 +23,9 @@ from .model.architecture import ARCHITECTURES
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
+from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_config, load_generation_config, load_tokenizer, open_checkpoint
+from .model.pretrained import check_layers, load_generation_config, load_tokenizer, read_headers
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
@@ -108,7 +109,9 @@ class OpenModel:
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template."""
+        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
+        for images and other media."""
+        refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         try:
@@ -265,8 +268,7 @@ def open_model(
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
-    config = load_config(path)
-    checkpoint = open_checkpoint(path)
+    config, checkpoint = read_headers(path)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
     if placement.threads:

@@ -14,6 +14,7 @@ from transformers.core_model_loading import (
     Chunk,
     Concatenate,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     dot_natural_key,
     rename_source_key,
@@ -41,8 +42,10 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
             found[target] = [Piece(checkpoint.tensors[name])]
     for target, sources in groups.items():
         converter = by_pattern[next(iter(sources))]
+        if not shapes.keys() & _targets(converter, target):  # of a vision tower, or of layers that the config lacks
+            continue
         ordered = [sources[pattern] for pattern in converter.source_patterns if pattern in sources]
-        converted = _convert(converter, target, ordered)
+        converted = _convert(converter, target, ordered, shapes)
         if converted is None:
             steps = ", ".join(type(step).__name__ for step in converter.operations)
             raise UnsupportedArchitecture(
@@ -53,21 +56,40 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
     return found
 
 
-def _convert(converter: WeightConverter, target: str, sources: list[list[TensorInfo]]) -> dict[str, list[Piece]] | None:
+def _targets(converter: WeightConverter, target: str) -> list[str]:
+    """The parameters that a converter makes; `target` is the first."""
+    return [target.replace(converter.target_patterns[0], pattern) for pattern in converter.target_patterns]
+
+
+def _convert(
+    converter: WeightConverter, target: str, sources: list[list[TensorInfo]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[Piece]] | None:
     """The parameters that a converter makes of `sources` (one list for each of its patterns); None if it cannot."""
     steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
     if steps == [(Chunk, 0)] and len(sources) == 1:
-        return _cut(sources[0][0], [target.replace(converter.target_patterns[0], t) for t in converter.target_patterns])
+        return _cut(sources[0][0], _targets(converter, target))
     if len(converter.target_patterns) > 1:
         return None
+    parts = _parts(steps, sources)
+    if parts is None and steps == [(Transpose, None)] and _as_it_is(converter, sources[0][0], shapes.get(target)):
+        parts = [Piece(sources[0][0])]
+    return None if parts is None else {target: parts}
+
+
+def _parts(steps: list[tuple[type, int | None]], sources: list[list[TensorInfo]]) -> list[Piece] | None:
     if steps == [(Concatenate, 0)]:
-        return {target: _side_by_side([infos[0] for infos in sources], ())}
+        return _side_by_side([infos[0] for infos in sources], ())
     if steps == [(MergeModulelist, 0)] and len(sources) == 1:
-        return {target: [Piece(info, (i,)) for i, info in enumerate(sources[0])]}
+        return [Piece(info, (i,)) for i, info in enumerate(sources[0])]
     if steps == [(MergeModulelist, 0), (Concatenate, 1)]:
         experts = zip(*sources, strict=True)
-        return {target: [piece for i, parts in enumerate(experts) for piece in _side_by_side(parts, (i,))]}
+        return [piece for i, parts in enumerate(experts) for piece in _side_by_side(parts, (i,))]
     return None
+
+
+def _as_it_is(converter: WeightConverter, info: TensorInfo, shape: tuple[int, ...] | None) -> bool:
+    """Whether transformers leaves a tensor that older files hold transposed."""
+    return bool(converter.operations[0].check_dims) and info.shape == shape
 
 
 def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:

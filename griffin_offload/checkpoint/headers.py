@@ -68,11 +68,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the total bytes of their files."""
+    """A folder's tensors by name, and the total bytes of their files.
+
+    `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
+    whose text model alone is read (and counted)."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
+    pieces: Mapping[str, list["Piece"]] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":

@@ -37,8 +37,12 @@ def export_checkpoint(job: ExportJob) -> Export:
 
 
 def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
-    """The exported config.json: the source's, with the sizes of what is kept."""
+    """The exported config.json: the source's (of a multimodal wrapper its text model's), with the sizes of what is
+    kept."""
     config: dict[str, Any] = json.loads((job.source.path / "config.json").read_text())
+    own = job.skeleton.config
+    if config.get("model_type") != own.model_type:
+        config = dict(own.to_dict())
     config.pop("torch_dtype", None)
     return config | smaller.sizes | {"dtype": job.dtype, "architectures": [type(job.skeleton.model).__name__]}
 

@@ -12,6 +12,7 @@ from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
 from ..errors import CheckpointError, UnsupportedArchitecture, one_line
 from .architecture import architecture
+from .multimodal import text_checkpoint, text_config
 
 
 def load_config(folder: Path) -> Any:
@@ -48,6 +49,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """The headers of a folder's safetensors, or of the GGUF file that has its weights. Raises CheckpointError."""
     link = gguf_link(folder)
     return link.open(folder) if link else Checkpoint.open(folder)
+
+
+def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
+    """The config and the tensors' headers of a folder's text model; of a multimodal wrapper those of the text model
+    inside. Raises CheckpointError, UnsupportedArchitecture."""
+    whole, checkpoint = load_config(folder), open_checkpoint(folder)
+    config = text_config(whole)
+    return config, checkpoint if config is whole else text_checkpoint(whole, config, checkpoint)
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
