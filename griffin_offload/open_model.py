@@ -12,7 +12,7 @@ import torch
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
-from .checkpoint.reader import BOUNCE, DECODING, Reader
+from .checkpoint.reader import Reader, buffer_bytes
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
 from .memory.host_cache import spare_memory
@@ -336,7 +336,5 @@ def _host_memory(placement: Placement, ring: Ring | None) -> int:
 
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
     """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    if not skeleton.layout.converts:
-        return 0
-    encoded = any(piece.info.encoding for parts in skeleton.layout.pieces.values() for piece in parts)
-    return threads * (DECODING if encoded else BOUNCE)
+    infos = (piece.info for parts in skeleton.layout.pieces.values() for piece in parts)
+    return threads * buffer_bytes(infos, skeleton.layout.dtype)

@@ -4,6 +4,7 @@ transformers keeps tables of types whose files name or cut tensors differently: 
 each on disk, are one 3-D parameter in memory. Here an entry becomes places in the parameter, so that nothing is copied.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from transformers.core_model_loading import (
 
 from ..errors import UnsupportedArchitecture
 from .headers import Checkpoint, Piece, TensorInfo
+from .parts import part, unit
 
 
 def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
@@ -104,8 +106,8 @@ def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
 
 def _cut(info: TensorInfo, names: list[str]) -> dict[str, list[Piece]]:
     """One tensor as several of equal size, along the first dimension."""
-    size, shape = info.bytes // len(names), (info.shape[0] // len(names), *info.shape[1:])
-    return {
-        name: [Piece(replace(info, shape=shape, begin=info.begin + i * size, end=info.begin + (i + 1) * size))]
-        for i, name in enumerate(names)
-    }
+    count, shape = math.prod(info.shape) // len(names), (info.shape[0] // len(names), *info.shape[1:])
+    if count % unit(info):
+        raise UnsupportedArchitecture(f"{info.name}: its quantized weight cannot be cut into {len(names)} equal parts")
+    cut = (part(info, i * count, (i + 1) * count) for i in range(len(names)))
+    return {name: [Piece(replace(each, shape=shape))] for name, each in zip(names, cut, strict=True)}

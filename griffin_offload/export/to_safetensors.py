@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.quantized.find import QUANTIZATION
 from ..checkpoint.safetensors_writer import CheckpointWriter
 from ..errors import ExportError
 from ..files import reason
@@ -43,7 +44,8 @@ def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
     own = job.skeleton.config
     if config.get("model_type") != own.model_type:
         config = dict(own.to_dict())
-    config.pop("torch_dtype", None)
+    for name in ("torch_dtype", *QUANTIZATION):
+        config.pop(name, None)
     return config | smaller.sizes | {"dtype": job.dtype, "architectures": [type(job.skeleton.model).__name__]}
 
 

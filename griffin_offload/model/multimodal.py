@@ -106,7 +106,7 @@ def text_checkpoint(wrapper: Any, config: Any, checkpoint: Checkpoint) -> Checkp
     if not infos:
         raise CheckpointError(f"{checkpoint.folder}: none of its tensors belongs to the text model")
     tensors = {name: info for name, info in checkpoint.tensors.items() if name in infos}
-    return replace(checkpoint, tensors=tensors, bytes=sum(info.bytes for info in tensors.values()), pieces=found)
+    return replace(checkpoint, tensors=tensors, bytes=sum(info.all_bytes for info in tensors.values()), pieces=found)
 
 
 def _prefixes(model: Any, inside: Any, config: Any) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import Checkpoint
+from ..checkpoint.headers import Checkpoint, Packed
 from ..checkpoint.reader import Reader
 from ..errors import CheckpointError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
@@ -117,9 +117,9 @@ def _listed(config: Any) -> Architecture | None:
 
 
 def _in_one_piece(layout: ModelLayout, name: str) -> bool:
-    """Whether a parameter is one whole tensor of a file."""
+    """Whether a parameter is one whole tensor of a file, whose rows can be read by themselves."""
     parts = layout.source(name)
-    return len(parts) == 1 and not parts[0].place
+    return len(parts) == 1 and not parts[0].place and not isinstance(parts[0].info.encoding, Packed)
 
 
 def _layer(entry: Architecture, index: int, module: nn.Module) -> Layer:

@@ -1,0 +1,31 @@
+"""MXFP4 experts, as gpt-oss is published (OCP Microscaling Formats 1.0; transformers' convert_moe_packed_tensors).
+
+Blocks (E, R, D / 32, 16) of 32 numbers, two in a byte, the first in the low half; scales (E, R, D / 32) are exponents
+of two, 127 added. The weight in the model is (E, D, R): an expert lies turned."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..headers import Shape, TensorInfo
+from .rows import Rows, Settings, need
+
+BLOCK = 32
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of FP4 E2M1; the highest bit is the sign
+
+
+def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings) -> Shape:
+    need(len(main.shape) == 4 and main.shape[3] == BLOCK // 2, f"blocks of the shape {list(main.shape)}")
+    need(sides["scale"].shape == main.shape[:3], "scales of another shape than the blocks")
+    experts, rows, blocks, _ = main.shape
+    return experts, blocks * BLOCK, rows
+
+
+def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
+    """Stored rows of bytes (n, D / 2) -> float32 (n, D): columns of experts."""
+    values = torch.tensor((*VALUES, *(-value for value in VALUES)))
+    numbers = torch.stack([values[(stored & 15).int()], values[(stored >> 4).int()]], dim=-1)
+    scale = sides["scale"].view(-1, sides["scale"].shape[-1])[rows.first : rows.last]
+    exponents = scale.int().unsqueeze(-1) - 127
+    return torch.ldexp(numbers.view(len(stored), -1, BLOCK), exponents).flatten(1)
