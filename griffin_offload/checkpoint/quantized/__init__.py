@@ -4,7 +4,7 @@ formats.py             the table of formats
 find.py                which tensors of a checkpoint hold one weight together
 decode.py              a weight's stored rows -> their places in the dense weight
 rows.py                a few stored rows of a weight
-bits.py                integers of a few bits out of words
+bits.py                integers of a few bits out of words, FP8 numbers in float32
 fp8.py                 FP8 with a scale for each block (DeepSeek, Qwen, Mistral)
 compressed.py          compressed-tensors: int4 and int8 in words, int8 and FP8 as they are
 gptq.py                GPTQ

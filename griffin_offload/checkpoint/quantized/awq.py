@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from .bits import WORD, unpack
+from .bits import WORD, scaled_by_group
 from .rows import Rows, Settings, need
 
 BITS = 4
@@ -26,15 +26,16 @@ def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings)
 
 
 def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
-    """Stored rows of words (n, m) -> (n, 8 m): columns of the weight, in the dtype of the scales."""
-    scale = sides["scale"]
-    each = WORD // BITS
-    group = torch.arange(rows.first, rows.last) // (settings["columns"] // len(scale))
-    zero = _in_order(sides["zero"][:, rows.left : rows.right])[group]
-    right = scale[:, rows.left * each : rows.right * each].float()[group]
-    return ((_in_order(stored) - zero) * right).to(scale.dtype)
+    """Stored rows of words (n, m) -> (8 m, n): columns of the weight, in the dtype of the scales."""
+    scale, each = sides["scale"], WORD // BITS
+    zero = _in_order(sides["zero"][:, rows.left : rows.right])
+    right = scale[:, rows.left * each : rows.right * each].T.float()
+    size = settings["columns"] // len(scale)
+    return scaled_by_group(_in_order(stored), zero, right, rows.first, size).to(scale.dtype)
 
 
 def _in_order(words: Tensor) -> Tensor:
-    """Words (n, m) -> their numbers (n, 8 m), by rows of the weight."""
-    return unpack(words, BITS).view(*words.shape, len(ORDER))[..., ORDER].flatten(-2)
+    """Words (n, m) -> their numbers, turned (8 m, n), in float32."""
+    turned = words.T.contiguous().unsqueeze(1)
+    shifts = torch.tensor([BITS * place for place in ORDER], dtype=torch.int32).view(-1, 1)
+    return ((turned >> shifts) & (2**BITS - 1)).flatten(0, 1).float()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from .bits import WORD, unpack
+from .bits import WORD, to_float, unpack
 from .rows import Rows, Settings, block_size, need
 
 
@@ -34,7 +34,7 @@ def packed_dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settin
     numbers = unpack(stored, bits).float()
     zero = sides.get("zero")
     if zero is not None and zero.dtype == torch.int32:  # packed along the rows; both have 2^(bits - 1) added
-        zero = unpack(zero.T.contiguous(), bits).T[: len(sides["scale"])]
+        zero = unpack(zero.T, bits).T[: len(sides["scale"])]
     elif zero is None:
         numbers -= 2 ** (bits - 1)
     else:
@@ -44,7 +44,7 @@ def packed_dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settin
 
 def plain_dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
     """Rows of int8 or FP8 numbers (n, C) -> (n, C), in the dtype of the scales."""
-    return _scaled(stored.float(), sides, sides.get("zero"), rows, settings)
+    return _scaled(to_float(stored), sides, sides.get("zero"), rows, settings)
 
 
 def _scaled(

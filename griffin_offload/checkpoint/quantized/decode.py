@@ -75,11 +75,11 @@ def put(packed: Packed, flat: Tensor, rows: Rows, numbers: Tensor) -> None:
     format, shape = FORMATS[packed.format], packed.shape
     if format.place == COLUMNS:
         each = format.columns(dict(packed.settings))
-        flat.view(-1, shape[1])[:, rows.first * each : rows.last * each] = numbers.T
+        flat.view(-1, shape[1])[:, rows.first * each : rows.last * each] = numbers
     elif format.place == EXPERTS:
         expert, first = divmod(rows.first, shape[2])
         part = flat.view(-1, *shape[1:])[expert - packed.first]
-        part[:, first : first + len(numbers)] = numbers.T
+        part[:, first : first + numbers.shape[1]] = numbers
     else:
         flat.view(-1, shape[-1])[rows.first - packed.first : rows.last - packed.first] = numbers
 

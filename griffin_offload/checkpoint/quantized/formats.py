@@ -24,9 +24,9 @@ class Format:
     """`method`: the config's quant_method. `main`: the suffix of the tensor with the numbers, of one of `dtypes`;
     `weight`: that of the weight in the model; `sides`: role -> suffix, of `optional` ones too.
 
-    `shape`: the weight's shape, or ValueError for tensors that do not fit each other. `dense`: stored rows (n, ...) ->
-    their numbers (n, m), rounded as the format's own library rounds them. `place`: how stored rows lie in the weight;
-    `columns`, `rows`: of how many columns a stored row has numbers, and of how many rows each of its elements."""
+    `shape`: the weight's shape, or ValueError for tensors that do not fit each other. `dense`: stored rows -> their
+    numbers as they lie in the weight, rounded as the format's own library rounds them. `place`: how stored rows lie in
+    it; `columns`, `rows`: of how many columns a stored row has numbers, and of how many rows each of its elements."""
 
     method: str
     main: str

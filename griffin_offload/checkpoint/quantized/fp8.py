@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
+from .bits import to_float
 from .rows import Rows, Settings, block_size, need
 
 
@@ -28,13 +29,13 @@ def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Set
     """Rows of FP8 numbers (n, C) -> float32 (n, C)."""
     scale = _numbers(sides["scale"])
     if scale.numel() == 1:
-        return stored.float() * scale.view(-1)
+        return to_float(stored) * scale.view(-1)
     total, columns = settings["rows"], stored.shape[1]
     grid = scale.view(-1, scale.shape[-1])  # of experts one below the other
     down = block_size(total, len(grid), settings.get("block_rows", 0))
     across = block_size(columns, grid.shape[1], settings.get("block_columns", 0))
     picked = grid[torch.arange(rows.first, rows.last) // down]
-    return stored.float() * picked.repeat_interleave(across, dim=1)[:, :columns]
+    return to_float(stored) * picked.repeat_interleave(across, dim=1)[:, :columns]
 
 
 def _numbers(scale: Tensor) -> Tensor:

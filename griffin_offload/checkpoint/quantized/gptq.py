@@ -6,11 +6,10 @@ result is rounded to the dtype of the scales, as there."""
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from .bits import WORD, unpack
+from .bits import WORD, scaled_by_group, unpack
 from .rows import Rows, Settings, need
 
 
@@ -28,14 +27,16 @@ def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings)
 
 
 def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
-    """Stored rows of words (n, m) -> (n * 32 / bits, m): columns of the weight, in the dtype of the scales."""
+    """Stored rows of words (n, m) -> (m, n * 32 / bits): columns of the weight, in the dtype of the scales."""
     bits, scale = settings["bits"], sides["scale"]
-    each = WORD // bits
-    numbers = unpack(stored, bits).view(*stored.shape, each).transpose(1, 2).flatten(0, 1)
-    columns = torch.arange(rows.first * each, rows.last * each)
-    group = sides["order"].long()[columns] if "order" in sides else columns // (settings["columns"] // len(scale))
+    zero = (unpack(sides["zero"], bits)[:, rows.left : rows.right].float() + settings.get("zero_offset", 1)).T
+    right, first = scale[:, rows.left : rows.right].T.float(), rows.first * WORD // bits
+    numbers = unpack(stored.T, bits).float()
+    if "order" not in sides:
+        size = settings["columns"] // len(scale)
+        return scaled_by_group(numbers, zero, right, first, size).to(scale.dtype)
+    group = sides["order"].long()[first : first + numbers.shape[1]]
     need(int(group.min()) >= 0 and int(group.max()) < len(scale), "a column of a group that is not there")
-    zero = unpack(sides["zero"], bits)[:, rows.left : rows.right] + settings.get("zero_offset", 1)
-    right: Tensor = scale[:, rows.left : rows.right].float()[group]
-    weight: Tensor = (numbers - zero[group]) * right
-    return weight.to(scale.dtype)
+    numbers -= zero.contiguous()[:, group]
+    numbers *= right.contiguous()[:, group]
+    return numbers.to(scale.dtype)

@@ -23,9 +23,9 @@ def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings)
 
 
 def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
-    """Stored rows of bytes (n, D / 2) -> float32 (n, D): columns of experts."""
+    """Stored rows of bytes (n, D / 2) -> float32 (D, n): columns of an expert."""
     values = torch.tensor((*VALUES, *(-value for value in VALUES)))
-    numbers = torch.stack([values[(stored & 15).int()], values[(stored >> 4).int()]], dim=-1)
+    turned = stored.T.contiguous()
+    numbers = values[torch.stack([turned & 15, turned >> 4], dim=1).flatten(0, 1).int()]
     scale = sides["scale"].view(-1, sides["scale"].shape[-1])[rows.first : rows.last]
-    exponents = scale.int().unsqueeze(-1) - 127
-    return torch.ldexp(numbers.view(len(stored), -1, BLOCK), exponents).flatten(1)
+    return torch.ldexp(numbers.view(-1, BLOCK, len(stored)), scale.T.int().unsqueeze(1) - 127).flatten(0, 1)

@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from engines import assert_equals_oracle, copying, greedy
-from quantized import MAKERS, quantized_checkpoint, quantized_experts, quantized_mixture, quantized_wrapper
+from quantized import MAKERS, pack, quantized_checkpoint, quantized_experts, quantized_mixture, quantized_wrapper
 from safetensors.torch import load_file, save_file
 from tiny import tiny_prompt
 from transformers import AutoModelForCausalLM
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import Packed
 from griffin_offload.checkpoint.quantized import decode
+from griffin_offload.checkpoint.quantized.bits import to_float, unpack
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import CheckpointError, UnsupportedArchitecture
 from griffin_offload.model.pretrained import read_headers
@@ -114,6 +115,21 @@ def test_transformers_dequantizes_mxfp4_to_the_same(tmp_path: Path) -> None:
     for name, tensor in oracle.load(dense).state_dict().items():
         if name.endswith("_proj") and "experts" in name:
             assert torch.equal(theirs.state_dict()[name], tensor.bfloat16()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_every_number_of_8_bits_is_widened_as_torch_does(dtype: torch.dtype) -> None:
+    numbers = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype)
+    finite = numbers[numbers.float().isfinite()]
+    for some in (numbers, finite):
+        assert torch.equal(to_float(some).nan_to_num(7), some.float().nan_to_num(7))
+        assert torch.equal(to_float(some).signbit(), some.float().signbit())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_numbers_of_few_bits_come_out_of_words_as_they_went_in(bits: int) -> None:
+    numbers = torch.randint(0, 2**bits, (6, 64))
+    assert torch.equal(unpack(pack(numbers, bits, 1), bits).long(), numbers)
 
 
 # What is not read
