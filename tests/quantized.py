@@ -100,8 +100,8 @@ def compressed_blocks(weight: Tensor) -> Made:
 
 def gptq(weight: Tensor, bits: int = 4, offset: int = 1, ordered: bool = True) -> Made:
     """Scales and zero points (G, R); `offset`: what is taken from a zero point; columns in an order of their own."""
-    scale = _scales(weight, 2 ** (bits - 1) - 2, torch.float16)
-    zero = torch.randint(2 ** (bits - 1) - 1, 2 ** (bits - 1) + 2, scale.shape)
+    scale = _scales(weight, max(1, 2 ** (bits - 1) - 2), torch.float16)
+    zero = torch.randint(2 ** (bits - 1) - 1, 2 ** (bits - 1) + 1, scale.shape) + offset * (bits == 2)
     order = torch.arange(weight.shape[1]).roll(5) // GROUP if ordered else torch.arange(weight.shape[1]) // GROUP
     q = (weight / scale.float()[:, order] + zero[:, order]).round().clamp(0, 2**bits - 1)
     dense = ((q - zero[:, order]) * scale.float()[:, order]).to(torch.float16).float()
@@ -193,6 +193,7 @@ MAKERS: dict[str, tuple[Callable[[Tensor], Made], dict[str, object]]] = {
     "compressed-blocks": (compressed_blocks, _compressed("float-quantized", "float", 8, block_structure=[48, 48])),
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}),
     "gptq-8": (lambda w: gptq(w, 8, 1, False), {"quant_method": "gptq", "bits": 8, "group_size": GROUP}),
+    "gptq-2": (lambda w: gptq(w, 2), {"quant_method": "gptq", "bits": 2, "group_size": GROUP, "desc_act": True}),
     "gptq-v2": (lambda w: gptq(w, 4, 0), {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}),
     "bnb-4": (bnb4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),

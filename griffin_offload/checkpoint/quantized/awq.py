@@ -38,4 +38,5 @@ def _in_order(words: Tensor) -> Tensor:
     """Words (n, m) -> their numbers, turned (8 m, n), in float32."""
     turned = words.T.contiguous().unsqueeze(1)
     shifts = torch.tensor([BITS * place for place in ORDER], dtype=torch.int32).view(-1, 1)
-    return ((turned >> shifts) & (2**BITS - 1)).flatten(0, 1).float()
+    numbers: Tensor = (turned >> shifts) & (2**BITS - 1)
+    return numbers.flatten(0, 1).float()

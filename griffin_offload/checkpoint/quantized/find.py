@@ -16,6 +16,14 @@ from .rows import Settings
 
 QUANTIZATION = ("quantization_config", "compression_config")  # fields of a config
 WAY_OUT = "use the original weights in bfloat16, float16 or float32, or a GGUF file of the model"
+# Forms of the methods above that are not read, and why; for the page of models.
+REFUSED_FORMS = {
+    "gptq": "3 bits, whose numbers cross words; Marlin's order; modules with settings of their own (`dynamic`)",
+    "awq": "versions other than gemm: their orders of words were not tried",
+    "compressed-tensors": "NVFP4, MXFP4, MXFP8; sparse forms; a `transform_config`, which rotates activations too; "
+    "groups of several numbers of bits",
+    "others": "hqq, quanto, torchao, aqlm, quark ...: use the original weights, or a GGUF file of the model",
+}
 COMPRESSED = frozenset(("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"))
 
 
@@ -98,7 +106,7 @@ def _compressed_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
         raise _refuse("compressed-tensors", f"the form {', '.join(sorted(unknown))}")
     weights = [group.get("weights") or {} for group in groups]
     bits = {one.get("num_bits") for one in weights if one.get("type", "int") == "int"}
-    if "pack-quantized" in forms and not (len(bits) == 1 and bits <= {2, 4, 8}):
+    if "pack-quantized" in forms and not (len(bits) == 1 and bits <= {4, 8}):
         raise _refuse("compressed-tensors", f"integers of {sorted(map(str, bits))} bits")
     blocks = {tuple(one["block_structure"]) for one in weights if one.get("block_structure")}
     if len(blocks) > 1:
