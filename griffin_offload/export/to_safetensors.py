@@ -43,7 +43,7 @@ def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((job.source.path / "config.json").read_text())
     own = job.skeleton.config
     if config.get("model_type") != own.model_type:
-        config = dict(own.to_dict())
+        config = dict(own.to_diff_dict())
     for name in ("torch_dtype", *QUANTIZATION):
         config.pop(name, None)
     return config | smaller.sizes | {"dtype": job.dtype, "architectures": [type(job.skeleton.model).__name__]}
