@@ -18,13 +18,16 @@ from griffin_offload.model.refused import REFUSED, REFUSED_WRAPPERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- from here on: python tests/models_table.py -->\n", "<!-- to here -->\n"
-TRIED_TYPES = """Tried with a tiny random model of each: streamed logits and KV cache are plain transformers', the
-pruned answer is that of the full model with the other neurons set to zero, an export loads again and gives the same tokens."""
-TRIED_WRAPPERS = """Tried with a tiny random checkpoint that transformers saved in the published class: the tokens are
-the wrapper's own, whole and with the other neurons set to zero; only the text model's bytes are read; an export loads
-as the text class."""
-TRIED_FORMS = """Each is also tried in a tiny model: the tokens of the one with the dense weights, whole and pruned, and
-as many bytes read as the file has."""
+TRIED_TYPES = """\
+Tried with a tiny random model of each: streamed logits and KV cache are plain transformers', the pruned answer is
+that of the full model with the other neurons set to zero, an export loads again and gives the same tokens."""
+TRIED_WRAPPERS = """\
+Tried with a tiny random checkpoint that transformers saved in the published class: the tokens are the wrapper's
+own, whole and with the other neurons set to zero; only the text model's bytes are read; an export loads as the text
+class."""
+TRIED_FORMS = """\
+Each is also tried in a tiny model: the tokens of the one with the dense weights, whole and pruned, and as many
+bytes read as the file has."""
 FORMS = {
     "fp8": ("FP8 with a scale for each block or tensor", "transformers, bit for bit; the formula"),
     "compressed-packed": ("int4, int8 in words; by tensor, row, group", "compressed-tensors 0.20, bit for bit"),
