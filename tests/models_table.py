@@ -90,7 +90,7 @@ def _wrappers() -> list[tuple[str, str]]:
 
 
 def _forms() -> list[tuple[str, str, str]]:
-    assert FORMS.keys() == FORMATS.keys()
+    assert FORMS.keys() == {name for name, format in FORMATS.items() if format.method}
     return [(f"`{FORMATS[name].method}`", *row) for name, row in FORMS.items()]
 
 

@@ -202,11 +202,14 @@ MAKERS: dict[str, tuple[Callable[[Tensor], Made], dict[str, object]]] = {
 }
 
 
-def quantized_checkpoint(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A tiny Llama whose layers' matrices are quantized, and the same one with the dense weights that it stands for."""
+def quantized_checkpoint(folder: Path, kind: str, outer: bool = False) -> tuple[Path, Path]:
+    """A tiny Llama whose layers' matrices are quantized, and the same one with the dense weights that it stands for.
+
+    `outer`: the embedding and the lm_head too."""
     make, facts = MAKERS[kind]
     dense = tiny_checkpoint(folder / "dense", "llama", **SIZES)
-    return _written(dense, folder / "quantized", facts, lambda name: name.endswith("proj.weight"), "weight", make)
+    chosen = ("proj.weight", "embed_tokens.weight", "lm_head.weight") if outer else ("proj.weight",)
+    return _written(dense, folder / "quantized", facts, lambda name: name.endswith(chosen), "weight", make)
 
 
 def quantized_mixture(folder: Path, kind: str) -> tuple[Path, Path]:

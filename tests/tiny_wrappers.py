@@ -80,11 +80,15 @@ FIELDS: dict[str, dict[str, Any]] = {
 _SEEDS = {"fuyu": 3, "gemma3": 3}  # of others these repeat one word
 
 
-def tiny_wrapper(folder: Path, kind: str, text: str | None = None) -> PreTrainedModel:
+def tiny_wrapper(
+    folder: Path, kind: str, text: str | None = None, fields: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """Write a random checkpoint of a wrapper's model type, in float32, with a tokenizer; return its model.
 
-    `text`: another key of TINY for the text model inside than the wrapper's own."""
+    `text`: another key of TINY for the text model inside than the wrapper's own; `fields`: more of its fields."""
     config = wrapper_config(kind, text)
+    for name, value in (fields or {}).items():
+        setattr(config.get_text_config(decoder=True), name, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEEDS.get(kind, 0))
         model = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)](config).float().eval()

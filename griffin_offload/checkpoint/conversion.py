@@ -24,6 +24,7 @@ from transformers.core_model_loading import (
 from ..errors import UnsupportedArchitecture
 from .headers import Checkpoint, Piece, TensorInfo
 from .parts import part, unit
+from .quantized.turned import turned
 
 
 def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
@@ -73,8 +74,8 @@ def _convert(
     if len(converter.target_patterns) > 1:
         return None
     parts = _parts(steps, sources)
-    if parts is None and steps == [(Transpose, None)] and _as_it_is(converter, sources[0][0], shapes.get(target)):
-        parts = [Piece(sources[0][0])]
+    if parts is None and steps == [(Transpose, None)]:
+        parts = _turned(converter.operations[0], sources[0][0], shapes.get(target))
     return None if parts is None else {target: parts}
 
 
@@ -89,9 +90,13 @@ def _parts(steps: list[tuple[type, int | None]], sources: list[list[TensorInfo]]
     return None
 
 
-def _as_it_is(converter: WeightConverter, info: TensorInfo, shape: tuple[int, ...] | None) -> bool:
-    """Whether transformers leaves a tensor that older files hold transposed."""
-    return bool(converter.operations[0].check_dims) and info.shape == shape
+def _turned(step: Any, info: TensorInfo, shape: tuple[int, ...] | None) -> list[Piece] | None:
+    """Experts whose matrices are transposed where they are not of the model's shape already; None for other tensors."""
+    if not step.check_dims or info.encoding:
+        return None
+    if info.shape == shape:
+        return [Piece(info)]
+    return [Piece(turned(info))] if (step.dim0, step.dim1) == (1, 2) and len(info.shape) == 3 else None
 
 
 def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:

@@ -97,6 +97,17 @@ def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # many libraries, many exceptions
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _processors_template(folder)
+    return tokenizer
+
+
+def _processors_template(folder: Path) -> str | None:
+    """The chat template that a multimodal checkpoint's processor has in a file of its own; None where there is none."""
+    with suppress(OSError, ValueError, AttributeError):
+        template = json.loads((folder / "chat_template.json").read_text()).get("chat_template")
+        return template if isinstance(template, str) else None
+    return None

@@ -3,15 +3,16 @@ looked at."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
 import torch
-from engines import greedy
+from engines import copying, greedy
 from safetensors.torch import load_file, save_file
 from tiny import tiny_prompt
 from tiny_wrappers import tiny_wrapper, writer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -107,6 +108,23 @@ def test_names_of_older_files_are_found_as_transformers_finds_them(tmp_path: Pat
     assert greedy(Engine(folder), PROMPT, 0.0, NEW)[0].token_ids == expected
 
 
+@pytest.mark.parametrize("open_engine", [Engine, copying])
+def test_experts_are_turned_where_the_published_files_have_them_so(tmp_path: Path, open_engine: Any) -> None:
+    """Qwen3-VL's mixtures: (E, D, 2 F) and (E, F, D) on disk, as transformers turns them."""
+    folder = tmp_path / "m"
+    tiny_wrapper(folder, "qwen3_vl_moe", fields={"moe_intermediate_size": 24})
+    tensors = load_file(folder / "model.safetensors")
+    turns = [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]
+    assert turns
+    tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in turns}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    for sparsity in (0.0, 0.5):
+        kept = oracle.experts(model, PROMPT, sparsity) if sparsity else None
+        expected = oracle.masked_generate(model, PROMPT, kept, NEW)[0]
+        assert greedy(open_engine(folder), PROMPT, sparsity, NEW)[0].token_ids == expected
+
+
 def test_end_tokens_of_the_wrapper_end_the_answer(tmp_path: Path) -> None:
     """Without a generation config, those of the wrapper's config count before the text model's, as in transformers."""
     folder = tmp_path / "m"
@@ -125,3 +143,14 @@ def test_an_image_in_a_message_is_refused_and_text_parts_are_not(tmp_path: Path)
     with pytest.raises(PromptError, match=r"'image'.*reads no images.*describe it in words"):
         engine.encode_chat([{"role": "user", "content": [image, {"type": "text", "text": "What is this?"}]}])
     assert engine.encode_chat([{"role": "user", "content": "What is a cat?"}])
+
+
+def test_the_chat_template_of_a_processor_is_used(tmp_path: Path) -> None:
+    """Older multimodal checkpoints have it in a file of its own."""
+    folder = tmp_path / "m"
+    tiny_wrapper(folder, "llava")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    assert not Engine(folder).opened.has_chat_template
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert "assistant" in Engine(folder).opened.tokenizer.decode(Engine(folder).encode("What is a cat?"))

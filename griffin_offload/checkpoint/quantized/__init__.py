@@ -10,5 +10,6 @@ compressed.py          compressed-tensors: int4 and int8 in words, int8 and FP8 
 gptq.py                GPTQ
 awq.py                 AWQ
 mxfp4.py               MXFP4 experts (gpt-oss)
+turned.py              experts that are transposed on disk
 bnb.py                 bitsandbytes in 4 bits (NF4, FP4) and 8
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from . import awq, bnb, compressed, fp8, gptq, mxfp4
+from . import awq, bnb, compressed, fp8, gptq, mxfp4, turned
 from .bits import WORD
 from .rows import Rows, Settings
 
@@ -110,5 +110,6 @@ FORMATS = {
         bnb.dense8,
         optional={"form": "weight_format"},
     ),
+    turned.NAME: Format("", "", "", {}, (), turned.shape, turned.dense, place=EXPERTS),  # not quantized: of no method
 }
-METHODS = frozenset(format.method for format in FORMATS.values())
+METHODS = frozenset(format.method for format in FORMATS.values() if format.method)

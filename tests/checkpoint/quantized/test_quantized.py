@@ -58,6 +58,20 @@ def test_a_model_answers_as_the_dense_one(tmp_path: Path, kind: str) -> None:
         assert_equals_oracle(dense, PROMPT, sparsity, Engine(folder, dtype="float32"), NEW)
 
 
+@pytest.mark.parametrize("options", [{}, {"resident_dtype": "int8"}])
+def test_a_quantized_embedding_and_lm_head(tmp_path: Path, options: dict[str, str]) -> None:
+    """They are held whole: their rows are not read one by one."""
+    folder, dense = quantized_checkpoint(tmp_path, "fp8", outer=True)
+    ours, plain = Engine(folder, dtype="float32"), Engine(dense, dtype="float32")
+    assert not ours.skeleton.layout.embedding_on_disk
+    for sparsity in (0.0, 0.5):
+        answers = [
+            e.generate(PROMPT, sparsity=sparsity, max_new_tokens=NEW, do_sample=False, **options) for e in (ours, plain)
+        ]
+        if not options:  # int8 leaves the lm_head of one as it is, and rounds the other's
+            assert answers[0].token_ids == answers[1].token_ids
+
+
 @pytest.mark.parametrize("kind", ["fp8", "compressed-int4", "gptq"])
 def test_the_experts_of_a_mixture_are_put_together(tmp_path: Path, kind: str) -> None:
     folder, dense = quantized_mixture(tmp_path, kind)
