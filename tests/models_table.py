@@ -32,6 +32,7 @@ FORMS = {
     "fp8": ("FP8 with a scale for each block or tensor", "transformers, bit for bit; the formula"),
     "compressed-packed": ("int4, int8 in words; by tensor, row, group", "compressed-tensors 0.20, bit for bit"),
     "compressed": ("int8, FP8 as they are; by tensor, row, block", "compressed-tensors 0.20, bit for bit"),
+    "compressed-fp4": ("NVFP4, MXFP4", "compressed-tensors 0.20, bit for bit"),
     "gptq": ("2, 4, 8 bits, with and without an order of columns, v1 and v2", "the published formula, bit for bit"),
     "awq": ("4 bits, version gemm", "the published formula, bit for bit"),
     "mxfp4": ("experts of gpt-oss", "transformers, bit for bit"),

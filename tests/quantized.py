@@ -59,6 +59,15 @@ def fp8_tensor(weight: Tensor) -> Made:
     return {"weight": stored, **more}, stored.float() * scale
 
 
+def fp8_exponents(weight: Tensor) -> Made:
+    """Scales that are bytes: exponents of two."""
+    blocks = weight.view(weight.shape[0] // 32, 32, weight.shape[1] // 32, 32).abs().amax((1, 3))
+    exponent = (blocks / 448).log2().ceil()
+    wide = exponent.exp2().repeat_interleave(32, 0).repeat_interleave(32, 1)
+    stored = (weight / wide).to(torch.float8_e4m3fn)
+    return {"weight": stored, "weight_scale_inv": (exponent + 127).to(torch.uint8)}, stored.float() * wide
+
+
 def compressed_int4(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Made:
     scale = _scales(weight, 7, dtype)
     q = (weight / _wide(scale)).round().clamp(-8, 7)
@@ -90,6 +99,28 @@ def compressed_fp8(weight: Tensor) -> Made:
     scale = _scales(weight, 448, torch.float32, weight.shape[1])
     stored = (weight / scale).to(torch.float8_e4m3fn)
     return {"weight": stored, "weight_scale": scale}, stored.float() * scale
+
+
+def _fp4(weight: Tensor, grid: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Bytes of two FP4 numbers, and what these are times their scales, in bfloat16."""
+    table = torch.tensor([*FP4, *(-value for value in FP4)])
+    q = (weight / _wide(grid, group)).unsqueeze(-1).sub(table).abs().argmin(-1)
+    dense = (table[q] * _wide(grid, group)).to(torch.bfloat16).float()
+    return (q[:, ::2] + 16 * q[:, 1::2]).to(torch.uint8), dense
+
+
+def nvfp4(weight: Tensor) -> Made:
+    groups = weight.view(len(weight), -1, 16).abs().amax(-1)
+    most = 448 * 6 / weight.abs().max()
+    scale = (groups / 6 * most).to(torch.float8_e4m3fn)
+    stored, dense = _fp4(weight, scale.float() / most + 1e-30, 16)
+    return {"weight_packed": stored, "weight_scale": scale, "weight_global_scale": most.view(1)}, dense
+
+
+def compressed_mxfp4(weight: Tensor) -> Made:
+    exponent = (weight.view(len(weight), -1, 32).abs().amax(-1) / 6).log2().ceil()
+    stored, dense = _fp4(weight, exponent.exp2(), 32)
+    return {"weight_packed": stored, "weight_scale": (exponent + 127).to(torch.uint8)}, dense
 
 
 def compressed_blocks(weight: Tensor) -> Made:
@@ -186,11 +217,14 @@ MAKERS: dict[str, tuple[Callable[[Tensor], Made], dict[str, object]]] = {
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [32, 32]}),
     "fp8-cut": (lambda w: fp8(w, (48, 48), torch.bfloat16), {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "fp8-tensor": (fp8_tensor, {"quant_method": "fp8", "activation_scheme": "static"}),
+    "fp8-exponents": (fp8_exponents, {"quant_method": "fp8", "weight_block_size": [32, 32]}),
     "compressed-int4": (compressed_int4, _compressed("pack-quantized", "int", 4)),
     "compressed-int4-zero": (compressed_int4_zero, _compressed("pack-quantized", "int", 4)),
     "compressed-int8": (compressed_int8, _compressed("int-quantized", "int", 8)),
     "compressed-fp8": (compressed_fp8, _compressed("float-quantized", "float", 8)),
     "compressed-blocks": (compressed_blocks, _compressed("float-quantized", "float", 8, block_structure=[48, 48])),
+    "nvfp4": (nvfp4, _compressed("nvfp4-pack-quantized", "float", 4)),
+    "compressed-mxfp4": (compressed_mxfp4, _compressed("mxfp4-pack-quantized", "float", 4)),
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}),
     "gptq-8": (lambda w: gptq(w, 8, 1, False), {"quant_method": "gptq", "bits": 8, "group_size": GROUP}),
     "gptq-2": (lambda w: gptq(w, 2), {"quant_method": "gptq", "bits": 2, "group_size": GROUP, "desc_act": True}),

@@ -7,6 +7,7 @@ rows.py                a few stored rows of a weight
 bits.py                integers of a few bits out of words, FP8 numbers in float32
 fp8.py                 FP8 with a scale for each block (DeepSeek, Qwen, Mistral)
 compressed.py          compressed-tensors: int4 and int8 in words, int8 and FP8 as they are
+fp4.py                 compressed-tensors: NVFP4 and MXFP4
 gptq.py                GPTQ
 awq.py                 AWQ
 mxfp4.py               MXFP4 experts (gpt-oss)

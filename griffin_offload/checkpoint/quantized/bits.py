@@ -28,6 +28,11 @@ def to_float(numbers: Tensor) -> Tensor:
     return moved.view(torch.float16).float() * 256  # whose exponents begin 8 lower
 
 
+def exponents(stored: Tensor) -> Tensor:
+    """Bytes that are exponents of two, 127 added (E8M0) -> float32."""
+    return (stored.float() - 127).exp2()
+
+
 def scaled_by_group(numbers: Tensor, zero: Tensor, scale: Tensor, first: int, size: int) -> Tensor:
     """Columns of a weight from number `first` on, (R, n), less the zero points of their groups (R, G), times the scales
     (R, G): in place, in float32. `size`: columns of a group."""

@@ -20,11 +20,14 @@ WAY_OUT = "use the original weights in bfloat16, float16 or float32, or a GGUF f
 REFUSED_FORMS = {
     "gptq": "3 bits, whose numbers cross words; Marlin's order; modules with settings of their own (`dynamic`)",
     "awq": "versions other than gemm: their orders of words were not tried",
-    "compressed-tensors": "NVFP4, MXFP4, MXFP8; sparse forms; a `transform_config`, which rotates activations too; "
+    "compressed-tensors": "MXFP6, MXFP8; sparse forms; a `transform_config`, which rotates activations too; "
     "groups of several numbers of bits",
     "others": "hqq, quanto, torchao, aqlm, quark ...: use the original weights, or a GGUF file of the model",
 }
-COMPRESSED = frozenset(("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"))
+COMPRESSED = frozenset(
+    """pack-quantized int-quantized float-quantized naive-quantized nvfp4-pack-quantized
+    mxfp4-pack-quantized""".split()  # noqa: SIM905
+)
 
 
 def quantization(config: Mapping[str, Any]) -> dict[str, Any]:

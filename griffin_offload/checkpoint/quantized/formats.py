@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from . import awq, bnb, compressed, fp8, gptq, mxfp4, turned
+from . import awq, bnb, compressed, fp4, fp8, gptq, mxfp4, turned
 from .bits import WORD
 from .rows import Rows, Settings
 
@@ -63,6 +63,16 @@ FORMATS = {
         compressed.plain_shape,
         compressed.plain_dense,
         optional=_ZERO,
+    ),
+    "compressed-fp4": Format(
+        "compressed-tensors",
+        "weight_packed",
+        "weight",
+        {"scale": "weight_scale"},
+        ("torch.uint8",),
+        fp4.shape,
+        fp4.dense,
+        optional={"global": "weight_global_scale"},
     ),
     "gptq": Format(
         "gptq",

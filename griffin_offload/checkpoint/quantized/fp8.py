@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
-from .bits import to_float
+from .bits import exponents, to_float
 from .rows import Rows, Settings, block_size, need
 
 
@@ -40,4 +40,4 @@ def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Set
 
 def _numbers(scale: Tensor) -> Tensor:
     """Scales in float32; bytes are exponents of two."""
-    return (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
+    return exponents(scale) if scale.dtype == torch.uint8 else scale.float()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..headers import Shape, TensorInfo
+from .fp4 import VALUES
 from .rows import Rows, Settings, need
 
 BLOCK = 32
-VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of FP4 E2M1; the highest bit is the sign
 
 
 def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings) -> Shape:
@@ -24,7 +24,7 @@ def shape(main: TensorInfo, sides: Mapping[str, TensorInfo], settings: Settings)
 
 def dense(stored: Tensor, sides: Mapping[str, Tensor], rows: Rows, settings: Settings) -> Tensor:
     """Stored rows of bytes (n, D / 2) -> float32 (D, n): columns of an expert."""
-    values = torch.tensor((*VALUES, *(-value for value in VALUES)))
+    values = torch.tensor(VALUES)
     turned = stored.T.contiguous()
     numbers = values[torch.stack([turned & 15, turned >> 4], dim=1).flatten(0, 1).int()]
     scale = sides["scale"].view(-1, sides["scale"].shape[-1])[rows.first : rows.last]

@@ -82,3 +82,26 @@ def test_compressed_tensors(
     expected = compressor.decompress(dict(stored), args)["weight"].to(dtype)
     facts = {"quant_method": "compressed-tensors", "format": form, "config_groups": {"g": {"weights": scheme}}}
     assert_read_as(tmp_path, stored, facts, expected)
+
+
+@pytest.mark.parametrize(("form", "size"), [("nvfp4-pack-quantized", 16), ("mxfp4-pack-quantized", 32)])
+def test_fp4(tmp_path: Path, form: str, size: int) -> None:
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weight = torch.randn(ROWS, COLUMNS, dtype=torch.bfloat16)
+    groups = weight.view(ROWS, -1, size).float().abs().amax(-1)
+    nv = size == 16
+    scheme = {"num_bits": 4, "type": "float", "strategy": "tensor_group" if nv else "group", "group_size": size}
+    most = (448 * 6 / weight.abs().max().float()).view(1)
+    scale = (groups / 6 * most).to(torch.float8_e4m3fn).to(torch.bfloat16) if nv else (groups / 6).log2().ceil().exp2()
+    stored: dict[str, Tensor] = {"weight": weight, "weight_scale": scale}
+    if nv:
+        stored["weight_global_scale"] = most
+    args = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**scheme, symmetric=True))
+    compressor = BaseCompressor.get_value_from_registry(form)
+    stored = compressor.compress(stored, args)
+    expected = compressor.decompress(dict(stored), args)["weight"]
+    facts = {"quant_method": "compressed-tensors", "format": form, "config_groups": {"g": {"weights": scheme}}}
+    assert_read_as(tmp_path, stored, facts, expected)

@@ -158,8 +158,8 @@ def test_numbers_of_few_bits_come_out_of_words_as_they_went_in(bits: int) -> Non
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down.*": {"bits": 8}}}, ["down"]),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, ["gemv"]),
         (
-            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"a": {}}},
-            ["nvfp4"],
+            {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "config_groups": {"a": {}}},
+            ["mxfp8"],
         ),
         ({"quant_method": "compressed-tensors", "transform_config": {"a": 1}}, ["transform"]),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24"}}, ["sparse-24"]),
