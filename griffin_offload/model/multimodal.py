@@ -81,7 +81,8 @@ def _causal_config(wrapper: Any, inside: Any, causal: str, more: Mapping[str, An
     """The text model's config as its causal class takes it; tokens and ties are the wrapper's, where it names them."""
     fields = {**inside.to_dict(), **more}
     if isinstance(rope := fields.get("rope_parameters"), dict):
-        fields["rope_parameters"] = {name: value for name, value in rope.items() if name not in IMAGE_POSITIONS}
+        kept = {name: value for name, value in rope.items() if name not in IMAGE_POSITIONS and value != "mrope"}
+        fields["rope_parameters"] = kept
     for name in ("bos_token_id", "eos_token_id", "dtype"):
         if (value := getattr(wrapper, name, None)) is not None:
             fields[name] = value

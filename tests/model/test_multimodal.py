@@ -108,6 +108,22 @@ def test_names_of_older_files_are_found_as_transformers_finds_them(tmp_path: Pat
     assert greedy(Engine(folder), PROMPT, 0.0, NEW)[0].token_ids == expected
 
 
+def test_an_older_config_with_the_text_models_fields_outside_is_understood(tmp_path: Path) -> None:
+    """As Qwen2-VL's were published: one flat config, and rotary settings of type "mrope"."""
+    folder = tmp_path / "m"
+    expected = oracle.full_generate(tiny_wrapper(folder, "qwen2_vl"), PROMPT, NEW)[0]
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {name: value for name, value in text.items() if name not in ("model_type", "layer_types")}
+    flat |= {"rope_theta": rope["rope_theta"]}
+    flat |= {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (folder / "config.json").write_text(json.dumps(config | flat))
+    engine = Engine(folder)
+    assert greedy(engine, PROMPT, 0.0, NEW)[0].token_ids == expected
+    assert "mrope" not in str(engine.opened.config.rope_parameters)
+
+
 @pytest.mark.parametrize("open_engine", [Engine, copying])
 def test_experts_are_turned_where_the_published_files_have_them_so(tmp_path: Path, open_engine: Any) -> None:
     """Qwen3-VL's mixtures: (E, D, 2 F) and (E, F, D) on disk, as transformers turns them."""

@@ -24,9 +24,11 @@ INVERSE = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 def bnb_state(tensors: Mapping[str, TensorInfo], main: TensorInfo) -> tuple[str, dict[str, Any]]:
     """The tensor beside a 4-bit weight that describes it in JSON, and what it says. It is read: shapes depend on it.
 
-    Raises ValueError or KeyError where there is none, or it is not of the form."""
+    Raises ValueError, KeyError or TypeError where there is none, or it is not of the form."""
     names = [f"{main.name}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
-    info = next(tensors[name] for name in names if name in tensors)
+    found = [tensors[name] for name in names if name in tensors]
+    need(len(found) == 1, "no tensor beside it describes it")
+    (info,) = found
     with info.file.open("rb") as file:
         file.seek(info.begin)
         state = json.loads(file.read(min(info.bytes, MOST)))

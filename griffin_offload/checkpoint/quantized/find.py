@@ -42,7 +42,11 @@ def dense_weights(checkpoint: Checkpoint, facts: Mapping[str, Any], dtype: torch
 
     Raises UnsupportedArchitecture for a method or form that is not read, CheckpointError where tensors do not fit."""
     method = _method(facts)
-    settings = _settings(method, facts)
+    try:
+        settings = _settings(method, facts)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        where = f"{checkpoint.folder}/config.json: its quantization_config"
+        raise CheckpointError(f"{where} is not of the form that {method} has: {one_line(error)}") from None
     tensors = dict(checkpoint.tensors)
     for name, format in FORMATS.items():
         if format.method == method:
@@ -63,8 +67,8 @@ def dense_weights(checkpoint: Checkpoint, facts: Mapping[str, Any], dtype: torch
 def _method(facts: Mapping[str, Any]) -> str:
     old = "bitsandbytes" if facts.get("load_in_4bit") or facts.get("load_in_8bit") else ""
     method = facts.get("quant_method") or old
-    if method in METHODS:
-        return str(method)
+    if isinstance(method, str) and method in METHODS:
+        return method
     named = f"quantized by {ascii(method)[:60]}" if method else "quantized by a method that has no name there"
     known = ", ".join(sorted(METHODS))
     raise UnsupportedArchitecture(
@@ -139,7 +143,7 @@ def _weight(
             settings, used = {**settings, **more_settings}, [*used, state]
             main = replace(main, dtype=torch.uint8, shape=(main.bytes,))
         shape = format.shape(main, sides, settings)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{main.file}: {main.name} is not of the form that {format.method} has: {one_line(error)}"
         ) from None

@@ -88,6 +88,8 @@ def test_the_text_model_of_a_quantized_wrapper(tmp_path: Path, kind: str) -> Non
     ours, plain = Engine(folder, dtype="float32"), Engine(dense)
     assert greedy(ours, PROMPT, 0.5, NEW)[0].token_ids == greedy(plain, PROMPT, 0.5, NEW)[0].token_ids
     assert ours.opened.checkpoint.bytes < plain.opened.checkpoint.bytes
+    ours.export(PROMPT, tmp_path / "out", prompt_text="x", sparsity=0.5, fold=False)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gptq", "awq", "bnb-4", "mxfp4"])
@@ -176,6 +178,24 @@ def test_other_forms_are_refused_with_the_way_out(tmp_path: Path, facts: object,
 
 
 @pytest.mark.parametrize(
+    "facts",
+    [
+        {"quant_method": "fp8", "weight_block_size": "x"},
+        {"quant_method": "compressed-tensors", "config_groups": 3},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": 3}},
+        {"quant_method": "gptq", "bits": [4]},
+        {"quant_method": ["gptq"]},
+    ],
+)
+def test_a_config_that_is_not_of_the_form_is_an_error_of_one_line(tmp_path: Path, facts: object) -> None:
+    folder, _ = made(tmp_path, "awq")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": facts}))
+    with pytest.raises((CheckpointError, UnsupportedArchitecture), match=r"config\.json|quantized"):
+        Engine(folder)
+
+
+@pytest.mark.parametrize(
     ("kind", "change"),
     [
         ("gptq", ("scales", lambda t: t[:, :-8].contiguous())),
@@ -185,6 +205,7 @@ def test_other_forms_are_refused_with_the_way_out(tmp_path: Path, facts: object,
         ("fp8", ("weight_scale_inv", lambda t: t.repeat(5, 1))),
         ("bnb-4", ("weight.absmax", lambda t: t[:-1].contiguous())),
         ("bnb-4", ("bitsandbytes__nf4", lambda t: t[:-4].contiguous())),
+        ("bnb-4", ("bitsandbytes__nf4", lambda t: torch.tensor(list(b"[1, 2]"), dtype=torch.uint8))),
         ("bnb-8", ("SCB", lambda t: t[:-1].contiguous())),
         ("compressed-int4", ("weight_scale", lambda t: t.repeat(1, 200))),
     ],
