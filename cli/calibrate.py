@@ -1,4 +1,4 @@
-"""`griffin calibrate`: measure once how much each layer's neurons matter, for --allocation sensitivity."""
+"""`griffin calibrate`: measure once how much each layer's neurons matter."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -37,8 +37,8 @@ def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: b
 
     All layers keep half of their neurons, except for one at a time, which keeps a quarter, three quarters or all of
     them; the predictions are compared with the full model's. The result goes to a small file in the cache, once for
-    each model. --allocation sensitivity then keeps more neurons in the layers that need them and fewer in the others,
-    at the same size in total.
+    each model. From then on answers keep more neurons in the layers that need them and fewer in the others, at the same
+    size in total; --allocation uniform has all layers the same.
     """
     text = read_file(data) if data is not None else None
     engine = open_engine()
@@ -52,7 +52,7 @@ def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: b
     title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
     columns = ("layer", "weight (average: about 1)", "kept at sparsity 0.5", "kept at sparsity 0.25")
     console.table(title, columns, rows(engine, curves))
-    console.pairs([("written to", str(path)), ("used by", "--allocation sensitivity")], err=False)
+    console.pairs([("written to", str(path)), ("used by", "every answer, unless --allocation uniform")], err=False)
 
 
 def rows(engine: "Engine", curves: "Curves") -> Iterator[tuple[str, ...]]:

@@ -241,7 +241,7 @@ class Chat:
         ids, options = self.prompt_ids(), (self.pruning, self.decoding)
         if self.engine.has_chat_template:
             answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer)
-            self.conversation.add_assistant(answer.text)
+            self.conversation.add_assistant(answer.reply or answer.text)
             return answer
         until = UntilStop(on_text or (lambda text: None))
         criteria = _stop_when(lambda: until.done)

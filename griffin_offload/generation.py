@@ -18,7 +18,9 @@ from .memory.measure import PeakMeter, bytes_read
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
+from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
+from .model_prior import known_prior
 from .offload.fidelity_meter import FidelityMeter
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
@@ -33,22 +35,24 @@ from .pruning.selection import Selection
 from .report import Report
 from .text_stream import BatchStreamer, OnToken, Streamer
 
-SEVERAL = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")  # transformers' assisted decoding
-
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled)."""
+    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled).
+
+    `reply`: the text without thinking that the model wrote in a channel of its own, as gpt-oss does."""
 
     text: str
     prompt_token_ids: list[int]
     token_ids: list[int]
     finish_reason: str
     report: Report
+    reply: str
 
     def to_json(self) -> dict[str, Any]:
         return {
             "text": self.text,
+            "reply": self.reply,
             "prompt_token_ids": self.prompt_token_ids,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
@@ -73,7 +77,8 @@ class Asked:
 @dataclass(frozen=True)
 class Run:
     """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not."""
+    how tokens are to be decoded by static steps; None: they are not. `prior_s`: seconds that measuring the model's
+    prior took, once."""
 
     asked: Asked
     start: float
@@ -84,6 +89,12 @@ class Run:
     options: dict[str, Any]
     skipper: TokenSkipper | None
     steps: Steps | None
+    prior_s: float = 0.0
+
+    @property
+    def changes(self) -> bool:
+        """Whether tokens of the answer run through less than the prompt did."""
+        return self.plan.reads_again or self.skipper is not None
 
 
 @dataclass
@@ -112,14 +123,18 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     """An answer for each prompt, from one reading of the model. All of them share one report.
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-    run = prepare(opened, asked)
+    run = with_prior(opened, resident, prepare(opened, asked))
     opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
-        with opened.skeleton.threads.kept(), planned(opened.device, run.plan.peak, resident.unload):
+        with (
+            opened.skeleton.threads.kept(),
+            planned(opened.device, run.plan.peak, resident.unload),
+            no_switch(opened.skeleton.model) if run.changes else nullcontext(),
+        ):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
                 answer_each(opened, resident, run, measured)
             else:
@@ -141,8 +156,9 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     start = time.perf_counter()
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
-    _check_options(options)
-    selection = opened.selection(pruning, decoding.seed)
+    opened.check_generation(options)
+    for ids in prompts:
+        opened.check_tokens(ids)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
     plan = opened.plan(
@@ -153,7 +169,7 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
-    check_prunes(plan, selection)
+    selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
     skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
@@ -168,6 +184,24 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, skips),
     )
+
+
+def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
+    """The run, with the model's own prior where that has a say: measured now, if no earlier run has."""
+    pruning, plan = run.asked.pruning, run.plan
+    if run.selection.prior or not opened.takes_prior(pruning, plan):
+        return run
+    start = time.perf_counter()
+    prior = known_prior(opened, resident.unload, run.asked.on_layer)
+    selection = replace(run.selection, prior=prior)
+    return replace(run, selection=selection, prior_s=time.perf_counter() - start)
+
+
+def prior_facts(run: Run) -> dict[str, Any] | None:
+    """Of the prior that chose neurons, beside the prompts that they were chosen by: for the report."""
+    lengths = [len(ids) for ids in run.asked.prompts]
+    facts = run.selection.prior_facts(sum(lengths) / (len(lengths) if run.asked.per_prompt else 1))
+    return {**facts, "measured_s": run.prior_s} if facts and run.prior_s else facts
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
@@ -188,7 +222,11 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
         ):
-            decode(opened, run, ids, mask, run.streamers)
+            if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
+                decode(opened, run, ids, mask, run.streamers)
+            else:  # where rows are read again, each at its own length
+                for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True):
+                    decode(opened, run, *opened.batch([prompt]), [streamer])
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
@@ -257,15 +295,18 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
 
 def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
     """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
-    opened.skeleton.model.generate(
-        ids,
-        attention_mask=mask,
-        past_key_values=opened.kv_cache(run.plan, len(ids)),
-        streamer=BatchStreamer(streamers),
-        max_new_tokens=run.plan.max_new_tokens,
-        tokenizer=opened.tokenizer,
-        **run.options,
-    )
+    ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
+    with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
+        opened.skeleton.model.generate(
+            ids,
+            attention_mask=mask,
+            past_key_values=opened.kv_cache(run.plan, len(ids)),
+            use_cache=True,
+            streamer=BatchStreamer(streamers),
+            max_new_tokens=run.plan.max_new_tokens,
+            tokenizer=opened.tokenizer,
+            **run.options,
+        )
 
 
 def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> list[Answer]:
@@ -273,7 +314,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
     plan, skipped = _skipped(opened, resident, run)
     times = sorted(moment for streamer in run.streamers for moment in streamer.times)
     tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
-    begin, prepared = measured.begin, measured.begin - run.start
+    begin, prepared = measured.begin, measured.begin - run.start - run.prior_s
     made = Report(
         model=opened.name,
         model_path=opened.path,
@@ -292,17 +333,25 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,
         memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
-        prior=run.selection.prior_facts,
+        prior=prior_facts(run),
         skipped=skipped,
         steps=measured.steps,
         fidelity=measured.fidelity,
         helps=_what_helps(opened, run, measured),
+        overridden=opened.overridden,
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
         doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
     return [
-        Answer(streamer.text, list(ids), streamer.token_ids, _finish_reason(opened, plan, streamer, measured), made)
+        Answer(
+            streamer.text,
+            list(ids),
+            streamer.token_ids,
+            _finish_reason(opened, plan, streamer, measured),
+            made,
+            streamer.reply,
+        )
         for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
     ]
 
@@ -330,18 +379,3 @@ def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: 
         return "interrupted"
     ended = len(streamer.token_ids) < plan.max_new_tokens or streamer.token_ids[-1] in opened.eos_token_ids
     return "stop" if ended else "length"
-
-
-def check_prunes(plan: Plan, selection: Selection) -> None:
-    """Raises OptionError for a prior where every neuron is kept."""
-    if selection.prior is not None and not plan.prunes:
-        raise OptionError("a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior")
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    if options.get("prefill_chunk_size"):
-        raise OptionError("prefill_chunk_size would read the model once a chunk: leave it out")
-    if several := next((name for name in SEVERAL if options.get(name)), None):
-        raise OptionError(f"{several} decodes several tokens at a time, which cannot be streamed: leave it out")
-    if options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1:
-        raise OptionError("one answer a prompt, without beams: they cannot be streamed")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
+from .model.chat_template import ChatTemplate, take_processors_template
+from .model.config_fields import override_fields
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
+from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_generation_config, load_tokenizer, read_headers
+from .model.pretrained import check_layers, load_tokenizer, read_headers
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
-from .options import Placement, Pruning
+from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
@@ -37,13 +41,13 @@ from .planning.plan import Plan
 from .planning.request import Request
 from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
-from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
+from .pruning.prior import Prior, check_prior, load_prior, prior_path
+from .pruning.prior_text import prior_text_hash
 from .pruning.selection import Selection
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
 from .units import MIB, format_bytes, parse_bytes
 
-WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
 
@@ -52,7 +56,8 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk."""
+    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
+    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words."""
 
     name: str
     path: Path
@@ -69,6 +74,7 @@ class OpenModel:
     static: bool
     ring: Ring | None
     host_memory_is_free: bool = False
+    overridden: tuple[str, ...] = ()
 
     @property
     def copies(self) -> bool:
@@ -104,7 +110,7 @@ class OpenModel:
         if raw or not self.has_chat_template:
             if system:
                 raise PromptError("--system needs a model with a chat template, and no --raw")
-            return list(self.tokenizer(prompt)["input_ids"])
+            return self.check_tokens(list(self.tokenizer(prompt)["input_ids"]))
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
@@ -114,11 +120,30 @@ class OpenModel:
         refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
-        try:
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except Exception as error:  # the template is the checkpoint's own program (jinja)
-            raise PromptError(f"{self.name}'s chat template refused the conversation: {error}") from None
-        return list(ids)
+        return self.check_tokens(
+            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False))
+        )
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """What makes a prompt of a conversation. It is there even where the tokenizer has no template."""
+        return ChatTemplate(self.tokenizer, self.name)
+
+    def check_generation(self, options: dict[str, Any]) -> None:
+        """Raises OptionError for options of `generate`, or fields of the generation config, that cannot act here."""
+        check_generation(self.skeleton.model.generation_config, options, self.skeleton.rows_of_table)
+
+    def check_tokens(self, ids: list[int]) -> list[int]:
+        """The same ids. Raises PromptError for a token that the table of embeddings has no row for."""
+        rows = self.skeleton.rows_of_table
+        if (wrong := next((token for token in ids if not 0 <= token < rows), None)) is not None:
+            text = self.tokenizer.convert_ids_to_tokens(wrong) if wrong >= 0 else None
+            token = f"{wrong} ({text!r})" if text else wrong
+            raise PromptError(
+                f"token {token} has no row in {self.name}'s table of {rows} embeddings: "
+                "the tokenizer has tokens that the model was never resized for; leave them out of the prompt"
+            )
+        return ids
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         """What a plan of one prompt and the whole model is made for, within this model's budget."""
@@ -194,27 +219,58 @@ class OpenModel:
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
-        return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.allocation != AUTO:
+            return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.skip.share and pruning.skip.by_prompt:  # which needs layers of one size
+            return None
+        with suppress(GriffinError):
+            return self.curves()
+        return None
 
     def curves(self) -> Curves | None:
         """What `griffin calibrate` measured of this checkpoint; None if it did not. Raises GriffinError."""
         return load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
 
-    def selection(self, pruning: Pruning, seed: int | None) -> Selection:
-        """How neurons are chosen. Reads the prior's file, where one is named.
+    def selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+        """How a plan's neurons are chosen. Reads the prior's file, where one is named or the model has one.
 
         Raises OptionError for a prior that is another model's or cannot act, GriffinError for a file that is none."""
-        prior: Prior | None = pruning.prior
-        if isinstance(pruning.prior, str | Path):
-            prior = load_prior(Path(pruning.prior).expanduser())
-        if prior is not None:
+        prior: Prior | None = None
+        if self.takes_prior(pruning, plan):
+            prior = self.stored_prior()
+        elif pruning.prior not in (AUTO, OFF, None):
+            prior = pruning.prior
+            if isinstance(pruning.prior, str | Path):
+                prior = load_prior(Path(pruning.prior).expanduser())
             self.check_prior(prior)
             if pruning.selection in WITHOUT_STATISTIC:
                 raise OptionError(
                     f"selection {pruning.selection!r} uses no statistic that a prior could join: leave one of them out"
                 )
-        weight = WEIGHT if pruning.prior_weight is None else pruning.prior_weight
-        return Selection(pruning.selection, seed or 0, prior, weight)
+            if not plan.prunes:
+                raise OptionError(
+                    "a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior"
+                )
+        return Selection(pruning.selection, seed or 0, prior, pruning.prior_weight)
+
+    @staticmethod
+    def takes_prior(pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say in what a plan keeps."""
+        drops = plan.rest == "drop" and pruning.prior == AUTO
+        return drops and pruning.prior_weight != 0 and pruning.selection not in WITHOUT_STATISTIC
+
+    def lacks_prior(self, pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say, and has not been measured yet."""
+        return self.takes_prior(pruning, plan) and self.stored_prior() is None
+
+    def stored_prior(self) -> Prior | None:
+        """The prior of the text that ships with this version, as an earlier run measured it; None if none did."""
+        with suppress(GriffinError):
+            prior = load_prior(prior_path(cache_folder(), checkpoint_key(self.checkpoint)))
+            if prior.facts.get("text_sha256") == prior_text_hash():
+                self.check_prior(prior)
+                return prior
+        return None
 
     def check_prior(self, prior: Prior) -> None:
         """Raises OptionError for the prior of another model."""
@@ -269,6 +325,7 @@ def open_model(
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
     config, checkpoint = read_headers(path)
+    overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
     if placement.threads:
@@ -280,8 +337,10 @@ def open_model(
         load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
         if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
             multiply_by_the_quicker_way(skeleton.model)
-    skeleton.model.generation_config = load_generation_config(path, config)
+    settings, told = load_generation_config(path, skeleton.rows_of_table)
+    skeleton.model.generation_config = settings
     tokenizer = load_tokenizer(path)
+    take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
@@ -307,13 +366,13 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
+        overridden=(*overridden, *told),
     )
 
 
 def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None, rows: Reader) -> Skeleton:
     """The model without weights, bound to its checkpoint; one of a type in no table is probed."""
     native = compute_dtype(checkpoint)
-    check_layers(path, config, checkpoint)
     try:
         skeleton = Skeleton(config, getattr(torch, dtype) if dtype else native)
         skeleton.bind(checkpoint, rows)

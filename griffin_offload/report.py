@@ -1,7 +1,7 @@
 """A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Report:
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
-    `threads`: on how many most of the tokens were decoded, on a CPU."""
+    `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
+    that do not act here, and why."""
 
     model: str
     model_path: Path
@@ -55,6 +56,7 @@ class Report:
     fidelity: Fidelity | None = None
     helps: tuple[str, ...] = ()
     threads: int | None = None
+    overridden: tuple[str, ...] = ()
 
     @property
     def bytes_per_token(self) -> int:
@@ -111,6 +113,7 @@ class Report:
             "model": self.model,
             "model_path": str(self.model_path),
             "sparsity": self.plan.sparsity,
+            "calibrated": self.plan.calibrated,
             "dtype": self.dtype,
             "device": self.device,
             "precision": self.plan.precision.to_json(),
@@ -149,15 +152,17 @@ class Report:
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
+            "overridden": list(self.overridden),
         }
 
     def rows(self) -> list[tuple[str, str]]:
         """(label, value) rows for people."""
         plan = self.plan
         saved = plan.full_bytes - plan.resident_bytes
+        shared = " (by layer, as calibrated)" if plan.calibrated else ""
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
-            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
+            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}{shared}, {self.formats}"),
             *([("the rest", plan.rest_and_why)] if plan.rest else []),
             *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
@@ -167,8 +172,7 @@ class Report:
         told = (("fidelity", self.fidelity), ("warning", self.warning))
         rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:
-            made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
-            rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))
+            rows.append(("prior", prior_in_words(self.prior)))
         if plan.host_peak:
             rows.append(
                 ("RAM", f"{format_bytes(self.measured_host)} measured, {format_bytes(plan.host_peak)} predicted")
@@ -189,6 +193,7 @@ class Report:
             rows.extend(self._decoding())
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
+        rows += [("not used", field) for field in self.overridden]
         return rows
 
     def _decoding(self) -> Iterator[tuple[str, str]]:
@@ -206,6 +211,12 @@ class Report:
             yield "kernels", ", ".join(f"{name} by {by}" for name, by in kernels.items())
         if self.steps and (self.steps.tokens or self.steps.why_dynamic):
             yield "steps", str(self.steps)
+
+
+def prior_in_words(facts: Mapping[str, Any]) -> str:
+    """'score griffin of 12 samples, weight 0.4', and how long it took to measure, if that was now."""
+    words = f"score {facts.get('score')} of {facts.get('samples')} samples, weight {facts['weight']:.2g}"
+    return words + (f"; measured once for this model, in {facts['measured_s']:.1f} s" if "measured_s" in facts else "")
 
 
 def save_last(report: Report, folder: Path) -> None:

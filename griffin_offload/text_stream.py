@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from greenlet import getcurrent, greenlet
 from transformers.generation.streamers import BaseStreamer
 
 from .errors import GriffinError
+from .model.channels import Channels
 
 T = TypeVar("T")
 
@@ -32,28 +34,39 @@ class Streamer:
         self.token_ids: list[int] = []
         self.times: list[float] = []
         self._tokenizer, self._eos_token_ids, self._on_token = tokenizer, eos_token_ids, on_token
+        self._channels = Channels(tokenizer)
+        self._runs: list[_Run] = []
         self._passed_on = ""
-        self._begin = self._read = 0  # tokens [begin, read) give the text last passed on: context for the next ones
 
     @property
     def text(self) -> str:
-        return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
+        """The whole answer. Thinking in a channel of its own stands in <think> and </think>."""
+        return "".join(self._decoded(run) for run in self._runs)
+
+    @property
+    def reply(self) -> str:
+        """The answer without thinking that the model wrote in a channel of its own: what its next turn is told."""
+        return "".join(self._decoded(run) for run in self._runs if run.reply)
 
     def put(self, token: int) -> None:
         if self.token_ids and self.token_ids[-1] in self._eos_token_ids:
             return  # the rest of the batch goes on; this row is filled up
         self.times.append(time.perf_counter())
         self.token_ids.append(token)
-        if not self._on_token:
-            return
-        before = self._decode(self._begin, self._read)
-        now = self._decode(self._begin, len(self.token_ids))
+        reading = self._channels.read(token)
         text = ""
-        if len(now) > len(before) and not now.endswith("\ufffd"):  # an unfinished character waits for its end
-            text = now[len(before) :]
-            self._begin, self._read = self._read, len(self.token_ids)
-        self._passed_on += text
-        self._on_token(Token(token, text))
+        if reading.before:
+            text += self._held_back()
+            text += reading.before
+            self._runs.append(_Run(reading.reply, literal=reading.before))
+        if reading.shown:
+            if not self._runs or self._runs[-1].literal or self._runs[-1].reply != reading.reply:
+                self._runs.append(_Run(reading.reply))
+            self._runs[-1].ids.append(token)
+            text += self._grown(self._runs[-1]) if self._on_token else ""
+        if self._on_token:
+            self._passed_on += text
+            self._on_token(Token(token, text))
 
     def end(self) -> None:
         if self._on_token and self.text.startswith(self._passed_on):
@@ -62,8 +75,36 @@ class Streamer:
             if rest:
                 self._on_token(Token(None, rest))
 
-    def _decode(self, begin: int, end: int) -> str:
-        return str(self._tokenizer.decode(self.token_ids[begin:end], skip_special_tokens=True))
+    def _grown(self, run: "_Run") -> str:
+        """What is whole of a run's text since the last call."""
+        before = self._decode(run.ids[run.begin : run.read])
+        now = self._decode(run.ids[run.begin :])
+        if len(now) <= len(before) or now.endswith("\ufffd"):  # an unfinished character waits for its end
+            return ""
+        run.begin, run.read = run.read, len(run.ids)
+        return now[len(before) :]
+
+    def _held_back(self) -> str:
+        """What the last run still has of an unfinished character."""
+        return self.text[len(self._passed_on) :] if self._on_token and self.text.startswith(self._passed_on) else ""
+
+    def _decoded(self, run: "_Run") -> str:
+        return run.literal or self._decode(run.ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@dataclass
+class _Run:
+    """Tokens that are decoded together, or a `literal` text. Tokens [begin, read) give the text last passed on: context
+    for the next ones."""
+
+    reply: bool
+    ids: list[int] = field(default_factory=list)
+    literal: str = ""
+    begin: int = 0
+    read: int = 0
 
 
 class BatchStreamer(BaseStreamer):  # type: ignore[misc]

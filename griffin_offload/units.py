@@ -1,10 +1,12 @@
 """Parses and prints bytes, for the whole package: GiB = 2**30, GB = 1e9."""
 
 import re
+from decimal import Decimal
 
 from .errors import OptionError
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+MOST = 2**63  # bytes: what a program can count
 _UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": 2**40}
 _UNITS |= {"KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -13,8 +15,12 @@ def parse_bytes(text: str | int) -> int:
     """'4GiB', '4900MB', '500 MiB', '1.5g' or a plain number of bytes -> bytes. Raises OptionError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2].upper() not in _UNITS:
-        raise OptionError(f"{text!r} is not an amount of memory: write 4GiB, 4900MB, 500MiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        shown = str(text)[:60]
+        raise OptionError(f"{shown!r} is not an amount of memory: write 4GiB, 4900MB, 500MiB or a number of bytes")
+    count = Decimal(match[1]) * _UNITS[match[2].upper()]
+    if count >= MOST:
+        raise OptionError(f"{str(text)[:40]!r} is more memory than a machine can have: the most is below 8 EiB")
+    return int(count)
 
 
 def format_bytes(count: float) -> str:

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from griffin_offload.checkpoint.headers import DTYPES, INDEX, TensorInfo, read_header
+from griffin_offload.checkpoint.headers import DTYPES, TensorInfo, read_header
 from griffin_offload.checkpoint.reader import Reader
+from griffin_offload.checkpoint.which_files import INDEX
 from griffin_offload.errors import CheckpointError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -45,7 +45,14 @@ def write_gguf(
     _write_vocabulary(writer, tokenizer, bos)
     for key, value in fields.items():
         title = key.replace("__", ".").replace("ARCH", name)
-        writer.add_string(title, value) if isinstance(value, str) else writer.add_uint32(title, value)
+        kinds = (
+            (bool, writer.add_bool),
+            (str, writer.add_string),
+            (float, writer.add_float32),
+            (list, writer.add_array),
+        )
+        add = next((add for kind, add in kinds if isinstance(value, kind)), writer.add_uint32)
+        add(title, value)
     names = ggml.get_tensor_name_map(
         next(key for key, value in ggml.MODEL_ARCH_NAMES.items() if value == name), config.num_hidden_layers
     )

@@ -1,5 +1,6 @@
 """Bytes on disk <-> tensors.
 
+which_files.py         which files of a folder are the checkpoint
 headers.py             the headers of safetensors files, checked
 key.py                 a fingerprint of a checkpoint
 conversion.py          transformers' tables of tensors that are cut differently on disk

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from ..errors import CheckpointError
 from ..files import reason
 from ..units import MIB, format_bytes
+from .which_files import weight_files_of
 
 DTYPES = {
     "F64": torch.float64,
@@ -29,6 +30,9 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
@@ -36,8 +40,9 @@ DTYPES = {
 }
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Shape = tuple[int, ...]
+# Names that go with weights which other tools have quantized: GPTQ, AWQ, bitsandbytes, compressed-tensors, fp8.
+QUANTIZED = (".qweight", ".qzeros", ".absmax", ".SCB", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 MAX_HEADER = 100 * MIB  # the format's own limit
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class TensorInfo:
     """A tensor of a checkpoint: bytes [begin, end) of `file`. A quantized weight of several tensors is one here, with
     the place of the one that has its numbers.
 
-    If it is encoded, `dtype` is the best one for its numbers in memory."""
+    If it is encoded, `dtype` is the best one for its numbers in memory. `unknown`: the file's name of a dtype that
+    cannot be read; '' for all others."""
 
     name: str
     dtype: torch.dtype
@@ -77,6 +83,7 @@ class TensorInfo:
     begin: int
     end: int
     encoding: Encoding | Packed | None = None
+    unknown: str = ""
 
     @property
     def bytes(self) -> int:
@@ -91,7 +98,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the total bytes of their files.
+    """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
 
     `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
     whose text model alone is read (and counted)."""
@@ -99,26 +106,20 @@ class Checkpoint:
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
+    said: Mapping[str, str] = field(default_factory=dict)
     pieces: Mapping[str, list["Piece"]] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads and checks the index and every header. Raises CheckpointError."""
-        weight_map = _weight_map(folder)
-        files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+        found = weight_files_of(folder)
         tensors: dict[str, TensorInfo] = {}
         total = 0
-        for name in files:
-            path = _inside(folder, name)
-            for info in read_header(path):
-                if info.name in tensors:
-                    raise CheckpointError(f"{info.name} is in both {tensors[info.name].file.name} and {name}")
-                tensors[info.name] = info
+        for name in found.names:
+            path = _inside(folder, name, found.index)
+            tensors |= {info.name: info for info in read_header(path)}  # of a name twice, transformers reads the last
             total += path.stat().st_size
-        for tensor, name in weight_map.items():
-            if tensor not in tensors or tensors[tensor].file.name != Path(name).name:
-                raise CheckpointError(f"{folder / INDEX} says that {tensor} is in {name}, but it is not there")
-        return cls(folder, tensors, total)
+        return cls(folder, tensors, total, found.said)
 
     def match(
         self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
@@ -136,7 +137,8 @@ class Checkpoint:
         missing = [name for name in shapes if name not in found and name not in aliases]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds")
+            why = self._why_missing(missing[0])
+            raise CheckpointError(f"{self.folder}: the model needs {missing[0]}{more}, which no file holds{why}")
         for name, pieces in found.items():
             whole = torch.empty(shapes[name], device="meta")
             for piece in pieces:
@@ -147,18 +149,25 @@ class Checkpoint:
                 )
         return Matched(found, aliases)
 
+    def _why_missing(self, name: str) -> str:
+        if name in self.said:
+            return f"; the index says that it is in {self.said[name]}"
+        mark = next((tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)), None)
+        return f"; its weights are quantized ({_shown(mark)}): use the original" if mark else ""
+
     def _check(self, piece: "Piece", name: str, whole: torch.Tensor) -> None:
         info, place = piece.info, piece.place
         inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
+        if info.unknown or info.dtype not in WEIGHT_DTYPES:
+            stored = _shown(info.unknown) or str(info.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{info.file}: {info.name} is {stored}, a quantized checkpoint; "
+                "use the original in bfloat16, float16 or float32"
+            )
         if info.shape != asked:
             raise CheckpointError(
                 f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(asked)}"
-            )
-        if info.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                f"{info.file}: {info.name} is {info.dtype}, a quantized checkpoint; "
-                "use the original in bfloat16, float16 or float32"
             )
 
 
@@ -217,19 +226,20 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)
-        if not isinstance(dtype, str) or not isinstance(entry["shape"], list):
+        if not isinstance(dtype, str) or not dtype or not isinstance(entry["shape"], list):
             raise ValueError
         if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is damaged: its entry for {_shown(name)} is not of the format") from None
-    if dtype not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise CheckpointError(f"{path}: {_shown(name)} has the unknown dtype {_shown(dtype)}; known: {known}")
     if start + end > size:
         raise CheckpointError(
             f"{path} is cut short: {_shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
+    if end < begin:
+        raise CheckpointError(f"{path} is damaged: {_shown(name)} ends before it begins")
+    if dtype not in DTYPES:  # no matter, unless the model needs the tensor
+        return TensorInfo(name, torch.uint8, shape, path, start + begin, start + end, unknown=dtype)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
             f"{path} is damaged: {_shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
@@ -237,24 +247,8 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """The index: tensor -> file name. Empty for a single file. Raises CheckpointError."""
-    path = folder / INDEX
-    if not path.exists():
-        if (folder / SINGLE).exists():
-            return {}
-        raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; Griffin reads safetensors only")
-    try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        if not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: it has no weight_map from tensor names to file names") from None
-    return dict(weight_map)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of the file `name` in `folder`. Raises CheckpointError for a file elsewhere.
+def _inside(folder: Path, name: str, index: str) -> Path:
+    """The path of the file `name` in `folder`, which `index` names. Raises CheckpointError for a file elsewhere.
 
     In the hub's cache, links from snapshots/ to blobs/ of the same model are followed."""
     path = folder / name
@@ -265,6 +259,6 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
         raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
     if not stays:
-        what = f"{folder / INDEX} names {_shown(name)}" if name != SINGLE else f"{path} is a link"
+        what = f"{folder / index} names {_shown(name)}" if index else f"{path} is a link"
         raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path

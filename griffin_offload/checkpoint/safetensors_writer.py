@@ -12,8 +12,9 @@ from torch import Tensor
 from ..files import write_at
 from ..memory.arena import PAGE
 from ..units import GIB
-from .headers import DTYPES, INDEX, SINGLE
+from .headers import DTYPES
 from .reader import as_bytes
+from .which_files import INDEX, SINGLE
 
 SHARD = 4 * GIB
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -63,7 +63,7 @@ def encode_text(engine: Engine, text: str, *, bos: bool = False) -> tuple[list[i
     if bos and engine.tokenizer.bos_token_id is None:
         raise OptionError(f"{engine.name} has no BOS token: leave out --bos")
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(ids), [engine.tokenizer.bos_token_id] if bos else []
+    return engine.opened.check_tokens(list(ids)), [engine.tokenizer.bos_token_id] if bos else []
 
 
 def windows(ids: Sequence[int], prompt: int, following: int, count: int) -> list[Pair]:

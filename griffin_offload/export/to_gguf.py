@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.gguf.config import GGUF_ARCHS, ROPE_FACTORS, config_fields, rope_factors, written_as, written_types
+from ..checkpoint.gguf.config import GGUF_ARCHS, config_fields, written_as, written_types
 from ..checkpoint.gguf.decode import interleaved
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.link import gguf_link
+from ..checkpoint.gguf.rope import FACTORS, rope_factors
 from ..checkpoint.gguf.tokenizer import vocabulary_fields
 from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
@@ -52,7 +53,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     factors = rope_factors(config) if config.rope_parameters.get("rope_type") == "llama3" else None
     tensors = {names[name]: (shape, _kind(shape, kind)) for name, shape in smaller.shapes.items()}
     if factors is not None:
-        tensors[ROPE_FACTORS] = tuple(factors.shape), "F32"
+        tensors[FACTORS] = tuple(factors.shape), "F32"
 
     def lay_out(job: ExportJob) -> Layout:
         fields = _general(job, architecture, kind) | config_fields(config, architecture)
@@ -63,7 +64,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     with new_output(out, total, _is_export) as output, GgufWriter(output.path, laid_out) as writer:
         del laid_out  # a large vocabulary's header: it is in the file by now
         if factors is not None:
-            _all(writer.write_pieces(ROPE_FACTORS, [factors]))
+            _all(writer.write_pieces(FACTORS, [factors]))
         _check(output.path, config, job.source)
         written = write_pruned(job, smaller, _AsLlamaCpp(writer, names, architecture, config))
         if written.skipped:

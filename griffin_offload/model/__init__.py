@@ -7,11 +7,17 @@ detect.py          finds the blocks of a type that is in no table
 layout.py          a model's layers, blocks and shapes, as data
 skeleton.py        builds the model on meta and binds it to a checkpoint
 weight_slots.py    puts weights into the modules, and takes them out
+attention_sizes.py  sizes of keys and queries, from the modules
 config_facts.py    sizes that a config tells
-pretrained.py      a folder's config, generation config and tokenizer, checked
+config_fields.py   fields of a config that act against our own cache and attention
+generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
+pretrained.py      a folder's config and tokenizer, checked
+channels.py        what special tokens say of an answer's text: thinking, and the reply
+chat_template.py   a tokenizer's chat template: which one, and the form of messages that it reads
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
+rotary.py          rotary embeddings that change with the length, row by row
 kv_cache.py        the KV cache, allocated once
 read_again.py      the KV cache as it was before a prompt's last tokens
 static_cache.py    the KV cache at fixed addresses

@@ -39,7 +39,6 @@ class Architecture:
     `own_mask`: its code reads the attention mask itself, so its attention cannot run in pieces.
     `similarity`: whether the state that enters a block is the state that leaves the layer, less the output of the
     layer's last module (FFN-SkipLLM needs it); or the config's field and value with which it is.
-    `sliding_heads`: key and value heads of its sliding layers over those of the config.
     `static`: whether its code does the same for every token of an answer, without asking the device for a number, so
     that a CUDA graph can replay it (static_step.py)."""
 
@@ -47,7 +46,6 @@ class Architecture:
     blocks: Mapping[FeedForward | Experts, str]
     own_mask: bool = False
     similarity: bool | tuple[str, object] = True
-    sliding_heads: int = 1
     static: bool = True
 
     def tells_similarity(self, config: Any) -> bool:
@@ -117,7 +115,7 @@ ARCHITECTURES = {
         ("beam", "flint", "mellum", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text"),
         QWEN_MOE,
     ),
-    "mimo_v2_flash": replace(QWEN_MOE, sliding_heads=2),
+    "mimo_v2_flash": QWEN_MOE,
     **dict.fromkeys(
         """afmoe axk1 bailing_hybrid deepseek_v2 deepseek_v3 dots1 ernie4_5_moe exaone_moe glm4_moe glm4_moe_lite hy_v3
         kimi_linear solar_open""".split(),  # noqa: SIM905

@@ -1,54 +1,36 @@
 """Sizes in a transformers config, whatever its type calls them."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from .architecture import ARCHITECTURES
+LENGTHENING = ("linear", "dynamic", "yarn", "longrope")  # by a factor, where it is given
 
 
 def context_length(config: Any) -> int:
-    """The most tokens that a model reads; without positions (ALiBi) its training length, or 2048."""
+    """The most tokens that a model reads, as its rope settings make it; without positions (ALiBi) its training length,
+    or 2048.
+
+    Makers say to switch YaRN and dynamic NTK on by a factor alone: max_position_embeddings stays as it was. Where it
+    was raised too, original_max_position_embeddings tells by how much."""
     names = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
-    return next((int(n) for name in names if (n := getattr(config, name, None)) is not None), 2048)
+    length = next((int(n) for name in names if (n := getattr(config, name, None)) is not None), 2048)
+    rope = getattr(config, "rope_parameters", None) if hasattr(type(config), "rope_parameters") else None
+    nested = [each for each in (rope or {}).values() if isinstance(each, dict)]  # of each kind of layer
+    reached = [_reached(each, length) for each in nested if each.get("rope_type") != "linear"]  # Gemma 3 raises both
+    return max(length, *reached, _reached(rope or {}, length))
 
 
-def layer_configs(config: Any) -> Sequence[Any]:
-    """A config for each layer where sizes differ by layer: the model's config then raises for them. Else one config."""
-    return getattr(config, "per_layer_config", None) or [config]
-
-
-def key_value_heads(config: Any) -> int:
-    """Heads of the keys and values in the cache: the most of any layer."""
-    heads = int(config.num_attention_heads)
-    if getattr(config, "kv_lora_rank", None):
-        return 1  # DeepSeek's latent keys and values
-    if getattr(config, "new_decoder_architecture", False):
-        return heads  # Falcon caches them repeated for every head
-    if getattr(config, "multi_query", False):
-        return 1
-    names = ("num_key_value_heads", "num_kv_heads")
-    shared = next((int(n) for name in names if (n := getattr(config, name, None))), heads)
-    known = ARCHITECTURES.get(config.model_type)
-    return shared * known.sliding_heads if known else shared
-
-
-def key_size(config: Any) -> int:
-    """Elements of a key or value of one head: the most of any layer."""
-    if latent := getattr(config, "kv_lora_rank", None):
-        return max(int(latent), int(config.qk_rope_head_dim))
-    names = ("v_head_dim", "global_head_dim", "swa_head_dim")
-    return max(head_size(config), *(int(getattr(config, name, None) or 0) for name in names))
+def _reached(rope: dict[str, Any], length: int) -> int:
+    """How many tokens rope parameters make of a model that was trained on `length`."""
+    if rope.get("rope_type") not in LENGTHENING:
+        return 0
+    return int((rope.get("original_max_position_embeddings") or length) * (rope.get("factor") or 1))
 
 
 def experts_per_token(config: Any) -> int:
     """To how many routed experts a token goes, at most; a large number where no field says it."""
     names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
-    found = [n for name in names if (n := getattr(config, name, None))]
+    found = [n for name in names if hasattr(type(config), name) and (n := getattr(config, name, None))]
     return max((max(n) if isinstance(n, list) else int(n) for n in found), default=2**31)
-
-
-def head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def rope_changes(config: Any) -> bool:

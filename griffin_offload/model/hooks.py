@@ -74,15 +74,16 @@ class ObserveNeurons:
 
 
 class Activations:
-    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward."""
+    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward, which may be others for the
+    next one."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self._rows: dict[int | None, list[Tensor]] = {}  # by expert; None: a plain block
 
     def add(self, z: Tensor, places: slice | Tensor, expert: int | None) -> None:
         """z (..., F) of the tokens at these places of the forward, and of which expert."""
-        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self._tokens[places]])
+        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self.tokens[places]])
 
     def pieces(self, expert: int | None = None) -> list[Tensor]:
         """The rows kept, in pieces (s, F): the list itself."""

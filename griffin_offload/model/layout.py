@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checkpoint.headers import Piece, TensorInfo
 from ..memory.arena import PAGE
+from .attention_sizes import AttentionSizes
 
 Shape = tuple[int, ...]
 
@@ -93,7 +94,7 @@ class ModelLayout:
     `embedding_on_disk`: the embedding stays in its file, and only the rows of the tokens are read. `lm_head_alone`: the
     lm_head can be quantized, since its embedding can be left on disk.
     `in_chunks`: attention takes a long prompt a chunk at a time; `writes_scores`: it holds a score for every pair of
-    tokens."""
+    tokens. `attention`: sizes of keys and queries."""
 
     config: Any
     dtype: torch.dtype
@@ -105,6 +106,7 @@ class ModelLayout:
     lm_head: str
     in_chunks: bool
     writes_scores: bool
+    attention: AttentionSizes
     pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
     embedding_on_disk: bool = False
     lm_head_alone: bool = False

@@ -1,13 +1,14 @@
-"""Loads a checkpoint's config, generation config and tokenizer. An error becomes one line that names the file."""
+"""Loads a checkpoint's config and tokenizer. An error becomes one line that names the file."""
 
 import json
 import re
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
@@ -58,12 +59,22 @@ def dense_dtype(config: Any) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
 
 
-def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the config has as many layers as the files. For before modules are built."""
-    numbers = [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
-    there, wanted = max(numbers, default=-1) + 1, getattr(config, "num_hidden_layers", None)
-    if type(wanted) is not int or wanted < 1 or wanted != there:
+def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> list[str]:
+    """Raises CheckpointError unless the files have the layers that the config asks for. For before modules are built.
+
+    Returns what is left out, in words: more layers, which transformers leaves out too, as DeepSeek-V3's for predicting
+    several tokens."""
+    if not checkpoint.tensors:
+        raise CheckpointError(f"{folder} holds no tensors")
+    layers = r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d{1,9})\."
+    found = [int(part[1]) for name in checkpoint.tensors if (part := re.search(layers, name))]
+    found = found or [int(part[1]) for name in checkpoint.tensors if (part := re.search(r"(?:^|\.)(\d{1,9})\.", name))]
+    there, wanted = max(found, default=-1) + 1, getattr(config, "num_hidden_layers", None)
+    if type(wanted) is not int or not 1 <= wanted <= there:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
+    if wanted == there:
+        return []
+    return [f"layers {wanted} to {there - 1} of the files: config.json asks for {wanted} (num_hidden_layers)"]
 
 
 def _model_type(folder: Path) -> str:
@@ -77,37 +88,43 @@ def _model_type(folder: Path) -> str:
     return f"model type {kind!r} is not supported: this version of transformers does not know it"
 
 
-def load_generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """transformers' generation config: the model's own sampling and end tokens. Raises CheckpointError."""
-    try:
-        if (folder / "generation_config.json").exists():
-            settings = GenerationConfig.from_pretrained(folder)
-        else:
-            settings = GenerationConfig.from_model_config(config)
-    except Exception as error:
-        raise CheckpointError(f"{folder}/generation_config.json cannot be used: {one_line(error)}") from None
-    end = settings.eos_token_id
-    if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
-        raise CheckpointError(f"{folder}/generation_config.json cannot be used: eos_token_id is {one_line(end)}")
-    if settings.pad_token_id is None:
-        settings.pad_token_id = end[0] if isinstance(end, list) else end
-    return settings
-
-
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
+    why = ""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
     except Exception as error:  # many libraries, many exceptions
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {one_line(error)}") from None
-    if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = _processors_template(folder)
-    return tokenizer
+        why = _missing_package(folder) or one_line(error)
+    raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
 
 
-def _processors_template(folder: Path) -> str | None:
-    """The chat template that a multimodal checkpoint's processor has in a file of its own; None where there is none."""
-    with suppress(OSError, ValueError, AttributeError):
-        template = json.loads((folder / "chat_template.json").read_text()).get("chat_template")
-        return template if isinstance(template, str) else None
-    return None
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "tekken.json")
+# Files of tokenizers of older checkpoints -> packages that read them, and their modules.
+_READERS = {
+    "*.model": {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
+    "*.tiktoken": {"tiktoken": "tiktoken"},
+}
+
+
+def _missing_package(folder: Path) -> str:
+    """Which packages a folder's tokenizer needs that are not installed, and the way out; '' where none does."""
+    if (folder / "tokenizer.json").is_file():
+        return ""
+    for pattern, packages in _READERS.items():
+        file = next(iter(sorted(folder.glob(pattern))), None)
+        missing = [package for package, module in packages.items() if not _installed(module)] if file else []
+        if file and missing:
+            return (
+                f"{file.name} is read by {' and '.join(packages)}, and it has no tokenizer.json: "
+                f"`pip install {' '.join(missing)}`, or add the tokenizer.json of its base model"
+            )
+    return ""
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False

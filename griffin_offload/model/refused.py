@@ -90,6 +90,7 @@ REFUSED_WRAPPERS = {
     "evolla": "it writes about proteins, which its layers look at",
     "idefics": "its layers look at images by cross attention",
     "mllama": "its layers look at images by cross attention",
+    "paligemma": "it reads a prompt in both directions (use_bidirectional_attention)",
     "pi0": "it moves robots",
     "shieldgemma2": "it judges images: its head says yes or no",
 }

@@ -13,17 +13,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import Checkpoint, Packed
+from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint, Packed
 from ..checkpoint.reader import Reader
-from ..errors import CheckpointError, UnsupportedArchitecture
+from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
+from .attention_sizes import attention_sizes
 from .compiled import CompiledLayers
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts, multiply
+from .rotary import give_rows_their_own_length
 from .threads import Threads
 from .weight_slots import WeightSlots
 
@@ -41,6 +43,7 @@ class Skeleton:
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         if listed:  # of an unknown type nobody knows what it does with a mask
             use_pieces(self.model)
+        give_rows_their_own_length(self.model)
         self.entry = listed or find_structure(self.model)
         # The last token's slice of a prompt has strides that make torch's CPU product copy the whole lm_head.
         self.model.get_output_embeddings().register_forward_pre_hook(_compact_input)
@@ -61,8 +64,15 @@ class Skeleton:
             lm_head=self._weight_of(self.model.get_output_embeddings()),
             in_chunks=in_pieces(self.model),
             writes_scores=writes_scores(self.model),
+            attention=attention_sizes(self.modules, config),
         )
         self.slots = WeightSlots(self.model, self.layout)
+        self.model.get_input_embeddings().register_forward_pre_hook(partial(_check_tokens, rows=self.rows_of_table))
+
+    @property
+    def rows_of_table(self) -> int:
+        """How many tokens the embedding has a row for."""
+        return self.layout.shapes[self.layout.embedding][0]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -188,6 +198,12 @@ def _routed(module: Any, path: str) -> Block:
     return Block(path, neurons, int(routed), rows, f"{path}.down_proj")
 
 
+def _check_tokens(module: nn.Module, args: tuple[Tensor, ...], rows: int) -> None:
+    """Raises PromptError for a prompt's token without a row. One token alone was chosen by the model itself."""
+    if args and args[0].shape[-1] > 1 and bool(((args[0] < 0) | (args[0] >= rows)).any()):
+        raise PromptError(f"the prompt has tokens beyond the table of {rows} embeddings")
+
+
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
 
@@ -199,9 +215,12 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
     if any(info.encoding and info.dtype == torch.bfloat16 for info in checkpoint.tensors.values()):
         return torch.bfloat16
     bytes_by_dtype: dict[torch.dtype, int] = {}
-    for info in checkpoint.tensors.values():
+    for info in (info for info in checkpoint.tensors.values() if info.dtype in WEIGHT_DTYPES):
         bytes_by_dtype[info.dtype] = bytes_by_dtype.get(info.dtype, 0) + info.bytes
     if not bytes_by_dtype:
-        raise CheckpointError(f"{checkpoint.folder} holds no tensors")
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no weights in bfloat16, float16 or float32: a quantized checkpoint, which "
+            "cannot be read"
+        )
     dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
     return torch.float32 if dtype == torch.float64 else dtype

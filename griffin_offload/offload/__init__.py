@@ -7,6 +7,7 @@ staging.py         where each layer is read to
 sweep.py           one prompt through every layer
 lockstep.py        many forwards over one reading
 pruner.py          chooses and gathers the kept neurons of a layer
+folding.py         what the kept down columns of a layer take over
 gather.py          kept rows and columns -> compact weights
 resident_layer.py  memory for one layer's kept weights
 resident_model.py  what is in memory between prompts, by named states

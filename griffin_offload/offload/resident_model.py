@@ -14,8 +14,9 @@ from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.skeleton import Skeleton
 from ..options import OnLayer
 from ..planning.plan import Plan
-from ..pruning.fold import Fold, fold_tokens
+from ..pruning.fold import fold_tokens
 from ..pruning.selection import Selection
+from .folding import Folding
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
 from .lockstep import Lockstep
@@ -87,7 +88,8 @@ class ResidentModel:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
-        weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
+        lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
+        weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
         hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
@@ -123,8 +125,8 @@ class ResidentModel:
         mask: Tensor,
         weights: Tensor | None = None,
     ) -> Pruner:
-        fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
-        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold)
+        folding = None if plan.fold is None else Folding(plan.fold, fold_tokens(mask))
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, folding)
 
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""

@@ -38,7 +38,8 @@ class Plan:
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
     `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
-    it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped."""
+    it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
+    that are not kept are held in fewer bits, or are dropped."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -60,6 +61,7 @@ class Plan:
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
     read_again: int = 0
+    calibrated: bool = False
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -151,6 +153,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
         read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
+        calibrated=request.shares and kept != sizes.kept(request.sparsity),
     )
 
 

@@ -32,7 +32,8 @@ class Request:
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
-    `fold`: strength of the fold, where neurons are dropped; None: there is none.
+    `fold`: strength of the fold, where neurons are dropped; None: there is none. `fold_samples`: tokens of the samples
+    that it is fitted to; 0: the prompt's.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
     `fidelity`: the resident model is compared with the full one, where they differ.
@@ -58,6 +59,7 @@ class Request:
     precision: Precision = NATIVE
     multiple: int = 1
     fold: float | None = None
+    fold_samples: int = 0
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
     fidelity: bool = False
@@ -79,8 +81,8 @@ class Request:
         """What the fold holds at most; 0 where it has nothing to do."""
         if self.fold is None or self.precision.rest is not None or self.prompt_tokens < 2:
             return 0
-        tokens = self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
-        return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE)
+        tokens = self.fold_samples or self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
+        return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE or self.fold_samples > 0)
 
     def measures(self, sizes: ModelSizes, kept: Kept) -> bool:
         """Whether the fidelity of what stays resident is measured."""
@@ -107,6 +109,11 @@ class Request:
             )
         count = self.skip.count(len(numbers))
         return may[len(may) - count :]
+
+    @property
+    def shares(self) -> bool:
+        """Whether a calibration shares the sparsity over the layers."""
+        return self.curves is not None and isinstance(self.sparsity, int | float)
 
     def _shared(self, sizes: ModelSizes) -> Kept:
         if self.curves is None or not isinstance(self.sparsity, int | float):

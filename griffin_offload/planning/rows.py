@@ -40,7 +40,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         *(_passing_weights if request.export else _resident_weights)(sizes, request, kept),
         *_prompt_pass(sizes, request, kept, together),
         *(() if request.export else _fidelity(sizes, request, kept, together)),
-        *(() if request.export else _answer(sizes, request, together)),
+        *(() if request.export else _answer(sizes, request, kept, together)),
         Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
     )
 
@@ -93,7 +93,7 @@ def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) ->
     yield Row("measuring the fidelity", needed, "fidelity", f"the last {count} tokens of the prompt again")
 
 
-def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]:
+def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
     prompt, sequences = request.prompt_tokens, request.sequences
     tokens = prompt + request.max_new_tokens
     note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
@@ -101,6 +101,10 @@ def _answer(sizes: ModelSizes, request: Request, together: int) -> Iterator[Row]
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
     token = sizes.activations(1, together)
     yield Row("activations of a token", token, "answer")
+    is_whole = kept == sizes.kept(0) and not request.precision.quantized
+    if is_whole and sizes.switch is not None and prompt <= sizes.switch < tokens:
+        again = sizes.activations(sizes.switch + 1) + sizes.cache(tokens)
+        yield Row("the text again", again, "answer", f"longrope's factors change after {sizes.switch} tokens")
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
 

@@ -7,10 +7,11 @@ from functools import lru_cache
 
 from ..errors import OptionError
 from ..memory.arena import padded
-from ..model.config_facts import context_length, experts_per_token, head_size, key_size, key_value_heads, layer_configs
+from ..model.config_facts import context_length, experts_per_token
 from ..model.kv_cache import capacity, windows
 from ..model.layout import Block, Layer, ModelLayout
 from ..model.modules import PIECE
+from ..model.rotary import switch_length
 from ..options import Sparsity
 from ..pruning.fold import ROWS
 from ..pruning.selection import kept_neurons
@@ -119,7 +120,7 @@ class ModelSizes:
     of an lm_head that can be quantized, and the bytes that it and its embedding take otherwise.
     `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens each layer keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
-    attention takes a long prompt a piece at a time.
+    attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
     """
 
     outer: int
@@ -136,6 +137,7 @@ class ModelSizes:
     score_heads: int
     in_pieces: bool
     context: int
+    switch: int | None = None
 
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
@@ -223,7 +225,6 @@ def model_sizes(layout: ModelLayout) -> ModelSizes:
     looks_back = windows(config)
     tied = layout.aliases.get(layout.lm_head) == embedding or layout.aliases.get(embedding) == layout.lm_head
     in_file = count(layout.shapes[embedding]) * item
-    row = max(key_value_heads(config) * key_size(config) for config in layer_configs(config))
     return ModelSizes(
         outer=sum(_padded(layout, name) for name in layout.outer if name != layout.table),
         lookup=0 if tied or layout.embedding_on_disk else in_file,
@@ -232,13 +233,14 @@ def model_sizes(layout: ModelLayout) -> ModelSizes:
         layers=tuple(_layer_sizes(layout, layer) for layer in layout.layers),
         item=item,
         hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
-        heads=max(config.num_attention_heads * head_size(config) for config in layer_configs(config)),
-        cache_per_token=(2 * row * item,) * len(looks_back),
+        vocabulary=layout.shapes[layout.lm_head][0],
+        heads=layout.attention.width,
+        cache_per_token=(2 * layout.attention.cached * item,) * len(looks_back),
         windows=looks_back,
         score_heads=config.num_attention_heads if layout.writes_scores else 0,
         in_pieces=layout.in_chunks,
         context=context_length(config),
+        switch=switch_length(config),
     )
 
 

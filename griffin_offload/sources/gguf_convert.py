@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gguf.blocks import block_type
-from ..checkpoint.gguf.config import ROPE_FACTORS, arch_of, lost, read_config, require_supported, write_tokenizer
+from ..checkpoint.gguf.config import arch_of, lost, read_config, require_supported, write_tokenizer
 from ..checkpoint.gguf.decode import CHUNK
 from ..checkpoint.gguf.header import GgufFile, GgufTensor, read_gguf
 from ..checkpoint.gguf.link import Link, StoredTensor, write_link
+from ..checkpoint.gguf.rope import FACTORS
 from ..errors import BudgetError, CheckpointError, ExportError, UnsupportedArchitecture
 from ..paths import require_disk
 from ..units import MIB, format_bytes
@@ -145,7 +146,7 @@ def _targets(file: GgufFile, config: Any, name: str) -> dict[str, str]:
     shapes = _shapes(config, name)
     names = tensor_names(file.fields["general.architecture"], shapes, config.num_hidden_layers)
     targets = {names[key] or key: key for key in shapes}
-    there = {tensor.name: tensor.shape for tensor in file.tensors if tensor.name != ROPE_FACTORS}
+    there = {tensor.name: tensor.shape for tensor in file.tensors if tensor.name != FACTORS}
     if missing := targets.keys() - there.keys():
         raise CheckpointError(f"{name} lacks {len(missing)} of its tensors, such as {min(missing)}; fetch it again")
     if unknown := there.keys() - targets.keys():

@@ -2,13 +2,13 @@
 
 Only safetensors, configs and tokenizer files are fetched: nothing that is run or unpickled."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.which_files import weight_files_of
 from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound, one_line
 from ..files import FULL
 from ..model.architecture import architecture
@@ -32,7 +32,11 @@ def cached_snapshot(hub_id: str) -> Path | None:
     """The folder of a complete snapshot in the hub's cache on this machine, or None."""
     from huggingface_hub import constants
 
-    repository = Path(constants.HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--"))
+    return snapshot_of(Path(constants.HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--")))
+
+
+def snapshot_of(repository: Path) -> Path | None:
+    """The folder of a complete snapshot in a repository's folder of the hub's cache (models--owner--name), or None."""
     for ref in (repository / "refs" / "main", *sorted(repository.glob("refs/refs/pr/*"))):
         if ref.is_file():
             snapshot = repository / "snapshots" / ref.read_text().strip()
@@ -54,15 +58,9 @@ def is_complete(folder: Path) -> bool:
     if not has_config(folder):
         return False
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-        names = set(index["weight_map"].values())
-    except FileNotFoundError:
-        names = {path.name for path in folder.glob("*.safetensors")}
-        if any("-of-" in name for name in names):  # a shard, and the index is not there yet
-            return False
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return all((folder / name).is_file() for name in weight_files_of(folder).names)
+    except (CheckpointError, ValueError):  # ValueError: a name that no file can have
         return False
-    return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: Progress | None = None) -> Path:

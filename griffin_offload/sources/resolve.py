@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.gguf.link import NOTE, gguf_link
+from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
 from ..model.architecture import ARCHITECTURES
@@ -36,6 +37,7 @@ __all__ = [
     "weight_files",
 ]
 DEFAULT_MODEL = "smollm2-135m"
+READING = 2  # counts the changes in what is read from a GGUF header: what an older version made is made again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -90,9 +92,10 @@ def local_models() -> list[LocalModel]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights: its safetensors, or a GGUF file elsewhere."""
-    link = gguf_link(folder)
-    return [link.file] if link else sorted(folder.glob("*.safetensors"))
+    """The files of a model's weights: its safetensors, or a GGUF file elsewhere. Raises CheckpointError."""
+    if link := gguf_link(folder):
+        return [link.file]
+    return [folder / name for name in weight_files_of(folder).names]
 
 
 def origin(folder: Path) -> str:
@@ -149,15 +152,12 @@ def _local(source: CatalogueModel | Path | str) -> Path | None:
 
 def _checked(folder: Path) -> Path:
     """A user's folder, if it may be a model. The tensors are checked when they are opened."""
+    if (snapshot := hub.snapshot_of(folder)) is not None:
+        return _checked(snapshot)
     names = sorted(path.name for path in folder.iterdir())
     there = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    ggufs = [entry for entry in names if entry.endswith(".gguf")]
     if "config.json" not in names:
-        out = (
-            f"give the file {folder / ggufs[0]}"
-            if ggufs
-            else "a model folder has config.json, *.safetensors and a tokenizer"
-        )
+        out = _where_else(folder, names) or "a model folder has config.json, *.safetensors and a tokenizer"
         raise ModelNotFound(f"{folder} has no config.json: {out} (there: {there or 'nothing'})")
     if not any(entry.endswith(".safetensors") for entry in names) and not gguf_link(folder):
         pickled = [entry for entry in names if entry.endswith((".bin", ".pt", ".pth"))]
@@ -168,6 +168,18 @@ def _checked(folder: Path) -> Path:
             )
         raise CheckpointError(f"{folder} holds no *.safetensors file (there: {there}); fetch it again, whole")
     return folder
+
+
+def _where_else(folder: Path, names: list[str]) -> str:
+    """Where the model of a folder without a config.json may be; '' where nothing tells."""
+    if ggufs := [entry for entry in names if entry.endswith(".gguf")]:
+        return f"give the file {folder / ggufs[0]}"
+    if ADAPTER in names:
+        return "it is an adapter (LoRA): merge it into its base model and give the merged folder"
+    if "snapshots" in names:
+        return f"it is a folder of the hub's cache whose model is not whole; it would be in {folder / 'snapshots'}/"
+    inside = [entry for entry in names if (folder / entry / "config.json").is_file()]
+    return f"give a folder in it, such as {folder / inside[0]}" if inside else ""
 
 
 def _fetched(model: CatalogueModel, on_progress: Progress | None) -> Path:
@@ -210,7 +222,7 @@ def _gguf_folder(file: Path) -> Path:
     """The cache's folder for a GGUF file, by its path, size and time of change: hashing many gigabytes at each start
     would cost more than converting a moved file again."""
     stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{READING}".encode()).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
 
 

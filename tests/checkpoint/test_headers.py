@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from safetensors_files import DATA, NAMES, everything, layout, random_tensors, refused, same, shards, write
 
-from griffin_offload.checkpoint.headers import INDEX, MAX_HEADER, SINGLE, Checkpoint, TensorInfo, read_header
+from griffin_offload.checkpoint.headers import MAX_HEADER, Checkpoint, Piece, TensorInfo, read_header
+from griffin_offload.checkpoint.which_files import ADAPTER, INDEX, SINGLE
 from griffin_offload.errors import CheckpointError
 
 GOOD: dict[str, Any] = {
@@ -88,8 +90,7 @@ def test_a_header_longer_than_the_format_allows(tmp_path: Path) -> None:
         (GOOD | {"b": []}, ["b"]),
         (GOOD | {"b": "F32"}, ["b"]),
         (GOOD | {"b": 7}, ["b"]),
-        (entry(dtype="F99"), ["F99", "known"]),
-        (entry(dtype=""), ["dtype"]),
+        (entry(dtype=""), ["b"]),
         (entry(dtype=["BF16"]), ["b"]),
         (entry(dtype={"BF16": 1}), ["b"]),
         (entry(dtype=16), ["b"]),
@@ -132,7 +133,6 @@ def test_a_header_longer_than_the_format_allows(tmp_path: Path) -> None:
         (json.dumps(GOOD).replace("[4]", "[" + ", ".join(["9" * 4000] * 50) + "]").encode(), ["b"]),
         (GOOD | {"evil\nTraceback: \x1b[31mred": {}}, ["evil"]),
         (GOOD | {"\ud800": 1}, []),
-        (entry(dtype="F\n\x1b[2J"), ["b"]),
     ],
 )
 def test_headers_that_lie(tmp_path: Path, header: object, words: list[str]) -> None:
@@ -148,13 +148,25 @@ def test_a_file_cut_anywhere(tmp_path: Path) -> None:
     assert len(read_header(tmp_path / SINGLE)) == 3
 
 
+@pytest.mark.parametrize("dtype", ["F99", "F4", "F6_E2M3", "C64", "F\n\x1b[2J"])
+def test_an_unknown_dtype_refuses_only_who_needs_it(tmp_path: Path, dtype: str) -> None:
+    folder = write(tmp_path / SINGLE, entry(dtype=dtype), DATA).parent
+    checkpoint = Checkpoint.open(folder)
+    pieces = {name: [Piece(info)] for name, info in checkpoint.tensors.items()}
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    needed = {name: shapes[name] for name in "ac"}
+    assert checkpoint.match(needed, {}, {name: pieces[name] for name in "ac"}).pieces.keys() == needed.keys()
+    with pytest.raises(CheckpointError, match=r"b is .*, a quantized checkpoint"):
+        checkpoint.match(shapes, {}, pieces)
+
+
 def valid(infos: list[TensorInfo], path: Path) -> bool:
     """What every accepted header promises."""
     size, end = path.stat().st_size, 8
     for info in infos:
         if not end <= info.begin <= info.end <= size:
             return False
-        if info.bytes != torch.Size(info.shape).numel() * info.dtype.itemsize:
+        if not info.unknown and info.bytes != torch.Size(info.shape).numel() * info.dtype.itemsize:
             return False
         end = info.end
     return True
@@ -248,17 +260,58 @@ def test_a_truncated_shard(tmp_path: Path) -> None:
     open_refused(folder, "two.safetensors", "cut short", "y")
 
 
-def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+def test_of_a_tensor_in_two_shards_the_last_is_read(tmp_path: Path) -> None:
+    """As transformers does, whatever the index says."""
+    other = {"x": X["x"] + 1}
     weight_map = {"x": "one.safetensors", "y": "two.safetensors"}
-    folder = shards(tmp_path / "m", {"one.safetensors": X, "two.safetensors": X | Y}, weight_map)
-    open_refused(folder, "two.safetensors", "x", "one.safetensors")
+    folder = shards(tmp_path / "m", {"one.safetensors": X, "two.safetensors": other | Y}, weight_map)
+    same(everything(Checkpoint.open(folder).tensors), other | Y)
 
 
 def test_a_tensor_that_its_shard_lacks(tmp_path: Path) -> None:
-    weight_map = {"x": "one.safetensors", "y": "two.safetensors", "z": "two.safetensors"}
-    open_refused(shards(tmp_path / "m", PAIR, weight_map), INDEX, "z", "two.safetensors")
-    weight_map = {"x": "two.safetensors", "y": "one.safetensors"}
-    open_refused(shards(tmp_path / "m", PAIR, weight_map), INDEX)
+    """It may be in another one. Only a model that needs it is refused."""
+    weight_map = {"x": "two.safetensors", "y": "one.safetensors", "z": "two.safetensors"}
+    checkpoint = Checkpoint.open(shards(tmp_path / "m", PAIR, weight_map))
+    same(everything(checkpoint.tensors), X | Y)
+    pieces = {name: [Piece(info)] for name, info in checkpoint.tensors.items()}
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    assert checkpoint.match(shapes, {}, pieces).pieces == pieces
+    with pytest.raises(CheckpointError, match=r"needs z, which no file holds; the index says .* two\.safetensors"):
+        checkpoint.match({**shapes, "z": (1,)}, {}, pieces)
+
+
+@pytest.mark.parametrize("index", [b"damaged", None])
+def test_a_single_file_beside_an_index_is_the_checkpoint(tmp_path: Path, index: bytes | None) -> None:
+    folder = shards(tmp_path / "m", PAIR)
+    if index is not None:
+        (folder / INDEX).write_bytes(index)
+    save_file({"x": X["x"] + 1}, folder / SINGLE)
+    checkpoint = Checkpoint.open(folder)
+    same(everything(checkpoint.tensors), {"x": X["x"] + 1})
+    assert checkpoint.bytes == (folder / SINGLE).stat().st_size
+
+
+def test_the_file_that_the_config_names_goes_first(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "m", PAIR)
+    save_file({"x": X["x"] + 1}, folder / SINGLE)
+    (folder / INDEX).rename(folder / "other.safetensors.index.json")
+    for name, tensors in (("two.safetensors", Y), ("other.safetensors.index.json", X | Y)):
+        (folder / "config.json").write_text(json.dumps({"transformers_weights": name}))
+        same(everything(Checkpoint.open(folder).tensors), tensors)
+
+
+@pytest.mark.parametrize("name", ["../m/one.safetensors", "/one.safetensors", "model.bin", 7, ["one.safetensors"]])
+def test_a_config_that_names_another_file_is_refused(tmp_path: Path, name: object) -> None:
+    folder = shards(tmp_path / "m", PAIR)
+    (folder / "config.json").write_text(json.dumps({"transformers_weights": name}))
+    open_refused(folder, "config.json", "transformers_weights")
+
+
+def test_an_adapter_alone_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / ADAPTER).write_text("{}")
+    save_file(X, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter.*merge"):
+        Checkpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize(

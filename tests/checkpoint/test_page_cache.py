@@ -13,9 +13,10 @@ from tiny import tiny_checkpoint
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint import page_cache
-from griffin_offload.checkpoint.headers import SINGLE, read_header
+from griffin_offload.checkpoint.headers import read_header
 from griffin_offload.checkpoint.page_cache import is_cached, mostly_cached
 from griffin_offload.checkpoint.reader import Reader
+from griffin_offload.checkpoint.which_files import SINGLE
 from griffin_offload.memory.arena import PAGE, Arena, padded
 from griffin_offload.units import MIB
 

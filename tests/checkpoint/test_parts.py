@@ -10,9 +10,10 @@ from safetensors_files import layout, random_tensors, same
 from torch import Tensor
 
 from griffin_offload.checkpoint.gguf.blocks import block_type
-from griffin_offload.checkpoint.headers import SINGLE, Encoding, TensorInfo, read_header
+from griffin_offload.checkpoint.headers import Encoding, TensorInfo, read_header
 from griffin_offload.checkpoint.parts import pieces, space, unit
 from griffin_offload.checkpoint.reader import Reader
+from griffin_offload.checkpoint.which_files import SINGLE
 from griffin_offload.memory.arena import LARGE, PAGE, Arena
 
 THREADS = 4

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from safetensors_files import everything, layout, random_tensors, refused, same, shards
 from torch import Tensor
 
-from griffin_offload.checkpoint.headers import SINGLE, Checkpoint, TensorInfo, read_header
+from griffin_offload.checkpoint.headers import Checkpoint, TensorInfo, read_header
 from griffin_offload.checkpoint.reader import Reader, runs
+from griffin_offload.checkpoint.which_files import SINGLE
 from griffin_offload.memory.arena import LARGE, PAGE, Arena, padded
 
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from safetensors_files import everything, same
 from torch import Tensor
 
-from griffin_offload.checkpoint.headers import INDEX, SINGLE, Checkpoint, read_header
+from griffin_offload.checkpoint.headers import Checkpoint, read_header
 from griffin_offload.checkpoint.safetensors_writer import CheckpointWriter
+from griffin_offload.checkpoint.which_files import INDEX, SINGLE
 
 SHAPES = {"a": (3, 5), "scalar": (), "none": (0, 4), "b": (7,), "c": (16, 16), "d": (1,)}
 

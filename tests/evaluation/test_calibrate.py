@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.key import checkpoint_key
-from griffin_offload.errors import BudgetError, OptionError, PromptError
+from griffin_offload.errors import BudgetError, GriffinError, OptionError, PromptError
 from griffin_offload.evaluation import calibrate
 from griffin_offload.evaluation.figures import observe
 from griffin_offload.evaluation.scoring.prompt_cache import forked_cache, prompt_cache
 from griffin_offload.evaluation.scoring.reads import fits
 from griffin_offload.evaluation.scoring.scored import Pair
 from griffin_offload.evaluation.scoring.variant import ScoredRow
+from griffin_offload.options import FfnSkip
 from griffin_offload.paths import cache_folder
 from griffin_offload.pruning.layer_allocation import Curves, calibration_path, load_curves
 
@@ -201,18 +202,31 @@ def test_curves_measured_otherwise_are_not_replaced_unasked(model: str, tmp_path
     assert run("--model", model, *SMALL, "--data", str(data), "--force").exit_code == 0
 
 
-def test_a_calibrated_model_shares_the_same_total(model: str) -> None:
+def test_a_calibrated_model_shares_the_same_total(model: str, tmp_path: Path) -> None:
     engine = Engine(model)
     half = {"sparsity": 0.5, "rest": "drop"}
     uniform = engine.plan(20, 4, **half)
     assert engine.plan(20, 4, **half, allocation="sensitivity").kept == uniform.kept  # no calibration: as without
+    assert not uniform.calibrated
     assert run("--model", model, *SMALL).exit_code == 0
     shared = engine.plan(20, 4, **half, allocation="sensitivity")
     assert shared.kept != uniform.kept
     assert sum(k for (k,) in shared.kept) == sum(k for (k,) in uniform.kept)
     assert shared.resident_bytes == uniform.resident_bytes
-    report = engine.generate(tiny_prompt(20), sparsity=0.5, allocation="sensitivity", max_new_tokens=4).report
-    assert report.plan.kept == shared.kept
+    for of_it in ({}, {"allocation": "sensitivity"}):  # used from now on, unless somebody says otherwise
+        report = engine.generate(tiny_prompt(20), **half, **of_it, max_new_tokens=4).report
+        assert report.plan.kept == shared.kept
+        assert "sparsity 0.5 (by layer, as calibrated)" in dict(report.rows())["resident"]
+        assert report.to_json()["calibrated"] is True
+    assert engine.plan(20, 4, **half, allocation="uniform").kept == uniform.kept
+    assert engine.plan(20, 4, sparsity=0.5, method="griffin").kept == uniform.kept
+    assert engine.plan(20, 4, skip=FfnSkip(0.5, "prompt", (0, 0)), **half).calibrated is False
+    engine.export(tiny_prompt(), tmp_path / "out", prompt_text="x", sparsity=0.5)
+    assert json.loads((tmp_path / "out" / "griffin.json").read_text())["kept"] == uniform.kept[0][0]
+    calibration_path(cache_folder(), checkpoint_key(engine.checkpoint)).write_text("no calibration")
+    assert engine.plan(20, 4, **half).kept == uniform.kept
+    with pytest.raises(GriffinError, match="is not a calibration"):
+        engine.plan(20, 4, **half, allocation="sensitivity")
 
 
 @pytest.mark.real

@@ -27,6 +27,7 @@ from griffin_offload.checkpoint.gguf.writer import layout
 from griffin_offload.errors import ExportError, OptionError, UnsupportedArchitecture
 from griffin_offload.export.pruned_model import Export
 from griffin_offload.memory.measure import PeakMeter
+from griffin_offload.sources import gguf_convert
 from griffin_offload.units import MIB
 from griffin_offload.version import __version__
 
@@ -53,7 +54,7 @@ def export(folder: Path, out: Path, dtype: str | None = None, **options: Any) ->
     """As GGUF, where `out` is a file's name."""
     form = "gguf" if out.suffix == ".gguf" else "safetensors"
     return Engine(folder, dtype=dtype).export(
-        tiny_prompt(), out, prompt_text=TEXT, format=form, **{"fold": False, **options}
+        tiny_prompt(), out, prompt_text=TEXT, format=form, **{"fold": False, "prior": "off", **options}
     )
 
 
@@ -285,14 +286,27 @@ def test_types_without_a_known_form_are_named(tmp_path: Path) -> None:
     assert said.endswith("use --format safetensors")
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, YARN, YARN | {"beta_fast": 20.0}]
+)
+def test_scaled_positions_are_written(tmp_path: Path, rope: dict[str, Any]) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", rope_parameters=rope)
+    export(folder, tmp_path / "m.gguf")
+    gguf_convert.convert(tmp_path / "m.gguf", tmp_path / "back")
+    assert AutoConfig.from_pretrained(tmp_path / "back").rope_parameters == rope
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
         ("llama-relu", {}, "hidden_act"),
         ("gemma3_text", {}, "layer_types"),
         ("gemma3_text", SIX | {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
+        ("llama", {"rope_parameters": YARN | {"attention_factor": 2.0}}, "rope_parameters"),
     ],
 )
 def test_what_a_file_cannot_say_is_named(tmp_path: Path, kind: str, changes: dict[str, Any], said: str) -> None:
@@ -347,7 +361,9 @@ def test_existing_files_and_odd_names(tmp_path: Path, llama: Path) -> None:
     engine = Engine(llama)
     for name, said in (("folder.gguf", "is a folder"), ("m.bin", "does not end in .gguf"), ("nul\0.gguf", "no name")):
         with pytest.raises(ExportError, match=said):
-            engine.export(tiny_prompt(), tmp_path / name, prompt_text=TEXT, fold=False, format="gguf", force=True)
+            engine.export(
+                tiny_prompt(), tmp_path / name, prompt_text=TEXT, fold=False, prior="off", format="gguf", force=True
+            )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -516,9 +532,9 @@ def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine = Engine(smol)
     prompt = engine.encode("Why do people still talk about the Library of Alexandria?")
     meter = PeakMeter("cpu")
-    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, fold=False, format="gguf")
+    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, fold=False, prior="off", format="gguf")
     exporting = meter.peak()
-    engine.export(prompt, tmp_path / "m", prompt_text=TEXT, fold=False)
+    engine.export(prompt, tmp_path / "m", prompt_text=TEXT, fold=False, prior="off")
     held = engine.generate(
         prompt, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False
     ).report.measured_peak

@@ -172,14 +172,14 @@ def assert_export_is_resident(engine: Engine, case: Case, out: Path) -> None:
     """The weights bit for bit, and the same answer after the same prompt."""
     if model_type(case.kind) in NO_SIZE:
         with pytest.raises(ExportError, match="no field for fewer neurons"):
-            engine.export(PROMPT, out, prompt_text="x", fold=False)
+            engine.export(PROMPT, out, prompt_text="x", fold=False, prior="off")
         return
     output = engine.sweep(PROMPT, sparsity=0.5, method="griffin")
     first, cache = int(output.logits[0, -1].argmax()), copy.deepcopy(output.past_key_values)
     weights = {name: tensor.clone() for name, tensor in engine.skeleton.model.state_dict().items()}
     if table := engine.skeleton.layout.table:  # it stays in its file
         weights[table] = case.model.state_dict()[table]
-    Engine(case.folder).export(PROMPT, out, prompt_text="x", fold=False)
+    Engine(case.folder).export(PROMPT, out, prompt_text="x", fold=False, prior="off")
     model, facts = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
     assert not any(facts.values()), facts
     for name, tensor in model.state_dict().items():

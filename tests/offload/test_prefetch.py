@@ -12,8 +12,9 @@ from engines import reading_threads
 from safetensors_files import layout
 from torch import Tensor
 
-from griffin_offload.checkpoint.headers import SINGLE, TensorInfo, read_header
+from griffin_offload.checkpoint.headers import TensorInfo, read_header
 from griffin_offload.checkpoint.reader import Reader
+from griffin_offload.checkpoint.which_files import SINGLE
 from griffin_offload.errors import CheckpointError
 from griffin_offload.offload.prefetch import Load, Prefetch
 

@@ -18,7 +18,7 @@ from rings import LAYERS, seen_by_each_layer, seen_by_slow_streams
 from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
-from griffin_offload.checkpoint.headers import SINGLE
+from griffin_offload.checkpoint.which_files import SINGLE
 from griffin_offload.errors import CheckpointError
 from griffin_offload.memory import host_cache, upload
 from griffin_offload.memory.stage_clock import StageClock

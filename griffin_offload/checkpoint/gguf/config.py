@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line
+from .fields import check_fields, one_for_all
 from .header import GgufFile
-from .tokenizer import split_as
+from .rope import FACTORS, SCALING_FIELDS, llama3_rope, scaling, scaling_fields
+from .tokenizer import ALIASES, check_tokenizer, split_as
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class GgufArchitecture:
 
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
-_CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+_CAPS = {"attn_logit_softcapping": "attn_logit_softcapping"} | _CAP
 GGUF_ARCHS = {
     "llama": GgufArchitecture("llama", interleaved=True, written_as_it=("mistral",)),
     "qwen2": GgufArchitecture("qwen2"),
     "qwen3": GgufArchitecture("qwen3"),
     "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
-    "gemma3": GgufArchitecture("gemma3_text", norm_offset=1.0, fields=_WINDOW),
+    "gemma3": GgufArchitecture("gemma3_text", norm_offset=1.0, fields=_WINDOW | _CAP),
 }
 # GGUF field (after the architecture's name) -> transformers' config
 _FIELDS = {
@@ -51,11 +54,10 @@ _FIELDS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
-ROPE_FACTORS = "rope_freqs.weight"
 # (type, layers) -> a value that the file does not have; other sizes of these types divide by the root of head_dim.
 QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
 # Byte-level vocabularies that get a BOS if the file does not say, in llama.cpp and in their own tokenizers.
-BOS_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe", "tekken")
+BOS_BY_DEFAULT = ("llama-bpe", "tekken")
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
@@ -64,23 +66,27 @@ def arch_of(file: GgufFile) -> GgufArchitecture:
 
 
 def require_supported(file: GgufFile, name: str) -> None:
-    """Raises UnsupportedArchitecture or CheckpointError for a file that would be read wrongly."""
-    architecture = file.fields.get("general.architecture", "?")
+    """Raises UnsupportedArchitecture or CheckpointError for a file that is no whole model, or would be read wrongly."""
+    if (parts := file.fields.get("split.count", 1)) > 1:
+        raise CheckpointError(f"{name} is one of {parts} parts; join them first with llama.cpp's gguf-split --merge")
+    architecture, kind = file.fields.get("general.architecture", "?"), file.fields.get("general.type", "model")
+    if kind == "adapter" or "adapter.type" in file.fields:
+        raise CheckpointError(
+            f"{name} is an adapter (LoRA), not a model: merge it into its base model with llama.cpp's "
+            "llama-export-lora, and give that file"
+        )
+    if kind == "mmproj" or architecture == "clip":
+        raise CheckpointError(f"{name} is a projector for images (mmproj), not a model: give the model's own file")
     if architecture not in GGUF_ARCHS:
         raise UnsupportedArchitecture(
             f"{name} holds a {architecture!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
             "Its original safetensors folder may still work"
         )
-    if (parts := file.fields.get("split.count", 1)) > 1:
-        raise CheckpointError(f"{name} is one of {parts} parts; join them first with llama.cpp's gguf-split --merge")
+    if not file.tensors:
+        raise CheckpointError(f"{name} holds a vocabulary and no weights; give the file of the whole model")
     if file.fields.get(f"{architecture}.expert_count", 0):
         raise UnsupportedArchitecture(f"{name} is a mixture of experts, which Griffin cannot prune")
-    scaling = file.fields.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UnsupportedArchitecture(
-            f"{name} scales its positions ({scaling}), of which its header says too little: "
-            "use the original safetensors"
-        )
+    check_tokenizer(file.fields, name)
 
 
 def read_config(file: GgufFile, name: str) -> Any:
@@ -89,7 +95,9 @@ def read_config(file: GgufFile, name: str) -> Any:
 
     architecture, prefix = arch_of(file), file.fields["general.architecture"]
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    header = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items()}
+    own = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items() if key.startswith(f"{prefix}.")}
+    own = one_for_all(own, prefix, name)
+    header = file.fields | own
     values = {ours: header[theirs] for theirs, ours in _FIELDS.items() if theirs in header}
     values |= {ours: header[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in header}
     required = {*_FIELDS.values()} - {"num_key_value_heads"}
@@ -98,13 +106,15 @@ def read_config(file: GgufFile, name: str) -> Any:
     if "token_embd.weight" not in shapes or values["num_hidden_layers"] > len(shapes):
         raise CheckpointError(f"{name} has no embeddings, or fewer layers than its header says")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values["head_dim"] = header.get("attention.key_length") or header.get("rope.dimension_count")
-    values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+    values["head_dim"] = header.get("attention.key_length") or _head_dim(values, header, shapes)
     values["vocab_size"] = shapes["token_embd.weight"][0]
     values["tie_word_embeddings"] = "output.weight" not in shapes
-    if "rope.freq_base" in header:
-        values["rope_theta"] = header["rope.freq_base"]
-    values |= {ours: header[theirs] for theirs, ours in architecture.fields.items() if theirs in header}
+    rope = {"rope.freq_base": "rope_theta"} | (
+        {"rope.freq_base_swa": "rope_local_base_freq"} if prefix == "gemma3" else {}
+    )
+    values |= {ours: header[theirs] for theirs, ours in (rope | architecture.fields).items() if header.get(theirs)}
+    if found := scaling(own, prefix, name):
+        values["rope_scaling"] = found
     if architecture.model_type.startswith("gemma"):
         size = architecture.model_type, values["num_hidden_layers"]
         values["query_pre_attn_scalar"] = QUERY_SCALARS.get(size, values["head_dim"])
@@ -114,43 +124,18 @@ def read_config(file: GgufFile, name: str) -> Any:
         raise CheckpointError(
             f"{name}: its header describes no {architecture.model_type} model ({one_line(error)})"
         ) from error
-    factors = next((tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS), None)
+    check_fields(own, {*_FIELDS, *rope, *architecture.fields, *SCALING_FIELDS}, config, prefix, name)
+    factors = next((tensor for tensor in file.tensors if tensor.name == FACTORS), None)
     if factors is not None:
-        config.rope_parameters = _llama3_rope(config, file.dense(factors), name)
+        config.rope_parameters = llama3_rope(config, file.dense(factors), name)
     return config
 
 
-def _llama3_rope(config: Any, factors: Any, name: str) -> dict[str, Any]:
-    """Llama 3.1's position scaling, of which a GGUF has only the divisors of the frequencies: (head_dim / 2,), float32.
-
-    Rebuilt from the published constants and the largest divisor, and compared with the file's."""
-    import torch
-
-    plain = dict(config.rope_parameters)
-    rope = plain | {
-        "rope_type": "llama3",
-        "factor": round(float(factors.max()), 3),  # of a float32 quotient
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    config.rope_parameters = rope
-    if not torch.allclose(rope_factors(config), torch.from_numpy(factors), rtol=1e-3):
-        raise UnsupportedArchitecture(
-            f"{name} scales its positions in a way that is not Llama 3.1's: use the original safetensors"
-        )
-    return rope
-
-
-def rope_factors(config: Any) -> Any:
-    """A config with Llama 3.1's position scaling -> the divisors of its frequencies: (head_dim / 2,), float32."""
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    theta, size = config.rope_parameters["rope_theta"], config.head_dim
-    frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    return frequencies / scaled
+def _head_dim(values: dict[str, Any], header: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int:
+    """The size of a head where the header does not say it: the rotated part, if the queries have so many rows."""
+    heads, rotated = int(values["num_attention_heads"]), header.get("rope.dimension_count")
+    rows = shapes.get("blk.0.attn_q.weight", (0,))[0]
+    return int(rotated) if rotated and rows == heads * rotated else int(values["hidden_size"]) // heads
 
 
 def written_as(model_type: str) -> str | None:
@@ -169,7 +154,7 @@ def config_fields(config: Any, name: str) -> dict[str, Any]:
     table = _FIELDS | GGUF_ARCHS[name].fields
     fields = {key: getattr(config, ours) for key, ours in table.items() if getattr(config, ours, None) is not None}
     fields |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
-    fields |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
+    fields |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size, **scaling_fields(rope)}
     return {f"{name}.{key}": value for key, value in fields.items()}
 
 
@@ -212,11 +197,18 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
     header = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
-    add_bos = header.get("add_bos_token", header.get("model") == "llama" or header.get("pre") in BOS_BY_DEFAULT)
+    pre = header.get("pre")
+    add_bos = header.get("add_bos_token", header.get("model") == "llama" or ALIASES.get(pre, pre) in BOS_BY_DEFAULT)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
-    if add_bos and bos and tokenizer.encode("a")[:1] != [bos_id]:
+    adds_bos = bool(bos) and (add_bos or tokenizer.encode("a")[:1] == [bos_id])
+    adds_eos = bool(header.get("add_eos_token")) and tokenizer.eos_token is not None
+    if adds_eos or (adds_bos and tokenizer.encode("a")[:1] != [bos_id]):
+        before, after = f"{bos} " if adds_bos else "", f" {tokenizer.eos_token}" if adds_eos else ""
+        ids = {tokenizer.eos_token: tokenizer.eos_token_id} if adds_eos else {}
+        ids |= {bos: bos_id} if adds_bos else {}
+        one, two = f"{before}$A{after}", f"{before}$B{after}"
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
+            single=one, pair=f"{one} {two}", special_tokens=[*ids.items()]
         )
     try:
         tokenizer.save_pretrained(out)

@@ -64,7 +64,8 @@ class GgufFile:
 
 
 def read_gguf(path: Path, name: str) -> GgufFile:
-    """Reads a header; `name` is for errors. Raises CheckpointError for a file that is not GGUF, cut off or damaged."""
+    """Reads a header; `name` is for errors. Raises CheckpointError for a file that is not GGUF, cut off or damaged,
+    UnsupportedArchitecture for one that cannot be read here."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{name} is not a GGUF file: it does not begin with the letters GGUF")
@@ -78,7 +79,7 @@ def read_gguf(path: Path, name: str) -> GgufFile:
                     f"{name} is damaged: its header cannot be read ({error}); fetch it again"
                 ) from error
             end = max((tensor.begin + tensor.bytes for tensor in tensors), default=0)
-            if not tensors or end > len(blob):
+            if end > len(blob):
                 raise CheckpointError(f"{name} is cut off: {len(blob)} bytes of {end}; fetch it again")
     return GgufFile(path, fields, tensors, places)
 
@@ -115,6 +116,10 @@ class _Cursor:
 
     def header(self) -> tuple[dict[str, Any], tuple[GgufTensor, ...], dict[str, tuple[int, int]]]:
         _, version, tensor_count, field_count = self._read("4sIQQ")
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedArchitecture(
+                "its numbers are big-endian, for machines such as s390x: take the little-endian file of the model"
+            )
         if version not in (2, 3):
             raise ValueError(f"version {version}, not 2 or 3")
         fields, places = {}, {}

@@ -7,7 +7,7 @@ https://github.com/ggml-org/llama.cpp, and write a name only if llama.cpp splits
 import json
 from typing import Any
 
-from ...errors import ExportError
+from ...errors import ExportError, UnsupportedArchitecture
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -27,14 +27,32 @@ PRE: dict[str, tuple[tuple[str, Any], ...]] = {
         _BYTES,
     ),
 }
-ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+ALIASES = {
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "megrez"), "qwen2"),
+    "phi-2": "gpt-2",
+}
+UNNAMED = ("", "default")  # of files from before there were names: left to transformers
 WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word of the vocabulary becomes one token without merges
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's token types
 _UNDERLINE = "\u2581"  # a space, in SentencePiece's vocabularies
 
 
+def check_tokenizer(fields: dict[str, Any], name: str) -> None:
+    """Raises UnsupportedArchitecture for a file whose way of splitting texts is not known here."""
+    model, pre = fields.get("tokenizer.ggml.model", "llama"), fields.get("tokenizer.ggml.pre", "default")
+    wrong = {"model": model} if model not in ("gpt2", "llama") else {}
+    if model == "gpt2" and pre not in (*PRE, *ALIASES, *UNNAMED):
+        wrong = {"pre": pre}
+    for key, value in wrong.items():
+        raise UnsupportedArchitecture(
+            f"{name}: its header says tokenizer.ggml.{key} {str(value)[:40]!r}, a way of splitting texts that is not "
+            "known here: use the original safetensors"
+        )
+
+
 def split_as(backend: Any, fields: dict[str, Any]) -> None:
-    """Makes a tokenizer split texts as a file with these fields says. An unknown `pre` is left to transformers."""
+    """Makes a tokenizer split texts as a file with these fields says; without a name it stays as it is."""
     from tokenizers import Tokenizer, decoders, normalizers
 
     header = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
