@@ -95,6 +95,6 @@ def scratch(weights: Iterable[Packed]) -> int:
 
 
 def part(packed: Packed, first: int, last: int) -> tuple[Shape, Packed]:
-    """A part of a weight: units [first, last) of it."""
+    """A part of a weight (or of a part of it): units [first, last) of what is there."""
     size = prod(packed.shape) // units(packed)
-    return ((last - first) * size,), replace(packed, first=first, last=last)
+    return ((last - first) * size,), replace(packed, first=packed.first + first, last=packed.first + last)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import Packed
+from griffin_offload.checkpoint.parts import part, unit
 from griffin_offload.checkpoint.quantized import decode
 from griffin_offload.checkpoint.quantized.bits import to_float, unpack
 from griffin_offload.checkpoint.reader import Reader
@@ -131,6 +132,22 @@ def test_transformers_dequantizes_mxfp4_to_the_same(tmp_path: Path) -> None:
     for name, tensor in oracle.load(dense).state_dict().items():
         if name.endswith("_proj") and "experts" in name:
             assert torch.equal(theirs.state_dict()[name], tensor.bfloat16()), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_a_part_is_where_it_belongs(tmp_path: Path, kind: str) -> None:
+    folder, dense = made(tmp_path, kind)
+    expected = load_file(dense / "model.safetensors")
+    _, checkpoint = read_headers(folder)
+    for name, info in checkpoint.tensors.items():
+        if isinstance(info.encoding, Packed):
+            size, units = unit(info), decode.units(info.encoding)
+            middle = part(info, units // 4 * size, units * size)
+            inner = part(middle, units // 4 * size, units // 2 * size)
+            target = torch.full(inner.shape, torch.nan)
+            Reader().read({inner: target})
+            begin = 2 * (units // 4) * size
+            assert torch.equal(target, expected[name].flatten()[begin : begin + len(target)]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
