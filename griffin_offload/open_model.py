@@ -13,7 +13,7 @@ import torch
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
-from .checkpoint.reader import BOUNCE, DECODING, Reader
+from .checkpoint.reader import Reader, buffer_bytes
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
 from .memory.host_cache import spare_memory
@@ -27,8 +27,9 @@ from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
+from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_config, load_tokenizer, open_checkpoint
+from .model.pretrained import check_layers, load_tokenizer, read_headers
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
@@ -114,7 +115,9 @@ class OpenModel:
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template."""
+        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
+        for images and other media."""
+        refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         return self.check_tokens(
@@ -325,8 +328,7 @@ def open_model(
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
-    config = load_config(path)
-    checkpoint = open_checkpoint(path)
+    config, checkpoint = read_headers(path)
     overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
@@ -397,7 +399,5 @@ def _host_memory(placement: Placement, ring: Ring | None) -> int:
 
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
     """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    if not skeleton.layout.converts:
-        return 0
-    encoded = any(piece.info.encoding for parts in skeleton.layout.pieces.values() for piece in parts)
-    return threads * (DECODING if encoded else BOUNCE)
+    infos = (piece.info for parts in skeleton.layout.pieces.values() for piece in parts)
+    return threads * buffer_bytes(infos, skeleton.layout.dtype)
