@@ -135,7 +135,8 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
         run.reader.close()
         run = replace(prepare(opened, resident, asked), selection=run.selection, prior_s=run.prior_s)
     opened.skeleton.threads.used.clear()
-    resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
+    with planned(opened.device, unload=resident.unload):
+        resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)

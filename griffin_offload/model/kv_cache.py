@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..memory.arena import Arena, padded
+from ..memory.cuda import give_back
 
 READ_AGAIN = 64  # tokens at the end of a prompt that can be read again, at most
 
@@ -70,6 +71,8 @@ def cut_back(cache: Any, tokens: int, room: int) -> None:
     """Keeps the first `tokens` tokens, in memory for `room`: a layer at a time, so that little is held twice."""
     for layer in cache.layers:
         layer.cut_back(tokens, room)
+        if layer.is_initialized:
+            give_back(layer.keys.device.type)  # or a GPU's blocks of all layers would be kept for later
     cache.tokens = room
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
+from ..memory.arena import Arena, padded
+from ..memory.heap import trim_heap
 from ..memory.host_cache import HostTier
 from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.skeleton import Skeleton
@@ -67,6 +69,7 @@ class ResidentModel:
         if plan.earlier_tokens:
             with self._skeleton.threads.fitted(1):  # many small copies
                 self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
+            trim_heap()  # what the last turn freed would count beside this one
         else:
             self.turns.clear()
         self._tier.hold(plan.held_layers, len(plan.kept))
@@ -144,17 +147,20 @@ class ResidentModel:
         """For the pass of a conversation's turn, allocated before it."""
         earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
         count = plan.pass_tokens - REWRITTEN
-        return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
+        return TurnStatistics(earlier, self._copied(self._device) if count > 0 else None, count)
 
-    def _copied(self) -> Statistics:
-        """A copy of the statistics of all blocks that are pruned."""
-        each = zip(self.layers, self._neurons, strict=True)
+    def _copied(self, device: str) -> Statistics:
+        """A copy of the statistics of all blocks that are pruned, in memory of its own: blocks that stay would tear the
+        heap into holes."""
+        each = [
+            zip(layer.statistics, layer.kept, whole, strict=True)
+            for layer, whole in zip(self.layers, self._neurons, strict=True)
+        ]
+        pruned = [[total if k < n else None for total, k, n in layer] for layer in each]
+        arena = Arena(sum(padded(t.nbytes) for layer in pruned for t in layer if t is not None), device, huge=False)
         return [
-            tuple(
-                total.clone() if k < n else None
-                for total, k, n in zip(layer.statistics, layer.kept, neurons, strict=True)
-            )
-            for layer, neurons in each
+            tuple(None if total is None else arena.take(total.shape, total.dtype).copy_(total) for total in layer)
+            for layer in pruned
         ]
 
     @property
@@ -175,9 +181,10 @@ class ResidentModel:
         model computed. `pruning`: what the plan was made for."""
         points = {}
         if self._turn:
-            points[plan.prompt_tokens] = self._copied()
-            if self._turn.until:
-                points[plan.earlier_tokens + self._turn.count] = self._turn.until
+            points[plan.prompt_tokens] = self._copied("cpu")
+            if until := self._turn.until:
+                point = plan.earlier_tokens + self._turn.count
+                points[point] = [tuple(None if t is None else t.cpu() for t in layer) for layer in until]
         self.turns.keep(cache, [*prompt, *(() if plan.reads_again else answer)], points)
         self.turns.pruning, self._turn = pruning, None
 

@@ -16,6 +16,7 @@ from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
 KEPT_STATISTICS = 6  # sets of statistics that a conversation keeps, each up to one point in its last turns
+HOLES = 48 * MIB  # that activations leave in the heap, among blocks that stay, at least
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
@@ -81,7 +82,9 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
     if waiting := request.waiting + prompts * 3 * request.prompt_tokens * sizes.hidden * sizes.item:
         yield Row("hidden states of waiting prompts", waiting, "prompt")
     if needs_steady_heap(sizes, request):
-        yield Row("heap fragmentation", max(activations * 3 // 2, 48 * MIB), "prompt", "measured")
+        yield Row("heap fragmentation", max(activations * 3 // 2, HOLES), "prompt", "measured")
+    elif request.earlier_tokens and sizes.item < 4:
+        yield Row("heap fragmentation", HOLES, "prompt", "measured")
 
 
 def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
@@ -109,6 +112,8 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         if kept != sizes.kept(0):
             when: Moment = "host" if request.copies else "always"
             yield Row("statistics of the turns", (KEPT_STATISTICS + 2) * sizes.statistics, when)
+            if request.copies:
+                yield Row("statistics of this turn", sizes.statistics)
     is_whole = kept == sizes.kept(0) and not request.precision.quantized
     if is_whole and sizes.switch is not None and prompt <= sizes.switch < tokens:
         again = sizes.activations(sizes.switch + 1) + sizes.cache(tokens)
