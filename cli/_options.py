@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from ..errors import GriffinError
 from ..options import (
     AUTO,
+    OFF,
     Decoding,
     ExportFormat,
     Option,
@@ -177,8 +178,8 @@ def takes(*groups: "type | Some") -> Decorator:
 
 def check_usage(given: Mapping[str, Any]) -> None:
     """Raises click.UsageError for an option that does nothing without another one."""
-    if "prior_weight" in given and "prior" not in given:
-        raise click.UsageError("--prior-weight needs --prior FILE")
+    if "prior_weight" in given and (given.get("prior") == OFF or given.get("method")):
+        raise click.UsageError("--prior-weight needs --prior auto, or a file")
     if "fold_strength" in given and (given.get("fold") is False or given.get("method")):
         raise click.UsageError("--fold-strength needs --fold")
     of_skip = [name for name, value in given.items() if name.startswith("ffn_skip_") and value != "token"]

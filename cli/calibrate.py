@@ -1,4 +1,4 @@
-"""`griffin calibrate`: measure once how much each layer's neurons matter, for --allocation sensitivity."""
+"""`griffin calibrate`: measure once how much each layer's neurons matter."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,26 +19,30 @@ SHOWN = 6  # layers
 
 
 @click.command("calibrate", short_help="Measure which layers need their neurons most.")
-@click.option("--data", metavar="FILE", help="A UTF-8 text like those the model is for. [default: plain English prose]")
-@count("--prompt-tokens", 384, "Tokens of each window that the kept neurons are chosen from.", metavar="P")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="A UTF-8 text like those the model is for. [default: questions, answers, code and prose that ship]",
+)
+@count("--prompt-tokens", 232, "Tokens of each window that the kept neurons are chosen from.", metavar="P")
 @count(
     "--continue-tokens",
-    64,
+    24,
     "Tokens after them, whose predictions are compared with the full model's.",
     metavar="C",
     low=2,
 )
-@count("--windows", 4, "Windows spread over the text.")
+@count("--windows", 12, "Windows spread over the text.")
 @switch("--force", "Measure again, and replace the earlier measurement.")
 @opens_engine()
 @json_option("Print one JSON object: the file, and every measurement.")
 def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: bool, **windows: Any) -> None:
     """Measure which layers need their neurons most.
 
-    All layers keep half of their neurons, except for one at a time, which keeps a quarter, three quarters or all of
-    them; the predictions are compared with the full model's. The result goes to a small file in the cache, once for
-    each model. --allocation sensitivity then keeps more neurons in the layers that need them and fewer in the others,
-    at the same size in total.
+    All layers keep half of their neurons, except for one at a time, which keeps a quarter or all of them; the
+    predictions are compared with the full model's. The result goes to a small file in the cache, once for
+    each model. From then on answers keep more neurons in the layers that need them and fewer in the others, at the same
+    size in total; --allocation uniform has all layers the same.
     """
     text = read_file(data) if data is not None else None
     engine = open_engine()
@@ -52,7 +56,7 @@ def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: b
     title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
     columns = ("layer", "weight (average: about 1)", "kept at sparsity 0.5", "kept at sparsity 0.25")
     console.table(title, columns, rows(engine, curves))
-    console.pairs([("written to", str(path)), ("used by", "--allocation sensitivity")], err=False)
+    console.pairs([("written to", str(path)), ("used by", "every answer, unless --allocation uniform")], err=False)
 
 
 def rows(engine: "Engine", curves: "Curves") -> Iterator[tuple[str, ...]]:

@@ -31,7 +31,7 @@ COMMANDS = {  # name -> (argument, what it does); Repl has a method for each
     "/regen": ("", "answer the last question again"),
     "/system": ("[TEXT]", "show or change the system message; 'none' removes it"),
     "/set": ("[NAME VALUE]", "show or change how answers are made; the value 'none' restores the default"),
-    "/mem": ("", "memory and speed of the last answer"),
+    "/mem": ("", "memory and speed of the last answer, and what its turn cost"),
     "/save": ("FILE", "save the conversation"),
     "/load": ("FILE", "continue a saved conversation"),
     "/exit": ("", "leave, as Ctrl-D does"),
@@ -45,6 +45,7 @@ COMMANDS = {  # name -> (argument, what it does); Repl has a method for each
 def command(*, system: str | None, open_engine: Callable[[], "Engine"], pruning: Pruning, decoding: Decoding) -> None:
     """Talk to a model, turn by turn.
 
+    Each turn computes its new tokens, and reads of the model what is not in memory; the line below an answer says so.
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands. With stdin piped, each line is a turn.
     End a line with a backslash to continue it on the next; put a text of several lines between two lines of \"\"\".
     """
@@ -239,6 +240,7 @@ def footer(answer: "Answer") -> str:
     parts = [f"{len(answer.token_ids)} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed else []  # one token has no speed
     parts += [f"{format_bytes(facts['memory']['resident_bytes'])} resident", f"first token after {first:.2f} s"]
+    parts += [f"{answer.report.turn}, {format_bytes(facts['io']['bytes_read'])} read"] if answer.report.turn else []
     parts += [str(answer.report.fidelity)] if answer.report.fidelity else []
     ends = {"length": "cut at max_new_tokens (/set max_new_tokens N)", "interrupted": "stopped"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
@@ -33,7 +34,7 @@ CONTINUE_TOKENS = "Tokens after them that are predicted."
     "predict much worse.",
 )
 @compares
-@option("prior", type=click.Path(path_type=Path))
+@option("prior")
 @repeated("prior_weight", "prior_weights", type=click.FloatRange(0, 1))
 @opens_engine()
 @json_option()
@@ -41,7 +42,7 @@ def command(
     *,
     data: Path,
     windows: int,
-    prior: Path | None,
+    prior: str | None,
     prior_weights: tuple[float, ...],
     variants: "list[Variant]",
     open_engine: Callable[[], "Engine"],
@@ -54,16 +55,16 @@ def command(
     next one; the pruned model predicts the rest, with the neurons that the P tokens chose. With several P or G, all
     combinations are measured at the same places: windows have the largest size, and all prompts end at the same token.
     """
-    if prior_weights and prior is None:
-        raise click.UsageError("--prior-weight needs --prior FILE")
+    if prior_weights and prior == OFF:
+        raise click.UsageError("--prior-weight needs --prior auto, or a file")
     prompt_tokens, continue_tokens = lengths["prompts"], lengths["continuations"]
     text = decode(data.read_bytes(), str(data))
     engine = open_engine()
     from ..evaluation import perplexity
     from ..evaluation.scoring.variant import with_prior
 
-    if prior is not None:
-        variants = with_prior(engine, variants, prior, prior_weights)
+    if prior is not None or prior_weights:
+        variants = with_prior(engine, variants, prior or AUTO, prior_weights)
     ids, before = perplexity.encode_text(engine, text, bos=lengths["bos"])
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:

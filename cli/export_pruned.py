@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GriffinError, OptionError, PromptError
-from ..options import AUTO, FORMS, SCORES, ExportFormat, Pruning
+from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
@@ -212,10 +212,14 @@ def command(
     if pruning.skip.share and not pruning.skip.by_prompt:
         raise click.UsageError("an export has no tokens to skip for: --ffn-skip needs --ffn-skip-mode prompt")
     given = {"--prompt": prompt is not None, "--prompt-file": prompt_file, "--system": form.system, "--raw": form.raw}
-    given |= {"--prior": pruning.prior, "--selection": pruning.selection != "topk", "--ffn-skip": pruning.skip.share}
+    given |= {
+        "--prior": pruning.prior != AUTO,
+        "--selection": pruning.selection != "topk",
+        "--ffn-skip": pruning.skip.share,
+    }
     options.refuse(given)
     # Files are read, and refused, before a model is looked for.
-    if pruning.prior:
+    if pruning.prior not in (AUTO, OFF):
         from ..pruning.prior import load_prior
 
         pruning = replace(pruning, prior=load_prior(Path(pruning.prior).expanduser()))

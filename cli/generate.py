@@ -60,6 +60,8 @@ def command(
     def on_plan(plan: "Plan") -> None:
         if note := choice_note(pruning, plan, engine.dtype):
             console.note(note)
+        if engine.opened.lacks_prior(pruning, plan):
+            console.note("which neurons this model uses in general is measured first, once: one more reading")
 
     show = None if as_json else stream
     with console.layer_progress() as on_layer:

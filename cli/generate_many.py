@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
-from ..options import AUTO, Decoding, OnLayer, Pruning
+from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
 from . import _console as console
 from ._text import PromptForm
 
@@ -87,7 +87,7 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
         "dtype": engine.dtype,
         **asdict(job.form),
         "batch_size": 1 if job.per_prompt else job.batch_size,  # where the prompts of a batch share their kept neurons
-        **recorded(pruning, decoding),
+        **recorded(with_allocation(engine, pruning), decoding),
     }
     with Results(job.output, settings, source=job.source, force=job.force) as results:
         Rows(engine, job, pruning, decoding).answer(rows, results)
@@ -97,6 +97,14 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
     console.note(f"{len(rows)} prompts answered in {job.output}")
+
+
+def with_allocation(engine: "Engine", pruning: Pruning) -> Pruning:
+    """The pruning with the allocation that 'auto' stands for now: a calibration may come before the run goes on."""
+    if pruning.allocation != AUTO:
+        return pruning
+    calibrated = engine.opened.allocation_curves(pruning) is not None
+    return replace(pruning, allocation="sensitivity" if calibrated else "uniform")
 
 
 def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
@@ -110,7 +118,8 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
     if pruning.folds and pruning.rest in (None, AUTO, "drop"):
         values["fold"] = pruning.folds
     values |= decoding.generate_options(pruning.selection)
-    if pruning.prior:
+    drops = pruning.rest in (None, AUTO, "drop")
+    if pruning.prior != OFF and (pruning.prior != AUTO or drops):  # earlier versions had none of their own
         values["prior"] = pruning.prior
         values |= {} if pruning.prior_weight is None else {"prior_weight": pruning.prior_weight}
     return values | ({"skip": asdict(pruning.skip)} if pruning.skip.share else {})

@@ -1,7 +1,8 @@
 """A conversation with a model: its turns, its saved file, and the options that may change between two answers.
 
-Each answer reads the whole conversation as its prompt. A model with a chat template is asked through it. A base model,
-which has none, continues a plain transcript, "User: ...\\nAssistant:", and its answer ends where the user would speak.
+Each answer has the whole conversation as its prompt, of which the engine computes what is new. A model with a chat
+template is asked through it. A base model, which has none, continues a plain transcript, "User: ...\\nAssistant:", and
+its answer ends where the user would speak.
 """
 
 import json
@@ -240,11 +241,12 @@ class Chat:
     def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
         ids, options = self.prompt_ids(), (self.pruning, self.decoding)
         if self.engine.has_chat_template:
-            answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer)
+            answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer, continues=True)
             self.conversation.add_assistant(answer.reply or answer.text)
             return answer
         until = UntilStop(on_text or (lambda text: None))
         criteria = _stop_when(lambda: until.done)
-        answer = self.engine.generate(ids, *options, on_text=until, on_layer=on_layer, stopping_criteria=criteria)
+        more = {"on_layer": on_layer, "stopping_criteria": criteria}
+        answer = self.engine.generate(ids, *options, on_text=until, continues=True, **more)
         self.conversation.add_assistant(until.close().rstrip())
         return answer

@@ -5,7 +5,6 @@ answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
 print(answer.text, answer.report.measured_peak)
 """
 
-import tempfile
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,11 +19,12 @@ from .errors import OptionError
 from .export.pruned_model import Export, ExportJob, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
-from .generation import Answer, Asked, answer, check_prunes
+from .generation import Answer, Asked, answer
 from .memory.out_of_memory import planned
+from .model_prior import known_prior, score_samples
 from .offload.layer_hook import LayerHook
 from .offload.lockstep import Lockstep, passing
-from .offload.neuron_scores import find_room, sum_scores
+from .offload.neuron_scores import find_room
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip
 from .open_model import open_model
@@ -104,12 +104,16 @@ class Engine:
         decoding: Decoding | None = None,
         *,
         on_text: OnText | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> Answer:
         """Answer a prompt: the first forward is the prompt pass, the rest run the resident model.
 
-        `on_text` gets the answer as it is made. All else: see `generate_batch`."""
-        return self.generate_batch([prompt_ids], pruning, decoding, on_text=on_text, **keywords)[0]
+        `on_text` gets the answer as it is made. `continues`: the prompt is a turn of a conversation: the KV cache stays
+        for the next one, and of this prompt only the tokens are computed that the last one, if it continues too, did
+        not have. All else: see `generate_batch`."""
+        keywords |= {"on_text": on_text, "continues": continues}
+        return self.generate_batch([prompt_ids], pruning, decoding, **keywords)[0]
 
     def generate_batch(
         self,
@@ -121,6 +125,7 @@ class Engine:
         on_text: OnText | None = None,
         on_layer: OnLayer | None = None,
         on_plan: Callable[[Plan], None] | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> list[Answer]:
         """Answer several prompts after one prompt pass: with one set of kept neurons, for which every prompt counts the
@@ -132,6 +137,9 @@ class Engine:
         on_token = _texts_to(on_text) if on_text else None
         asked = _asked(prompts, pruning, decoding, keywords)
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
+        if continues and len(prompts) != 1:
+            raise OptionError(f"one conversation continues at a time: {len(prompts)} prompts are given")
+        asked = replace(asked, continues=continues)
         return answer(self.opened, self.resident, asked)
 
     def stream(
@@ -141,12 +149,14 @@ class Engine:
         decoding: Decoding | None = None,
         *,
         on_layer: OnLayer | None = None,
+        continues: bool = False,
         **keywords: Any,
     ) -> TokenStream[Answer]:
         """An iterator over the tokens of an answer; closing it cancels the rest. Its `answer` has the report.
 
-        The prompt pass runs when the first token is asked for. Keywords: as of `generate_batch`."""
-        asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer)
+        The prompt pass runs when the first token is asked for. `continues`: as of `generate`; keywords: as of
+        `generate_batch`."""
+        asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer, continues=continues)
 
         def make(on_token: OnToken) -> Answer:
             return answer(self.opened, self.resident, replace(asked, on_token=on_token))[0]
@@ -184,8 +194,7 @@ class Engine:
         if pruning.skip.share:
             check_skip(self.skeleton.layout, pruning.skip, export=True)
         source = ExportSource(self.name, self.path, list(prompt_ids), prompt_text)
-        selection = self.opened.selection(pruning, seed)
-        return self._export(source, selection, pruning, export_format, _Out(out, force, on_layer))
+        return self._export(source, seed, pruning, export_format, _Out(out, force, on_layer))
 
     def export_static(
         self,
@@ -209,12 +218,10 @@ class Engine:
         _refuse(keywords)
         source = ExportSource(self.name, self.path, [], "", calibration)
         target = _Out(out, force, on_layer, _size(host_memory))
-        export = self._export(source, Selection(seed=calibration.seed), pruning, export_format, target)
+        export = self._export(source, calibration.seed, pruning, export_format, target)
         return export, Prior(export.scores, {**self.opened.facts, **calibration.to_json()})
 
-    def _export(
-        self, source: ExportSource, selection: Selection, pruning: Pruning, format: ExportFormat, out: "_Out"
-    ) -> Export:
+    def _export(self, source: ExportSource, seed: int, pruning: Pruning, format: ExportFormat, out: "_Out") -> Export:
         gguf = format.format == "gguf"
         what = "a GGUF file" if gguf else "a folder for transformers"
         if pruning.rest not in (None, AUTO, "drop"):
@@ -224,10 +231,11 @@ class Engine:
             require_gguf(self.opened.config.model_type)
         request = replace(
             self.opened.request(max(map(len, source.samples), default=1), 1),
-            curves=self.opened.allocation_curves(pruning),
+            curves=None if pruning.allocation == AUTO else self.opened.allocation_curves(pruning),
             export=True,
             multiple=multiple,
-            fold=None if source.calibration else pruning.folds,
+            fold=pruning.folds if source.samples else None,
+            fold_samples=sum(map(len, source.calibration.samples)) if source.calibration else 0,
             skip=pruning.skip if pruning.skip.share else None,
         )
         if source.calibration:
@@ -239,9 +247,9 @@ class Engine:
         plan = choose_plan(self.sizes, request, sparsity, self.name)
         why = "as asked" if pruning.rest == "drop" else f"{what} holds all neurons of a layer in one format"
         plan = replace(plan, why_rest=why)
-        check_prunes(plan, selection)
         if source.calibration and not plan.prunes:
             raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
+        selection = Selection(seed=seed) if source.calibration else self._selection(pruning, seed, plan)
         self.unload()
         reader = self.opened.reader()
         job = ExportJob(self.skeleton, reader, plan, selection, source, out.path, out.force, out.on_layer)
@@ -262,18 +270,12 @@ class Engine:
 
         `host_memory`: as of `export_static`; the file is in the folder for temporary ones. Raises PromptError for a
         sample beyond the context, BudgetError, GriffinError where the disk is full, and what a prompt pass raises."""
-        request = replace(self.opened.request(calibration.longest, 1), export=True)
-        folder, layout = Path(tempfile.gettempdir()), self.skeleton.layout
-        request, spill = find_room(layout, request, calibration, _size(host_memory), folder)
-        plan = choose_plan(self.sizes, request, 0.0, self.name)
-        self.unload()
-        reader = self.opened.reader()
-        try:
-            with self._planned(plan):
-                prior = sum_scores(self.skeleton, reader, plan, calibration, spill, self.device, on_layer)
-        finally:
-            reader.close()
-        return replace(prior, facts={**self.opened.facts, **prior.facts})
+        return score_samples(self.opened, self.unload, calibration, on_layer, _size(host_memory))
+
+    def prior(self, on_layer: OnLayer | None = None) -> Prior | None:
+        """The model's own prior: scores of every neuron over a text that ships with Griffin, measured once and kept in
+        the cache; None where the budget has no room to measure it. Nothing is resident after a measurement."""
+        return known_prior(self.opened, self.unload, on_layer)
 
     def sweep(
         self,
@@ -290,8 +292,8 @@ class Engine:
         For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
-        selection = self.opened.selection(pruning, seed)
         plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning)
+        selection = self._selection(pruning, seed, plan)
         reader = self.opened.reader()
         try:
             with self._planned(plan):
@@ -332,6 +334,13 @@ class Engine:
         finally:
             reader.close()
             self.unload()
+
+    def _selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+        """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""
+        selection = self.opened.selection(pruning, seed, plan)
+        if selection.prior or not self.opened.takes_prior(pruning, plan):
+            return selection
+        return replace(selection, prior=self.prior())
 
     def _planned(self, plan: Plan) -> AbstractContextManager[None]:
         """Out of memory in this block, which `plan` is of, is a BudgetError."""

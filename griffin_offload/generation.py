@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
 from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
+from .model_prior import known_prior
 from .offload.fidelity_meter import FidelityMeter
+from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
 from .offload.skip_by_token import TokenSkipper
@@ -28,6 +31,7 @@ from .offload.sweep import Sweep
 from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.plan import Plan, with_kept
+from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
@@ -63,7 +67,8 @@ class Answer:
 @dataclass(frozen=True)
 class Asked:
     """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
-    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan."""
+    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan.
+    `continues`: the one prompt is a turn of a conversation that goes on."""
 
     prompts: Sequence[list[int]]
     pruning: Pruning
@@ -72,12 +77,14 @@ class Asked:
     on_layer: OnLayer | None = None
     on_token: OnToken | None = None
     on_plan: Callable[[Plan], None] | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
     """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not."""
+    how tokens are to be decoded by static steps; None: they are not. `prior_s`: seconds that measuring the model's
+    prior took, once. `turn`: of a conversation."""
 
     asked: Asked
     start: float
@@ -88,6 +95,8 @@ class Run:
     options: dict[str, Any]
     skipper: TokenSkipper | None
     steps: Steps | None
+    prior_s: float = 0.0
+    turn: Turn | None = None
 
     @property
     def changes(self) -> bool:
@@ -121,7 +130,10 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     """An answer for each prompt, from one reading of the model. All of them share one report.
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-    run = prepare(opened, asked)
+    run = with_prior(opened, resident, prepare(opened, resident, asked))
+    if run.plan.earlier_tokens and resident.turns.cache is None:  # measuring the prior took the memory
+        run.reader.close()
+        run = replace(prepare(opened, resident, asked), selection=run.selection, prior_s=run.prior_s)
     opened.skeleton.threads.used.clear()
     resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
     measured = Measured(PeakMeter(opened.device))
@@ -149,7 +161,7 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     return report(opened, resident, run, measured)
 
 
-def prepare(opened: OpenModel, asked: Asked) -> Run:
+def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     """Check the options and make the plan, before anything is read."""
     start = time.perf_counter()
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
@@ -157,10 +169,10 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
     opened.check_generation(options)
     for ids in prompts:
         opened.check_tokens(ids)
-    selection = opened.selection(pruning, decoding.seed)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
-    plan = opened.plan(
+    make_plan = partial(
+        opened.plan,
         max(map(len, prompts), default=0) if all(prompts) else 0,
         decoding.max_new_tokens,
         pruning,
@@ -168,7 +180,8 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
-    check_prunes(plan, selection)
+    plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.config, make_plan)
+    selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
     skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
@@ -182,7 +195,26 @@ def prepare(opened: OpenModel, asked: Asked) -> Run:
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, skips),
+        turn=turn,
     )
+
+
+def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
+    """The run, with the model's own prior where that has a say: measured now, if no earlier run has."""
+    pruning, plan = run.asked.pruning, run.plan
+    if run.selection.prior or not opened.takes_prior(pruning, plan):
+        return run
+    start = time.perf_counter()
+    prior = known_prior(opened, resident.unload, run.asked.on_layer)
+    selection = replace(run.selection, prior=prior)
+    return replace(run, selection=selection, prior_s=time.perf_counter() - start)
+
+
+def prior_facts(run: Run) -> dict[str, Any] | None:
+    """Of the prior that chose neurons, beside the prompts that they were chosen by: for the report."""
+    lengths = [len(ids) for ids in run.asked.prompts]
+    facts = run.selection.prior_facts(sum(lengths) / (len(lengths) if run.asked.per_prompt else 1))
+    return {**facts, "measured_s": run.prior_s} if facts and run.prior_s else facts
 
 
 def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
@@ -196,6 +228,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
+    cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
     try:
         with (
             prefill,
@@ -204,21 +237,24 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             measuring(opened, run, measured),
         ):
             if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
-                decode(opened, run, ids, mask, run.streamers)
+                decode(opened, run, ids, mask, run.streamers, cache)
             else:  # where rows are read again, each at its own length
                 for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True):
-                    decode(opened, run, *opened.batch([prompt]), [streamer])
+                    decode(opened, run, *opened.batch([prompt]), [streamer], opened.kv_cache(run.plan))
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
         raise
+    finally:
+        if run.plan.continues and run.streamers[0].times:
+            resident.keep_turn(run.plan, cache, run.asked.prompts[0], run.streamers[0].token_ids, run.asked.pruning)
 
 
 def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill the prompts in one sweep, layer by layer in turn; then decode each from its own neurons."""
 
     def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
-        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer])
+        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer], opened.kv_cache(run.plan))
 
     prompts = run.asked.prompts
     jobs = [job(ids, streamer) for ids, streamer in zip(prompts, run.streamers, strict=True)]
@@ -274,14 +310,16 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
             measured.fidelity = meter.result()
 
 
-def decode(opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer]) -> None:
-    """transformers' generate over ids (B, T): its first forward is the prompt pass, each later one a token's."""
+def decode(
+    opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer], cache: Any
+) -> None:
+    """transformers' generate over ids (B, T), of which the cache may hold the first: the prompt pass, then tokens."""
     ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
     with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
         opened.skeleton.model.generate(
             ids,
             attention_mask=mask,
-            past_key_values=opened.kv_cache(run.plan, len(ids)),
+            past_key_values=cache,
             use_cache=True,
             streamer=BatchStreamer(streamers),
             max_new_tokens=run.plan.max_new_tokens,
@@ -295,7 +333,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
     plan, skipped = _skipped(opened, resident, run)
     times = sorted(moment for streamer in run.streamers for moment in streamer.times)
     tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
-    begin, prepared = measured.begin, measured.begin - run.start
+    begin, prepared = measured.begin, measured.begin - run.start - run.prior_s
     made = Report(
         model=opened.name,
         model_path=opened.path,
@@ -314,13 +352,14 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,
         memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
-        prior=run.selection.prior_facts,
+        prior=prior_facts(run),
         skipped=skipped,
         steps=measured.steps,
         fidelity=measured.fidelity,
         helps=_what_helps(opened, run, measured),
         overridden=opened.overridden,
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
+        turn=run.turn,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
         doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
@@ -364,9 +403,3 @@ def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: 
         or streamer.token_ids[-1] in opened.eos_token_ids
     )
     return "stop" if ended else "length"
-
-
-def check_prunes(plan: Plan, selection: Selection) -> None:
-    """Raises OptionError for a prior where every neuron is kept."""
-    if selection.prior is not None and not plan.prunes:
-        raise OptionError("a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior")

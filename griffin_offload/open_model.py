@@ -13,7 +13,7 @@ import torch
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
-from .checkpoint.reader import BOUNCE, DECODING, Reader
+from .checkpoint.reader import Reader, buffer_bytes
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
 from .memory.host_cache import spare_memory
@@ -27,26 +27,27 @@ from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
+from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_config, load_tokenizer, open_checkpoint
+from .model.pretrained import check_layers, load_tokenizer, read_headers
 from .model.skeleton import Skeleton, compute_dtype
 from .native.library import check_asked
 from .offload.probe import probe
-from .options import Placement, Pruning
+from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
-from .planning.request import Request
+from .planning.request import Earlier, Request
 from .planning.sizes import ModelSizes, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
-from .pruning.prior import WEIGHT, Prior, check_prior, load_prior
+from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
+from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
 from .units import MIB, format_bytes, parse_bytes
 
-WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
 
@@ -114,7 +115,9 @@ class OpenModel:
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template."""
+        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
+        for images and other media."""
+        refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         return self.check_tokens(
@@ -167,11 +170,14 @@ class OpenModel:
         sequences: int = 1,
         per_prompt: bool = False,
         fidelity: bool = False,
+        earlier: Earlier | None = None,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured. Raises PromptError, OptionError, and BudgetError if it does not fit."""
+        `fidelity`: it is measured; `earlier`: see Request. Raises PromptError, OptionError, and BudgetError if it does
+        not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
+        request = replace(request, earlier=earlier)
         pruning = replace(pruning, prior=None)  # which plans do not depend on
         request = replace(request, speeds=self.speeds(measure=False))
         plan = best_plan(self.sizes, request, pruning, self.name)
@@ -216,27 +222,58 @@ class OpenModel:
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
-        return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.allocation != AUTO:
+            return None if pruning.allocation == "uniform" else self.curves()
+        if pruning.skip.share and pruning.skip.by_prompt:  # which needs layers of one size
+            return None
+        with suppress(GriffinError):
+            return self.curves()
+        return None
 
     def curves(self) -> Curves | None:
         """What `griffin calibrate` measured of this checkpoint; None if it did not. Raises GriffinError."""
         return load_curves(calibration_path(cache_folder(), checkpoint_key(self.checkpoint)))
 
-    def selection(self, pruning: Pruning, seed: int | None) -> Selection:
-        """How neurons are chosen. Reads the prior's file, where one is named.
+    def selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+        """How a plan's neurons are chosen. Reads the prior's file, where one is named or the model has one.
 
         Raises OptionError for a prior that is another model's or cannot act, GriffinError for a file that is none."""
-        prior: Prior | None = pruning.prior
-        if isinstance(pruning.prior, str | Path):
-            prior = load_prior(Path(pruning.prior).expanduser())
-        if prior is not None:
+        prior: Prior | None = None
+        if self.takes_prior(pruning, plan):
+            prior = self.stored_prior()
+        elif pruning.prior not in (AUTO, OFF, None):
+            prior = pruning.prior
+            if isinstance(pruning.prior, str | Path):
+                prior = load_prior(Path(pruning.prior).expanduser())
             self.check_prior(prior)
             if pruning.selection in WITHOUT_STATISTIC:
                 raise OptionError(
                     f"selection {pruning.selection!r} uses no statistic that a prior could join: leave one of them out"
                 )
-        weight = WEIGHT if pruning.prior_weight is None else pruning.prior_weight
-        return Selection(pruning.selection, seed or 0, prior, weight)
+            if not plan.prunes:
+                raise OptionError(
+                    "a prior chooses among neurons, and all of them are kept: give --sparsity, or no prior"
+                )
+        return Selection(pruning.selection, seed or 0, prior, pruning.prior_weight)
+
+    @staticmethod
+    def takes_prior(pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say in what a plan keeps."""
+        drops = plan.rest == "drop" and pruning.prior == AUTO
+        return drops and pruning.prior_weight != 0 and pruning.selection not in WITHOUT_STATISTIC
+
+    def lacks_prior(self, pruning: Pruning, plan: Plan) -> bool:
+        """Whether the model's own prior has a say, and has not been measured yet."""
+        return self.takes_prior(pruning, plan) and self.stored_prior() is None
+
+    def stored_prior(self) -> Prior | None:
+        """The prior of the text that ships with this version, as an earlier run measured it; None if none did."""
+        with suppress(GriffinError):
+            prior = load_prior(prior_path(cache_folder(), checkpoint_key(self.checkpoint)))
+            if prior.facts.get("text_sha256") == shipped_text_hash():
+                self.check_prior(prior)
+                return prior
+        return None
 
     def check_prior(self, prior: Prior) -> None:
         """Raises OptionError for the prior of another model."""
@@ -291,8 +328,7 @@ def open_model(
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
-    config = load_config(path)
-    checkpoint = open_checkpoint(path)
+    config, checkpoint = read_headers(path)
     overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
@@ -363,7 +399,5 @@ def _host_memory(placement: Placement, ring: Ring | None) -> int:
 
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
     """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    if not skeleton.layout.converts:
-        return 0
-    encoded = any(piece.info.encoding for parts in skeleton.layout.pieces.values() for piece in parts)
-    return threads * (DECODING if encoded else BOUNCE)
+    infos = (piece.info for parts in skeleton.layout.pieces.values() for piece in parts)
+    return threads * buffer_bytes(infos, skeleton.layout.dtype)

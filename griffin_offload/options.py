@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 from .errors import OptionError
 
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
+WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 DRAWN = ("sampling", "topk-sampling", "random")  # the selections that a seed repeats
-ALLOCATIONS = ("uniform", "sensitivity")
 AUTO = "auto"
+OFF = "off"
+ALLOCATIONS = (AUTO, "uniform", "sensitivity")
 RESIDENT_DTYPES = ("bfloat16", "int8", "int4")  # bfloat16: as the model runs
 RESTS = ("drop", "int8", "int4")
 METHODS = {  # name -> what it means: fields of Pruning; griffin is the paper's (arXiv:2404.01365)
-    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": None, "fold": False},
+    "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": OFF, "fold": False},
 }
 SKIP_MODES = ("token", "prompt")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -277,16 +279,18 @@ class Pruning(_Checked):
         "topk", "How the kept neurons are chosen. All but topk are for comparison.", choices=SELECTIONS
     )
     allocation: str = option(
-        "uniform",
-        "How the sparsity is shared over the layers. sensitivity: as `griffin calibrate` measured it; uniform where it "
-        "has not.",
+        AUTO,
+        "How the sparsity is shared over the layers. uniform: every layer drops the same share; sensitivity: as "
+        "`griffin calibrate` measured it; auto: so, where it has, and in no export, whose layers have one width.",
         choices=ALLOCATIONS,
     )
     prior: Any = option(
-        None,
-        "Scores of the neurons over other texts, mixed with the prompt's: a file that "
+        AUTO,
+        "Scores of the neurons over other texts, mixed with the prompt's. auto: where neurons are dropped, of a text "
+        "that ships with Griffin, measured once for each model; off: none; or a file that "
         "`griffin export-pruned --calibration ... --prior-out FILE` wrote.",
         metavar="FILE",
+        default=AUTO,
     )
     prior_weight: float | None = number(
         None,
@@ -295,7 +299,7 @@ class Pruning(_Checked):
         low=0,
         high=1,
         allowed="0 (the prompt's own choice) to 1 (the prior's)",
-        default="0.4",
+        default="less, the longer the prompt is: as much as 64 tokens of it",
     )
     fold: bool | None = switch(
         "Where neurons are dropped, the kept ones take over what those gave the prompt, by ridge regression.",
@@ -314,8 +318,8 @@ class Pruning(_Checked):
     method: str | None = option(
         None,
         "griffin: exactly the paper's choice, the neurons of the largest statistic, the same share in every layer, the "
-        "rest dropped and nothing folded. It stands for --selection topk --allocation uniform --rest drop --no-fold, "
-        "without a prior.",
+        "rest dropped and nothing folded. It stands for --selection topk --allocation uniform --rest drop --no-fold "
+        "--prior off.",
         choices=tuple(METHODS),
         default="none of these",
     )
@@ -326,6 +330,8 @@ class Pruning(_Checked):
         return None if self.fold is False else self.fold_strength
 
     def __post_init__(self) -> None:
+        if self.prior is None:
+            object.__setattr__(self, "prior", OFF)
         for name, value in METHODS.get(self.method or "", {}).items():
             given = getattr(self, name)
             if given not in (value, AUTO, default_of(Pruning, name)):

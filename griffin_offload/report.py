@@ -1,7 +1,7 @@
 """A run's plan and measurements: rows for people, JSON for programs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
 from .planning.plan import Plan
+from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
@@ -31,7 +32,7 @@ class Report:
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
-    that do not act here, and why."""
+    that do not act here, and why. `turn`: of a conversation that goes on; None: of none."""
 
     model: str
     model_path: Path
@@ -56,6 +57,7 @@ class Report:
     fidelity: Fidelity | None = None
     helps: tuple[str, ...] = ()
     threads: int | None = None
+    turn: Turn | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -113,6 +115,7 @@ class Report:
             "model": self.model,
             "model_path": str(self.model_path),
             "sparsity": self.plan.sparsity,
+            "calibrated": self.plan.calibrated,
             "dtype": self.dtype,
             "device": self.device,
             "precision": self.plan.precision.to_json(),
@@ -151,6 +154,7 @@ class Report:
             "ffn_skip": self.skipped and self.skipped.to_json(),
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
+            "turn": self.turn and self.turn.to_json(),
             "overridden": list(self.overridden),
         }
 
@@ -158,9 +162,10 @@ class Report:
         """(label, value) rows for people."""
         plan = self.plan
         saved = plan.full_bytes - plan.resident_bytes
+        shared = " (by layer, as calibrated)" if plan.calibrated else ""
         rows = [
             ("full model", format_bytes(plan.full_bytes)),
-            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}, {self.formats}"),
+            ("resident", f"{format_bytes(plan.resident_bytes)} at sparsity {plan.sparsity:g}{shared}, {self.formats}"),
             *([("the rest", plan.rest_and_why)] if plan.rest else []),
             *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
@@ -170,8 +175,7 @@ class Report:
         told = (("fidelity", self.fidelity), ("warning", self.warning))
         rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:
-            made = f"score {self.prior.get('score')} of {self.prior.get('samples')} samples"
-            rows.append(("prior", f"{made}, weight {self.prior['weight']:g}"))
+            rows.append(("prior", prior_in_words(self.prior)))
         if plan.host_peak:
             rows.append(
                 ("RAM", f"{format_bytes(self.measured_host)} measured, {format_bytes(plan.host_peak)} predicted")
@@ -183,7 +187,8 @@ class Report:
             share = self.bytes_read / self.checkpoint_bytes
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))
             rows.append(("read bandwidth", f"{format_rate(self.read_bandwidth)} (reader busy {self.read_s:.2f} s)"))
-        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {plan.prompt_tokens} tokens"))
+        passed = self.turn or f"{plan.prompt_tokens} tokens"
+        rows.append(("prompt pass", f"{self.prompt_s:.2f} s, {passed}"))
         if self.stages:
             rows.append(("bound by", str(self.stages)))
         if self.tokens:
@@ -210,6 +215,12 @@ class Report:
             yield "kernels", ", ".join(f"{name} by {by}" for name, by in kernels.items())
         if self.steps and (self.steps.tokens or self.steps.why_dynamic):
             yield "steps", str(self.steps)
+
+
+def prior_in_words(facts: Mapping[str, Any]) -> str:
+    """'score griffin of 12 samples, weight 0.4', and how long it took to measure, if that was now."""
+    words = f"score {facts.get('score')} of {facts.get('samples')} samples, weight {facts['weight']:.2g}"
+    return words + (f"; measured once for this model, in {facts['measured_s']:.1f} s" if "measured_s" in facts else "")
 
 
 def save_last(report: Report, folder: Path) -> None:

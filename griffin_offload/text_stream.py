@@ -173,7 +173,10 @@ class TokenStream(Generic[T]):
         """Cancel what is still to come. The answer as far as it came is in `answer`, if it has a token."""
         if self._stack and not self._ended:
             with suppress(KeyboardInterrupt):
-                self._answer = self._switch(lambda: self._stack.throw(KeyboardInterrupt))
+                value = self._switch(lambda: self._stack.throw(KeyboardInterrupt))
+                while not self._ended:  # text that waited for its character's end
+                    value = self._switch(self._stack.switch)
+                self._answer = value
         self._ended = True
 
     def __enter__(self) -> "TokenStream[T]":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import LongTensor, Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 # Per block, the neurons kept, ascending: (k,), of routed experts (E, k). None keeps all.
 Experts = Sequence[Tensor] | None
@@ -49,8 +49,10 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(modules for modules in lists if len(modules) == model.config.num_hidden_layers)
+    """Those of the text model, where a model has others too: of the lists of that length the one with most weights."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))
 
 
 def blocks(model: PreTrainedModel) -> list[Block]:
@@ -169,6 +171,8 @@ def end_tokens(model: PreTrainedModel) -> set[int]:
 @torch.no_grad()
 def _forward(model: PreTrainedModel, ids: Sequence[int], cache: Any, keep: int = 1) -> tuple[Tensor, Any]:
     """Logits of the last `keep` tokens (0: of all), and the cache with these tokens added."""
+    if cache is None:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     output = model(_batch(ids), past_key_values=cache, use_cache=True, logits_to_keep=keep)
     return output.logits[0].float(), output.past_key_values
 

@@ -68,5 +68,5 @@ def prompt_similarity(model: Any, prompt: list[int]) -> Tensor:
 
 
 def greedy(engine: Engine, prompt: list[int], skip: FfnSkip | None, sparsity: float = 0.0, **how: Any) -> Answer:
-    how = {"rest": "drop", "fold": False, "max_new_tokens": TOKENS, "do_sample": False, **how}
+    how = {"rest": "drop", "fold": False, "prior": "off", "max_new_tokens": TOKENS, "do_sample": False, **how}
     return engine.generate(prompt, sparsity=sparsity, skip=skip, **how)

@@ -45,7 +45,7 @@ def tiny_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        _randomise(model)
+        randomise(model)
     model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
     model.to(dtype)
     model.config.dtype = dtype
@@ -94,8 +94,10 @@ _SMALL = ("correction_bias", "expert_bias", "layer_scalar")
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+def randomise(model: PreTrainedModel, text: PreTrainedModel | None = None) -> None:
+    """`text`: the part of the model that writes text, where it is a part."""
+    text = text or model
+    embedding, head = text.get_input_embeddings(), text.get_output_embeddings()
     for name, parameter in model.named_parameters():
         if parameter is embedding.weight:
             # Gemma multiplies embeddings by a scale of its own: share it between the input and the tied head.

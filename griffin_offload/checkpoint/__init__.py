@@ -9,4 +9,5 @@ parts.py               cuts tensors into pieces of work for several threads
 page_cache.py          whether the page cache has a file
 safetensors_writer.py  writes a checkpoint, shard by shard
 gguf/                  GGUF files
+quantized/             weights that other tools quantized (FP8, GPTQ, AWQ, bitsandbytes ...)
 """

@@ -4,6 +4,7 @@ transformers keeps tables of types whose files name or cut tensors differently: 
 each on disk, are one 3-D parameter in memory. Here an entry becomes places in the parameter, so that nothing is copied.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from transformers.core_model_loading import (
     Chunk,
     Concatenate,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     dot_natural_key,
     rename_source_key,
@@ -21,6 +23,8 @@ from transformers.core_model_loading import (
 
 from ..errors import UnsupportedArchitecture
 from .headers import Checkpoint, Piece, TensorInfo
+from .parts import part, unit
+from .quantized.turned import turned
 
 
 def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
@@ -44,7 +48,7 @@ def pieces(model: Any, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, .
         if not shapes.keys() & _targets(converter, target):  # of a vision tower, or of layers that the config lacks
             continue
         ordered = [sources[pattern] for pattern in converter.source_patterns if pattern in sources]
-        converted = _convert(converter, target, ordered)
+        converted = _convert(converter, target, ordered, shapes)
         if converted is None:
             steps = ", ".join(type(step).__name__ for step in converter.operations)
             raise UnsupportedArchitecture(
@@ -60,21 +64,39 @@ def _targets(converter: WeightConverter, target: str) -> list[str]:
     return [target.replace(converter.target_patterns[0], pattern) for pattern in converter.target_patterns]
 
 
-def _convert(converter: WeightConverter, target: str, sources: list[list[TensorInfo]]) -> dict[str, list[Piece]] | None:
+def _convert(
+    converter: WeightConverter, target: str, sources: list[list[TensorInfo]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[Piece]] | None:
     """The parameters that a converter makes of `sources` (one list for each of its patterns); None if it cannot."""
     steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
     if steps == [(Chunk, 0)] and len(sources) == 1:
         return _cut(sources[0][0], _targets(converter, target))
     if len(converter.target_patterns) > 1:
         return None
+    parts = _parts(steps, sources)
+    if parts is None and steps == [(Transpose, None)]:
+        parts = _turned(converter.operations[0], sources[0][0], shapes.get(target))
+    return None if parts is None else {target: parts}
+
+
+def _parts(steps: list[tuple[type, int | None]], sources: list[list[TensorInfo]]) -> list[Piece] | None:
     if steps == [(Concatenate, 0)]:
-        return {target: _side_by_side([infos[0] for infos in sources], ())}
+        return _side_by_side([infos[0] for infos in sources], ())
     if steps == [(MergeModulelist, 0)] and len(sources) == 1:
-        return {target: [Piece(info, (i,)) for i, info in enumerate(sources[0])]}
+        return [Piece(info, (i,)) for i, info in enumerate(sources[0])]
     if steps == [(MergeModulelist, 0), (Concatenate, 1)]:
         experts = zip(*sources, strict=True)
-        return {target: [piece for i, parts in enumerate(experts) for piece in _side_by_side(parts, (i,))]}
+        return [piece for i, parts in enumerate(experts) for piece in _side_by_side(parts, (i,))]
     return None
+
+
+def _turned(step: Any, info: TensorInfo, shape: tuple[int, ...] | None) -> list[Piece] | None:
+    """Experts whose matrices are transposed where they are not of the model's shape already; None for other tensors."""
+    if not step.check_dims or info.encoding:
+        return None
+    if info.shape == shape:
+        return [Piece(info)]
+    return [Piece(turned(info))] if (step.dim0, step.dim1) == (1, 2) and len(info.shape) == 3 else None
 
 
 def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
@@ -89,8 +111,8 @@ def _side_by_side(infos: Any, place: tuple[int, ...]) -> list[Piece]:
 
 def _cut(info: TensorInfo, names: list[str]) -> dict[str, list[Piece]]:
     """One tensor as several of equal size, along the first dimension."""
-    size, shape = info.bytes // len(names), (info.shape[0] // len(names), *info.shape[1:])
-    return {
-        name: [Piece(replace(info, shape=shape, begin=info.begin + i * size, end=info.begin + (i + 1) * size))]
-        for i, name in enumerate(names)
-    }
+    count, shape = math.prod(info.shape) // len(names), (info.shape[0] // len(names), *info.shape[1:])
+    if count % unit(info):
+        raise UnsupportedArchitecture(f"{info.name}: its quantized weight cannot be cut into {len(names)} equal parts")
+    cut = (part(info, i * count, (i + 1) * count) for i in range(len(names)))
+    return {name: [Piece(replace(each, shape=shape))] for name, each in zip(names, cut, strict=True)}

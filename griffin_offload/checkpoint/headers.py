@@ -36,8 +36,10 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+Shape = tuple[int, ...]
 # Names that go with weights which other tools have quantized: GPTQ, AWQ, bitsandbytes, compressed-tensors, fp8.
 QUANTIZED = (".qweight", ".qzeros", ".absmax", ".SCB", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 MAX_HEADER = 100 * MIB  # the format's own limit
@@ -53,8 +55,23 @@ class Encoding:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """How several tensors hold a quantized weight of this `shape` (see quantized/formats.py): `main` has its numbers,
+    `sides` are (role, tensor), `settings` (name, number). Units [first, last) of it are meant (see decode.units)."""
+
+    format: str
+    shape: Shape
+    main: "TensorInfo"
+    sides: tuple[tuple[str, "TensorInfo"], ...]
+    settings: tuple[tuple[str, Any], ...]
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a checkpoint: bytes [begin, end) of `file`.
+    """A tensor of a checkpoint: bytes [begin, end) of `file`. A quantized weight of several tensors is one here, with
+    the place of the one that has its numbers.
 
     If it is encoded, `dtype` is the best one for its numbers in memory. `unknown`: the file's name of a dtype that
     cannot be read; '' for all others."""
@@ -65,22 +82,32 @@ class TensorInfo:
     file: Path
     begin: int
     end: int
-    encoding: Encoding | None = None
+    encoding: Encoding | Packed | None = None
     unknown: str = ""
 
     @property
     def bytes(self) -> int:
         return self.end - self.begin
 
+    @property
+    def all_bytes(self) -> int:
+        """With the tensors beside it that hold the same weight."""
+        beside = self.encoding.sides if isinstance(self.encoding, Packed) else ()
+        return self.bytes + sum(info.bytes for _, info in beside)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says."""
+    """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
+
+    `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
+    whose text model alone is read (and counted)."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
     said: Mapping[str, str] = field(default_factory=dict)
+    pieces: Mapping[str, list["Piece"]] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..memory.arena import LARGE, PAGE, padded
 from .gguf.blocks import block_type
-from .headers import TensorInfo
+from .headers import Packed, Shape, TensorInfo
+from .quantized import decode as quantized
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,15 @@ def part(info: TensorInfo, first: int, last: int) -> TensorInfo:
     count = math.prod(info.shape)
     if (first, last) == (0, count):
         return info
-    shape, encoding = (last - first,), info.encoding
-    if encoding and encoding.heads:
-        shape = ((last - first) * info.shape[0] // count, *info.shape[1:])  # type: ignore[assignment]
-        encoding = replace(encoding, heads=(last - first) // unit(info))
+    shape: Shape = (last - first,)
+    encoding = info.encoding
     begin, end = (info.begin + info.bytes * element // count for element in (first, last))
+    if isinstance(encoding, Packed):
+        size = unit(info)
+        shape, encoding = quantized.part(encoding, first // size, last // size)
+    elif encoding and encoding.heads:
+        shape = ((last - first) * info.shape[0] // count, *info.shape[1:])
+        encoding = replace(encoding, heads=(last - first) // unit(info))
     return replace(info, shape=shape, begin=begin, end=end, encoding=encoding)
 
 
@@ -78,6 +83,8 @@ def unit(info: TensorInfo) -> int:
     """Elements that stay together: one, a block, or a head whose rows are interleaved."""
     if not info.encoding:
         return 1
+    if isinstance(info.encoding, Packed):
+        return math.prod(info.encoding.shape) // quantized.units(info.encoding)
     heads = info.encoding.heads
     return math.prod(info.shape) // heads if heads else block_type(info.encoding.kind).elements
 

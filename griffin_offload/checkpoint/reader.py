@@ -18,15 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
 from ..memory.stage_clock import StageClock
 from ..units import MIB
 from .gguf.blocks import block_type
 from .gguf.decode import SCRATCH, Decoder, place, step
-from .headers import TensorInfo
+from .headers import Encoding, Packed, TensorInfo
 from .page_cache import is_cached
+from .quantized import decode
+from .quantized.rows import Rows
 
 BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
@@ -69,6 +71,8 @@ class Reader:
                     self._read(info.file, info.begin, as_bytes(target))
                 elif same and is_cached(self._open(info.file), info.begin, info.end):
                     together.append(info)
+                elif isinstance(info.encoding, Packed):
+                    self._unpack(info, info.encoding, target)
                 else:
                     self._convert(info, target)
             for part in runs(together):
@@ -96,7 +100,7 @@ class Reader:
         """A tensor's elements in order, as tensors (n,) of `dtype` (default: its own), each valid until the next.
 
         Raises CheckpointError."""
-        assert not (info.encoding and info.encoding.heads)
+        assert not (isinstance(info.encoding, Encoding) and info.encoding.heads)
         for _, chunk in self._numbers(info, self._stored(info), dtype or info.dtype):
             yield chunk.to(dtype or info.dtype)
 
@@ -105,12 +109,45 @@ class Reader:
         for done, chunk in self._numbers(info, self._stored(info), target.dtype):
             place(info, target, done, chunk)
 
+    def _unpack(self, info: TensorInfo, packed: Packed, target: Tensor) -> None:
+        """Reads a quantized weight of several tensors, a few of its stored rows at a time. Raises CheckpointError."""
+        sides = {role: self._whole(side) for role, side in packed.sides}
+        buffer = self._own.halves(self.clock)[0]
+        try:
+            for rows in decode.steps(packed, BOUNCE // 2):
+                stored = self._stored_rows(packed, rows, buffer)
+                decode.put(packed, target.view(-1), rows, decode.dense(packed, rows, stored, sides))
+        except (ValueError, IndexError) as error:
+            raise CheckpointError(f"{info.file}: {info.name} cannot be decoded: {one_line(error)}") from None
+
+    def _whole(self, info: TensorInfo) -> Tensor:
+        out = torch.empty(info.shape, dtype=info.dtype)
+        self._scatter(info.file, info.begin, [as_bytes(out)])
+        return out
+
+    def _stored_rows(self, packed: Packed, rows: Rows, buffer: Tensor) -> Tensor:
+        """Some rows (or a part of their columns) of the tensor that has a weight's numbers: (n, m), in its dtype."""
+        info, item = packed.main, packed.main.dtype.itemsize
+        count, width = rows.last - rows.first, decode.row_bytes(packed)
+        offset, part = info.begin + rows.first * width, (rows.right - rows.left) * item
+        begin = offset % PAGE // item * item
+        source = buffer[begin : begin + count * part]
+        if part > len(source) // max(1, count):  # a row that is longer than the buffer
+            source = torch.empty(count * part, dtype=torch.uint8)
+        if part == width:
+            self._read(info.file, offset, source)
+        else:
+            for row, piece in enumerate(source.view(count, part)):
+                self._scatter(info.file, offset + row * width + rows.left * item, [piece])
+        return source.view(info.dtype).view(count, -1)
+
     def _numbers(self, info: TensorInfo, stored: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Stored bytes -> (count of the numbers before, the next numbers (n,)), in the file's order; decoded ones in
         `dtype` where that is quick."""
         done = 0
         for piece in stored:
             if info.encoding:
+                assert not isinstance(info.encoding, Packed)
                 chunks: Iterable[Tensor] = self._own.decoder(self.clock).chunks(info, piece, dtype)
             else:
                 chunks = [piece.view(info.dtype)]
@@ -124,7 +161,7 @@ class Reader:
         While one half is used, a thread reads into the other."""
         halves, item = self._own.halves(self.clock), info.dtype.itemsize
         unit = item
-        if info.encoding:
+        if isinstance(info.encoding, Encoding):
             kind = block_type(info.encoding.kind)
             item, unit = WORD, step(info) // kind.elements * kind.bytes
         size = BOUNCE // 2 // unit * unit
@@ -211,6 +248,16 @@ class Reader:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
                 return fd
         return self._open(file)
+
+
+def buffer_bytes(infos: Iterable[TensorInfo], dtype: torch.dtype) -> int:
+    """Bytes that a thread needs beside the tensors that it reads, where they become `dtype`."""
+    infos = list(infos)
+    if packed := [info.encoding for info in infos if isinstance(info.encoding, Packed)]:
+        return BOUNCE + 2 * SCRATCH + decode.scratch(packed)
+    if any(info.encoding for info in infos):
+        return DECODING
+    return BOUNCE if any(info.dtype != dtype for info in infos) else 0
 
 
 class _Buffers(threading.local):

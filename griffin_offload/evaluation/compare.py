@@ -15,7 +15,7 @@ from typing import Any
 from ..engine import Engine
 from ..jsonl import Row
 from ..offload.skip_by_prompt import can_skip
-from ..options import FfnSkip, OnLayer
+from ..options import OFF, FfnSkip, OnLayer
 from ..pruning.calibration import Calibration
 from ..pruning.calibration_texts import CalibrationText, draw_samples
 from ..pruning.prior import Prior
@@ -31,7 +31,6 @@ from .summarise import ROUGE, answer_row, rouge_scorer
 KEYS = ("task", "way", "share", "id")
 TASKS = ("text", "arithmetic", "summaries")
 PACKAGE = Path(__file__).parent.parent
-DROPPED: dict[str, Any] = {"rest": "drop", "fold": False}
 ONLY_SCORED = ("random", "layers")  # ablations that no engine answers with
 
 
@@ -108,11 +107,12 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
 def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, skips: bool = True) -> dict[str, Variant]:
     """All ways to leave out a share, by name. `skips`: those that skip blocks too."""
     found = {"GRIFFIN": Variant(share, method="griffin")}
+    dropped = Variant(share, rest="drop", prior=OFF, fold=False)
     if sensitivity:
-        found["GRIFFIN, shared by sensitivity"] = Variant(share, **DROPPED, allocation="sensitivity")
+        found["GRIFFIN, shared by sensitivity"] = replace(dropped, allocation="sensitivity")
     if "text" in priors:
-        found["GRIFFIN with a prior of text"] = Variant(share, **DROPPED, prior=priors["text"])
-        found["prompt whole, then static: text"] = Variant(share, **DROPPED, prior=priors["text"], prior_weight=1.0)
+        found["GRIFFIN with a prior of text"] = replace(dropped, prior=priors["text"])
+        found["prompt whole, then static: text"] = replace(dropped, prior=priors["text"], prior_weight=1.0)
     skip = FfnSkip(share)
     if skips:
         found |= {
@@ -122,11 +122,11 @@ def ways(share: float, priors: Mapping[str, Prior], sensitivity: bool = True, sk
             "whole layers skipped by token": Variant(0.0, skip=skip, ablation="layers"),
         }
     found |= {
-        "prompt whole, then magnitude": Variant(share, **DROPPED, selection="magnitude"),
-        "prompt whole, then random": Variant(share, **DROPPED, selection="random"),
+        "prompt whole, then magnitude": replace(dropped, selection="magnitude"),
+        "prompt whole, then random": replace(dropped, selection="random"),
     }
     for name, prior in priors.items():
-        found[f"static: {name}"] = Variant(share, **DROPPED, prior=prior, prior_weight=1.0, static=True)
+        found[f"static: {name}"] = replace(dropped, prior=prior, prior_weight=1.0, static=True)
     return found
 
 

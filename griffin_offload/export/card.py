@@ -44,7 +44,7 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
         neurons=neurons,
         resident=format_bytes(plan.resident_bytes),
         full=format_bytes(plan.full_bytes),
-        fold=FOLD if plan.fold else "",
+        fold=FOLD.format(on="that text" if source.calibration else "that prompt") if plan.fold else "",
         **_words(source, selection),
     )
     (folder / "README.md").write_text(card)
@@ -54,7 +54,8 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
     """What a card says of how the neurons were chosen."""
     facts = source.facts(selection)
     if source.calibration is None:
-        prior = f", and by a prior (`prior` in `griffin.json`, weight {selection.prior_weight:g})"
+        weight = facts["prior"]["weight"] if selection.prior else 0.0
+        prior = f", and by a prior (`prior` in `griffin.json`, weight {weight:.2g})"
         return {
             "to": "to one prompt",
             "method": STATISTICS["griffin"].title,
@@ -79,7 +80,7 @@ def _words(source: ExportSource, selection: Selection) -> dict[str, str]:
 
 
 FOLD = """ Their columns in the down projections
-took over, by ridge regression, what the dropped ones gave that prompt (`fold` in `griffin.json`)."""
+took over, by ridge regression, what the dropped ones gave {on} (`fold` in `griffin.json`)."""
 SKIPPED = """- whole blocks left out, where the prompt saturates (FFN-SkipLLM, arXiv:2404.03865): of layers {layers},
   counted from 0. They are zeros here, since a config has one width for all layers
 """

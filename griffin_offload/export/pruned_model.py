@@ -18,6 +18,7 @@ from ..errors import ExportError, one_line
 from ..memory.spill import Spill
 from ..model.layout import Block, ModelLayout, NeuronRows, Shape
 from ..model.skeleton import Skeleton
+from ..offload.folding import CountTokens, Folding, sample_tokens
 from ..offload.layer_hook import HookSequence, LayerHook
 from ..offload.lockstep import forwards, passing
 from ..offload.neuron_scores import Scorer, scores_of
@@ -30,7 +31,6 @@ from ..planning.plan import Plan, with_kept
 from ..planning.request import emptied
 from ..planning.sizes import Kept, model_sizes
 from ..pruning.calibration import Calibration
-from ..pruning.fold import Fold, fold_tokens
 from ..pruning.prior import Scores
 from ..pruning.selection import Selection
 from ..pruning.statistic import STATISTICS
@@ -64,7 +64,7 @@ class ExportSource:
         """What chose the neurons, for griffin.json and its like."""
         if self.calibration:
             return {"calibration": self.calibration.to_json()}
-        prior = {"prior": selection.prior_facts} if selection.prior else {}
+        prior = {"prior": selection.prior_facts(len(self.prompt_ids))} if selection.prior else {}
         sha256 = hashlib.sha256(self.prompt_text.encode()).hexdigest()
         return {"prompt_sha256": sha256, "prompt_tokens": len(self.prompt_ids), **prior}
 
@@ -188,16 +188,17 @@ def write_pruned(job: ExportJob, smaller: Smaller, writer: Writer) -> Written:
     def hooks(layers: list[ResidentLayer]) -> dict[str, Any]:
         _write_outer(job, writer)  # before layers are read ahead: a reader serves one thread at a time
         written.append(LayerWriter(layout, layers, smaller, writer))
+        tokens = sample_tokens([len(ids) for ids in source.samples]) if job.plan.fold else []
+        folding = Folding(job.plan.fold, tokens[0]) if job.plan.fold else None
         if source.calibration:
             chosen: list[LayerHook] = [
-                Scorer(skeleton, layers, source.calibration),
-                KeepNeurons(layout, layers, job.selection),
+                Scorer(skeleton, layers, source.calibration, folding),
+                KeepNeurons(layout, layers, job.selection, folding),
             ]
         else:
-            mask = torch.ones(1, len(source.prompt_ids), dtype=torch.int64)
-            fold = None if job.plan.fold is None else Fold(job.plan.fold, fold_tokens(mask))
-            chosen = [Pruner(layout, skeleton.modules, layers, job.selection, fold=fold)]
-        return {"hook": HookSequence([*chosen, written[0]]), "job_hooks": [saturation] if saturation else ()}
+            chosen = [Pruner(layout, skeleton.modules, layers, job.selection, folding=folding)]
+        each: list[LayerHook] = [CountTokens(folding, of_sample) for of_sample in tokens] if folding else []
+        return {"hook": HookSequence([*chosen, written[0]]), "job_hooks": [saturation] if saturation else each}
 
     with passing(
         skeleton, job.reader, job.plan, "cpu", hooks=hooks, spill=source.spill, on_layer=job.on_layer

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.quantized.find import QUANTIZATION
 from ..checkpoint.safetensors_writer import CheckpointWriter
 from ..errors import ExportError
 from ..files import reason
@@ -37,9 +38,14 @@ def export_checkpoint(job: ExportJob) -> Export:
 
 
 def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
-    """The exported config.json: the source's, with the sizes of what is kept."""
+    """The exported config.json: the source's (of a multimodal wrapper its text model's), with the sizes of what is
+    kept."""
     config: dict[str, Any] = json.loads((job.source.path / "config.json").read_text())
-    config.pop("torch_dtype", None)
+    own = job.skeleton.config
+    if config.get("model_type") != own.model_type:
+        config = dict(own.to_diff_dict())
+    for name in ("torch_dtype", *QUANTIZATION):
+        config.pop(name, None)
     return config | smaller.sizes | {"dtype": job.dtype, "architectures": [type(job.skeleton.model).__name__]}
 
 

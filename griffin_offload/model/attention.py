@@ -29,7 +29,9 @@ SCRATCH = 2**20  # float32 keys or values at a time, in memory that is kept: fre
 
 @dataclass(frozen=True)
 class Mask:
-    """A prompt's mask (B, 1, T, T) that is written in rows. `window`: tokens that a token looks back."""
+    """A prompt's mask (B, 1, T, K) that is written in rows. `window`: tokens that a token looks back.
+
+    `q_offset` and `kv_offset` in the arguments: the numbers of the first token and of the first key."""
 
     write: Callable[..., Tensor]
     arguments: dict[str, Any]
@@ -37,9 +39,12 @@ class Mask:
 
     def rows(self, begin: int, end: int) -> tuple[Tensor, slice]:
         """The mask (B, 1, C, K) of tokens [begin, end), and the slice of its keys."""
-        first = max(0, begin - self.window + 1) if self.window else 0
+        first_token, first_key = self.arguments.get("q_offset", 0), self.arguments.get("kv_offset", 0)
+        begin, end = first_token + begin, first_token + end
+        first = max(first_key, begin - self.window + 1) if self.window else first_key
         part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
-        return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), slice(first, end)
+        keys = slice(first - first_key, end - first_key)
+        return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), keys
 
 
 def use_pieces(model: Any) -> None:
@@ -63,11 +68,10 @@ def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
     if isinstance(arguments.get("kv_offset"), Tensor):
         return _ring_mask(write, **arguments)
     tokens, padding, window = arguments["q_length"], arguments.get("attention_mask"), arguments.get("local_size")
-    if tokens <= modules.PIECE or arguments["kv_length"] != tokens:
+    first, last_key = arguments.get("q_offset", 0), arguments["kv_length"] + arguments.get("kv_offset", 0)
+    if tokens <= modules.PIECE or last_key != first + tokens:
         return write(**arguments)
-    if arguments.get("q_offset") or arguments.get("kv_offset"):
-        return write(**arguments)
-    skips = arguments.get("allow_is_causal_skip", True) and write is sdpa_mask
+    skips = arguments.get("allow_is_causal_skip", True) and write is sdpa_mask and not first
     if skips and (window is None or window >= tokens) and (padding is None or bool(padding.all())):
         return None
     return Mask(write, arguments, window)

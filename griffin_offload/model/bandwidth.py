@@ -24,10 +24,10 @@ def memory_bandwidth(weights: Iterable[Tensor], passes: int = 5, seconds: float 
 
     Codes of quantized weights are read as if they were bfloat16."""
     matrices = [w if w.is_floating_point() else _as_bfloat16(w) for w in weights if w.dim() == 2 and w.numel()]
-    inputs = {w.shape[1]: torch.ones(1, w.shape[1], dtype=w.dtype, device=w.device) for w in matrices}
+    inputs = {(w.shape[1], w.dtype): torch.ones(1, w.shape[1], dtype=w.dtype, device=w.device) for w in matrices}
     total = sum(w.numel() * w.element_size() for w in matrices)
     words = [_words(w) for w in matrices if w.device.type == "cpu" and w.is_contiguous() and w.numel() >= 4]
-    ways: list[Callable[[], Any]] = [lambda: [linear(inputs[w.shape[1]], w) for w in matrices]]
+    ways: list[Callable[[], Any]] = [lambda: [linear(inputs[w.shape[1], w.dtype], w) for w in matrices]]
     if len(words) == len(matrices):
         ways.append(lambda: [numbers.amax() for numbers in words])
     best, end = float("inf"), time.perf_counter() + seconds

@@ -44,7 +44,8 @@ class ObserveNeurons:
     """Adds the statistic of a block's z to `total`, (F,) or (E, F), float32, while it is attached.
 
     `weights` (B T,), float32: of every token of the forward (see neuron_statistic); None: 1.
-    `measure`: what is added of z, `neuron_statistic` or another sum over tokens. `activations`: keeps rows of z too."""
+    `measure`: what is added of z, `neuron_statistic` or another sum over tokens. `activations`: keeps rows of z too.
+    `first`: a number of tokens, and another total, of these first tokens of the forward alone."""
 
     def __init__(
         self,
@@ -54,9 +55,10 @@ class ObserveNeurons:
         weights: Tensor | None = None,
         measure: Measure = neuron_statistic,
         activations: "Activations | None" = None,
+        first: tuple[int, Tensor] | None = None,
     ) -> None:
         self._total, self._weights, self._measure = total, weights, measure
-        self._activations = activations
+        self._activations, self._first = activations, first
         self._pieces = pieces_of(layer, path)
         self._tap = Tap(layer, path, self._observe)
 
@@ -67,22 +69,34 @@ class ObserveNeurons:
             self._activations.add(z, places, expert)
         weights = None if self._weights is None else self._weights[places]
         total = self._total if expert is None else self._total[expert]
-        total += self._measure(z, weights)
+        if self._first is None:
+            total += self._measure(z, weights)
+            return
+        rows, (count, of_first) = z.reshape(-1, z.shape[-1]), self._first
+        here = min(max(0, count - begin), len(rows)) if tokens is None else int((tokens < count - begin).sum())
+        if here:
+            measured = self._measure(rows[:here], None if weights is None else weights[:here])
+            total += measured
+            of_first = of_first if expert is None else of_first[expert]
+            of_first += measured
+        if here < len(rows):
+            total += self._measure(rows[here:], None if weights is None else weights[here:])
 
     def remove(self) -> None:
         self._tap.remove()
 
 
 class Activations:
-    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward."""
+    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward, which may be others for the
+    next one."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self._rows: dict[int | None, list[Tensor]] = {}  # by expert; None: a plain block
 
     def add(self, z: Tensor, places: slice | Tensor, expert: int | None) -> None:
         """z (..., F) of the tokens at these places of the forward, and of which expert."""
-        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self._tokens[places]])
+        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self.tokens[places]])
 
     def pieces(self, expert: int | None = None) -> list[Tensor]:
         """The rows kept, in pieces (s, F): the list itself."""

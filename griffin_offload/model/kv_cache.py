@@ -2,6 +2,10 @@
 
 transformers' dynamic layers concatenate token by token, which copies the whole cache every time and leaves holes in the
 heap. These layers return the same tensors. B batch, H key and value heads, T tokens, D head size.
+
+Between two turns of a conversation a cache can be cut back to its first tokens, and moved to memory for more of them, a
+layer at a time. Ctrl-C may come at any moment: a layer that it found in the middle of a change says that it is not
+`whole`.
 """
 
 from typing import Any
@@ -16,8 +20,9 @@ READ_AGAIN = 64  # tokens at the end of a prompt that can be read again, at most
 
 
 def capacity(tokens: int, window: int | None) -> int:
-    """Tokens that a layer has room for. A sliding one moves its window to the front at the end, so it needs two."""
-    return min(tokens, 2 * window) if window else tokens
+    """Tokens that a layer has room for. A sliding one moves its window to the front at the end, or keeps a prompt's
+    window beside the answer's, so it needs two."""
+    return 2 * window if window and tokens > window else tokens
 
 
 def windows(config: Any) -> tuple[int | None, ...]:
@@ -32,23 +37,49 @@ def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int =
     Layers other than transformers' plain and sliding ones are not replaced."""
     cache = DynamicCache(config=config)
     cache.tokens = tokens
-    rooms = [capacity(tokens, window) for window in windows(config)]
-    arena = Arena(sum(2 * padded(room * row * sequences) for room in rooms), device, huge=False)
-    for index, (layer, room) in enumerate(zip(cache.layers, rooms, strict=True)):
-        if type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[index] = SlidingLayer(layer.sliding_window, room, sequences, arena)
-        elif type(layer) is DynamicLayer:
-            cache.layers[index] = RoomyLayer(room, sequences, arena)
+    for index, (layer, window) in enumerate(zip(cache.layers, windows(config), strict=True)):
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            room = _Room(capacity(tokens, window), row, sequences, device)
+            cache.layers[index] = SlidingLayer(window, room) if window else RoomyLayer(room)
     return cache
+
+
+def why_not_kept(config: Any) -> str:
+    """Why a model's cache cannot be cut back to its first tokens, however many; '' if it can."""
+    layers = DynamicCache(config=config).layers
+    kinds = [type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    return f"its cache holds more than keys and values ({kinds[0]})" if kinds else ""
+
+
+def used_layers(cache: Any) -> list[Any]:
+    """The layers that hold keys; some models let a layer look at another one's."""
+    return [layer for layer in cache.layers if layer.is_initialized]
+
+
+def held_tokens(cache: Any) -> int:
+    """The tokens that every layer has been given: an interrupted forward leaves some with one less."""
+    return min((int(layer.get_seq_length()) for layer in used_layers(cache)), default=0)
+
+
+def has_first(cache: Any, tokens: int) -> bool:
+    """Whether all that the next token needs is still there once a cache is cut back to its first `tokens`."""
+    return all(layer.has_first(tokens) for layer in used_layers(cache))
+
+
+def cut_back(cache: Any, tokens: int, room: int) -> None:
+    """Keeps the first `tokens` tokens, in memory for `room`: a layer at a time, so that little is held twice."""
+    for layer in cache.layers:
+        layer.cut_back(tokens, room)
+    cache.tokens = room
 
 
 class _Room:
     """Keys and values (B, H, room, D); the first tokens are in use."""
 
-    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
+    def __init__(self, room: int, row: int, sequences: int, device: str) -> None:
         self.room = room
-        self._sequences = sequences
-        self._arena: Arena | None = arena
+        self._row, self._sequences, self._device = row, sequences, device
+        self._arena: Arena | None = Arena(2 * padded(room * row * sequences), device, huge=False)
         self._keys = self._values = torch.empty(0)
 
     def take(self, keys: Tensor, values: Tensor) -> None:
@@ -61,6 +92,14 @@ class _Room:
                 memory = torch.empty(shape, dtype=states.dtype, device=states.device)
             setattr(self, name, memory)
         self._arena = None
+
+    def resized(self, room: int, tokens: int, begin: int = 0) -> "_Room":
+        """Another room with a copy of `tokens` tokens of this one, from the `begin` on."""
+        other = _Room(room, self._row, self._sequences, self._device)
+        if self._keys.ndim == 4:
+            other.take(self._keys, self._values)
+            other.put(self._keys[:, :, begin : begin + tokens], self._values[:, :, begin : begin + tokens], 0)
+        return other
 
     def first(self, tokens: int) -> tuple[Tensor, Tensor]:
         return self._keys[:, :, :tokens], self._values[:, :, :tokens]
@@ -91,6 +130,18 @@ class InRoom:
         """Keys and values of all tokens that are still here, in order, and the number of the first."""
         raise NotImplementedError
 
+    def has_first(self, tokens: int) -> bool:
+        """Whether the layer can be cut back to its first `tokens` tokens."""
+        raise NotImplementedError
+
+    def cut_back(self, tokens: int, room: int) -> None:
+        """Keeps the first `tokens` tokens, in memory for `room`."""
+        raise NotImplementedError
+
+    def fill(self, tokens: int) -> None:
+        """Others have written tokens to the memory: from now on the first `tokens` of it count, where that can be."""
+        raise NotImplementedError
+
     @property
     def readable_again(self) -> int:
         """The last tokens before which all is still here that they look back at."""
@@ -100,9 +151,9 @@ class InRoom:
 class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
     """A layer that keeps every token. Without room left it becomes transformers' own."""
 
-    def __init__(self, room: int, sequences: int, arena: Arena) -> None:
+    def __init__(self, room: _Room) -> None:
         super().__init__()
-        self._room = _Room(room, sequences, arena)
+        self._room = room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -119,6 +170,18 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
     def held(self) -> tuple[Tensor, Tensor, int]:
         return self.keys, self.values, 0
 
+    def has_first(self, tokens: int) -> bool:
+        return 0 < tokens <= min(int(self.get_seq_length()), self._room.room)
+
+    def cut_back(self, tokens: int, room: int) -> None:
+        if room != self._room.room:
+            self._room = self._room.resized(room, tokens)
+        if self.is_initialized:
+            self.fill(tokens)
+
+    def fill(self, tokens: int) -> None:
+        self.keys, self.values = self._room.first(tokens)
+
     @property
     def readable_again(self) -> int:
         return min(READ_AGAIN, int(self.get_seq_length()))
@@ -129,24 +192,33 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
 
     is_croppable = False  # what left the window may be gone
 
-    def __init__(self, window: int, room: int, sequences: int, arena: Arena) -> None:
+    def __init__(self, window: int, room: _Room) -> None:
         super().__init__(sliding_window=window)
-        self._room = _Room(room, sequences, arena)
-        self._end = 0  # of the tokens in the room
+        self._room = room
+        self._begin = 0  # of the tokens in the room: others use the front of it once it is a ring
+        self._end = 0  # how many there are
+        self._prompt = 0  # tokens that the layer may be cut back to: it keeps their window as long as it can
+        self._whole = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room.take(key_states, value_states)
+        self._whole = False
         kept, new = self.sliding_window - 1, key_states.shape[2]
         self.cumulative_length += new
         if self._end + new > self._room.room:
-            return self._start_again(key_states, value_states, kept)
-        keys, values = self._room.put(key_states, value_states, self._end)
-        begin = max(0, self._end - kept)
-        self._end += new
-        self.keys, self.values = keys[:, :, -kept:], values[:, :, -kept:]
-        return keys[:, :, begin:], values[:, :, begin:]
+            keys, values = self._start_again(key_states, value_states, kept)
+        else:
+            keys, values = self._room.put(key_states, value_states, self._end)
+            begin = max(0, self._end - kept)
+            self._end += new
+            self.keys, self.values = keys[:, :, -kept:], values[:, :, -kept:]
+            keys, values = keys[:, :, begin:], values[:, :, begin:]
+        if new > 1:
+            self._prompt = self.cumulative_length
+        self._whole = True
+        return keys, values
 
     @property
     def slides(self) -> bool:
@@ -158,24 +230,65 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         return min(self._room.room, int(self.sliding_window))
 
     def lay_in_ring(self) -> None:
-        """Moves token t to slot t % window. From then on only views of the memory are used."""
-        count = self.keys.shape[2]
+        """Moves token t to slot t % window. From then on only views of the memory are used. A copy of the tokens stays
+        behind the ring, where there is room: the layer can be cut back to them."""
+        count, begin = self.keys.shape[2], self.slots
         slots = torch.arange(self.cumulative_length - count, self.cumulative_length, device=self.keys.device)
-        for memory, states in zip(self.memory(self.slots), (self.keys, self.values), strict=True):
-            memory[:, :, slots % self.slots] = states.clone()
+        self._whole = False
+        keys, values = self.keys.clone(), self.values.clone()
+        for memory, states in zip(self.memory(begin), (keys, values), strict=True):
+            memory[:, :, slots % begin] = states
+        if begin + count <= self._room.room:
+            self._room.put(keys, values, begin)
+            self._begin, self._end, self._whole = begin, count, True
 
     def _start_again(self, key_states: Tensor, value_states: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Moves the last tokens to the front: the room is full, or a prompt is longer than it."""
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
+        """Moves the last tokens to the front: the room is full, or a prompt is longer than it.
+
+        In an answer these begin with the prompt's window, as long as there is room for all that came behind it."""
+        new, held = key_states.shape[2], self._room.first(self._end)
+        keys, values = (torch.cat(pair, dim=-2) for pair in zip(held, (key_states, value_states), strict=True))
         more = kept + min(READ_AGAIN, kept // 2, self._room.room - kept)
+        since = self.cumulative_length - max(0, self._prompt - kept)
+        if new == 1 and since <= self._room.room:
+            more = max(more, since)
         held_keys, held_values = self._room.put(keys[:, :, -more:], values[:, :, -more:], 0)
         self.keys, self.values = held_keys[:, :, -kept:], held_values[:, :, -kept:]
         self._end = held_keys.shape[2]
-        return keys, values
+        return keys[:, :, -(kept + new) :], values[:, :, -(kept + new) :]
 
     def held(self) -> tuple[Tensor, Tensor, int]:
-        return *self._room.first(self._end), self.cumulative_length - self._end
+        return *self._room.first(self._end), self._first
+
+    @property
+    def _first(self) -> int:
+        """The number of the first token in the room."""
+        return self.cumulative_length - self._end
+
+    def has_first(self, tokens: int) -> bool:
+        window_begins = max(0, tokens - self.sliding_window + 1)
+        return self._whole and 0 < tokens <= self.cumulative_length and self._first <= window_begins
+
+    def cut_back(self, tokens: int, room: int) -> None:
+        self._whole = False
+        end, size = max(0, tokens - self._first), capacity(room, self.sliding_window)
+        if size != self._room.room or self._begin:
+            self._room, self._begin = self._room.resized(size, end, self._begin), 0
+        if self.is_initialized:
+            self._show(tokens, end)
+        self._whole = True
+
+    def fill(self, tokens: int) -> None:
+        if self._whole and not self._first and not self._begin and tokens <= self._room.room:
+            self._whole = False
+            self._show(tokens, tokens)
+            self._whole = True
+
+    def _show(self, tokens: int, end: int) -> None:
+        """From now on the first `tokens` tokens count, of which the room holds the last `end`."""
+        self._end, self.cumulative_length, self._prompt = end, tokens, tokens
+        keys, values = self._room.first(end)
+        self.keys, self.values = (states[:, :, -(self.sliding_window - 1) :] for states in (keys, values))
 
     @property
     def readable_again(self) -> int:

@@ -7,16 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
+from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
 from ..errors import CheckpointError, UnsupportedArchitecture, one_line
 from .architecture import architecture
+from .multimodal import text_checkpoint, text_config
 
 
 def load_config(folder: Path) -> Any:
-    """transformers' config. Raises CheckpointError; UnsupportedArchitecture for quantized weights or unknown types."""
+    """transformers' config. Raises CheckpointError; UnsupportedArchitecture for unknown types."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except KeyError as error:
@@ -25,30 +28,35 @@ def load_config(folder: Path) -> Any:
         if any(word in " ".join(str(error).split()) for word in ("model type", "model_type", "trust_remote_code")):
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
-    if method := _quantized_by(config):
-        raise UnsupportedArchitecture(
-            f"{folder}: its weights are quantized by {method} (quantization_config in config.json), which Griffin does "
-            "not read; use the original weights in bfloat16, float16 or float32, or a GGUF file of the model"
-        )
     return config
-
-
-def _quantized_by(config: Any) -> str:
-    """The quantization method that a config names (gptq, awq, fp8 ...), or ''."""
-    facts = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
-    if not facts:
-        return ""
-    facts = facts if isinstance(facts, dict) else {}
-    if facts.get("quant_method"):
-        return ascii(facts["quant_method"])[:60]
-    old = facts.get("load_in_4bit") or facts.get("load_in_8bit")
-    return "bitsandbytes" if old else "a method that has no name there"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The headers of a folder's safetensors, or of the GGUF file that has its weights. Raises CheckpointError."""
     link = gguf_link(folder)
     return link.open(folder) if link else Checkpoint.open(folder)
+
+
+def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
+    """The config and the tensors' headers of a folder's text model; of a multimodal wrapper those of the text model
+    inside, and of weights that others quantized as the reader gives them. Raises CheckpointError,
+    UnsupportedArchitecture."""
+    whole, checkpoint = load_config(folder), open_checkpoint(folder)
+    config = text_config(whole)
+    if facts := quantization(whole.to_dict()):
+        try:
+            checkpoint = dense_weights(checkpoint, facts, dense_dtype(config))
+        except UnsupportedArchitecture as error:
+            raise UnsupportedArchitecture(f"{folder}: {error}") from None
+        for name in QUANTIZATION:  # the model is not quantized any more, nor is what is exported of it
+            vars(config).pop(name, None)
+    return config, checkpoint if config is whole else text_checkpoint(whole, config, checkpoint)
+
+
+def dense_dtype(config: Any) -> torch.dtype:
+    """What weights are computed in that are quantized on disk: the config's dtype, or bfloat16."""
+    dtype = getattr(torch, str(getattr(config, "dtype", None)).removeprefix("torch."), torch.bfloat16)
+    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
 
 
 def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> list[str]:

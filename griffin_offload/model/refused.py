@@ -4,7 +4,6 @@ _HALF = "only the decoder half of an encoder-decoder model: no checkpoint of its
 _ENCODER = "a bidirectional encoder: no checkpoint of it writes text from left to right"
 _RECURRENT = "recurrent: it has no KV cache and no feed-forward block"
 _AUDIO = "an audio model: its decoder writes sounds, not text"
-_INSIDE = "a multimodal wrapper: the text model inside is {}; save that part alone (its text_config, its weights)"
 REFUSED = {
     **dict.fromkeys(
         """bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr
@@ -18,20 +17,6 @@ REFUSED = {
     ),
     **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "xlstm"), _RECURRENT),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), _AUDIO),
-    "dots3_note": _INSIDE.format("dots3_note_text"),
-    "emu3": _INSIDE.format("emu3_text_model"),
-    "fuyu": _INSIDE.format("persimmon"),
-    "gemma3": _INSIDE.format("gemma3_text"),
-    "gemma3n": _INSIDE.format("gemma3n_text"),
-    "gemma4": _INSIDE.format("gemma4_text"),
-    "gemma4_unified": _INSIDE.format("gemma4_unified_text"),
-    "got_ocr2": _INSIDE.format("qwen2"),
-    "llama4": _INSIDE.format("llama4_text"),
-    "mllama": _INSIDE.format("mllama_text_model"),
-    "moss_transcribe_diarize": _INSIDE.format("qwen3"),
-    "qwen3_5": _INSIDE.format("qwen3_5_text"),
-    "qwen3_5_moe": _INSIDE.format("qwen3_5_moe_text"),
-    "qwen4_exp": _INSIDE.format("qwen4_exp_text"),
     "bamba": "in transformers itself, a pass with its cache differs from one without",
     "bitnet": "a norm over the neurons stands before the down projection, so that dropping some changes the others",
     "blt": "three stacks of layers over bytes and patches, with cross attention between them",
@@ -61,4 +46,51 @@ REFUSED = {
     "zamba": "its recurrent layers share one transformer block",
     "zamba2": "its recurrent layers share transformer blocks",
     "zaya": "its router's state is handed from layer to layer",
+}
+
+_NO_CLASS = "the text model inside has no class of its own in transformers, and no known type computes the same"
+_ABOUT_IMAGES = "it writes about an image or a sound that it always gets: its forward takes no text alone"
+_READS_IMAGES = "it reads an image with an encoder, and its decoder looks at that in every layer"
+_TIMM = "transformers builds its vision tower with the timm library, and the text model was not tried without it"
+_SHARED = "text and images share one model, which is in no table of Griffin's"
+_TEXT_TOO = "the text model inside is {}: {}"
+# Multimodal wrappers that do not run; model/multimodal.py has those that do.
+REFUSED_WRAPPERS = {
+    **dict.fromkeys(
+        """cosmos3_edge deepseek_ocr2 glm5_next mistral_large4 molmo2 muse_glimmer muse_spark step3p7
+        unlimited_ocr""".split(),  # noqa: SIM905
+        _NO_CLASS,
+    ),
+    **dict.fromkeys(
+        """blip blip-2 instructblip instructblipvideo kyutai_speech_to_text nemo_speechlm
+        voxtral_realtime""".split(),  # noqa: SIM905
+        _ABOUT_IMAGES,
+    ),
+    **dict.fromkeys(
+        """florence2 kosmos-2 kosmos-2.5 pix2struct pp_formulanet t5gemma2 udop
+        vision-encoder-decoder""".split(),  # noqa: SIM905
+        _READS_IMAGES,
+    ),
+    **dict.fromkeys(("fast_vlm", "perception_lm"), _TIMM),
+    **dict.fromkeys(("chameleon", "emu3", "mistral4"), _SHARED),
+    **{
+        wrapper: _TEXT_TOO.format(text, REFUSED[text])
+        for wrapper, text in {
+            "dots3_note": "dots3_note_text",
+            "gemma3n": "gemma3n_text",
+            "inkling2": "inkling2_text",
+            "inkling_mm_model": "inkling_text",
+            "llama4": "llama4_text",
+            "qwen4_exp": "qwen4_exp_text",
+        }.items()
+    },
+    **{kind: REFUSED[kind] for kind in ("git", "phi4_multimodal")},
+    "diffusion_gemma": "it writes by diffusion, a block of tokens at a time",
+    "ernie4_5_vl_moe": "its mixtures have experts for text and experts for images",
+    "evolla": "it writes about proteins, which its layers look at",
+    "idefics": "its layers look at images by cross attention",
+    "mllama": "its layers look at images by cross attention",
+    "paligemma": "it reads a prompt in both directions (use_bidirectional_attention)",
+    "pi0": "it moves robots",
+    "shieldgemma2": "it judges images: its head says yes or no",
 }

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint
+from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint, Packed
 from ..checkpoint.reader import Reader
 from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
@@ -93,7 +93,8 @@ class Skeleton:
         Raises CheckpointError for what is missing or does not fit."""
         layout = self.layout
         needed = {**layout.shapes, **{name: shape for name, (shape, _) in layout.buffers.items()}}
-        matched = checkpoint.match(needed, layout.aliases, pieces(self.model, checkpoint, needed))
+        found = pieces(self.model, checkpoint, needed) if checkpoint.pieces is None else checkpoint.pieces
+        matched = checkpoint.match(needed, layout.aliases, found)
         layout = replace(layout, pieces=matched.pieces, aliases=matched.aliases)
         embeds = isinstance(self.model.get_input_embeddings(), nn.Embedding)
         if rows and embeds and _in_one_piece(layout, layout.embedding):
@@ -121,16 +122,14 @@ def _listed(config: Any) -> Architecture | None:
     """The table's entry of a model type. Raises UnsupportedArchitecture for one that is refused or writes no text."""
     listed = architecture(config.model_type)
     if not listed and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        inside = getattr(getattr(config, "text_config", None), "model_type", None)
-        why = f"a multimodal wrapper: the text model inside is {inside!r}" if inside else "it writes no text alone"
-        raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: {why}")
+        raise UnsupportedArchitecture(f"model type {config.model_type!r} is not supported: it writes no text alone")
     return listed
 
 
 def _in_one_piece(layout: ModelLayout, name: str) -> bool:
-    """Whether a parameter is one whole tensor of a file."""
+    """Whether a parameter is one whole tensor of a file, whose rows can be read by themselves."""
     parts = layout.source(name)
-    return len(parts) == 1 and not parts[0].place
+    return len(parts) == 1 and not parts[0].place and not isinstance(parts[0].info.encoding, Packed)
 
 
 def _layer(entry: Architecture, index: int, module: nn.Module) -> Layer:

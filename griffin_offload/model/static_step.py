@@ -88,6 +88,7 @@ class StaticStep:
     ) -> None:
         """`looked_up`: the model's embedding where it stays on disk; `forward`: the model's."""
         self._looked_up, self._forward, self.capture, self._compiled = looked_up, forward, capture, compiled
+        self._prompts: dict[int, Any] = {}  # caches whose first forward, the prompt's, has been; by their ids
         self._answers: dict[int, _Token] = {}  # by their caches
         self._dynamic, self._tokens, self._preparing_s = "", 0, 0.0
 
@@ -109,6 +110,9 @@ class StaticStep:
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         if id(cache) in self._answers and (ids is None or ids.shape != self._answers[id(cache)].ids.shape):
             raise OptionError("generate asks for several tokens at a time, after one: leave that option out")
+        if id(cache) not in self._prompts:  # however few tokens it has
+            self._prompts[id(cache)] = cache
+            return False
         if self._dynamic or ids is None or ids.shape[1] != 1 or cache is None or not cache.get_seq_length():
             return False
         if id(cache) not in self._answers:
@@ -116,6 +120,13 @@ class StaticStep:
             if not self._dynamic:
                 self._answers[id(cache)] = _Token(arguments, cache, self._forward, self._compiled)
         return not self._dynamic
+
+    def close(self) -> None:
+        """The caches hold the tokens of the steps from now on, where they still can."""
+        for key, token in self._answers.items():
+            for layer in self._prompts[key].layers:
+                if layer.is_initialized:
+                    layer.fill(token.length)
 
     def __call__(self, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
         """The logits (B, 1, V), valid until the next step."""
@@ -231,3 +242,4 @@ def static_decoding(
         yield step
     finally:
         model.forward = forward
+        step.close()

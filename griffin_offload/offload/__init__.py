@@ -7,9 +7,12 @@ staging.py         where each layer is read to
 sweep.py           one prompt through every layer
 lockstep.py        many forwards over one reading
 pruner.py          chooses and gathers the kept neurons of a layer
+folding.py         what the kept down columns of a layer take over
 gather.py          kept rows and columns -> compact weights
 resident_layer.py  memory for one layer's kept weights
 resident_model.py  what is in memory between prompts, by named states
+plan_turn.py       what a turn takes over from the turns before it
+earlier_turns.py   the KV cache and statistics of a conversation's earlier turns
 outer_weights.py   embeddings, final norm and lm_head
 skip_by_token.py   skipped blocks, token by token
 skip_by_prompt.py  skipped blocks, for a whole answer

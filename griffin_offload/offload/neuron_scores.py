@@ -31,6 +31,7 @@ from ..planning.waiting import score_bytes, state_bytes, waiting_bytes
 from ..pruning.calibration import Calibration
 from ..pruning.prior import Prior, Scores
 from ..pruning.statistic import NeuronWeights
+from .folding import Folding
 from .layer_hook import LayerHook
 from .lockstep import forwards, passing
 from .pruner import block_magnitude
@@ -39,17 +40,27 @@ from .resident_layer import ResidentLayer
 
 class Scorer(LayerHook):
     """Leaves the scores of every block in the layers' `statistics`, which are 0 before, over all forwards that pass a
-    layer."""
+    layer. `folding`: gets rows of z too."""
 
-    def __init__(self, skeleton: Skeleton, layers: Sequence[ResidentLayer], calibration: Calibration) -> None:
-        self._layout, self._modules, self._layers = skeleton.layout, skeleton.modules, layers
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        layers: Sequence[ResidentLayer],
+        calibration: Calibration,
+        folding: Folding | None = None,
+    ) -> None:
+        self._layout, self._modules, self._layers, self._folding = skeleton.layout, skeleton.modules, layers, folding
         self._statistic, self._seed = calibration.statistic, calibration.seed
         self._observers: list[ObserveNeurons] = []
 
     def before(self, layer: int, states: Tensor | None) -> None:
         if measure := self._statistic.sums:
-            for block, total in zip(self._layout.layers[layer].blocks, self._layers[layer].statistics, strict=True):
-                self._observers.append(ObserveNeurons(self._modules[layer], block.path, total, measure=measure))
+            blocks = zip(self._layout.layers[layer].blocks, self._layers[layer].statistics, strict=True)
+            for number, (block, total) in enumerate(blocks):
+                folds = self._folding if self._layers[layer].kept[number] < block.neurons else None
+                rows = folds.rows(number) if folds else None
+                observer = ObserveNeurons(self._modules[layer], block.path, total, measure=measure, activations=rows)
+                self._observers.append(observer)
 
     def after(self, layer: int, states: Tensor | None, dense: Mapping[str, Tensor]) -> None:
         self.close()

@@ -12,10 +12,14 @@ from ..checkpoint.reader import Reader
 from ..memory.host_cache import HostTier
 from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.skeleton import Skeleton
-from ..options import OnLayer
+from ..options import OnLayer, Pruning
 from ..planning.plan import Plan
-from ..pruning.fold import Fold, fold_tokens
+from ..planning.sizes import Kept
+from ..pruning.fold import fold_tokens
 from ..pruning.selection import Selection
+from ..quant.precision import Precision
+from .earlier_turns import REWRITTEN, EarlierTurns, Statistics, TurnStatistics
+from .folding import Folding
 from .layer_hook import HookSequence, LayerHook
 from .layer_stream import LayerStream
 from .lockstep import Lockstep
@@ -46,6 +50,8 @@ class ResidentModel:
         self._lm_head_format = ""  # of the lm_head that is loaded
         self._bandwidth: float | None = None  # not measured yet
         self.layers: list[ResidentLayer] = []
+        self.turns = EarlierTurns()
+        self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
     def state(self) -> State:
@@ -58,6 +64,11 @@ class ResidentModel:
     def match(self, plan: Plan) -> None:
         """Free what is resident and not as the plan has it, before anything else is allocated."""
         layout, slots = self._skeleton.layout, self._skeleton.slots
+        if plan.earlier_tokens:
+            with self._skeleton.threads.fitted(1):  # many small copies
+                self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
+        else:
+            self.turns.clear()
         self._tier.hold(plan.held_layers, len(plan.kept))
         if self.layers and plan.skip and plan.skip.by_prompt:
             put_back(layout, self.layers, plan.kept)
@@ -81,14 +92,16 @@ class ResidentModel:
 
         `mask` (B, T), int64: which tokens of the prompts count, all of which count the same."""
         self.match(plan)
-        layout = self._skeleton.layout
+        layout, mask = self._skeleton.layout, mask[:, plan.earlier_tokens :]
         self._load_outer(plan, reader)
         if not self.layers:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes else None
         if not plan.reads_again and self.state is State.COMPLETE:
             return nullcontext()
-        weights = None if len(mask) == 1 else (mask / mask.sum(1, keepdim=True)).float().flatten()
-        hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights)]
+        lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
+        weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
+        hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights, self._turn)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
         return Sweep(self._stream(self.layers, plan, reader, on_layer), HookSequence(hooks))
@@ -122,9 +135,51 @@ class ResidentModel:
         selection: Selection,
         mask: Tensor,
         weights: Tensor | None = None,
+        turn: TurnStatistics | None = None,
     ) -> Pruner:
-        fold = None if plan.fold is None else Fold(plan.fold, fold_tokens(mask))
-        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, fold)
+        folding = None if plan.fold is None else Folding(plan.fold, fold_tokens(mask))
+        return Pruner(self._skeleton.layout, self._skeleton.modules, layers, selection, weights, folding, turn)
+
+    def _turn_statistics(self, plan: Plan) -> TurnStatistics:
+        """For the pass of a conversation's turn, allocated before it."""
+        earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
+        count = plan.pass_tokens - REWRITTEN
+        return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
+
+    def _copied(self) -> Statistics:
+        """A copy of the statistics of all blocks that are pruned."""
+        each = zip(self.layers, self._neurons, strict=True)
+        return [
+            tuple(
+                total.clone() if k < n else None
+                for total, k, n in zip(layer.statistics, layer.kept, neurons, strict=True)
+            )
+            for layer, neurons in each
+        ]
+
+    @property
+    def _neurons(self) -> Kept:
+        return tuple(layer.whole for layer in self._skeleton.layers)
+
+    @property
+    def plan_of_layers(self) -> tuple[Kept, Precision] | None:
+        """Kept neurons by layer and block, and formats, of what is resident; None where nothing is."""
+        return (tuple(layer.kept for layer in self.layers), self.layers[0].precision) if self.layers else None
+
+    def can_add_to(self, tokens: int, plan: Plan) -> bool:
+        """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
+        return not plan.prunes or self.turns.statistics(tokens, plan.kept, self._neurons) is not None
+
+    def keep_turn(self, plan: Plan, cache: Any, prompt: Sequence[int], answer: Sequence[int], pruning: Pruning) -> None:
+        """After an answer: keep the cache for the next turn, and the statistics. Of the answer's tokens what the full
+        model computed. `pruning`: what the plan was made for."""
+        points = {}
+        if self._turn:
+            points[plan.prompt_tokens] = self._copied()
+            if self._turn.until:
+                points[plan.earlier_tokens + self._turn.count] = self._turn.until
+        self.turns.keep(cache, [*prompt, *(() if plan.reads_again else answer)], points)
+        self.turns.pruning, self._turn = pruning, None
 
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""
@@ -132,6 +187,7 @@ class ResidentModel:
             self._tier = HostTier(yields=self._copies)
         self._skeleton.slots.unload()
         self.layers, self._has_outer = [], False
+        self.turns.clear()
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer and block: indices of the kept neurons, (k,) or of each expert (E, k), int64, ascending."""

@@ -19,11 +19,10 @@ def tokens_again(sizes: ModelSizes, kept: Kept, prompt_tokens: int) -> int:
     return min(prompt_tokens, READ_AGAIN, max(LEAST, affordable))
 
 
-def meter_bytes(sizes: ModelSizes, kept: Kept, prompt_tokens: int, together: int, sequences: int) -> int:
-    """Bytes that the measurement holds besides the resident model and the prompt's KV cache.
+def meter_bytes(sizes: ModelSizes, count: int, prompt_tokens: int, together: int, sequences: int) -> int:
+    """Bytes that reading the last `count` tokens again holds besides the resident model and the prompt's KV cache.
 
     `together`: prompts of one forward, of `sequences` in all, whose states of the last tokens wait."""
-    count = tokens_again(sizes, kept, prompt_tokens)
     states = 2 * sequences * count * sizes.hidden * sizes.item
     one_layer = together * max(sizes.cache_per_token) * (prompt_tokens + count)
     compared = min(together * count, max(1, ROOM // sizes.vocabulary)) * sizes.vocabulary

@@ -10,11 +10,11 @@ from functools import lru_cache
 from ..errors import BudgetError
 from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
-from ..quant.precision import precision
+from ..quant.precision import Precision, precision
 from ..units import format_bytes
 from .plan import Plan, check_request, does_not_fit, enough, make_plan, room_at
 from .request import Request
-from .sizes import ModelSizes
+from .sizes import Kept, ModelSizes
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,18 @@ def chooses_format(pruning: Pruning, plan: Plan) -> bool:
     return pruning.resident_dtype == AUTO if pruning.sparsity is not None else plan.precision.quantized
 
 
-def best_that_fits(plans: Iterable[tuple[float, Plan]]) -> Plan | None:
+Resident = tuple[Kept, Precision] | None  # neurons and formats that are in memory, from the turn before
+
+
+def best_that_fits(plans: Iterable[tuple[float, Plan]], resident: Resident = None) -> Plan | None:
     """Of (divergence, plan) the plan that fits and has the least; of equals the fastest, or the first if no speed is
-    known."""
-    fitting = [(divergence, -(plan.tokens_per_s or 0.0), plan) for divergence, plan in plans if plan.fits]
-    return min(fitting, key=lambda found: found[:2], default=(0.0, 0.0, None))[2]
+    known. Before all others the one that is in memory."""
+    fitting = [
+        ((plan.kept, plan.precision) != resident, divergence, -(plan.tokens_per_s or 0.0), plan)
+        for divergence, plan in plans
+        if plan.fits
+    ]
+    return min(fitting, key=lambda found: found[:3], default=(False, 0.0, 0.0, None))[3]
 
 
 def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -> list[tuple[Rung, Plan]]:
@@ -99,7 +106,7 @@ def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) 
         at = _AtSparsity(sizes, request, pruning, name)
         return at.asked(rest) if rest else at.best()
     plans = climb(sizes, request, _rungs(request, pruning.resident_dtype, rest))
-    if found := best_that_fits((rung.divergence, plan) for rung, plan in plans):
+    if found := best_that_fits(((rung.divergence, plan) for rung, plan in plans), _resident(request)):
         return replace(found, why_rest="as asked" if rest else "the best that fits the budget")
     rung, least = min(plans, key=lambda pair: pair[1].peak)
     raise BudgetError(
@@ -137,9 +144,12 @@ class _AtSparsity:
         else:
             ways = {f", the rest in {REST}": self.requests(REST), **ways}
             plans = self.plans(REST)
-            if found := self.fitting(plans):
+            if least and (least.kept, least.precision) == _resident(self.request):
+                why = "as in the turn before"
+            elif found := self.fitting(plans):
                 return replace(found, why_rest="fits the budget")
-            why = self._too_large(min(plan.peak for plan in plans))
+            else:
+                why = self._too_large(min(plan.peak for plan in plans))
         if least:
             return replace(least, why_rest=why)
         raise BudgetError(does_not_fit(self.sizes, last, self.name, ways))
@@ -155,9 +165,12 @@ class _AtSparsity:
     def plans(self, rest: str) -> list[Plan]:
         return [make_plan(self.sizes, request) for request in self.requests(rest)]
 
-    @staticmethod
-    def fitting(plans: Iterable[Plan]) -> Plan | None:
-        return best_that_fits((_divergence(plan), plan) for plan in plans)
+    def fitting(self, plans: Iterable[Plan]) -> Plan | None:
+        return best_that_fits(((_divergence(plan), plan) for plan in plans), _resident(self.request))
+
+
+def _resident(request: Request) -> Resident:
+    return request.earlier.resident if request.earlier else None
 
 
 def _divergence(plan: Plan) -> float:

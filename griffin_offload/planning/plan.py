@@ -38,7 +38,9 @@ class Plan:
     RAM for the next prompt, in `host_bytes`; `steady_heap`: whether the heap keeps what activations free;
     `fold`: strength of the fold, None where there is none, or `no_room_to_fold`; `tokens_per_s`: expected in decoding,
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
-    it is not measured; `why_rest`: why the neurons that are not kept are held in fewer bits, or are dropped."""
+    it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
+    that are not kept are held in fewer bits, or are dropped; `continues`: the KV cache stays for the next turn of a
+    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -60,6 +62,9 @@ class Plan:
     skip: FfnSkip | None = None
     tokens_per_s: float | None = None
     read_again: int = 0
+    continues: bool = False
+    earlier_tokens: int = 0
+    calibrated: bool = False
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -71,6 +76,11 @@ class Plan:
     def host_peak(self) -> int:
         """Predicted peak of RAM beside a device with memory of its own, bytes: layers, and buffers to read them."""
         return sum(row.bytes for row in self.rows if row.when == "host")
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return self.prompt_tokens - self.earlier_tokens
 
     @property
     def prunes(self) -> bool:
@@ -151,15 +161,18 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
         read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
+        continues=request.earlier is not None,
+        earlier_tokens=request.earlier_tokens,
+        calibrated=request.shares and kept != sizes.kept(request.sparsity),
     )
 
 
 def _read_again(sizes: ModelSizes, request: Request, kept: Kept) -> int:
     """How many tokens the fidelity is measured on: where neurons are folded, those that the fold was not fitted to."""
-    count = tokens_again(sizes, kept, request.prompt_tokens)
+    count = tokens_again(sizes, kept, request.pass_tokens)
     if not request.fold_bytes(sizes, kept):
         return count
-    return min(count, max(FEWEST, held_out(request.prompt_tokens)))
+    return min(count, max(FEWEST, held_out(request.pass_tokens)))
 
 
 def with_kept(plan: Plan, sizes: ModelSizes, kept: Kept) -> Plan:

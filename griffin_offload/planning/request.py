@@ -15,6 +15,15 @@ from .sizes import Kept, ModelSizes
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A conversation whose KV cache stays from one turn to the next: of how many `tokens` of the prompt the keys and
+    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory."""
+
+    tokens: int = 0
+    resident: tuple[Kept, Precision] | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """Tokens, sparsity, precision and budget of one run.
 
@@ -32,10 +41,12 @@ class Request:
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
-    `fold`: strength of the fold, where neurons are dropped; None: there is none.
+    `fold`: strength of the fold, where neurons are dropped; None: there is none. `fold_samples`: tokens of the samples
+    that it is fitted to; 0: the prompt's.
     `skip`: blocks that are skipped; by prompt, they keep no neurons.
     `speeds`: of each format on this device; None: not measured.
     `fidelity`: the resident model is compared with the full one, where they differ.
+    `earlier`: the earlier turns of a conversation that goes on after this one; None: the KV cache does not stay.
     """
 
     prompt_tokens: int
@@ -58,9 +69,21 @@ class Request:
     precision: Precision = NATIVE
     multiple: int = 1
     fold: float | None = None
+    fold_samples: int = 0
     skip: FfnSkip | None = None
     speeds: Speeds | None = None
     fidelity: bool = False
+    earlier: Earlier | None = None
+
+    @property
+    def earlier_tokens(self) -> int:
+        """Tokens of the prompt whose keys and values are there."""
+        return self.earlier.tokens if self.earlier else 0
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return self.prompt_tokens - self.earlier_tokens
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan
@@ -77,10 +100,10 @@ class Request:
 
     def fold_bytes(self, sizes: ModelSizes, kept: Kept) -> int:
         """What the fold holds at most; 0 where it has nothing to do."""
-        if self.fold is None or self.precision.rest is not None or self.prompt_tokens < 2:
+        if self.fold is None or self.precision.rest is not None or self.pass_tokens < 2:
             return 0
-        tokens = self.prompt_tokens * (self.sequences if self.sets == 1 else 1)
-        return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE)
+        tokens = self.fold_samples or self.pass_tokens * (self.sequences if self.sets == 1 else 1)
+        return sizes.fold(min(tokens, TOKENS), kept, pieces=tokens > PIECE or self.fold_samples > 0)
 
     def measures(self, sizes: ModelSizes, kept: Kept) -> bool:
         """Whether the fidelity of what stays resident is measured."""
@@ -107,6 +130,11 @@ class Request:
             )
         count = self.skip.count(len(numbers))
         return may[len(may) - count :]
+
+    @property
+    def shares(self) -> bool:
+        """Whether a calibration shares the sparsity over the layers."""
+        return self.curves is not None and isinstance(self.sparsity, int | float)
 
     def _shared(self, sizes: ModelSizes) -> Kept:
         if self.curves is None or not isinstance(self.sparsity, int | float):

@@ -15,6 +15,7 @@ from .request import Request
 from .sizes import Kept, ModelSizes
 
 STAGING_LAYERS = 2
+KEPT_STATISTICS = 6  # sets of statistics that a conversation keeps, each up to one point in its last turns
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
@@ -72,7 +73,7 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
         yield Row("conversion buffers", request.converts, "host" if request.copies else "prompt")
     if request.precision.quantized:
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
-    activations = sizes.activations(request.prompt_tokens, together)
+    activations = sizes.activations(request.pass_tokens, together, request.earlier_tokens)
     yield Row("activations of the prompt", activations, "prompt")
     if fold := request.fold_bytes(sizes, kept):
         yield Row("fold", fold, "prompt", "activations and a solve of one layer")
@@ -88,8 +89,8 @@ def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) ->
         return
     prompt, sequences = request.prompt_tokens, request.sequences
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "fidelity")
-    count = tokens_again(sizes, kept, prompt)
-    needed = meter_bytes(sizes, kept, prompt, together, sequences)
+    count = tokens_again(sizes, kept, request.pass_tokens)
+    needed = meter_bytes(sizes, count, prompt, together, sequences)
     yield Row("measuring the fidelity", needed, "fidelity", f"the last {count} tokens of the prompt again")
 
 
@@ -100,7 +101,14 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
     token = sizes.activations(1, together)
-    yield Row("activations of a token", token, "answer")
+    if request.earlier is None:
+        yield Row("activations of a token", token, "answer")
+    else:  # before the next turn a layer's cache moves to memory for more tokens
+        moving = sizes.cache_of_a_layer(tokens)
+        yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
+        if kept != sizes.kept(0):
+            when: Moment = "host" if request.copies else "always"
+            yield Row("statistics of the turns", (KEPT_STATISTICS + 2) * sizes.statistics, when)
     is_whole = kept == sizes.kept(0) and not request.precision.quantized
     if is_whole and sizes.switch is not None and prompt <= sizes.switch < tokens:
         again = sizes.activations(sizes.switch + 1) + sizes.cache(tokens)
@@ -131,7 +139,7 @@ def needs_steady_heap(sizes: ModelSizes, request: Request) -> bool:
     """Whether the heap should keep what activations free (memory/heap.py): where they are large, or many.
 
     Not in float32, where the products' own buffers would leave holes without end (measured)."""
-    large = sizes.activations(request.prompt_tokens) >= 32 * MIB
+    large = sizes.activations(request.pass_tokens, earlier=request.earlier_tokens) >= 32 * MIB
     return sizes.item < 4 and (large or request.waiting > 0)
 
 

@@ -178,8 +178,21 @@ class ModelSizes:
         rows = zip(self.cache_per_token, self.windows, strict=True)
         return sum(row * capacity(tokens, window) for row, window in rows)
 
-    def activations(self, tokens: int, sequences: int = 1) -> int:
-        """At most the bytes that a layer's forward, the statistic and the lm_head hold for `sequences` of `tokens`."""
+    @property
+    def statistics(self) -> int:
+        """Bytes of the statistics of all blocks."""
+        return sum(4 * block.neurons * block.routed for layer in self.layers for block in layer.blocks)
+
+    def cache_of_a_layer(self, tokens: int) -> int:
+        """Bytes of the largest layer's keys and values."""
+        return max(
+            row * capacity(tokens, window) for row, window in zip(self.cache_per_token, self.windows, strict=True)
+        )
+
+    def activations(self, tokens: int, sequences: int = 1, earlier: int = 0) -> int:
+        """At most the bytes that a layer's forward, the statistic and the lm_head hold for `sequences` of `tokens`.
+
+        `earlier`: tokens before them, whose keys and values are in the cache; they are written out for every head."""
         rows = tokens * sequences
         neurons = max((block.neurons for layer in self.layers for block in layer.blocks), default=0)
         cache_row = max(self.cache_per_token)
@@ -188,7 +201,9 @@ class ModelSizes:
         feed_forward = 4 * neurons * self.item  # gate, up, act(gate), z
         layer = max(rows * max(norm, attention), 3 * rows * self.hidden * self.item + min(rows, PIECE) * feed_forward)
         statistic = 3 * min(rows, CHUNK) * neurons * 4
-        return layer + statistic + sequences * (self._masks(tokens, sequences > 1) + 6 * self.vocabulary * 4)
+        written_out = earlier * (2 * self.heads * self.item + 2 * cache_row)
+        masks = self._masks(tokens, sequences > 1, earlier)
+        return layer + statistic + written_out + sequences * (masks + 6 * self.vocabulary * 4)
 
     def fold(self, tokens: int, kept: Kept, pieces: bool) -> int:
         """At most the bytes that the fold holds in a layer: the rows of z of so many tokens (`pieces`: once more, while
@@ -206,14 +221,14 @@ class ModelSizes:
         of_z = neurons * (self.item if pieces else 0) + kept * (self.item + 2 * 4)
         return tokens * (of_z + self.hidden * (2 * self.item + 2 * 4) + 3 * tokens * 4) + ROWS * kept * 2 * 4
 
-    def _masks(self, tokens: int, padded: bool) -> int:
+    def _masks(self, tokens: int, padded: bool, earlier: int) -> int:
         """Bytes of masks and scores, tokens x tokens, in the kind of layer that holds most of them."""
         rows = min(tokens, PIECE) if self.in_pieces else tokens
         most = 0
         for window in set(self.windows):
             slides = window is not None and tokens > window
-            keys = min(tokens, PIECE + window) if window and self.in_pieces else tokens
-            a_pair = 1 + self.item if slides or padded or self.score_heads else 0
+            keys = min(earlier + tokens, PIECE + window) if window and self.in_pieces else earlier + tokens
+            a_pair = 1 + self.item if slides or padded or earlier or self.score_heads else 0
             most = max(most, rows * keys * (a_pair + self.score_heads * (2 * self.item + 4)))
         return most
 

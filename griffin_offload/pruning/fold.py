@@ -16,14 +16,6 @@ HELD_OUT = 16  # of a prompt's last tokens, a quarter at most: the fidelity is m
 ROWS = 256  # of a down projection at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """λ, and of which tokens (N,), bool, of a forward the activations count."""
-
-    strength: float
-    tokens: Tensor
-
-
 def held_out(tokens: int) -> int:
     """How many of the last tokens of a prompt do not count for the fold."""
     return min(HELD_OUT, tokens // 4)
@@ -66,8 +58,10 @@ def predicted(z: Tensor, rows: Tensor, dropped: Tensor, strength: float) -> Tens
     -> (N, F), 0 where a neuron is kept.
 
     Added to z_E, it gives through W what z_E alone gives through W': a model can be scored without a W' of its own."""
-    kept, others = rows.float().masked_fill(dropped, 0), rows.float().masked_fill(~dropped, 0)
-    return z.float() @ kept.T @ _solve(kept, others, strength)
+    kept, others = rows[:, ~dropped].float(), rows[:, dropped].float()
+    out = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
+    out[:, dropped] = _solve(kept, kept @ z[:, ~dropped].float().T, strength).T @ others
+    return out
 
 
 def _solve(kept: Tensor, right: Tensor, strength: float) -> Tensor:

@@ -17,7 +17,7 @@ from ..files import write_text
 from .selection import kept_neurons
 
 RATE = 5.0  # a layer's loss falls as exp(-RATE share); 3 to 8 do about as well on two models (docs/results.md)
-LEAST = 0.05  # the least weight of a layer; the average is 1
+LEAST = 0.25  # the least weight of a layer; the average is 1. With 0.05 some layers kept no neuron (docs/results.md)
 
 
 @dataclass(frozen=True)

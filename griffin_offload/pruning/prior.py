@@ -19,7 +19,7 @@ from ..units import MIB
 
 FORMAT = "griffin-prior"
 Scores = tuple[tuple[Tensor, ...], ...]  # by layer and block
-WEIGHT = 0.4  # of a prior against a prompt, measured on two models (docs/results.md)
+TOKENS = 64.0  # of a prompt: a prior counts as much as so many, where nobody gives it a weight (docs/results.md)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +34,22 @@ class Prior:
     def shapes(self) -> list[list[list[int]]]:
         return [[list(score.shape) for score in layer] for layer in self.scores]
 
-    def join(self, statistic: Tensor, layer: int, block: int, weight: float) -> Tensor:
+    def join(self, statistic: Tensor, layer: int, block: int, weight: float | None) -> Tensor:
         """A prompt's statistic (F,) or (E, F) and the prior's scores, each scaled to sum 1, mixed: float32.
 
-        Weight 0 gives the statistic itself, 1 the prior's scores."""
+        Weight 0 gives the statistic itself, 1 the prior's scores. None: the prior counts like TOKENS tokens more of the
+        prompt, whose statistic has sum 1 for each; of an expert, for each that was routed to it."""
         ours = self.scores[layer][block].to(statistic.device)
+        if weight is None:
+            return statistic + TOKENS * _share(ours)
         if weight in (0.0, 1.0):
             return ours if weight else statistic
         return (1 - weight) * _share(statistic) + weight * _share(ours)
+
+
+def weight_at(tokens: float) -> float:
+    """The weight of a prior that counts like TOKENS tokens, beside a prompt of so many."""
+    return TOKENS / (TOKENS + tokens)
 
 
 def _share(score: Tensor) -> Tensor:
@@ -53,6 +61,11 @@ def check_prior(prior: Prior, shapes: Sequence[Sequence[Sequence[int]]], name: s
     if prior.shapes != [[list(shape) for shape in layer] for layer in shapes]:
         made_of = prior.facts.get("model", "another model")
         raise OptionError(f"the prior is of {made_of}, whose layers are not those of {name}")
+
+
+def prior_path(cache_folder: Path, key: str) -> Path:
+    """The file of the prior that a checkpoint has without asking, by the checkpoint's key."""
+    return cache_folder / "prior" / f"{key[:16]}.safetensors"
 
 
 def save_prior(path: Path, prior: Prior) -> None:

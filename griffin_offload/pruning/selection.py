@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..options import SELECTIONS, Sparsity, check
-from .prior import WEIGHT, Prior
+from .prior import Prior, weight_at
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -39,22 +39,25 @@ class Selection:
     'sampling' draws without replacement, with weights s; 'topk-sampling' does half and half; 'magnitude' takes the
     largest product of the norms in gate and up; 'random' draws evenly. Draws depend on `seed` and the layer.
 
-    `prior`: scores of other texts, mixed with the statistic. `prior_weight`: 0 is the prompt alone, 1 the prior."""
+    `prior`: scores of other texts, mixed with the statistic. `prior_weight`: 0 is the prompt alone, 1 the prior; None:
+    the longer the prompt, the less (see Prior.join)."""
 
     name: str = "topk"
     seed: int = 0
     prior: Prior | None = None
-    prior_weight: float = WEIGHT
+    prior_weight: float | None = None
 
     def __post_init__(self) -> None:
         check(self.name, SELECTIONS, "selection")
-        if not 0 <= self.prior_weight <= 1:
+        if self.prior_weight is not None and not 0 <= self.prior_weight <= 1:
             raise OptionError(f"prior weight {self.prior_weight} is outside [0, 1]: 0 is the prompt's own choice")
 
-    @property
-    def prior_facts(self) -> dict[str, Any] | None:
-        """The prior's facts and weight, for cards and reports."""
-        return None if self.prior is None else {**self.prior.facts, "weight": self.prior_weight}
+    def prior_facts(self, tokens: float) -> dict[str, Any] | None:
+        """The prior's facts, and its weight beside a prompt of so many tokens, for cards and reports."""
+        if self.prior is None:
+            return None
+        weight = weight_at(tokens) if self.prior_weight is None else self.prior_weight
+        return {**self.prior.facts, "weight": weight}
 
     def choose(
         self, statistic: Tensor, kept: int, layer: int, magnitude: Callable[[], Tensor], block: int = 0

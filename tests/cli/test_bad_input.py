@@ -210,9 +210,10 @@ def test_an_unsupported_architecture(tmp_path: Path, kind: str) -> None:
         (edit("config.json", hidden_size=...), ["model.safetensors"]),
         (edit("config.json", intermediate_size=...), ["model.safetensors"]),
         *(
-            (edit("config.json", quantization_config={"quant_method": method, "bits": 4}), [method, "GGUF"])
-            for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "nonsense")
+            (edit("config.json", quantization_config={"quant_method": method, "bits": 4}), [method, "take that field"])
+            for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")  # the files are not
         ),
+        (edit("config.json", quantization_config={"quant_method": "nonsense"}), ["nonsense", "GGUF"]),
         (edit("config.json", quantization_config={"load_in_4bit": True}), ["quantized by bitsandbytes"]),
         (edit("config.json", quantization_config={"bits": 4}), ["quantized by a method that has no name"]),
         (edit("config.json", auto_map={"AutoConfig": "evil.Config"}, model_type="evil"), ["evil"]),

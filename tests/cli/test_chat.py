@@ -21,6 +21,8 @@ def test_chat_answers_each_line_of_a_pipe(run: Run, model: Path, tmp_path: Path)
     assert result.stdout == "".join(turn["content"] + "\n" for turn in turns[1::2]), "the answers and nothing else"
     footers = re.findall(r"^8 tokens · [\d.]+ tokens/s · .* resident · first token after", result.stderr, re.MULTILINE)
     assert len(footers) == 2
+    costs = re.findall(r"(\d+) of (\d+) prompt tokens computed, [\d.]+ \w+ read", result.stderr)
+    assert [whole == computed for computed, whole in costs] == [True, False]
 
 
 def test_chat_goes_on_with_a_saved_conversation(run: Run, model: Path, tmp_path: Path) -> None:

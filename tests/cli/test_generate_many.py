@@ -181,9 +181,9 @@ def test_a_batch_shares_its_neurons_and_per_prompt_has_them_apart(source: Path, 
 
 
 def test_the_recorded_options_are_those_of_earlier_versions() -> None:
-    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "uniform"}
+    plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "auto"}
     earlier = plain | {"resident_dtype": None, "rest": None}
-    plain = earlier | {"fold": 0.3}  # what is dropped was not folded
+    plain = earlier | {"fold": 0.3, "prior": "auto"}  # what is dropped was not folded, nor chosen with a prior
     assert recorded(Pruning(), Decoding()) == plain
     assert recorded(Pruning(), Decoding(greedy=True)) == plain | {"do_sample": False}
     assert recorded(Pruning(), Decoding(seed=3)) == plain | {"seed": 3, "do_sample": True}
@@ -192,10 +192,10 @@ def test_the_recorded_options_are_those_of_earlier_versions() -> None:
     with_prior = recorded(Pruning(0.5, prior="p.st", prior_weight=0.3), Decoding())
     assert with_prior == plain | {"sparsity": 0.5, "rest": "auto", "prior": "p.st", "prior_weight": 0.3}
     dropped = earlier | {"sparsity": 0.5}  # an earlier version's file, which only the paper's method continues
-    assert recorded(Pruning(0.5, method="griffin"), Decoding()) == dropped
-    assert recorded(Pruning(0.5, rest="drop", fold=False), Decoding()) == dropped
-    assert recorded(Pruning(0.5, rest="drop"), Decoding()) == dropped | {"fold": 0.3}
-    assert recorded(Pruning(fold=False), Decoding()) == earlier
+    assert recorded(Pruning(0.5, method="griffin"), Decoding()) == dropped | {"allocation": "uniform"}
+    assert recorded(Pruning(0.5, rest="drop", prior="off", fold=False), Decoding()) == dropped
+    assert recorded(Pruning(0.5, rest="drop"), Decoding()) == dropped | {"fold": 0.3, "prior": "auto"}
+    assert recorded(Pruning(fold=False, prior="off"), Decoding()) == earlier
     assert recorded(Pruning(0.5, rest="int4"), Decoding()) == dropped | {"rest": "int4"}
     assert recorded(Pruning(0.5, rest="auto"), Decoding()) == recorded(Pruning(0.5), Decoding()) != dropped
     skip = {"share": 0.25, "mode": "prompt", "cold": (2, 2), "warmup": 4, "run": 0}

@@ -15,15 +15,17 @@ from transformers import PreTrainedModel
 
 from griffin_offload import Engine
 from griffin_offload.checkpoint.key import checkpoint_key
-from griffin_offload.errors import BudgetError, OptionError, PromptError
+from griffin_offload.errors import BudgetError, GriffinError, OptionError, PromptError
 from griffin_offload.evaluation import calibrate
 from griffin_offload.evaluation.figures import observe
 from griffin_offload.evaluation.scoring.prompt_cache import forked_cache, prompt_cache
 from griffin_offload.evaluation.scoring.reads import fits
 from griffin_offload.evaluation.scoring.scored import Pair
 from griffin_offload.evaluation.scoring.variant import ScoredRow
+from griffin_offload.options import FfnSkip
 from griffin_offload.paths import cache_folder
 from griffin_offload.pruning.layer_allocation import Curves, calibration_path, load_curves
+from griffin_offload.pruning.shipped_text import shipped_samples, shipped_text_hash
 
 P, C = 40, 12  # the windows of sliding attention hold 16
 SMALL = ["--prompt-tokens", "20", "--continue-tokens", "4", "--windows", "1", "--dtype", "float32"]
@@ -65,9 +67,9 @@ def test_the_curves_are_the_slow_ones(kind: str, tmp_path: Path) -> None:
     curves = measure(folder)
     windows = observe.cut_prompts(Engine(folder), text(), 2, P + C)
     slow = slow_curves(folder, windows, P)
-    assert (curves.shares, curves.others) == ((0.25, 0.5, 0.75, 1.0), 0.5)
+    assert (curves.shares, curves.others) == ((0.25, 0.5, 1.0), 0.5)
     torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
-    assert min(abs(row[0] - row[3]) for row in slow) > 1e-3  # so that the comparison tells something
+    assert min(abs(row[0] - row[2]) for row in slow) > 1e-3  # so that the comparison tells something
 
 
 def test_windows_are_spread_and_begin_as_a_text_does(tmp_path: Path) -> None:
@@ -84,11 +86,11 @@ def test_many_sweeps_of_few_rows_measure_the_same(tmp_path: Path, monkeypatch: p
     once = measure(folder, on_progress=lambda *at: told.append(at))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     monkeypatch.setattr("griffin_offload.planning.scoring.LOGITS", 3 * C * 300 * 4)  # 3 rows a forward
-    monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 4)
+    monkeypatch.setattr(calibrate, "fits", lambda engine, pairs, rows: len(rows) <= 3)
     told.clear()
     often = measure(folder, on_progress=lambda *at: told.append(at))
     torch.testing.assert_close(torch.tensor(often.kl), torch.tensor(once.kl), rtol=1e-4, atol=1e-6)
-    assert told[-1] == (12, 12)  # 10 rows, by 3: 4 sweeps of 3 layers
+    assert told[-1] == (12, 12)  # 7 rows, by 2: 4 sweeps of 3 layers
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -123,7 +125,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="more than keys and values"):
         measure(tiny_checkpoint(tmp_path / "hybrid", "falcon_h1"))
     with pytest.raises(BudgetError):
-        calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C)
+        calibrate.measure(Engine(folder, device_memory="20MiB"), text(), prompt_tokens=P, continue_tokens=C, windows=2)
 
 
 # The forked cache
@@ -201,22 +203,47 @@ def test_curves_measured_otherwise_are_not_replaced_unasked(model: str, tmp_path
     assert run("--model", model, *SMALL, "--data", str(data), "--force").exit_code == 0
 
 
-def test_a_calibrated_model_shares_the_same_total(model: str) -> None:
+def test_a_calibrated_model_shares_the_same_total(model: str, tmp_path: Path) -> None:
     engine = Engine(model)
     half = {"sparsity": 0.5, "rest": "drop"}
     uniform = engine.plan(20, 4, **half)
     assert engine.plan(20, 4, **half, allocation="sensitivity").kept == uniform.kept  # no calibration: as without
+    assert not uniform.calibrated
     assert run("--model", model, *SMALL).exit_code == 0
     shared = engine.plan(20, 4, **half, allocation="sensitivity")
     assert shared.kept != uniform.kept
     assert sum(k for (k,) in shared.kept) == sum(k for (k,) in uniform.kept)
     assert shared.resident_bytes == uniform.resident_bytes
-    report = engine.generate(tiny_prompt(20), sparsity=0.5, allocation="sensitivity", max_new_tokens=4).report
-    assert report.plan.kept == shared.kept
+    for of_it in ({}, {"allocation": "sensitivity"}):  # used from now on, unless somebody says otherwise
+        report = engine.generate(tiny_prompt(20), **half, **of_it, max_new_tokens=4).report
+        assert report.plan.kept == shared.kept
+        assert "sparsity 0.5 (by layer, as calibrated)" in dict(report.rows())["resident"]
+        assert report.to_json()["calibrated"] is True
+    assert engine.plan(20, 4, **half, allocation="uniform").kept == uniform.kept
+    assert engine.plan(20, 4, sparsity=0.5, method="griffin").kept == uniform.kept
+    assert engine.plan(20, 4, skip=FfnSkip(0.5, "prompt", (0, 0)), **half).calibrated is False
+    engine.export(tiny_prompt(), tmp_path / "out", prompt_text="x", sparsity=0.5)
+    assert json.loads((tmp_path / "out" / "griffin.json").read_text())["kept"] == uniform.kept[0][0]
+    calibration_path(cache_folder(), checkpoint_key(engine.checkpoint)).write_text("no calibration")
+    assert engine.plan(20, 4, **half).kept == uniform.kept
+    with pytest.raises(GriffinError, match="is not a calibration"):
+        engine.plan(20, 4, **half, allocation="sensitivity")
+
+
+def test_without_a_text_the_one_that_ships_is_taken(tmp_path: Path) -> None:
+    """The end of every exchange and passage; fewer windows are spread over them."""
+    engine = Engine(tiny_checkpoint(tmp_path / "model", "llama"), device_memory="4GiB", dtype="float32")
+    samples = shipped_samples(engine.tokenizer, False)
+    curves = calibrate.measure(engine, prompt_tokens=P, continue_tokens=C, windows=2)
+    slow = slow_curves(engine.path, [samples[number][-P - C :] for number in (0, len(samples) // 2)], P)
+    torch.testing.assert_close(torch.tensor(curves.kl), torch.tensor(slow), rtol=1e-3, atol=2e-6)
+    assert curves.text_sha256 == shipped_text_hash()
+    with pytest.raises(PromptError, match=f"has {len(samples)} windows"):
+        calibrate.measure(engine, windows=len(samples) + 1)
 
 
 @pytest.mark.real
 def test_the_shipped_text_is_long_enough(smol: Path) -> None:
-    tokens = calibrate.PROMPT_TOKENS + calibrate.CONTINUE_TOKENS
-    windows = observe.cut_prompts(Engine(smol), calibrate.TEXT.read_text(), calibrate.WINDOWS, tokens)
-    assert [len(window) for window in windows] == [448] * 4
+    samples = shipped_samples(Engine(smol).tokenizer, True)
+    assert len(samples) == calibrate.WINDOWS
+    assert min(map(len, samples)) > 4 * calibrate.CONTINUE_TOKENS

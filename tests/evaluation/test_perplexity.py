@@ -205,6 +205,8 @@ def test_selections_are_compared_and_the_full_model_comes_once(llama: Path, data
         "drop",
         "--fold-strength",
         0,
+        "--prior",
+        "off",
     )
     result = run("--data", data, "--model", llama, *SHORT, *options, "--json")
     assert result.exit_code == 0, result.output

@@ -54,7 +54,7 @@ def export(folder: Path, out: Path, dtype: str | None = None, **options: Any) ->
     """As GGUF, where `out` is a file's name."""
     form = "gguf" if out.suffix == ".gguf" else "safetensors"
     return Engine(folder, dtype=dtype).export(
-        tiny_prompt(), out, prompt_text=TEXT, format=form, **{"fold": False, **options}
+        tiny_prompt(), out, prompt_text=TEXT, format=form, **{"fold": False, "prior": "off", **options}
     )
 
 
@@ -361,7 +361,9 @@ def test_existing_files_and_odd_names(tmp_path: Path, llama: Path) -> None:
     engine = Engine(llama)
     for name, said in (("folder.gguf", "is a folder"), ("m.bin", "does not end in .gguf"), ("nul\0.gguf", "no name")):
         with pytest.raises(ExportError, match=said):
-            engine.export(tiny_prompt(), tmp_path / name, prompt_text=TEXT, fold=False, format="gguf", force=True)
+            engine.export(
+                tiny_prompt(), tmp_path / name, prompt_text=TEXT, fold=False, prior="off", format="gguf", force=True
+            )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
@@ -530,9 +532,9 @@ def test_the_real_model(smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine = Engine(smol)
     prompt = engine.encode("Why do people still talk about the Library of Alexandria?")
     meter = PeakMeter("cpu")
-    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, fold=False, format="gguf")
+    engine.export(prompt, tmp_path / "m.gguf", prompt_text=TEXT, fold=False, prior="off", format="gguf")
     exporting = meter.peak()
-    engine.export(prompt, tmp_path / "m", prompt_text=TEXT, fold=False)
+    engine.export(prompt, tmp_path / "m", prompt_text=TEXT, fold=False, prior="off")
     held = engine.generate(
         prompt, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False
     ).report.measured_peak

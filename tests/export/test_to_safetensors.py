@@ -56,7 +56,9 @@ def export(
     folder: Path, out: Path, prompt: list[int] | None = None, dtype: str | None = None, **options: Any
 ) -> Export:
     prompt = tiny_prompt() if prompt is None else prompt
-    return Engine(folder, dtype=dtype).export(prompt, out, prompt_text=TEXT, **{"fold": False, **options})
+    return Engine(folder, dtype=dtype).export(
+        prompt, out, prompt_text=TEXT, **{"fold": False, "prior": "off", **options}
+    )
 
 
 def assert_equals_resident(folder: Path, out: Path, prompt: list[int], dtype: str | None = None) -> None:
@@ -205,8 +207,8 @@ def test_an_export_can_be_run_and_exported_again(tmp_path: Path, llama: Path) ->
 def test_the_engine_works_before_and_after_an_export(tmp_path: Path, llama: Path) -> None:
     engine, prompt = Engine(llama), tiny_prompt()
     before = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids
-    engine.export(prompt, tmp_path / "one", prompt_text=TEXT, fold=False)
-    engine.export(prompt, tmp_path / "two", prompt_text=TEXT, fold=False)
+    engine.export(prompt, tmp_path / "one", prompt_text=TEXT, fold=False, prior="off")
+    engine.export(prompt, tmp_path / "two", prompt_text=TEXT, fold=False, prior="off")
     assert (
         engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=8, do_sample=False).token_ids == before
     )
@@ -399,10 +401,10 @@ def test_an_interrupt_in_the_sweep_leaves_nothing(
     engine, threads = Engine(llama), set(threading.enumerate())
     for out, force in ((tmp_path / "out", False), (tmp_path / "here", True)):
         with pytest.raises(ExportError if error is OSError else error):
-            engine.export(tiny_prompt(), out, prompt_text=TEXT, fold=False, force=force, on_layer=stop)
+            engine.export(tiny_prompt(), out, prompt_text=TEXT, fold=False, prior="off", force=force, on_layer=stop)
         left_nothing(tmp_path, {"here/mine.txt": b"mine"})
         assert set(threading.enumerate()) <= threads, "the reader has ended"
-    engine.export(tiny_prompt(), tmp_path / "out", prompt_text=TEXT, fold=False)  # and it still works
+    engine.export(tiny_prompt(), tmp_path / "out", prompt_text=TEXT, fold=False, prior="off")  # and it still works
     assert_equals_resident(llama, tmp_path / "out", tiny_prompt())
 
 
@@ -442,7 +444,7 @@ def test_the_pruned_model_is_never_held(smol: Path, tmp_path: Path) -> None:
     engine = Engine(smol)
     prompt = engine.encode(text_paragraph(60))
     meter = PeakMeter("cpu")
-    exported = engine.export(prompt, tmp_path / "out", prompt_text=TEXT, fold=False)
+    exported = engine.export(prompt, tmp_path / "out", prompt_text=TEXT, fold=False, prior="off")
     exporting = meter.peak()
     generation = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
     weights = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))

@@ -14,6 +14,7 @@ from tiny import tiny_prompt
 
 from griffin_offload import Engine, open_model
 from griffin_offload.model import format_speeds
+from griffin_offload.model.bandwidth import memory_bandwidth
 from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds, speeds_key
 from griffin_offload.quant.formats import FORMATS
 from griffin_offload.units import MIB
@@ -155,3 +156,8 @@ def test_a_limit_that_was_exceeded_is_not_told(engine: Engine) -> None:
         pace = dict(replace(report, memory_bandwidth=bandwidth).rows())["decoding"]
         assert told in pace
         assert ("%" in pace) == (bandwidth > limit)
+
+
+def test_the_bandwidth_of_matrices_of_one_width_and_several_dtypes() -> None:
+    codes = torch.ones(64, 2048, dtype=torch.uint8)  # read as bfloat16, 1024 columns
+    assert memory_bandwidth([torch.ones(64, 1024), codes, torch.ones(64, 1024, dtype=torch.bfloat16)]) > 0

@@ -23,6 +23,7 @@ from griffin_offload.model import modules
 from griffin_offload.offload.gather import take_over
 from griffin_offload.options import FfnSkip, Pruning
 from griffin_offload.pruning import fold
+from griffin_offload.pruning.calibration import Calibration
 
 TOKENS = 5
 # One of each layout: fused, transposed, with biases, routed, interleaved, shared experts, layers of several kinds.
@@ -31,7 +32,7 @@ LAYOUTS = ["llama", "phi3", "gpt2", "opt", "mixtral", "gpt_oss", "granitemoeshar
 
 def answer(engine: Engine, prompt: list[int], **how: Any) -> tuple[list[int], Tensor]:
     logits = Logits()
-    how = {"sparsity": 0.5, "rest": "drop", "fold": True, "fold_strength": 0.3, **how}
+    how = {"sparsity": 0.5, "rest": "drop", "prior": "off", "fold": True, "fold_strength": 0.3, **how}
     made = engine.generate(prompt, max_new_tokens=TOKENS, do_sample=False, logits_processor=[logits], **how)
     return made.token_ids, torch.stack(logits.steps)
 
@@ -266,7 +267,7 @@ def test_an_export_carries_it(case: Callable[[str], Case], tmp_path: Path) -> No
     answer(engine, prompt)
     name = "mlp.down_proj.weight"
     folded = [layer.tensors[name].clone() for layer in engine.resident.layers]
-    how: dict[str, Any] = {"sparsity": 0.5, "fold": True, "fold_strength": 0.3, "prompt_text": ""}
+    how: dict[str, Any] = {"sparsity": 0.5, "prior": "off", "fold": True, "fold_strength": 0.3, "prompt_text": ""}
     engine.export(prompt, tmp_path / "out", **how)
     model = oracle.load(tmp_path / "out")
     for number, weight in enumerate(folded):
@@ -300,9 +301,9 @@ def test_a_measurement_folds_what_an_answer_folds() -> None:
     assert Variant(0.5, rest="drop").folds == 0.3
     assert [Variant(0.5, **how).folds for how in ({}, {"rest": "int8"}, {"method": "griffin"})] == [None] * 3
     assert [Variant(0.5, rest="drop", **how).folds for how in ({"static": True}, {"skip": FfnSkip(0.5)})] == [None] * 2
-    assert Variant(0.5, rest="drop").label() == "50% fold 0.3"
+    assert Variant(0.5, rest="drop", prior="off").label() == "50% fold 0.3"
     both = all_variants([0.5], ["topk"], ["uniform"], rests=["drop", "int4"], folds=[0.0, 1.0])
-    assert [each.label() for each in both] == ["50%", "50% fold 1", "50%, rest int4"]
+    assert [each.label() for each in both] == ["50% prior", "50% prior fold 1", "50%, rest int4"]
 
 
 def test_the_report_and_the_plan_say_it(case: Callable[[str], Case]) -> None:
@@ -325,3 +326,27 @@ def test_a_budget_without_room_for_it_is_told(case: Callable[[str], Case]) -> No
     assert (report.plan.fold, report.plan.no_room_to_fold) == (None, True)
     assert dict(report.rows())["fold"] == "none: the budget has no room for it"
     assert report.to_json()["fold"] is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_a_static_export_is_folded_by_its_samples(case: Callable[[str], Case], tmp_path: Path, kind: str) -> None:
+    engine, samples = Engine(case(kind).folder, dtype="float32"), [tiny_prompt(40, 1), tiny_prompt(21, 2)]
+    engine.export_static(Calibration(samples), tmp_path / "out", sparsity=0.5)
+    facts = json.loads((tmp_path / "out" / "griffin.json").read_text())
+    assert facts["fold"] == 0.3
+    assert "gave that text" in " ".join((tmp_path / "out" / "README.md").read_text().split())
+    kept = [torch.tensor(chosen) for chosen in facts["experts"]]
+    reference, small = folded_model(case(kind), engine, samples, kept), oracle.load(tmp_path / "out")
+    for number, layer in enumerate(engine.skeleton.layers):
+        (block,) = layer.blocks
+        name, axis = layer.prefix + block.down, block.rows[block.down].axis
+        whole, ours = (model.get_parameter(name).data for model in (reference, small))
+        experts = zip(whole, ours, kept[number], strict=True) if block.routed else [(whole, ours, kept[number])]
+        for theirs, mine, chosen in experts:
+            picked = theirs[:, chosen] if axis else theirs[chosen]
+            assert close(mine, picked)
+
+
+def test_weights_alone_have_nothing_to_fold(case: Callable[[str], Case], tmp_path: Path) -> None:
+    Engine(case("llama").folder).export_static(Calibration(score="magnitude"), tmp_path / "out", sparsity=0.5)
+    assert "fold" not in json.loads((tmp_path / "out" / "griffin.json").read_text())

@@ -26,7 +26,7 @@ from griffin_offload.errors import GriffinError, NumericError, OptionError, Prom
 from griffin_offload.memory.spill import Spill
 from griffin_offload.pruning.calibration import Calibration
 from griffin_offload.pruning.calibration_texts import CalibrationText, draw_samples
-from griffin_offload.pruning.prior import Prior, load_prior
+from griffin_offload.pruning.prior import Prior, load_prior, weight_at
 from griffin_offload.units import MIB
 
 # Gate and up apart, sliding windows and tied, no gate and biases, (in, out) weights, gate and up in one, routed experts
@@ -161,7 +161,7 @@ def test_a_prior_of_the_prompt_alone_gives_its_experts(model: Path) -> None:
         engine.generate(prompt, sparsity=0.5, rest="drop", max_new_tokens=2, do_sample=False, **options)
         return [experts.tolist() for layer in engine.kept_neurons() for experts in layer]
 
-    own = answer()
+    own = answer(prior="off")
     assert answer(prior=prior, prior_weight=0.0) == own
     theirs = answer(prior=prior, prior_weight=1.0)
     assert theirs == [experts.tolist() for experts in oracle.experts(oracle.load(model), other, 0.5)]
@@ -174,11 +174,11 @@ def test_what_a_prior_is_of_is_in_the_report(llama: Path) -> None:
     engine = Engine(llama)
     prior = engine.score_samples(Calibration(SAMPLES))
     report = engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", fold=False, max_new_tokens=2, prior=prior).report
-    facts = report.to_json()["prior"]
+    facts, weight = report.to_json()["prior"], weight_at(len(tiny_prompt()))
     assert facts["key"]
     del facts["key"]
-    assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": 0.4}
-    assert ("prior", "score griffin of 3 samples, weight 0.4") in report.rows()
+    assert facts == {"model": "llama", "score": "griffin", "seed": 0, "samples": 3, "tokens": 101, "weight": weight}
+    assert ("prior", f"score griffin of 3 samples, weight {weight:.2g}") in report.rows()
     assert (
         "prior" not in engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=2).report.to_json()
     )
@@ -226,12 +226,13 @@ def test_weights_that_are_no_numbers(llama: Path, tmp_path: Path) -> None:
 # A static model
 
 
-def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: Path, fold: bool) -> None:
     if model.name in ("gemma4_text", "gpt_oss"):
         pytest.skip("no export has a config for it")
     engine, prompt = Engine(model), tiny_prompt(48, 1)
-    engine.export(prompt, tmp_path / "prompt", prompt_text="x", fold=False, sparsity=0.5)
-    _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5)
+    engine.export(prompt, tmp_path / "prompt", prompt_text="x", fold=fold, prior="off", sparsity=0.5)
+    _, prior = engine.export_static(Calibration([prompt]), tmp_path / "static", sparsity=0.5, fold=fold)
     for one in (tmp_path / "prompt").glob("*.safetensors"):
         assert (tmp_path / "static" / one.name).read_bytes() == one.read_bytes()
     assert all(map(torch.equal, flat(prior), flat(engine.score_samples(Calibration([prompt])))))
@@ -240,7 +241,7 @@ def test_one_text_gives_the_model_that_this_prompt_gives(model: Path, tmp_path: 
 @pytest.mark.parametrize("score", ["griffin", "wanda"])
 def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
-    exported, prior = engine.export_static(Calibration(SAMPLES, score), tmp_path / "out", sparsity=0.75)
+    exported, prior = engine.export_static(Calibration(SAMPLES, score), tmp_path / "out", sparsity=0.75, fold=False)
     assert exported.path == tmp_path / "out"
     loaded, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(facts.values()), facts
@@ -255,7 +256,7 @@ def test_the_experts_are_those_of_the_largest_sums(score: str, llama: Path, tmp_
 def test_magnitude_and_random_models_need_no_text(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     engine.export_static(Calibration(score="magnitude"), tmp_path / "static")
-    engine.export(tiny_prompt(), tmp_path / "prompt", prompt_text="x", fold=False, selection="magnitude")
+    engine.export(tiny_prompt(), tmp_path / "prompt", prompt_text="x", fold=False, prior="off", selection="magnitude")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("static", "prompt")]
     assert weights[0] == weights[1]
     engine.export_static(Calibration(score="random", seed=3), tmp_path / "random")
@@ -302,7 +303,7 @@ def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> 
     prior = engine.score_samples(Calibration(SAMPLES))
     engine.export(prompt, tmp_path / "prior", prompt_text="x", fold=False, prior=prior, prior_weight=1.0)
     engine.export_static(Calibration(SAMPLES), tmp_path / "static")
-    engine.export(prompt, tmp_path / "alone", prompt_text="x", fold=False)
+    engine.export(prompt, tmp_path / "alone", prompt_text="x", fold=False, prior="off")
     facts = [json.loads((tmp_path / name / "griffin.json").read_text()) for name in ("prior", "static", "alone")]
     assert facts[0]["experts"] == facts[1]["experts"] != facts[2]["experts"]
     assert facts[0]["prior"] == {**prior.facts, "weight": 1.0}
@@ -313,8 +314,10 @@ def test_a_prior_beside_the_prompt_of_an_export(llama: Path, tmp_path: Path) -> 
 def test_as_gguf(llama: Path, tmp_path: Path) -> None:
     engine = Engine(llama)
     for name, static in (("one", Calibration([tiny_prompt()])), ("wanda", Calibration(SAMPLES, "wanda"))):
-        engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5)
-    engine.export(tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", fold=False, format="gguf", sparsity=0.5)
+        engine.export_static(static, tmp_path / f"{name}.gguf", format="gguf", sparsity=0.5, fold=False)
+    engine.export(
+        tiny_prompt(), tmp_path / "prompt.gguf", prompt_text="x", fold=False, prior="off", format="gguf", sparsity=0.5
+    )
     fields = {name: read_gguf(tmp_path / f"{name}.gguf", name).fields for name in ("one", "wanda", "prompt")}
     assert json.loads(fields["wanda"]["griffin.calibration"])["score"] == "wanda"
     assert fields["wanda"]["general.name"] == "llama, pruned for any prompt"
@@ -472,7 +475,11 @@ def test_too_few_texts_are_told(run: Callable[..., Result]) -> None:
         (["--score", "wanda", "--out", "out"], 2, "needs --calibration FILE"),
         (["--prompt", "a", "--out", "out", "--samples", "3"], 2, "--samples needs --calibration FILE"),
         (["--prompt", "a", "--out", "out", "--prior-out", "p.st"], 2, "needs --calibration FILE"),
-        (["--prompt", "a", "--out", "out", "--prior-weight", "0.5"], 2, "--prior-weight needs --prior FILE"),
+        (
+            ["--prompt", "a", "--out", "out", "--prior", "off", "--prior-weight", "0.5"],
+            2,
+            "--prior-weight needs --prior auto, or a file",
+        ),
         (["--prompt", "a", "--out", "out", "--prior", "p.st"], 1, "p.st does not exist"),
         (["--calibration", "out.txt", "--out", "out"], 1, "out.txt: no such file"),
         (["--calibration", "t.txt:0", "--out", "out"], 1, "the share 0 of t.txt is not above 0"),

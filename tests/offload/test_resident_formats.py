@@ -111,6 +111,7 @@ def assert_answers_as_rounded(engine: Engine, case: Case, resident_dtype: str, r
         resident_dtype=resident_dtype,
         rest=rest,
         fold=False,
+        prior="off",
         max_new_tokens=tokens,
         do_sample=False,
         logits_processor=[logits],

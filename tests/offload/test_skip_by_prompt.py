@@ -195,7 +195,9 @@ def test_what_fits_is_chosen_without_a_rest(llama: Path) -> None:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_an_export_without_some_blocks_is_the_resident_model(deep: Path, tmp_path: Path, sparsity: float) -> None:
     prompt, skip, out = tiny_prompt(), by_prompt(0.5), tmp_path / "out"
-    exported = Engine(deep).export(prompt, out, prompt_text="Alice", fold=False, sparsity=sparsity, skip=skip)
+    exported = Engine(deep).export(
+        prompt, out, prompt_text="Alice", fold=False, prior="off", sparsity=sparsity, skip=skip
+    )
     model = oracle.load(deep)
     skipped, experts = experts_left(model, prompt, skip, sparsity)
     assert exported.skipped == tuple(skipped)
@@ -220,7 +222,15 @@ def test_a_gguf_file_without_some_blocks(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     skip = by_prompt(0.5)
     exported = Engine(llama).export(
-        tiny_prompt(), out, prompt_text="Alice", fold=False, skip=skip, format="gguf", gguf_type="f32", sparsity=0.5
+        tiny_prompt(),
+        out,
+        prompt_text="Alice",
+        fold=False,
+        prior="off",
+        skip=skip,
+        format="gguf",
+        gguf_type="f32",
+        sparsity=0.5,
     )
     skipped, _ = experts_left(oracle.load(llama), tiny_prompt(), skip, 0.5)
     assert exported.skipped == tuple(skipped)
@@ -234,12 +244,16 @@ def test_a_gguf_file_without_some_blocks(llama: Path, tmp_path: Path) -> None:
 
 
 def test_an_export_without_a_whole_block_less_is_the_plain_one(llama: Path, tmp_path: Path) -> None:
-    Engine(llama).export(tiny_prompt(), tmp_path / "a", prompt_text="Alice", fold=False)
-    Engine(llama).export(tiny_prompt(), tmp_path / "b", prompt_text="Alice", fold=False, skip=by_prompt(0.05))
+    Engine(llama).export(tiny_prompt(), tmp_path / "a", prompt_text="Alice", fold=False, prior="off")
+    Engine(llama).export(
+        tiny_prompt(), tmp_path / "b", prompt_text="Alice", fold=False, prior="off", skip=by_prompt(0.05)
+    )
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_an_export_cannot_skip_by_token(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--ffn-skip-mode prompt"):
-        Engine(llama).export(tiny_prompt(), tmp_path / "out", prompt_text="Alice", fold=False, skip=FfnSkip(0.5))
+        Engine(llama).export(
+            tiny_prompt(), tmp_path / "out", prompt_text="Alice", fold=False, prior="off", skip=FfnSkip(0.5)
+        )
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tiny import tiny_checkpoint
 
 from griffin_offload.evaluation.bench.control_group import control_group
+from griffin_offload.planning.plan import DRIFT
 from griffin_offload.units import MIB, parse_bytes
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 6144, "num_hidden_layers": 12, "max_position_embeddings": 4096}
@@ -69,3 +71,36 @@ def test_the_sparsity_that_is_suggested_fits(folder: Path) -> None:
     assert suggested, refused.stderr
     assert generate(folder, budget, "--sparsity", suggested[1], *options).returncode == 0
     assert generate(folder, budget, "--sparsity", f"{float(suggested[1]) - 0.1:.2f}", *options).returncode == 1
+
+
+TURNS = """
+import json, sys
+from griffin_offload import Engine
+engine = Engine(sys.argv[1], device_memory=int(sys.argv[2]))
+ids, told = list(range(5, 300)) * 2, []
+for _ in range(3):
+    answer = engine.generate(ids, continues=True, sparsity=0.5, max_new_tokens=30, greedy=True)
+    ids = [*ids, *answer.token_ids, *range(5, 40)]
+    report = answer.report
+    told.append([report.turn.kept_tokens, report.measured_peak, report.plan.peak])
+print(json.dumps(told))
+"""
+
+
+def test_the_turns_of_a_conversation(folder: Path) -> None:
+    def run(budget: int, enter: Callable[[list[str]], list[str]] = list) -> list[list[int]]:
+        command = enter([sys.executable, "-c", TURNS, str(folder), str(budget)])
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        turns: list[list[int]] = json.loads(done.stdout)
+        return turns
+
+    budget = max(planned for *_, planned in run(2000 * MIB)) + DRIFT
+    try:
+        with control_group(budget) as group:
+            turns = run(budget, group.enter)
+            assert group.kills() == 0
+    except OSError as error:
+        pytest.skip(f"no control group here: {error}")
+    assert [kept for kept, *_ in turns] == [0, 590, 655]
+    assert all(measured <= planned <= budget for _, measured, planned in turns)

@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_checkpoint
 
-from griffin_offload import Engine
+from griffin_offload import Engine, Pruning
 from griffin_offload.errors import BudgetError, OptionError
-from griffin_offload.planning.ladder import LADDER, climb, describe
+from griffin_offload.planning.ladder import LADDER, best_plan, climb, describe
+from griffin_offload.planning.request import Earlier
 from griffin_offload.units import MIB, parse_bytes
 
 SIZES = {"hidden_size": 768, "intermediate_size": 6144, "num_hidden_layers": 16, "vocab_size": 300}
@@ -138,3 +140,50 @@ def test_commands_say_what_they_took(folder: Path) -> None:
     assert found.count("taken") == 1
     assert set(found[: found.index("taken")]) == {"too large"}
     assert "to fit" not in griffin(*generate, "--sparsity", 0.9)
+
+
+# The next turn of a conversation
+
+
+def test_what_is_in_memory_stays_as_long_as_it_fits(folder: Path) -> None:
+    """A shorter pass would leave room for a better rung, which would have to be read."""
+    engine = Engine(folder)
+    sizes = replace(engine.sizes, context=8192)
+    request = engine.opened.request(400, 10)
+    plans = dict(climb(sizes, request))
+    worse = LADDER[3]
+    resident = plans[worse].kept, plans[worse].precision
+    request = replace(request, budget=2**40)
+    assert best_plan(sizes, request, Pruning(), "m").precision.kept == ""
+    stays = best_plan(sizes, replace(request, earlier=Earlier(390, resident)), Pruning(), "m")
+    assert (stays.kept, stays.precision) == resident
+    assert (stays.earlier_tokens, stays.pass_tokens, stays.continues) == (390, 10, True)
+    less = replace(request, budget=stays.peak - 1, earlier=Earlier(390, resident))
+    found = best_plan(sizes, less, Pruning(), "m")
+    assert (found.kept, found.precision) != resident
+    assert found.fits
+
+
+def test_at_a_sparsity_the_rest_that_is_in_memory_stays(folder: Path) -> None:
+    engine = Engine(folder)
+    sizes = replace(engine.sizes, context=8192)
+    pruning = Pruning(sparsity=0.5)
+    request = engine.opened.request(400, 10)
+    dropped = best_plan(sizes, request, replace(pruning, rest="drop"), "m")
+    request = replace(request, earlier=Earlier(390, (dropped.kept, dropped.precision)))
+    stays = best_plan(sizes, request, pruning, "m")
+    assert stays.rest_and_why == "dropped: as in the turn before"
+    assert best_plan(sizes, replace(request, earlier=Earlier(390)), pruning, "m").rest == "int4"
+
+
+def test_a_turn_of_few_tokens_needs_less_than_the_whole_conversation(folder: Path) -> None:
+    engine = Engine(folder)
+    sizes = replace(engine.sizes, context=8192)
+    request = replace(engine.opened.request(4000, 10), fidelity=True, fold=0.3)
+    for pruning in (Pruning(), Pruning(sparsity=0.5), Pruning(sparsity=0.5, rest="drop")):
+        whole = best_plan(sizes, replace(request, earlier=Earlier()), pruning, "m")
+        turn = best_plan(sizes, replace(request, earlier=Earlier(3900)), pruning, "m")
+        assert turn.peak < whole.peak
+        caches = [[row.bytes for row in plan.rows if row.name.startswith("KV cache")] for plan in (whole, turn)]
+        assert caches[0] == caches[1]
+        assert any(row.name == "statistics of the turns" for row in turn.rows) == turn.prunes

@@ -144,13 +144,13 @@ def test_every_neuron_may_be_in_int4() -> None:
 
 def test_a_method_stands_for_the_papers_choice() -> None:
     paper = Pruning(0.5, method="griffin")
-    assert replace(paper, method=None) == Pruning(0.5, rest="drop", fold=False)
+    assert replace(paper, method=None) == Pruning(0.5, rest="drop", allocation="uniform", prior="off", fold=False)
     assert describe(plan_of(paper)) == "bfloat16, 50% dropped"
     for options, name in (
         ({"rest": "int4"}, "rest drop"),
         ({"selection": "random"}, "selection topk"),
         ({"allocation": "sensitivity"}, "allocation uniform"),
-        ({"prior": "p.safetensors"}, "prior none"),
+        ({"prior": "p.safetensors"}, "prior off"),
     ):
         with pytest.raises(OptionError, match=f"method griffin has {name}"):
             Pruning(0.5, method="griffin", **options)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from griffin_offload.errors import GriffinError, OptionError
-from griffin_offload.pruning.prior import Prior, check_prior, load_prior, save_prior
+from griffin_offload.pruning.prior import TOKENS, Prior, check_prior, load_prior, save_prior
 from griffin_offload.pruning.selection import Selection
 
 
@@ -41,8 +41,18 @@ def test_shares_of_both_are_mixed_by_weight() -> None:
 
 def test_an_expert_that_saw_no_token_takes_the_priors_order() -> None:
     prior = Prior(((torch.tensor([[1.0, 2.0], [2.0, 1.0]]),),))
-    chosen = Selection(prior=prior).choose(torch.tensor([[0.0, 0.0], [0.0, 5.0]]), 1, 0, lambda: torch.empty(0))
+    statistic = torch.tensor([[0.0, 0.0], [0.0, 5.0]])
+    chosen = Selection(prior=prior, prior_weight=0.4).choose(statistic, 1, 0, lambda: torch.empty(0))
     assert chosen.tolist() == [[1], [1]]
+
+
+def test_without_a_weight_the_prior_counts_like_so_many_tokens() -> None:
+    """Of every expert that many, so that one which saw few tokens leans on the prior."""
+    prior = Prior(((torch.tensor([[1.0, 3.0], [3.0, 1.0]]),),))
+    statistic = torch.tensor([[0.0, 0.0], [0.0, 10 * TOKENS]])
+    joined = prior.join(statistic, 0, 0, None) / TOKENS
+    assert joined.tolist() == [[0.25, 0.75], [0.75, 10.25]]
+    assert Selection(prior=prior).choose(statistic, 1, 0, lambda: torch.empty(0)).tolist() == [[1], [1]]
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5])

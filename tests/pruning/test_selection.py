@@ -132,7 +132,15 @@ def test_a_selection_is_what_is_kept(llama: Path, selection: str) -> None:
     """The answer is the masked model's, with the experts that the engine says it chose."""
     engine, model = Engine(llama), oracle.load(llama)
     answer = engine.generate(
-        PROMPT, sparsity=0.5, rest="drop", fold=False, selection=selection, seed=1, max_new_tokens=NEW, do_sample=False
+        PROMPT,
+        sparsity=0.5,
+        rest="drop",
+        fold=False,
+        prior="off",
+        selection=selection,
+        seed=1,
+        max_new_tokens=NEW,
+        do_sample=False,
     ).token_ids
     experts = [layer[0] for layer in engine.kept_neurons()]
     assert answer == oracle.masked_generate(model, PROMPT, experts, NEW)[0]
@@ -164,7 +172,7 @@ def test_an_export_fills_up_layers_that_keep_less(tmp_path: Path, kind: str, sha
     from transformers import AutoModelForCausalLM
 
     folder = tiny_checkpoint(tmp_path / "m", kind)
-    Engine(folder).export(PROMPT, tmp_path / "out", prompt_text="x", fold=False, sparsity=shares)
+    Engine(folder).export(PROMPT, tmp_path / "out", prompt_text="x", fold=False, prior="off", sparsity=shares)
     small, facts = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
     assert not any(facts.values()), facts
     model = oracle.load(folder)
@@ -179,14 +187,16 @@ def test_an_export_fills_up_layers_that_keep_less(tmp_path: Path, kind: str, sha
 
 
 def test_in_a_batch_every_prompt_counts_the_same(llama: Path) -> None:
-    """The experts are the largest of the sum of s² / S: a prompt three times as long has no more to say."""
+    """The experts are the largest of the sum of s² / S: a prompt three times as long has no more to say. The sum is
+    told in tokens, as that of one prompt is."""
     prompts = [tiny_prompt(60), tiny_prompt(20, 1), tiny_prompt(33, 2)]
     engine, model = Engine(llama), oracle.load(llama)
     engine.generate_batch(prompts, sparsity=0.5, method="griffin", max_new_tokens=2, do_sample=False)
     each = [oracle.statistic(model, prompt, torch.float64) for prompt in prompts]
     for index, (layer, kept) in enumerate(zip(engine.resident.layers, engine.kept_neurons(), strict=True)):
-        pooled = sum(s[index].square() / len(p) for s, p in zip(each, prompts, strict=True))
-        torch.testing.assert_close(layer.statistics[0].double(), pooled, rtol=1e-4, atol=1e-6)
+        average = sum(map(len, prompts)) / len(prompts)
+        pooled = sum(s[index].square() * average / len(p) for s, p in zip(each, prompts, strict=True))
+        torch.testing.assert_close(layer.statistics[0].double(), pooled, rtol=1e-4, atol=1e-5)
         assert torch.equal(kept[0], select_neurons(pooled, 48))
 
 

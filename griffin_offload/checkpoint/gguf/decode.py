@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..headers import TensorInfo
+from ..headers import Encoding, TensorInfo
 from .blocks import block_type
 
 CHUNK = 2**19  # numbers at a time: they fit a core's cache, and calls cost nothing (measured)
@@ -22,7 +22,7 @@ class Decoder:
     def chunks(self, info: TensorInfo, stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         """Whole blocks, (bytes,) uint8 -> tensors (n,), in `dtype` or float32, n at most `step(info)`, each valid until
         the next."""
-        assert info.encoding
+        assert isinstance(info.encoding, Encoding)
         kind, offset = block_type(info.encoding.kind), info.encoding.offset
         memory = self._dense.view(dtype) if not offset and kind.unpacks_to(dtype) else self._dense
         for blocks in stored.view(-1, kind.bytes).split(step(info) // kind.elements):
@@ -34,7 +34,7 @@ class Decoder:
 
 def step(info: TensorInfo) -> int:
     """Numbers to decode at a time: whole blocks; of interleaved heads whole ones, or an even part of one."""
-    assert info.encoding
+    assert isinstance(info.encoding, Encoding)
     if not info.encoding.heads:
         return CHUNK
     row, half = _row_and_half(info)
@@ -45,7 +45,7 @@ def step(info: TensorInfo) -> int:
 
 def place(info: TensorInfo, target: Tensor, done: int, chunk: Tensor) -> None:
     """Writes numbers [done, done + n), in the file's order, to their places in `target`, rounded as by Tensor.to."""
-    if not info.encoding or not info.encoding.heads:
+    if not isinstance(info.encoding, Encoding) or not info.encoding.heads:
         target.view(-1)[done : done + len(chunk)] = chunk
         return
     row, half = _row_and_half(info)
@@ -66,5 +66,5 @@ def interleaved(tensor: Tensor, heads: int) -> Iterator[Tensor]:
 
 def _row_and_half(info: TensorInfo) -> tuple[int, int]:
     """D, and half of the rows of a head."""
-    assert info.encoding
+    assert isinstance(info.encoding, Encoding)
     return torch.Size(info.shape[1:]).numel(), info.shape[0] // info.encoding.heads // 2

@@ -74,11 +74,11 @@ def arithmetic(job: Job) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from ...model.modules import multiply_by_the_quicker_way
-    from ...model.pretrained import load_config, open_checkpoint
+    from ...model.pretrained import read_headers
     from ...model.skeleton import compute_dtype
     from ...quant.products import choose, chosen
 
-    config, path = load_config(Path(job.model)), Path(job.model)
+    config, checkpoint = read_headers(Path(job.model))
     layers = config.num_hidden_layers
     few = min(LAYERS, layers)
     config.num_hidden_layers = few
@@ -86,12 +86,12 @@ def arithmetic(job: Job) -> dict[str, Any]:
         config.layer_types = config.layer_types[:few]
     # The head sees one token: a small one takes no time, where a large one would be counted with every layer.
     config.vocab_size, config.pad_token_id = min(config.vocab_size, 1024), None
-    dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(open_checkpoint(path))
+    dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(checkpoint)
     with torch.device(job.device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     facts = {}
     if job.device == "cpu":
-        if choose(dtype, open_checkpoint(path).bytes):
+        if choose(dtype, checkpoint.bytes):
             multiply_by_the_quicker_way(model)
         facts = {"instructions": processor_instructions(), "products": chosen(dtype)}
     ids = torch.tensor([[token % config.vocab_size for token in job.prompt()]], device=job.device)

@@ -46,9 +46,9 @@ def look(asked: Asked) -> Model:
     import torch
 
     from ...model.config_facts import context_length
-    from ...model.pretrained import load_config, open_checkpoint
+    from ...model.pretrained import read_headers
 
-    checkpoint, config = open_checkpoint(asked.folder), load_config(asked.folder)
+    config, checkpoint = read_headers(asked.folder)
     infos = checkpoint.tensors.values()
     item = getattr(torch, asked.dtype).itemsize if asked.dtype else 0
     weights = sum(math.prod(info.shape) * (item or info.dtype.itemsize) for info in infos)

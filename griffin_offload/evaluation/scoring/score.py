@@ -15,7 +15,7 @@ from ...engine import Engine
 from ...errors import OptionError, PromptError
 from ...memory.out_of_memory import planned
 from ...offload.skip_by_prompt import check_skip
-from ...options import OnLayer
+from ...options import AUTO, OnLayer
 from .passage import Context, Passage
 from .prompt_cache import can_fork
 from .reads import plan_reads
@@ -78,6 +78,8 @@ def _score_together(
 ) -> list[list[Scored]]:
     """As `score`: the full model's row, and one for each other variant."""
     pruned = list(dict.fromkeys(variant for variant in variants if not variant.full))
+    if any(variant.prior == AUTO for variant in pruned):
+        engine.prior()  # measured now, if it never was
     rows = [ScoredRow(), *(variant.row(engine) for variant in pruned)]
     places = {variant: place for place, variant in enumerate(pruned, 1)}
     found = score_rows(engine, pairs, rows, on_pair, on_layer)

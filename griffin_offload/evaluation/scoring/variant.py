@@ -8,11 +8,11 @@ from typing import Any
 
 from ...engine import Engine
 from ...errors import OptionError
-from ...options import DRAWN, RESIDENT_DTYPES, FfnSkip, Pruning, default_of
+from ...options import AUTO, DRAWN, OFF, RESIDENT_DTYPES, WITHOUT_STATISTIC, FfnSkip, Pruning, default_of
 from ...planning.ladder import REST
 from ...planning.plan import DEFAULT_SPARSITY, Plan, make_plan
 from ...planning.sizes import Kept
-from ...pruning.prior import WEIGHT, load_prior
+from ...pruning.prior import load_prior
 from ...pruning.selection import Selection
 from ...quant.precision import Precision, precision
 
@@ -37,7 +37,8 @@ class ScoredRow:
 class Variant(Pruning):
     """One way of pruning to measure: a Pruning with nothing left to the memory of a machine, and what no answer can be
     asked for. By default sparsity 0.5, bfloat16, and the rest in int4, as an answer keeps it where that fits; dropped
-    where no answer could keep it. What is dropped is folded, as in an answer, where it can be scored so.
+    where no answer could keep it. What is dropped is folded, and chosen with the model's prior, as in an answer, where
+    it can be scored so. Every layer drops the same share unless a calibration is asked for.
 
     Sparsity 0 is the full model, whatever the selection. `seed`: of a selection that draws. `ablation`, `static`: see
     ScoredRow. Raises OptionError for a value out of range or an unknown name."""
@@ -49,9 +50,11 @@ class Variant(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         defaults = {"sparsity": DEFAULT_SPARSITY, "resident_dtype": RESIDENT_DTYPES[0]}
-        for name, value in {**defaults, "prior_weight": WEIGHT if self.prior else 0.0}.items():
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.allocation == AUTO:
+            object.__setattr__(self, "allocation", "uniform")
         if self.rest is None:
             drops = (self.skip.share and self.skip.by_prompt) or self.ablation or self.static
             object.__setattr__(self, "rest", REST if any(self.shares) and not drops else "drop")
@@ -59,6 +62,8 @@ class Variant(Pruning):
             object.__setattr__(self, "fold", False)
         elif self.fold is None:
             object.__setattr__(self, "fold", not (self.skip.share or self.ablation or self.static))
+        if self.prior == AUTO and (self.rest != "drop" or not self.chosen_with_prior):
+            object.__setattr__(self, "prior", OFF)
         if not self.fold:
             object.__setattr__(self, "fold_strength", default_of(Pruning, "fold_strength"))
         self.precision  # noqa: B018 - 'auto' is refused here
@@ -76,8 +81,9 @@ class Variant(Pruning):
         return precision(str(self.resident_dtype), str(self.rest))
 
     @property
-    def chosen_by(self) -> Selection:
-        return Selection(self.selection, self.seed, self.prior, self.prior_weight or 0.0)
+    def chosen_with_prior(self) -> bool:
+        """Whether the model's own prior would have a say in what is kept, as in an answer."""
+        return any(self.shares) and not (self.ablation or self.static or self.selection in WITHOUT_STATISTIC)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -95,7 +101,8 @@ class Variant(Pruning):
         words += [f"seed {self.seed}"] if self.seed and self.selection in DRAWN else []
         words += [self.allocation] if self.allocation != "uniform" else []
         words += [str(self.resident_dtype)] if self.resident_dtype != RESIDENT_DTYPES[0] else []
-        words += [f"prior {self.prior_weight:g}"] if self.prior else []
+        if self.prior != OFF:
+            words += ["prior"] if self.prior_weight is None else [f"prior {self.prior_weight:g}"]
         words += [f"fold {self.folds:g}"] if self.folds else []
         words += [f"skip {self.skip.share:.4g} by {self.skip.mode}"] if self.skip.share else []
         return " ".join(words) + (f", rest {self.rest}" if self.rest != "drop" and any(self.shares) else "")
@@ -123,9 +130,10 @@ class Variant(Pruning):
 
     def row(self, engine: Engine) -> ScoredRow:
         """The variant as a row of a batch, which quantizes nothing. Raises OptionError as `plan`."""
-        kept = replace(self, skip=FfnSkip()).plan(engine, 1, 1).kept
+        plan = replace(self, skip=FfnSkip()).plan(engine, 1, 1)
         skip = self.skip if self.skip.share else None
-        return ScoredRow(self.chosen_by, kept, skip, self.ablation, self.static, self.folds)
+        selection = engine.opened.selection(self, self.seed, plan)
+        return ScoredRow(selection, plan.kept, skip, self.ablation, self.static, self.folds)
 
     @property
     def drawn_by(self) -> int | None:
@@ -165,14 +173,19 @@ def _fold(strength: float | None) -> dict[str, Any]:
     return {"fold": True, "fold_strength": strength} if strength else {"fold": False}
 
 
-def with_prior(engine: Engine, variants: Sequence[Variant], path: Path, weights: Sequence[float] = ()) -> list[Variant]:
-    """The same variants with a file's prior, at each of the weights (default: 0.4); the full model once.
+def with_prior(
+    engine: Engine, variants: Sequence[Variant], source: str | Path, weights: Sequence[float | None] = ()
+) -> list[Variant]:
+    """The same variants with a prior (a file's; 'auto', the model's own; or 'off'), at each of the weights (none: by
+    the prompt's length); the full model once.
 
     Raises GriffinError for a file that is no prior, OptionError for the prior of another model."""
-    prior = load_prior(path)
-    engine.opened.check_prior(prior)
+    prior: Any = source
+    if source not in (AUTO, OFF):
+        prior = load_prior(Path(source).expanduser())
+        engine.opened.check_prior(prior)
     found = [
         variant if variant.full else replace(variant, prior=prior, prior_weight=weight)
-        for variant, weight in product(variants, weights or (WEIGHT,))
+        for variant, weight in product(variants, weights or (None,))
     ]
     return list(dict.fromkeys(found))

@@ -155,7 +155,7 @@ def test_an_export_and_the_calibrations_key(llama: Path, tmp_path: Path, monkeyp
     file = write_gguf(llama, tmp_path / "model.gguf", kind=Q8)
     ours, theirs = Engine(file), Engine(as_transformers_reads(file, tmp_path / "folder", "bfloat16"))
     for engine, name in ((ours, "a"), (theirs, "b")):
-        engine.export(tiny_prompt(), tmp_path / name, prompt_text="x", fold=False, sparsity=0.5)
+        engine.export(tiny_prompt(), tmp_path / name, prompt_text="x", fold=False, prior="off", sparsity=0.5)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)

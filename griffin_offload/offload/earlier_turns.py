@@ -1,0 +1,93 @@
+"""What a conversation keeps of its earlier turns, so that the next one computes its new tokens only.
+
+The KV cache stays, as far as the full model computed it: a pruned model's own tokens are computed again with the next
+turn's. The statistics of the neurons stay too. They are sums over tokens, so that the next turn adds its own. They are
+kept for some points to which a conversation may go back: the ends of the last turns, and a few tokens before each,
+since many a chat template rewrites how the answer begins (<think>) once it is there.
+F neurons, E routed experts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..model.kv_cache import cut_back, has_first, held_tokens
+from ..options import Pruning
+from ..planning.rows import KEPT_STATISTICS
+from ..planning.sizes import Kept
+
+Statistics = Sequence[tuple[Tensor | None, ...]]  # by layer and block: (F,) or (E, F), float32; None: not pruned
+REWRITTEN = 16  # tokens at the end of a turn's prompt: how an answer begins
+
+
+@dataclass(frozen=True)
+class TurnStatistics:
+    """The statistics of one turn's pass. They begin with those of the turns before, `earlier`; `until` takes them as
+    they are after the pass's first tokens, `count` of them."""
+
+    earlier: Statistics | None
+    until: Statistics | None
+    count: int
+
+    def begin(self, layer: int, block: int, total: Tensor) -> tuple[int, Tensor] | None:
+        """Before a layer: lays the earlier statistics in `total`. Returns what the first tokens are to be added to."""
+        if self.earlier and (earlier := self.earlier[layer][block]) is not None:
+            total.copy_(earlier)
+        until = self.until[layer][block] if self.until else None
+        return None if until is None else (self.count, until.copy_(total))
+
+
+class EarlierTurns:
+    """Of one conversation: its token ids and their cache. Empty where there is none."""
+
+    def __init__(self) -> None:
+        self.cache: Any = None
+        self.pruning: Pruning | None = None  # that the last turn asked for
+        self._ids: list[int] = []  # the cache holds the full model's keys and values of these
+        self._statistics: dict[int, Statistics] = {}  # by the number of tokens that they are of
+
+    def clear(self) -> None:
+        self.cache, self.pruning, self._ids, self._statistics = None, None, [], {}
+
+    def shared(self, ids: Sequence[int]) -> tuple[int, str]:
+        """How many of a prompt's first tokens need not be computed again, all but one at most; and where these are
+        fewer than the earlier turns had, why."""
+        if not self._ids:
+            return 0, ""
+        same = next((i for i, pair in enumerate(zip(self._ids, ids, strict=False)) if pair[0] != pair[1]), None)
+        same = min(len(self._ids), len(ids) - 1) if same is None else same
+        points = self._statistics or [same]
+        tokens = max((point for point in points if point <= same), default=0)
+        if tokens < 1:
+            return 0, "what is kept of it begins differently"
+        if not has_first(self.cache, tokens):
+            return 0, "its sliding windows have moved on"
+        return tokens, ""
+
+    def statistics(self, tokens: int, kept: Kept, neurons: Kept) -> Statistics | None:
+        """Those of the first tokens, if they are known for all blocks of which less than the `neurons` are `kept`."""
+        known = self._statistics.get(tokens)
+        if known is None:
+            return None
+        each = zip(known, kept, neurons, strict=True)
+        pruned = [total for layer in each for total, k, n in zip(*layer, strict=True) if k < n]
+        return None if any(total is None for total in pruned) else known
+
+    def go_back(self, tokens: int, room: int) -> None:
+        """Keep the first `tokens` tokens alone, in memory for `room` tokens."""
+        self._ids = self._ids[:tokens]
+        self._statistics = {end: totals for end, totals in self._statistics.items() if end <= tokens}
+        cut_back(self.cache, tokens, room)
+
+    def keep(self, cache: Any, ids: Sequence[int], statistics: Mapping[int, Statistics]) -> None:
+        """After an answer: the cache of a conversation, and its ids as far as the full model computed them.
+
+        `statistics`: of these tokens, and of some that end earlier; none where nothing was pruned."""
+        ids = ids[: held_tokens(cache)]
+        if not ids:  # transformers was told to use no cache
+            self.clear()
+            return
+        self.cache, self._ids = cache, list(ids)
+        points = {**self._statistics, **statistics} if statistics else {}
+        self._statistics = dict(sorted(points.items())[-KEPT_STATISTICS:])

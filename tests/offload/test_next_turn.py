@@ -1,0 +1,358 @@
+"""The next turn of a conversation: its new tokens only, and the same as the sweep over the whole conversation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import Case
+from engines import Logits, copying
+from tiny import CONTEXT, tiny_checkpoint, tiny_prompt
+
+from griffin_offload import Engine
+from griffin_offload.engine import Answer
+from griffin_offload.errors import OptionError, PromptError
+from griffin_offload.model import modules
+from griffin_offload.offload.earlier_turns import REWRITTEN
+from griffin_offload.planning.rows import KEPT_STATISTICS
+from griffin_offload.planning.turn import Turn
+
+FIRST, SECOND, THIRD = tiny_prompt(40), tiny_prompt(13, seed=1)[1:], tiny_prompt(10, seed=2)[1:]
+PAPER = {"sparsity": 0.5, "method": "griffin"}
+WHOLE = {"sparsity": 0.0}
+
+
+def turn(engine: Engine, ids: list[int], **options: Any) -> tuple[Answer, torch.Tensor]:
+    """A turn's answer, and the logits of its tokens (N, V)."""
+    logits = Logits()
+    options = {"continues": True, "do_sample": False, "max_new_tokens": 8, **options}
+    return engine.generate(ids, logits_processor=[logits], **options), torch.stack(logits.steps)
+
+
+def assert_as_whole(engine: Engine, whole: Engine, ids: list[int], **options: Any) -> Answer:
+    """A turn is what the sweep over the whole conversation gives: neurons, statistics, tokens and logits."""
+    answer, logits = turn(engine, ids, **options)
+    expected, expected_logits = turn(whole, ids, **options, continues=False)
+    for mine, own in zip(engine.resident.layers, whole.resident.layers, strict=True):
+        assert [each.tolist() for each in mine.kept_neurons] == [each.tolist() for each in own.kept_neurons]
+        torch.testing.assert_close(mine.statistics, own.statistics, rtol=1e-4, atol=1e-5)
+    assert answer.token_ids == expected.token_ids
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
+    return answer
+
+
+def told(answer: Answer) -> Turn:
+    assert answer.report.turn
+    assert answer.report.to_json()["turn"] == answer.report.turn.to_json()
+    return answer.report.turn
+
+
+@pytest.fixture
+def llama(case: Callable[[str], Case]) -> Path:
+    return case("llama").folder
+
+
+@pytest.fixture
+def engine(llama: Path) -> Engine:
+    return Engine(llama)
+
+
+@pytest.fixture
+def whole(llama: Path) -> Engine:
+    """Another engine with the same model, which keeps nothing."""
+    return Engine(llama)
+
+
+def test_three_turns_of_every_type_are_as_the_sweep_over_the_whole_conversation(every: Case) -> None:
+    engine, whole = Engine(every.folder), Engine(every.folder)
+    ids = FIRST
+    answer, _ = turn(engine, ids, **PAPER)
+    refused = told(answer).why_not
+    for more in (SECOND, THIRD):
+        before, ids = len(ids), [*ids, *answer.token_ids, *more]
+        answer = assert_as_whole(engine, whole, ids, **PAPER)
+        assert told(answer) == (Turn(0, len(ids), refused) if refused else Turn(before, len(ids) - before))
+    assert not refused or "more than keys and values" in refused
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.5, "rest": "int4"},
+        {"sparsity": 0.5, "rest": "int8", "resident_dtype": "int8"},
+        {"sparsity": 0.0, "resident_dtype": "int4"},
+        {"sparsity": 1.0, "rest": "drop"},
+        {"sparsity": 0.5, "rest": "drop", "selection": "sampling", "fold": False},
+        {"sparsity": (0.5, 0.0, 0.9), "rest": "drop", "fold": False},
+    ],
+)
+def test_a_turn_with_any_format_and_selection(engine: Engine, whole: Engine, options: dict[str, Any]) -> None:
+    first, _ = turn(engine, FIRST, **options)
+    answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *SECOND], **options)
+    assert told(answer).kept_tokens == len(FIRST)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "qwen2_moe"])
+def test_copied_layers_and_static_steps_change_nothing(case: Callable[[str], Case], kind: str) -> None:
+    engine, whole = copying(case(kind).folder), copying(case(kind).folder)
+    first, _ = turn(engine, FIRST, **PAPER)
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    assert told(assert_as_whole(engine, whole, ids, **PAPER)) == Turn(len(FIRST), len(ids) - len(FIRST))
+    only_one = [*ids, 7]  # a pass over one token is no step of an answer
+    assert told(assert_as_whole(engine, whole, only_one, **PAPER)).kept_tokens == len(ids)
+
+
+@pytest.mark.parametrize("make", [Engine, copying])
+def test_the_whole_model_in_memory_reads_nothing_and_keeps_its_own_tokens(
+    case: Callable[[str], Case], make: Callable[[Path], Engine]
+) -> None:
+    folder = case("gemma").folder
+    engine, whole = make(folder), make(folder)
+    first, _ = turn(engine, FIRST, **WHOLE)
+    assert first.report.bytes_read > 100_000
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    answer = assert_as_whole(engine, whole, ids, **WHOLE)
+    covered = len(FIRST) + len(first.token_ids) - 1  # the last token of an answer has not been computed
+    assert told(answer) == Turn(covered, len(ids) - covered)
+    assert answer.report.bytes_read < 2000  # /proc tells of it
+
+
+def test_only_the_feed_forward_blocks_are_read_again(case: Callable[[str], Case]) -> None:
+    engine = Engine(case("gemma").folder)
+    first, _ = turn(engine, FIRST, **PAPER)
+    second, _ = turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER)
+    blocks = sum(layer.feed_forward(layer.whole) for layer in engine.sizes.layers)
+    assert blocks * 0.98 < second.report.bytes_read < blocks + 2000
+
+
+def test_one_set_of_statistics_is_kept_for_each_point(engine: Engine) -> None:
+    ids = FIRST
+    for number in range(4):
+        answer, _ = turn(engine, ids, **PAPER)
+        ids = [*ids, *answer.token_ids, *tiny_prompt(20, seed=number)[1:]]
+    assert len(engine.resident.turns._statistics) == KEPT_STATISTICS
+
+
+# Going back
+
+
+def test_the_same_prompt_again_and_an_earlier_one(engine: Engine, whole: Engine) -> None:
+    first, _ = turn(engine, FIRST, **PAPER)
+    second = [*FIRST, *first.token_ids, *SECOND]
+    turn(engine, second, **PAPER)
+    assert told(assert_as_whole(engine, whole, second, **PAPER)) == Turn(len(second) - REWRITTEN, REWRITTEN)
+    other = [*FIRST, *first.token_ids[:3], *THIRD]
+    assert told(assert_as_whole(engine, whole, other, **PAPER)).kept_tokens == len(FIRST)
+    assert told(assert_as_whole(engine, whole, FIRST, **PAPER)) == Turn(len(FIRST) - REWRITTEN, REWRITTEN)
+
+
+def test_a_template_that_rewrites_how_the_answer_began(engine: Engine, whole: Engine) -> None:
+    turn(engine, FIRST, **PAPER)
+    ids = [*FIRST[:-3], *SECOND, *THIRD]
+    point = len(FIRST) - REWRITTEN
+    assert told(assert_as_whole(engine, whole, ids, **PAPER)) == Turn(point, len(ids) - point)
+
+
+def test_a_template_that_rewrites_an_answer_of_the_whole_model(engine: Engine, whole: Engine) -> None:
+    first, _ = turn(engine, FIRST, **WHOLE)
+    ids = [*FIRST, *first.token_ids[:3], *SECOND]
+    assert told(assert_as_whole(engine, whole, ids, **WHOLE)) == Turn(len(FIRST) + 3, len(SECOND))
+
+
+@pytest.mark.parametrize("options", [PAPER, WHOLE])
+def test_another_conversation_starts_again(engine: Engine, whole: Engine, options: dict[str, Any]) -> None:
+    turn(engine, FIRST, **options)
+    other = [5, *FIRST]
+    assert told(assert_as_whole(engine, whole, other, **options)) == Turn(
+        0, 41, "what is kept of it begins differently"
+    )
+
+
+def test_other_runs_between_two_turns_take_the_memory(engine: Engine) -> None:
+    for other in (
+        lambda: engine.generate(FIRST, max_new_tokens=1, **PAPER),
+        lambda: engine.generate_batch([FIRST, SECOND], per_prompt=True, max_new_tokens=1, **PAPER),
+        lambda: engine.sweep(FIRST, sparsity=0.5),
+        engine.unload,
+    ):
+        turn(engine, FIRST, **PAPER)
+        other()
+        assert engine.resident.turns.cache is None
+        assert told(turn(engine, FIRST, **PAPER)[0]) == Turn(0, len(FIRST))
+
+
+# Other options
+
+
+def test_another_sparsity_goes_on_with_the_conversation(engine: Engine, whole: Engine) -> None:
+    first, _ = turn(engine, FIRST, **PAPER)
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    assert told(assert_as_whole(engine, whole, ids, **PAPER | {"sparsity": 0.75})).kept_tokens == len(FIRST)
+    ids += THIRD
+    assert told(assert_as_whole(engine, whole, ids, **WHOLE)).kept_tokens == len(ids) - len(THIRD)
+    ids += SECOND
+    answer = assert_as_whole(engine, whole, ids, **PAPER)
+    assert told(answer) == Turn(0, len(ids), "how it used its neurons is not known")
+
+
+def test_a_sparsity_for_a_layer_that_was_whole_starts_again(engine: Engine, whole: Engine) -> None:
+    turn(engine, FIRST, **PAPER | {"method": None, "rest": "drop", "fold": False, "sparsity": (0.5, 0.5, 0.0)})
+    assert told(assert_as_whole(engine, whole, [*FIRST, *SECOND], **PAPER)).kept_tokens == 0
+
+
+def test_a_prior_that_is_measured_between_two_turns_takes_the_memory(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "new", "llama", seed=5)  # whose prior no other test has measured
+    engine, whole = Engine(folder), Engine(folder)
+    first, _ = turn(engine, FIRST, sparsity=0.5, rest="int4")
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    answer = assert_as_whole(engine, whole, ids, sparsity=0.5, rest="drop", fold=False)
+    assert answer.report.prior
+    assert told(answer) == Turn(0, len(ids))
+    ids += THIRD
+    answer = assert_as_whole(engine, whole, ids, sparsity=0.5, rest="drop", fold=False)
+    assert answer.report.prior
+    assert told(answer) == Turn(len(ids) - len(THIRD), len(THIRD))
+
+
+@pytest.mark.parametrize("mode", ["token", "prompt"])
+def test_skipped_blocks_keep_nothing(engine: Engine, mode: str) -> None:
+    from griffin_offload.options import FfnSkip
+
+    for _ in range(2):
+        answer, _ = turn(engine, FIRST, skip=FfnSkip(0.3, mode, cold=(0, 0)))
+        assert told(answer).why_not == "blocks are skipped by what the whole prompt shows"
+
+
+def test_a_rotary_embedding_that_changes_keeps_nothing(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    engine = Engine(tiny_checkpoint(tmp_path / "dynamic", "llama", rope_parameters=rope))
+    turn(engine, FIRST, **PAPER)
+    assert "rotary" in told(turn(engine, [*FIRST, *SECOND], **PAPER)[0]).why_not
+
+
+def test_several_prompts_are_no_conversation(engine: Engine) -> None:
+    with pytest.raises(OptionError, match="one conversation continues at a time: 2 prompts"):
+        engine.generate_batch([FIRST, SECOND], continues=True)
+
+
+# Long passes, and windows
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral", "bloom", "olmo2", "gpt_oss", "qwen2_moe", "opt"])
+def test_a_turn_in_pieces(case: Callable[[str], Case], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
+    first, _ = turn(engine, FIRST, **PAPER)
+    ids = [*FIRST, *first.token_ids, *SECOND, *tiny_prompt(50, seed=3)[1:]]
+    expected, expected_logits = turn(whole, ids, **PAPER)
+    monkeypatch.setattr(modules, "PIECE", 11)
+    answer, logits = turn(engine, ids, **PAPER)
+    assert told(answer).kept_tokens == len(FIRST)
+    assert answer.token_ids == expected.token_ids
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", [12, 20, 31, 40, 100])
+@pytest.mark.parametrize("count", [2, 8, 14, 17, 18, 30])
+def test_windows_move_on_behind_a_long_answer(case: Callable[[str], Case], prompt: int, count: int) -> None:
+    """The window is 16 tokens: it is kept for as long an answer at least."""
+    folder = case("mistral").folder
+    engine, whole = Engine(folder), Engine(folder)
+    before = tiny_prompt(prompt)
+    first, _ = turn(engine, before, **PAPER, max_new_tokens=count)
+    answer = assert_as_whole(engine, whole, [*before, *first.token_ids, *SECOND], **PAPER)
+    if told(answer).why_not:
+        assert told(answer).why_not == "its sliding windows have moved on"
+        assert len(first.token_ids) > 16
+    else:
+        assert told(answer).kept_tokens == prompt
+
+
+# Ctrl-C, and what does not fit
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_an_interrupted_pass_is_as_if_it_had_not_begun(case: Callable[[str], Case], kind: str, layer: int) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == layer:
+            raise KeyboardInterrupt
+
+    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
+    first, _ = turn(engine, FIRST, **PAPER)
+    with pytest.raises(KeyboardInterrupt):
+        turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER, on_layer=interrupt)
+    answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *THIRD], **PAPER)
+    if kind == "llama" or not layer:
+        assert told(answer).kept_tokens == len(FIRST)
+    else:  # a window of 16 tokens has no room for 20 more
+        assert told(answer).why_not == "its sliding windows have moved on"
+
+
+@pytest.mark.parametrize("options", [PAPER, WHOLE])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_an_answer_interrupted_within_a_forward(
+    case: Callable[[str], Case], kind: str, options: dict[str, Any], layer: int
+) -> None:
+    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
+    forwards = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+        if forwards == 4:
+            raise KeyboardInterrupt
+
+    handle = engine.skeleton.modules[layer].register_forward_hook(interrupt)
+    first, _ = turn(engine, FIRST, no_fidelity=True, **options)
+    handle.remove()
+    assert first.finish_reason == "interrupted"
+    ids = [*FIRST, *first.token_ids, *SECOND]
+    answer = assert_as_whole(engine, whole, ids, **options)
+    assert told(answer).kept_tokens == len(FIRST) + (0 if options is PAPER else 2 + (layer == 2))
+
+
+def test_a_window_interrupted_while_it_changes_is_not_used(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from griffin_offload.model.kv_cache import _Room
+
+    folder = case("mistral").folder
+    engine, whole = Engine(folder), Engine(folder)
+    first, _ = turn(engine, FIRST, **PAPER)
+    put, calls = _Room.put, 0
+
+    def interrupt(self: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return put(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Room, "put", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER)
+    answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *THIRD], **PAPER)
+    assert told(answer).why_not == "its sliding windows have moved on"
+
+
+def test_a_conversation_beyond_the_context_is_refused_and_stays(engine: Engine, whole: Engine) -> None:
+    first, _ = turn(engine, FIRST, **PAPER)
+    with pytest.raises(PromptError, match="reads at most 256"):
+        turn(engine, [*FIRST, *tiny_prompt(CONTEXT)], **PAPER)
+    full = [*FIRST, *first.token_ids, *tiny_prompt(CONTEXT - len(FIRST) - len(first.token_ids) - 1)]
+    answer = assert_as_whole(engine, whole, full, **PAPER)
+    assert told(answer).kept_tokens == len(FIRST)
+    assert len(answer.token_ids) == 1
+
+
+def test_a_stream_continues_too(engine: Engine) -> None:
+    for number, ids in enumerate((FIRST, [*FIRST, *SECOND])):
+        with engine.stream(ids, continues=True, greedy=True, max_new_tokens=4, **PAPER) as stream:
+            for _ in stream:
+                if number:
+                    break
+        assert told(stream.answer).kept_tokens == (len(FIRST) if number else 0)
+    assert stream.answer.finish_reason == "interrupted"
