@@ -383,7 +383,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 folder, room, count, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 engine = Engine(folder, device_memory="4GiB")
-static = Calibration([[3 + (7 * i + 11 * j) % 300 for i in range(tokens)] for j in range(count)])
+static = Calibration([[3 + (7 * i + 11 * j) % 297 for i in range(tokens)] for j in range(count)])
 request = replace(engine.opened.request(tokens, 1), export=True)
 request, _ = find_room(engine.skeleton.layout, request, static, int(room), Path("."))
 plan = choose_plan(engine.sizes, request, 0.0, "m").peak
