@@ -315,41 +315,58 @@ def plot(rows: Sequence[Row], begin: Path) -> None:
     """A figure for each model: perplexity and acceptance against resident bytes, by length of the prompt."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    lengths = sorted({row["prompt_tokens"] for row in rows})
     for model in sorted({row["model"] for row in rows}):
         here = [row for row in rows if row["model"] == model]
+        lengths = sorted({row["prompt_tokens"] for row in here})
+        titles = list(dict.fromkeys(title(row["variant"]) for row in sorted(here, key=lambda row: row["variant"])))
         with rc_context(STYLE):
-            figure = Figure(figsize=(3.2 * len(lengths), 5.6), layout="constrained")
+            figure = Figure(figsize=(max(7.5, 1 + 2.6 * len(lengths)), 5.6), layout="constrained")
             axes = figure.subplots(2, len(lengths), sharex=True, sharey="row", squeeze=False)
             for column, length in zip(axes.T, lengths, strict=True):
-                curves(column, windows(here, length))
+                curves(column, windows(here, length), titles)
                 column[0].set_title(f"prompt of {length} tokens")
                 column[1].set_xlabel("resident weights, MiB")
             axes[0][0].set_ylabel("perplexity of what follows")
             axes[0][0].set_yscale("log")
+            axes[0][0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[0][0].yaxis.set_major_formatter("{x:.0f}")
+            axes[0][0].yaxis.set_minor_formatter("")
             axes[1][0].set_ylabel("acceptance")
-            figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+            drawn = {
+                label: mark for row in axes[0] for mark, label in zip(*row.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
             figure.suptitle(model)
-            figure.savefig(f"{begin}-{model}.png", dpi=110)
+            figure.savefig(f"{begin}-{model}.png", dpi=90)
 
 
-def curves(axes: Any, places: Sequence[Mapping[str, Row]]) -> None:
-    """Lines of what is dropped by how much, points of what is in fewer bits, over all windows that have them."""
-    names = list(dict.fromkeys(name for place in places for name in place))
+def title(name: str) -> str:
+    """Of the line that a variant is a point of."""
+    line = name.removesuffix(share_of(name)).strip()
+    return {"dropped": "dropped (the paper's)", "ours": "fold and prior"}.get(line, line.replace("ours", "fold, prior"))
+
+
+def curves(axes: Any, places: Sequence[Mapping[str, Row]], titles: Sequence[str]) -> None:
+    """Lines of what is dropped by how much, points of what is in fewer bits, over windows with the most variants."""
+    most = max(map(len, places))
+    places = [place for place in places if len(place) == most]
     lines: dict[str, list[str]] = {}
-    for name in names:
-        lines.setdefault(name.removesuffix(share_of(name)).strip(), []).append(name)
-    for number, (title, of_line) in enumerate(lines.items()):
+    for name in places[0]:
+        lines.setdefault(title(name), []).append(name)
+    for label, names in lines.items():
         points = []
-        for name in of_line:
-            here = [place[name] for place in places if name in place]
+        for name in names:
+            here = [place[name] for place in places]
             loss = -sum(row["log_probability"] for row in here) / len(here)
             acceptance, error = mean_and_error([row["acceptance"] for row in here])
             points.append((sum(row["bytes"] for row in here) / len(here) / 2**20, math.exp(loss), acceptance, error))
         x, perplexities, acceptances, errors = zip(*sorted(points), strict=True)
+        number = titles.index(label)
         look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
-        axes[0].plot(x, perplexities, label=title, **look)
+        look["alpha"] = 1 if number < len(COLOURS) else 0.5
+        axes[0].plot(x, perplexities, label=label, **look)
         axes[1].errorbar(x, acceptances, errors, capsize=2, **look)
 
 
