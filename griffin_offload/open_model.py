@@ -226,7 +226,7 @@ class OpenModel:
             return None if pruning.allocation == "uniform" else self.curves()
         if pruning.skip.share and pruning.skip.by_prompt:  # which needs layers of one size
             return None
-        with suppress(GriffinError):
+        with suppress(GriffinError, OSError):  # a file that is gone is told when it is read
             return self.curves()
         return None
 
@@ -268,7 +268,7 @@ class OpenModel:
 
     def stored_prior(self) -> Prior | None:
         """The prior of the text that ships with this version, as an earlier run measured it; None if none did."""
-        with suppress(GriffinError):
+        with suppress(GriffinError, OSError):
             prior = load_prior(prior_path(cache_folder(), checkpoint_key(self.checkpoint)))
             if prior.facts.get("text_sha256") == shipped_text_hash():
                 self.check_prior(prior)

@@ -42,8 +42,12 @@ def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
     inside, and of weights that others quantized as the reader gives them. Raises CheckpointError,
     UnsupportedArchitecture."""
     whole, checkpoint = load_config(folder), open_checkpoint(folder)
+    for part in (whole, getattr(whole, "text_config", None)):  # before anything counts so many
+        count = getattr(part, "num_hidden_layers", None)
+        if type(count) is int and not 0 < count <= max(1, len(checkpoint.tensors)):
+            check_layers(folder, part, checkpoint)
     config = text_config(whole)
-    if facts := quantization(whole.to_dict()):
+    if facts := quantization(whole):
         try:
             checkpoint = dense_weights(checkpoint, facts, dense_dtype(config))
         except UnsupportedArchitecture as error:

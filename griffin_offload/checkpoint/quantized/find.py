@@ -30,10 +30,10 @@ COMPRESSED = frozenset(
 )
 
 
-def quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+def quantization(config: Any) -> dict[str, Any]:
     """What a config (or the text model's config in it) says of quantized weights; {} where they are not."""
-    parts = [config, config.get("text_config") or {}]
-    found = [part[name] for part in parts if isinstance(part, dict) for name in QUANTIZATION if part.get(name)]
+    parts = [vars(config), vars(getattr(config, "text_config", None) or object)]
+    found = [part[name] for part in parts for name in QUANTIZATION if part.get(name)]
     return dict(found[0]) if found and isinstance(found[0], dict) else {}
 
 
