@@ -99,7 +99,7 @@ def _by_reason(refused: Mapping[str, str]) -> list[tuple[str, str]]:
     kinds = defaultdict(list)
     for kind, reason in refused.items():
         kinds[reason].append(kind)
-    return [(_names(names), reason) for reason, names in kinds.items()]
+    return sorted((_names(names), reason) for reason, names in kinds.items())
 
 
 def _names(kinds: Iterable[str]) -> str:

@@ -73,7 +73,7 @@ def test_an_unfinished_character_before_a_marker() -> None:
 
 
 def test_the_next_turn_is_told_the_reply_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = Chat(Engine(tiny_checkpoint(tmp_path / "m", "llama", chat=True), device_memory="1GiB"))
+    chat = Chat(Engine(tiny_checkpoint(tmp_path / "m", "llama", chat=True), device_memory="8GiB"))
     monkeypatch.setattr(Streamer, "reply", "four")
     answer = chat.ask("what is 2+2")
     assert answer.reply == "four" != answer.text

@@ -63,7 +63,7 @@ def test_a_row_that_ends_before_the_others(llama: Path, tmp_path: Path, eos: int
         options = {"stopping_criteria": [After([token])]}
     options |= {"max_new_tokens": count}
     expected = [plain(folder, prompt, **options) for prompt in PROMPTS]
-    engine = Engine(folder, device_memory="1GiB")
+    engine = Engine(folder, device_memory="8GiB")
     answers = engine.generate_batch(PROMPTS, sparsity=0, greedy=True, **options)
     assert [answer.token_ids for answer in answers] == expected
     assert len(expected[1]) <= at + 1
@@ -93,7 +93,7 @@ def test_penalties_and_lengths_of_a_batch(llama: Path, tmp_path: Path, fields: d
     """Padding, which may be an end token, is none of a row's tokens."""
     ends = sorted({int(plain(llama, prompt)[at]) for prompt, at in zip(PROMPTS, (3, 4, 5), strict=True)})
     folder = changed(llama, tmp_path, eos_token_id=ends, pad_token_id=pad, **fields)
-    answers = Engine(folder, device_memory="1GiB").generate_batch(
+    answers = Engine(folder, device_memory="8GiB").generate_batch(
         PROMPTS, sparsity=0, max_new_tokens=COUNT, greedy=True
     )
     assert [answer.token_ids for answer in answers] == [plain(folder, prompt) for prompt in PROMPTS]

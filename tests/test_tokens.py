@@ -28,7 +28,7 @@ def added(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("where", ["text", "chat", "ids", "sweep", "calibration", "evaluation", "export"])
 def test_a_token_without_a_row_is_refused_by_name(added: Path, tmp_path: Path, where: str) -> None:
-    engine = Engine(added, device_memory="1GiB")
+    engine = Engine(added, device_memory="8GiB")
     ids = [*SHORT, VOCAB]
     ways = {
         "text": lambda: engine.encode("a <tool> b", raw=True),
@@ -57,7 +57,7 @@ def test_padding_without_a_row_is_replaced(tmp_path: Path, fields: dict[str, Any
     end = alone[0][3]  # of the first row only, as long as the other has no such token
     file = folder / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": [2, end], **fields}))
-    answers = Engine(folder, device_memory="1GiB").generate_batch(
+    answers = Engine(folder, device_memory="8GiB").generate_batch(
         [LONG, SHORT], sparsity=0, max_new_tokens=12, greedy=True
     )
     ends = json.loads(file.read_text())["eos_token_id"]
@@ -73,7 +73,7 @@ def test_padding_of_a_config_without_a_row_is_replaced(tmp_path: Path) -> None:
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": -1}))
     (folder / "generation_config.json").unlink()
-    answers = Engine(folder, device_memory="1GiB").generate_batch(
+    answers = Engine(folder, device_memory="8GiB").generate_batch(
         [LONG, SHORT], sparsity=0, max_new_tokens=5, greedy=True
     )
     model = oracle.load(folder)
@@ -81,6 +81,6 @@ def test_padding_of_a_config_without_a_row_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_forced_token_without_a_row_is_refused(tmp_path: Path) -> None:
-    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"), device_memory="1GiB")
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"), device_memory="8GiB")
     with pytest.raises(OptionError, match="forced_eos_token_id"):
         engine.generate(SHORT, sparsity=0, forced_eos_token_id=VOCAB)

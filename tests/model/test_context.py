@@ -46,7 +46,7 @@ def test_a_prompt_up_to_the_context_is_answered(
     config.pop("rope_parameters", None)
     changes = {"rope_scaling": scaling, "rope_theta": 10000.0}
     (folder / "config.json").write_text(json.dumps(config | changes))
-    engine, model = Engine(folder, device_memory="1GiB"), oracle.load(folder)
+    engine, model = Engine(folder, device_memory="8GiB"), oracle.load(folder)
     assert engine.context_length == length
     for tokens in (CONTEXT - 10, min(length, CONTEXT + 44) - 10):
         got = engine.generate(tiny_prompt(tokens), sparsity=0, max_new_tokens=20, greedy=True).token_ids

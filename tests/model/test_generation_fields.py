@@ -67,7 +67,7 @@ def changed(llama: Path, out: Path, name: str, fields: dict[str, Any], *, alone:
 
 
 def answer(folder: Path, **options: Any) -> Answer:
-    return Engine(folder, device_memory="1GiB").generate(
+    return Engine(folder, device_memory="8GiB").generate(
         PROMPT, sparsity=0, max_new_tokens=COUNT, do_sample=False, **options
     )
 

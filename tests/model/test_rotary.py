@@ -54,13 +54,13 @@ def plain(folder: Path, prompt: list[int]) -> list[int]:
 @pytest.mark.parametrize("rows", [(0, 1, 2, 3), (1, 3), (0, 1), (2, 3)])
 def test_a_batch_answers_as_each_prompt_alone(folder: Path, rows: tuple[int, ...]) -> None:
     prompts = [PROMPTS[row] for row in rows]
-    engine = Engine(folder, device_memory="1GiB")
+    engine = Engine(folder, device_memory="8GiB")
     answers = engine.generate_batch(prompts, sparsity=0, max_new_tokens=COUNT, greedy=True)
     assert [answer.token_ids for answer in answers] == [plain(folder, prompt) for prompt in prompts]
 
 
 def test_one_prompt_after_the_other(folder: Path) -> None:
-    engine = Engine(folder, device_memory="1GiB")
+    engine = Engine(folder, device_memory="8GiB")
     for prompt in (*PROMPTS, *reversed(PROMPTS)):
         got = engine.generate(prompt, sparsity=0, max_new_tokens=COUNT, greedy=True)
         assert got.token_ids == plain(folder, prompt)
@@ -70,7 +70,7 @@ def test_one_prompt_after_the_other(folder: Path) -> None:
 def test_a_pruned_answer_in_a_batch_is_that_alone(folder: Path, options: dict[str, Any]) -> None:
     """Across the switch too: nothing is read again by less than the full model."""
     options = {**options, "max_new_tokens": COUNT, "greedy": True}
-    engine = Engine(folder, device_memory="1GiB")
+    engine = Engine(folder, device_memory="8GiB")
     alone = [engine.generate(prompt, **options).token_ids for prompt in PROMPTS]
     together = engine.generate_batch(PROMPTS, per_prompt=True, **options)
     assert [answer.token_ids for answer in together] == alone
@@ -86,7 +86,7 @@ def test_a_pruned_answer_in_a_batch_is_that_alone(folder: Path, options: dict[st
 
 
 def test_reading_again_at_the_switch_is_in_the_plan(folder: Path) -> None:
-    engine = Engine(folder, device_memory="1GiB")
+    engine = Engine(folder, device_memory="8GiB")
     named = [row.name for row in engine.plan(SWITCH - 4, COUNT, sparsity=0).rows]
     assert ("the text again" in named) == engine.skeleton.config.model_type.startswith("phi")
     for tokens in (SWITCH + 1, SWITCH - COUNT):

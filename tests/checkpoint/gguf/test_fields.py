@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answer(model: Path) -> list[int]:
-    engine = Engine(model, dtype="float32", device_memory="1GiB")
+    engine = Engine(model, dtype="float32", device_memory="8GiB")
     return engine.generate(tiny_prompt(), sparsity=0, max_new_tokens=12, greedy=True).token_ids
 
 
