@@ -25,12 +25,12 @@ from griffin_offload.evaluation.scoring.score import score
 from griffin_offload.evaluation.scoring.scored import Scored, mean_and_error
 from griffin_offload.evaluation.scoring.variant import FULL, Variant
 from griffin_offload.pruning.calibration import Calibration
-from griffin_offload.pruning.prior import Prior, load_prior, save_prior
+from griffin_offload.pruning.prior import Prior, load_prior, save_prior, weight_at
 from griffin_offload.pruning.shipped_text import shipped_samples, shipped_text_hash
 
 KINDS, LENGTHS, NEXT, LEAST = ("prose", "code", "chat"), (32, 128, 512, 1024), 64, 16
 WEIGHTS, STRENGTHS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 1.0)
-TOKENS = 64  # of a prompt, that the prior counts for
+
 STEP, PIECE = 60_000, 12_000  # characters from one window of prose to the next, and of a window
 MODULES = ("textwrap", "argparse", "shutil", "csv", "tempfile", "configparser", "calendar", "zipfile", "cgi", "ast")
 QUESTIONS = (
@@ -130,7 +130,7 @@ def selection(prior: Prior, tokens: int) -> dict[str, Variant]:
 
 def shares(prior: Prior, tokens: int) -> dict[str, Variant]:
     """A quarter, half and three quarters dropped: the paper's method, and with everything that is on by default."""
-    found, weight = {"full": FULL}, TOKENS / (TOKENS + tokens)
+    found, weight = {"full": FULL}, weight_at(tokens)
     for share in (0.25, 0.5, 0.75):
         found[f"dropped {share}"] = dropped(share)
         found[f"ours {share}"] = dropped(share, prior, weight, fold=True)

@@ -19,6 +19,7 @@ KEPT_STATISTICS = 6  # sets of statistics that a conversation keeps, each up to 
 HOLES = 48 * MIB  # that activations leave in the heap, among blocks that stay, at least
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
+SIZES, KERNELS = 8, 3 * MIB  # a processor's kernels for layers of another size, beyond so many (measured: 2.5 MiB)
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
 MOMENTS: tuple[Moment, ...] = ("prompt", "fidelity", "answer")
 
@@ -43,7 +44,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         *_prompt_pass(sizes, request, kept, together),
         *(() if request.export else _fidelity(sizes, request, kept, together)),
         *(() if request.export else _answer(sizes, request, kept, together)),
-        Row("margin", _largest_matrix(sizes) + _margin(request), note="allocator, threads, kernels' scratch"),
+        Row("margin", _largest_matrix(sizes) + _margin(request, kept), note="allocator, threads, kernels' scratch"),
     )
 
 
@@ -170,7 +171,8 @@ def _runtime(request: Request) -> Row:
     return Row(f"{what} and libraries", request.runtime, note=request.runtime_note)
 
 
-def _margin(request: Request) -> int:
+def _margin(request: Request, kept: Kept) -> int:
     if request.device == "cuda":
         return 32 * MIB + WORKSPACES
-    return 48 * MIB if request.runtime else 32 * MIB
+    kernels = max(0, len(set(kept)) - SIZES) * KERNELS
+    return (48 * MIB if request.runtime else 32 * MIB) + kernels

@@ -17,6 +17,7 @@ from ..files import write_text
 from .selection import kept_neurons
 
 RATE = 5.0  # a layer's loss falls as exp(-RATE share); 3 to 8 do about as well on two models (docs/results.md)
+STEPS = 16  # of a layer: every size of a matrix takes a kernel of its own, and with it memory
 LEAST = 0.25  # the least weight of a layer; the average is 1. With 0.05 some layers kept no neuron (docs/results.md)
 
 
@@ -58,7 +59,7 @@ def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tu
     """Kept neurons of each layer, k_i <= neurons[i]; their sum is that of the same share of every layer.
 
     If layer i, of F_i neurons and weight a_i, loses F_i a_i exp(-RATE k_i / F_i), the least total loss has
-    k_i = F_i (c + ln(a_i) / RATE) within [0, F_i], with one c for all layers."""
+    k_i = F_i (c + ln(a_i) / RATE) within [0, F_i], with one c for all layers. Rounded, so that few of them differ."""
     if len(neurons) != len(curves.kl):
         raise CheckpointError(f"the calibration is of {len(curves.kl)} layers, the model has {len(neurons)}")
     total = sum(kept_neurons(count, sparsity) for count in neurons)
@@ -74,10 +75,20 @@ def share_neurons(curves: Curves, neurons: Sequence[int], sparsity: float) -> tu
             low = middle
         else:
             high = middle
-    shares = wanted(high)  # just above: the layers that get one more neuron have reached a whole number
-    kept = [int(share) for share in wanted(low)]
-    for layer in sorted(range(len(kept)), key=lambda i: kept[i] - shares[i])[: total - sum(kept)]:
-        kept[layer] += 1
+    return _in_steps(wanted(low), neurons, total)
+
+
+def _in_steps(shares: Sequence[float], neurons: Sequence[int], total: int) -> tuple[int, ...]:
+    """Shares rounded to steps of 1/STEPS of a layer, all but one, so that they sum up to `total`: the layers that are
+    furthest below their share get one step more."""
+    steps = [max(1, count // STEPS) for count in neurons]
+    kept = [int(share // step) * step for share, step in zip(shares, steps, strict=True)]
+    below = sorted(range(len(kept)), key=lambda i: (kept[i] - shares[i]) / steps[i])
+    while (left := total - sum(kept)) > 0:
+        for layer in below:
+            more = min(steps[layer], left, neurons[layer] - kept[layer])
+            kept[layer] += more
+            left -= more
     return tuple(kept)
 
 
