@@ -2,7 +2,7 @@
 
     python scripts/fidelity_table.py --model smollm2-135m --text wikitext2-test.txt \\
         --xsum xsum-1shot-200.jsonl --code griffin_offload/engine.py --out figures.jsonl
-    python scripts/fidelity_table.py --show figures.jsonl
+    python scripts/fidelity_table.py --show figures.jsonl --plot fidelity.png
 
 The first writes a row for each (prompt, sparsity): figures on the last tokens of the prompt, and on the next 64 tokens
 of the full model's own greedy answer, teacher-forced. Rows that are there already are not made again. The second prints
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from griffin_offload import Engine
+from griffin_offload.evaluation.figures.plots import COLOURS, MARKERS, STYLE
 from griffin_offload.evaluation.scoring.prompt_cache import forked_cache, prompt_cache
 from griffin_offload.model.hooks import Tap
 from griffin_offload.pruning.fidelity import LOW, Fidelity, compare
@@ -49,7 +50,10 @@ Masks = Sequence[Tensor]  # by layer: (R, 1, F), bool, the neurons that each row
 def main() -> None:
     args = arguments()
     if args.show:
-        show([json.loads(line) for line in args.show.read_text().splitlines()])
+        rows = [json.loads(line) for file in args.show for line in file.read_text().splitlines()]
+        show(rows)
+        if args.plot:
+            plot(rows, args.plot)
         return
     done = set()
     if args.out.exists():
@@ -79,7 +83,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--code", type=Path, help="a program, to be continued and explained")
     parser.add_argument("--skip", type=int, default=0, help="begin so many windows later, for other prompts")
     parser.add_argument("--out", type=Path, help="JSON lines; new ones are added")
-    parser.add_argument("--show", type=Path, help="JSON lines to summarize")
+    parser.add_argument("--show", type=Path, nargs="+", help="JSON lines to summarize")
+    parser.add_argument("--plot", type=Path, help="with --show: a figure of what the report says against the truth")
     return parser.parse_args()
 
 
@@ -214,6 +219,32 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         on_prompt = sum(rows[n]["seen"]["acceptance"] for n in of) / len(of)
         means = f"acceptance on the prompt {on_prompt:.3f}, on the answer {sum(truth[n] for n in of) / len(of):.3f}"
         print(f"sparsity {sparsity}: n {len(of)}, Spearman {rank:.3f}, {means}")
+
+
+def plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """What the report says against the acceptance on the answer: a panel for each model, a mark for each sparsity,
+    larger for a longer prompt."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    models = sorted({row["model"] for row in rows})
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1 + 3.6 * len(models), 4.2), layout="constrained")
+        axes = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, model in zip(axes, models, strict=True):
+            for number, sparsity in enumerate(SPARSITIES):
+                of = [row for row in rows if row["model"] == model and row["sparsity"] == sparsity]
+                said = [Fidelity(1, **row["seen"], prompt_tokens=row["prompt_tokens"]).kept for row in of]
+                sizes = [4 * math.sqrt(row["prompt_tokens"]) for row in of]
+                truth = [row["answer"]["acceptance"] for row in of]
+                label = f"{sparsity:.0%} dropped"
+                axis.scatter(said, truth, sizes, COLOURS[number], MARKERS[number], alpha=0.6, label=label)
+            axis.plot([0, 1], [0, 1], color="0.7", zorder=0)
+            axis.set_title(model.split("-q4")[0])
+            axis.set_xlabel("what the report says")
+        axes[0].set_ylabel("acceptance on the answer")
+        axes[0].legend(loc="upper left")
+        figure.savefig(out, dpi=90)
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
