@@ -238,7 +238,7 @@ def plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 sizes = [4 * math.sqrt(row["prompt_tokens"]) for row in of]
                 truth = [row["answer"]["acceptance"] for row in of]
                 label = f"{sparsity:.0%} dropped"
-                axis.scatter(said, truth, sizes, COLOURS[number], MARKERS[number], alpha=0.6, label=label)
+                axis.scatter(said, truth, sizes, COLOURS[number], marker=MARKERS[number], alpha=0.6, label=label)
             axis.plot([0, 1], [0, 1], color="0.7", zorder=0)
             axis.set_title(model.split("-q4")[0])
             axis.set_xlabel("what the report says")
