@@ -21,7 +21,7 @@ from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
 from .generation import Answer, Asked, answer
 from .memory.out_of_memory import planned
-from .model_prior import known_prior, score_samples
+from .model_prior import known_prior, score_samples, with_known_prior
 from .offload.layer_hook import LayerHook
 from .offload.lockstep import Lockstep, passing
 from .offload.neuron_scores import find_room
@@ -338,9 +338,7 @@ class Engine:
     def _selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
         """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""
         selection = self.opened.selection(pruning, seed, plan)
-        if selection.prior or not self.opened.takes_prior(pruning, plan):
-            return selection
-        return replace(selection, prior=self.prior())
+        return with_known_prior(self.opened, self.unload, selection, pruning, plan)
 
     def _planned(self, plan: Plan) -> AbstractContextManager[None]:
         """Out of memory in this block, which `plan` is of, is a BudgetError."""

@@ -21,7 +21,7 @@ from .model.compiled import why_not_compiled
 from .model.format_speeds import doubt_speeds
 from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
-from .model_prior import known_prior
+from .model_prior import with_known_prior
 from .offload.fidelity_meter import FidelityMeter
 from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
@@ -202,12 +202,10 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
 
 def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
     """The run, with the model's own prior where that has a say: measured now, if no earlier run has."""
-    pruning, plan = run.asked.pruning, run.plan
-    if run.selection.prior or not opened.takes_prior(pruning, plan):
+    start, asked = time.perf_counter(), run.asked
+    selection = with_known_prior(opened, resident.unload, run.selection, asked.pruning, run.plan, asked.on_layer)
+    if selection is run.selection:
         return run
-    start = time.perf_counter()
-    prior = known_prior(opened, resident.unload, run.asked.on_layer)
-    selection = replace(run.selection, prior=prior)
     return replace(run, selection=selection, prior_s=time.perf_counter() - start)
 
 

@@ -14,14 +14,29 @@ from .memory.heap import trim_heap
 from .memory.out_of_memory import planned
 from .offload.neuron_scores import find_room, sum_scores
 from .open_model import OpenModel
-from .options import OnLayer
+from .options import OnLayer, Pruning
 from .paths import cache_folder
-from .planning.plan import choose_plan
+from .planning.plan import Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior, prior_path, save_prior
+from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_samples, shipped_text_hash
 
 Unload = Callable[[], None]
+
+
+def with_known_prior(
+    opened: OpenModel,
+    unload: Unload,
+    selection: Selection,
+    pruning: Pruning,
+    plan: Plan,
+    on_layer: OnLayer | None = None,
+) -> Selection:
+    """A plan's selection, with the model's own prior where that has a say: measured now, if no earlier run has."""
+    if selection.prior or not opened.takes_prior(pruning, plan):
+        return selection
+    return replace(selection, prior=known_prior(opened, unload, on_layer))
 
 
 def known_prior(opened: OpenModel, unload: Unload, on_layer: OnLayer | None = None) -> Prior | None:
