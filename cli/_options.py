@@ -117,6 +117,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
             return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text, **changes)
         return click.option(flag(name), is_flag=True, help=text, **changes)
     facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
+    if told.several:  # None, as elsewhere, where it is not given
+        facts |= {"type": str, "multiple": True, "callback": lambda _, __, each: sum(map(told.parse, each), ()) or None}
     return click.option(flag(name), name, **facts)
 
 

@@ -117,7 +117,7 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
         values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
     if pruning.folds and pruning.rest in (None, AUTO, "drop"):
         values["fold"] = pruning.folds
-    values |= decoding.generate_options(pruning.selection)
+    values |= decoding.generate_options(pruning.selection) | ({"stop": list(decoding.stop)} if decoding.stop else {})
     drops = pruning.rest in (None, AUTO, "drop")
     if pruning.prior != OFF and (pruning.prior != AUTO or drops):  # earlier versions had none of their own
         values["prior"] = pruning.prior
