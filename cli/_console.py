@@ -19,7 +19,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from ..report import Report
 
 AMOUNT = re.compile(r"|-|[\d.,]+( ?([KMGT]?i?B|%|GB/s))?")
+_quiet = False  # whether notes, reports and bars are left out
 WIDE = 1000  # columns where there is no terminal: a table takes what it needs and no path is cut
 
 
@@ -57,9 +57,16 @@ def show(renderable: RenderableType, *, err: bool = False) -> None:
     screen.file.writelines(line.rstrip() + "\n" for line in captured.get().rstrip().splitlines())
 
 
+def be_quiet(quiet: bool) -> None:
+    """From now on show no notes, reports and bars, or show them again."""
+    global _quiet  # noqa: PLW0603
+    _quiet = quiet
+
+
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    console(err=True).print(Text(text, style="dim"), soft_wrap=True)
+    if not _quiet:
+        console(err=True).print(Text(text, style="dim"), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, err: bool = False) -> None:
@@ -84,7 +91,8 @@ def pairs(rows: Iterable[tuple[str, str]], *, err: bool = True) -> None:
 
 def report(value: "Report") -> None:
     """A run's report on stderr."""
-    pairs(value.rows())
+    if not _quiet:
+        pairs(value.rows())
 
 
 def plan(value: "Plan", *, err: bool = False) -> None:
@@ -108,7 +116,7 @@ def plan(value: "Plan", *, err: bool = False) -> None:
 @contextmanager
 def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield update(what, done, total), in bytes. A bar for each `what`, gone when the block ends."""
-    if not is_terminal(sys.stderr):
+    if _quiet or not is_terminal(sys.stderr):
         yield lambda what, done, total: None
         return
     columns = (
@@ -117,6 +125,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     bar = Progress(*columns, console=console(err=True), transient=True)
     tasks: dict[str, TaskID] = {}
@@ -127,7 +136,8 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
             if not tasks:
                 bar.start()
             if what not in tasks:
-                tasks[what] = bar.add_task(f"{description} {what}".strip(), total=total)
+                doing = what if what.startswith("converting ") else f"{description} {what}".strip()
+                tasks[what] = bar.add_task(doing[:1].upper() + doing[1:], total=total)
         bar.update(tasks[what], completed=done, total=total)
 
     try:
@@ -139,7 +149,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
 @contextmanager
 def layer_progress(description: str = "Reading the model") -> Iterator[Callable[[int, int], None]]:
     """Yield on_layer(done, total). The bar goes away with the last layer, so that the answer finds a clean line."""
-    if not is_terminal(sys.stderr):
+    if _quiet or not is_terminal(sys.stderr):
         yield lambda done, total: None
         return
     columns = (
@@ -147,9 +157,8 @@ def layer_progress(description: str = "Reading the model") -> Iterator[Callable[
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("layers"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     # stdout is left alone: with --json, or in a pipe, it is not the bar's to redirect.
     bar = Progress(*columns, console=console(err=True), transient=True, redirect_stdout=False, redirect_stderr=False)

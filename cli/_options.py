@@ -227,9 +227,14 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
 def open_engine(model: str, placement: Placement) -> "Engine":
     """The engine of a model; a bar shows if the model has to be fetched."""
     from ..engine import Engine
+    from ..memory.machine import total_memory
 
     with console.progress_bytes("Fetching") as on_progress:
-        return Engine(model, placement, on_progress=on_progress)
+        engine = Engine(model, placement, on_progress=on_progress)
+    if placement.device_memory is not None and engine.budget > (there := total_memory(engine.device)):
+        asked = f"--device-memory {format_bytes(engine.budget)}"
+        console.note(f"{asked} is more than the memory of this machine, {format_bytes(there)}: a run may be killed")
+    return engine
 
 
 def compares(command: F) -> F:
@@ -276,6 +281,17 @@ def switch(flag: str, help: str) -> Decorator:
 
 def seed_option(help: str) -> Decorator:
     return count("--seed", 0, help, type=click.IntRange(0, 2**32 - 1))
+
+
+def quiet_option(command: F) -> F:
+    """--quiet: the answer and errors alone."""
+
+    def told(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        console.be_quiet(value)
+
+    text = "Print the answer and errors alone: no notes, no progress, no report."
+    wrap = click.option("--quiet", "-q", is_flag=True, expose_value=False, is_eager=True, callback=told, help=text)
+    return wrap(command)
 
 
 def json_option(help: str = "Print one JSON object instead of a table.") -> Decorator:

@@ -14,7 +14,7 @@ from ..errors import GriffinError, OptionError
 from ..options import Decoding, Pruning
 from ..units import format_bytes
 from . import _console as console
-from ._options import choice_note, opens_engine, remember, takes
+from ._options import choice_note, opens_engine, quiet_option, remember, takes
 from ._text import check_text
 from .generate import stream
 
@@ -42,6 +42,7 @@ COMMANDS = {  # name -> (argument, what it does); Repl has a method for each
 @click.option("--system", metavar="TEXT", help="System message, placed before the conversation.")
 @opens_engine(host_memory=True)
 @takes(Pruning, Decoding)
+@quiet_option
 def command(*, system: str | None, open_engine: Callable[[], "Engine"], pruning: Pruning, decoding: Decoding) -> None:
     """Talk to a model, turn by turn.
 

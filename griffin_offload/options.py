@@ -78,7 +78,9 @@ class Option:
                 if isinstance(each, int) and abs(each) >= 2**63:  # more than a float, or a tensor, can hold
                     raise OptionError(f"{name} {str(each)[:20]}... is outside its range: {self.allowed}, below 2^63")
                 if not (math.isfinite(each) and self.low <= each <= self.high and each > self.above):
-                    raise OptionError(f"{name} {each} is outside its range: {self.allowed}")
+                    percent = self.low == 0 and self.high == 1 and 1 < each <= 100
+                    meant = f"; did you mean {each / 100:g}?" if percent else ""
+                    raise OptionError(f"{name} {each} is outside its range: {self.allowed}{meant}")
 
 
 def option(default: Any, help: str, /, **facts: Any) -> Any:
@@ -107,8 +109,9 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_shares(text: str) -> float | tuple[float, ...]:
-    """'0.5', or one number for each layer: '0.2,0.5,0.9' (commas, spaces or lines)."""
-    shares = tuple(float(part) for part in text.replace(",", " ").split())
+    """'0.5' or '50%', or one number for each layer: '0.2,0.5,0.9' (commas, spaces or lines)."""
+    parts = text.replace(",", " ").split()
+    shares = tuple(float(part[:-1]) / 100 if part.endswith("%") else float(part) for part in parts)
     if not shares:
         raise ValueError(text)
     return shares if len(shares) > 1 else shares[0]

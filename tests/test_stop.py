@@ -54,7 +54,8 @@ def test_an_answer_ends_at_a_stop_string_alone_in_a_batch_and_as_a_stream(engine
     assert alone.text == alone.reply == "".join(heard) == expected
     assert alone.finish_reason == "stop"
     assert wholes[0].token_ids[: len(alone.token_ids)] == alone.token_ids
-    assert stop in engine.tokenizer.decode(alone.token_ids) and stop not in engine.tokenizer.decode(alone.token_ids[:-1])  # noqa: PT018
+    assert stop in engine.tokenizer.decode(alone.token_ids)
+    assert stop not in engine.tokenizer.decode(alone.token_ids[:-1])
     for per_prompt in (True, False):
         plain = engine.generate_batch(prompts, HALF, per_prompt=per_prompt, **options)
         both = engine.generate_batch(prompts, HALF, per_prompt=per_prompt, stop=stop, **options)
