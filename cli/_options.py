@@ -25,7 +25,7 @@ from ..options import (
     parse_shares,
     parse_switch,
 )
-from ..sources.resolve import DEFAULT_MODEL
+from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
 from ._text import read_file
@@ -226,6 +226,7 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
 
 def open_engine(model: str, placement: Placement) -> "Engine":
     """The engine of a model; a bar shows if the model has to be fetched."""
+    find(model)  # a name of no model is refused before torch is imported
     from ..engine import Engine
     from ..memory.machine import total_memory
 

@@ -12,6 +12,7 @@ import click
 from ..chat import Chat, Conversation
 from ..errors import GriffinError, OptionError
 from ..options import Decoding, Pruning
+from ..sources.resolve import CATALOGUE
 from ..units import format_bytes
 from . import _console as console
 from ._options import choice_note, opens_engine, quiet_option, remember, takes
@@ -113,6 +114,8 @@ class Repl:
         engine = self.chat.engine
         if not engine.has_chat_template:
             console.note(f"{engine.name} has no chat template: it continues a plain User:/Assistant: transcript")
+            for name in CATALOGUE.keys() & {f"{engine.name}{end}" for end in ("-chat", "-instruct", "-it")}:
+                console.note(f"for a conversation use --model {name}")
         if self.reader.terminal:
             console.note(f"{engine.name} on {engine.device}, budget {format_bytes(engine.budget)}. {LEAVE}")
         while not self.leaving:

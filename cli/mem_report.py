@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..memory.machine import Machine
     from ..planning.catalogue_fit import CatalogueRow
     from ..planning.plan import Plan
+    from ..planning.request import Request
+    from ..planning.sizes import ModelSizes
 
 OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
 NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
@@ -46,18 +48,87 @@ def command(
     if last:
         show_last(as_json)
     elif model is not None:
-        engine = open_engine(model, placement)
-        plan = engine.plan(tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256, pruning)
-        show_plan(engine, plan, ladder(engine, plan) if pruning.sparsity is None else [], as_json)
+        run = Run(tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256, pruning)
+        planned = plan_from_catalogue(model, placement, run) or plan_of_engine(open_engine(model, placement), run)
+        show_plan(planned, as_json)
     else:
         show_machine(placement, as_json)
 
 
-def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], as_json: bool) -> None:
+@dataclass(frozen=True)
+class Run:
+    """A run to plan."""
+
+    prompt_tokens: int
+    max_new_tokens: int
+    pruning: Pruning
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a run, what it is of, and every rung of the ladder where the run leaves open what is kept."""
+
+    facts: dict[str, Any]
+    plan: "Plan"
+    rungs: Sequence[dict[str, Any]]
+
+
+def plan_of_engine(engine: "Engine", run: Run) -> Planned:
+    plan = engine.plan(run.prompt_tokens, run.max_new_tokens, run.pruning)
+    facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
+    rungs: Sequence[dict[str, Any]] = []
+    if run.pruning.sparsity is None:
+        request = engine.opened.request(plan.prompt_tokens, plan.max_new_tokens)
+        rungs = ladder(engine.sizes, request, plan, engine.skeleton.layout.dtype)
+    return Planned(facts, plan, rungs)
+
+
+def plan_from_catalogue(model: str, placement: Placement, run: Run) -> Planned | None:
+    """The plan of a known model that is not on this machine, from its shapes; None for any other."""
+    from ..sources.resolve import CATALOGUE, find
+
+    known = CATALOGUE.get(model.lower())
+    if known is None or find(model) is not None:
+        return None
+    if placement.dtype not in (None, "bfloat16"):
+        raise GriffinError(f"{model} is not on this machine, and its shapes are known in bfloat16: leave out --dtype")
+    import torch
+
+    from ..memory.machine import best_device, check_device, device_budget
+    from ..planning.catalogue_fit import catalogue_sizes
+    from ..planning.ladder import best_plan
+
+    device = check_device(placement.device) if placement.device else best_device()
+    size = placement.device_memory
+    budget = device_budget(device) if size is None else parse_bytes(size)
+    request = replace(
+        request_on(device, budget), prompt_tokens=run.prompt_tokens, max_new_tokens=run.max_new_tokens, fidelity=True
+    )
+    sizes = catalogue_sizes(known.config)
+    asked = replace(request, fold=run.pruning.folds)
+    plan = best_plan(sizes, asked, replace(run.pruning, prior=None), known.alias)
+    rungs = ladder(sizes, request, plan, torch.bfloat16) if run.pruning.sparsity is None else []
+    licence = f", which is gated by its licence ({known.licence})" if known.gated else ""
+    console.note(f"planned from the shapes of {known.alias}{licence}; it is not on this machine")
+    return Planned({"model": known.alias, "model_path": None, "device": device, "dtype": "bfloat16"}, plan, rungs)
+
+
+def request_on(device: str, budget: int) -> "Request":
+    """What a run of the catalogue's size is planned for on a device of this machine."""
+    from ..memory.machine import held_memory, how_known
+    from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS
+    from ..planning.request import Request
+
+    runtime, known = held_memory(device), how_known(device)
+    return Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, known, copies=device != "cpu")
+
+
+def show_plan(planned: Planned, as_json: bool) -> None:
     """The plan of one run, and what else could be kept in its budget."""
+    plan, rungs = planned.plan, planned.rungs
     if as_json:
-        facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
-        click.echo(json.dumps(facts | plan.to_json() | {"ladder": rungs}))
+        precision = plan.precision.to_json(planned.facts["dtype"])
+        click.echo(json.dumps(planned.facts | plan.to_json() | {"precision": precision, "ladder": rungs}))
         return
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
@@ -67,15 +138,15 @@ def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], a
     console.pairs(summary(plan), err=False)
 
 
-def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
+def ladder(sizes: "ModelSizes", request: "Request", taken: "Plan", dtype: Any) -> list[dict[str, Any]]:
     """Every rung: what it needs, and what it gives on this machine, by the speed of each format here."""
     from ..memory.out_of_memory import planned
     from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    with planned(engine.device):
-        speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
-    request = replace(engine.opened.request(taken.prompt_tokens, taken.max_new_tokens), speeds=speeds)
+    with planned(request.device):
+        speeds = measured_speeds(request.device, dtype)
+    request = replace(request, speeds=speeds)
     return [
         {
             "kept": str(rung),
@@ -87,7 +158,7 @@ def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
             "fits": plan.fits,
             "taken": str(rung) == describe(taken),
         }
-        for rung, plan in climb(engine.sizes, request)
+        for rung, plan in climb(sizes, request)
     ]
 
 
@@ -126,10 +197,9 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory.machine import check_device, device_budget, held_memory, how_known, machine
+    from ..memory.machine import check_device, device_budget, machine
     from ..paths import cache_folder
-    from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
-    from ..planning.request import Request
+    from ..planning.catalogue_fit import plan_catalogue
     from ..sources.resolve import CATALOGUE
 
     device, size = placement.device, placement.device_memory
@@ -139,8 +209,7 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     here = machine(cache_folder(), largest_weights())
     device = device or here.device
     budget = budget or (here.budget if device == here.device else device_budget(device))
-    copies, runtime = device != "cpu", held_memory(device)
-    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, how_known(device), copies=copies)
+    request = request_on(device, budget)
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
