@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..planning.sizes import ModelSizes
 
 OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
-NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
+NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype", "context")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -97,6 +97,7 @@ def plan_from_catalogue(model: str, placement: Placement, run: Run) -> Planned |
     from ..memory.machine import best_device, check_device, device_budget
     from ..planning.catalogue_fit import catalogue_sizes
     from ..planning.ladder import best_plan
+    from ..planning.sizes import bounded
 
     device = check_device(placement.device) if placement.device else best_device()
     size = placement.device_memory
@@ -104,7 +105,7 @@ def plan_from_catalogue(model: str, placement: Placement, run: Run) -> Planned |
     request = replace(
         request_on(device, budget), prompt_tokens=run.prompt_tokens, max_new_tokens=run.max_new_tokens, fidelity=True
     )
-    sizes = catalogue_sizes(known.config)
+    sizes = bounded(catalogue_sizes(known.config), placement.context, known.alias)
     asked = replace(request, fold=run.pruning.folds)
     plan = best_plan(sizes, asked, replace(run.pruning, prior=None), known.alias)
     rungs = ladder(sizes, request, plan, torch.bfloat16) if run.pruning.sparsity is None else []

@@ -39,7 +39,7 @@ from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
-from .planning.sizes import ModelSizes, model_sizes
+from .planning.sizes import ModelSizes, bounded, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
@@ -56,7 +56,8 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
+    decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
+    the embedding's rows where it stays on disk.
     `overridden`: fields of the checkpoint's configs that do not act here, and why, in words."""
 
     name: str
@@ -74,6 +75,7 @@ class OpenModel:
     static: bool
     ring: Ring | None
     host_memory_is_free: bool = False
+    context: int | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -87,7 +89,7 @@ class OpenModel:
 
     @property
     def sizes(self) -> ModelSizes:
-        return model_sizes(self.skeleton.layout)
+        return bounded(model_sizes(self.skeleton.layout), self.context, self.name)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -346,6 +348,7 @@ def open_model(
     tokenizer = load_tokenizer(path)
     take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
+    bounded(model_sizes(skeleton.layout), placement.context, str(model))
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
@@ -370,6 +373,7 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
+        context=placement.context,
         overridden=(*overridden, *told),
     )
 

@@ -187,6 +187,14 @@ class Placement(_Checked):
         metavar="SIZE",
         default="on a GPU what is free, less a margin; on the CPU none",
     )
+    context: int | None = whole(
+        None,
+        "The most tokens of a prompt with its answer, or of a whole conversation: bounds the KV cache, and with it the "
+        "memory of a run. A longer prompt is refused.",
+        low=2,
+        allowed="2 or more",
+        default="as many as the model reads",
+    )
     threads: int | None = whole(
         None,
         "Threads of the processor, however busy it is.",
