@@ -71,7 +71,7 @@ def command(
         if engine.opened.lacks_prior(pruning, plan):
             console.note("which neurons this model uses in general is measured first, once: one more reading")
 
-    show = None if as_json else stream
+    show = None if as_json else console.stream
     with console.layer_progress() as on_layer:
         answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
     click.echo(json.dumps(answer.to_json()) if as_json else "")
@@ -82,8 +82,3 @@ def command(
     remember(answer.report)
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
-
-
-def stream(text: str) -> None:
-    """Text to stdout, at once."""
-    click.echo(text, nl=False)  # echo flushes

@@ -70,6 +70,11 @@ class Conversation:
         """Forget the messages; the system text stays."""
         self._turns.clear()
 
+    def to_markdown(self) -> str:
+        """The conversation as a text to read, each message below who said it."""
+        names = {"system": "System", "user": "User", "assistant": "Assistant"}
+        return "\n".join(f"## {names[turn['role']]}\n\n{turn['content'].strip()}\n" for turn in self.messages)
+
     def save(self, path: Path) -> None:
         """Write as JSON: whole or not at all. Replaces only another saved conversation. Raises GriffinError."""
         if path.exists():
@@ -154,18 +159,37 @@ class Chat:
         self.engine = engine
         self.pruning, self.decoding = pruning or Pruning(), decoding or Decoding()
         self.conversation = Conversation(system)
+        self.prompt_end = ""  # how the last prompt ended, before its answer: a template may begin to think there
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of context that the conversation takes so far; 0 where it has no message."""
+        if not len(self.conversation):
+            return 0
+        try:
+            return len(self.prompt_ids())
+        except GriffinError:  # a template that takes no such conversation says so when it is asked
+            return 0
 
     def settings(self) -> dict[str, Any]:
         """Every option that `set` changes: name -> value."""
         return {**as_dict(self.pruning), **as_dict(self.decoding)}
 
+    def setting(self, name: str) -> str:
+        """The name of an option, from it or from a beginning that no other has. Raises OptionError."""
+        known, name = self.settings(), name.replace("-", "_")
+        found = [name] if name in known else [each for each in known if each.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise OptionError(f"{name} may be {', '.join(found)}")
+        raise OptionError(f"no setting is called {name!r}: there are {', '.join(known)}")
+
     def set(self, name: str, text: str) -> None:
         """Change one option, its value read from text; 'none' gives its default.
 
         Raises OptionError, and then nothing has changed."""
-        known = self.settings()
-        if name not in known:
-            raise OptionError(f"no setting is called {name!r}: there are {', '.join(known)}")
+        name = self.setting(name)
         pruning, decoding = self.pruning, self.decoding
         if name in as_dict(pruning):
             pruning = with_text(pruning, name, text)
@@ -204,6 +228,7 @@ class Chat:
 
     def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
         ids, options = self.prompt_ids(), (self.pruning, self.decoding)
+        self.prompt_end = str(self.engine.tokenizer.decode(ids[-16:]))
         if self.engine.has_chat_template:
             answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer, continues=True)
             self.conversation.add_assistant(answer.reply or answer.text)

@@ -1,4 +1,4 @@
-"""Folders: where models are kept, what a model's folder is called, and room for a new one."""
+"""Folders: where models and chats are kept, what a model's folder is called, and room for a new one."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,13 @@ def cache_folder() -> Path:
     if own := os.environ.get("GRIFFIN_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "griffin"
+
+
+def state_folder() -> Path:
+    """For what cannot be made again: $GRIFFIN_STATE, else $XDG_STATE_HOME/griffin, else ~/.local/state/griffin."""
+    if own := os.environ.get("GRIFFIN_STATE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "griffin"
 
 
 def has_config(folder: Path) -> bool:
