@@ -52,7 +52,7 @@ def words(talk: Talk, name: str, argument: str) -> Iterable[str] | None:
         return ("on", "off")
     if name == "/set":
         setting, blank, _ = argument.partition(" ")
-        return VALUES.get(setting, ()) if blank else list(talk.chat.settings())
+        return VALUES.get(setting, ()) if blank else [f"{each} " for each in talk.chat.settings()]
     return None if name in ("/read", "/save", "/load", "/export") else ()
 
 

@@ -21,7 +21,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from ._typed import MORE, SIGN, goes_on, message_of
+from ._typed import MORE, SIGN, goes_on, is_block, message_of
 
 MOST = 2**20  # bytes of history that are kept
 PASTES, PASTES_NO_MORE = "\x1b[?2004h", "\x1b[?2004l"  # tells a terminal to mark what is pasted
@@ -41,14 +41,15 @@ class Complete(Completer):
             return
         name, space, rest = text.partition(" ")
         if not space:
-            yield from (Completion(each, -len(text)) for each in self._commands if each.startswith(text.lower()))
+            found = [each for each in self._commands if each.startswith(text.lower())]
+            yield from (Completion(each, -len(text), each.rstrip()) for each in found)
             return
         words = self._words(name.lower(), rest)
         if words is None:
             yield from self._files.get_completions(Document(rest, len(rest)), complete_event)
             return
         last = rest.rpartition(" ")[2]
-        yield from (Completion(word, -len(last)) for word in words if word.startswith(last))
+        yield from (Completion(word, -len(last), word.rstrip()) for word in words if word.startswith(last))
 
 
 class _Output(Vt100_Output):
@@ -78,7 +79,7 @@ class Terminal:
             completer=Complete(commands, words),
             complete_style=CompleteStyle.READLINE_LIKE,
             key_bindings=self._keys(),
-            prompt_continuation=MORE,
+            prompt_continuation=lambda width, line, is_wrapped: "" if is_wrapped else MORE,
             bottom_toolbar=self._toolbar,
             style=STYLE,
         )
@@ -115,7 +116,7 @@ class Terminal:
             if (self._pasted and "\n" in buffer.text) or not goes_on(buffer.text):
                 buffer.validate_and_handle()
                 return
-            if buffer.text.endswith("\\"):
+            if not is_block(buffer.text) and buffer.text.endswith("\\"):
                 buffer.delete_before_cursor()
             buffer.insert_text("\n")
 

@@ -13,9 +13,13 @@ BLOCK = '"""'
 SIGN, MORE = "> ", "… "
 
 
+def is_block(text: str) -> bool:
+    return text.lstrip().startswith(BLOCK)
+
+
 def goes_on(text: str) -> bool:
     r"""Whether another line belongs to what was typed so far: a block is open, or the last line ends with \."""
-    if text.lstrip().startswith(BLOCK):
+    if is_block(text):
         block = text.lstrip().removeprefix(BLOCK)
         return not block.rstrip().endswith(BLOCK)
     return text.endswith("\\")
@@ -23,7 +27,7 @@ def goes_on(text: str) -> bool:
 
 def message_of(text: str) -> str:
     """The message of what was typed. That of a block begins with a blank: a slash in it makes no command."""
-    if text.lstrip().startswith(BLOCK):
+    if is_block(text):
         return " " + text.lstrip().removeprefix(BLOCK).rstrip().removesuffix(BLOCK).strip()
     lines = text.split("\n")
     return "\n".join([*(line.removesuffix("\\") for line in lines[:-1]), lines[-1].removesuffix("\\")]).strip()

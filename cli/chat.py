@@ -56,7 +56,8 @@ def command(
 def terminal(talk: Talk) -> "Terminal":
     from ._terminal import Terminal
 
-    return Terminal([*COMMANDS, *ALIASES], partial(words, talk), state_folder() / "history")
+    names = [f"{name} " if command.argument else name for name, command in COMMANDS.items()]
+    return Terminal([*names, *ALIASES], partial(words, talk), state_folder() / "history")
 
 
 def converse(talk: Talk, asks: "Terminal | Lines") -> None:
