@@ -208,6 +208,7 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """A layer that keeps the last window - 1 tokens, and a few before them as long as there is room."""
 
     is_croppable = False  # what left the window may be gone
+    cumulative_length: int
 
     def __init__(self, window: int, room: _Room) -> None:
         super().__init__(sliding_window=window)

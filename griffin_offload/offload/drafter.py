@@ -130,6 +130,7 @@ class Drafter(CandidateGenerator):  # type: ignore[misc]
             pass_bytes=done.pass_bytes,
             drafted=done.drafted + len(self._probabilities),
             accepted=done.accepted + accepted,
+            failed=done.failed + (accepted < len(self._probabilities)),
             looked_up=self._looked_up,
             draft_s=done.draft_s + self._draft_s,
             verify_s=done.verify_s + seconds,

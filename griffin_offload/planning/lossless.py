@@ -46,14 +46,16 @@ DRAFTS = (
 @dataclass(frozen=True)
 class Lossless:
     """How an answer was drafted and verified. `passes` of the full model, of which each streamed `pass_bytes`;
-    `drafted` tokens, of which `accepted` were the full model's; `looked_up`: drafted tokens that the text so far
-    suggested; seconds: of drafting, and of passes; `close`: tokens that the rounding of the dtype could have decided.
+    `drafted` tokens, of which `accepted` were the full model's; `failed`: passes that found a draft which was not;
+    `looked_up`: drafted tokens that the text so far suggested; seconds: of drafting, and of passes; `close`: tokens
+    that the rounding of the dtype could have decided.
     `why_not`: why nothing was drafted; '' where it was."""
 
     passes: int = 0
     pass_bytes: int = 0
     drafted: int = 0
     accepted: int = 0
+    failed: int = 0
     looked_up: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0
@@ -64,6 +66,11 @@ class Lossless:
     def tokens(self) -> int:
         """Tokens that the passes gave: each its accepted drafts, and one of its own."""
         return self.accepted + self.passes
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of drafts that were accepted, of those whose forerunners were."""
+        return self.accepted / (self.accepted + self.failed) if self.drafted else None
 
     @property
     def tokens_per_pass(self) -> float:
@@ -81,8 +88,8 @@ class Lossless:
         return self.tokens_per_pass * self.verify_s / seconds if seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        own = {"tokens_per_pass": self.tokens_per_pass, "bytes_per_token": self.bytes_per_token}
-        return {**asdict(self), **own, "speedup": self.speedup}
+        names = ("acceptance", "tokens_per_pass", "bytes_per_token", "speedup")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
         """'12 passes for 240 tokens (20.0 each; ...'."""
