@@ -16,7 +16,7 @@ from ._text import ending
 from ._thinking import Parting, open_mark
 
 if TYPE_CHECKING:
-    from ..generation import Answer
+    from ..run import Answer
 
 OFFERS = "/undo takes back the last turn, /clear forgets the conversation"
 SHORTER = ", /set max_new_tokens N makes answers shorter"

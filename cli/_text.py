@@ -18,7 +18,7 @@ from . import _console as console
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..generation import Answer
+    from ..run import Answer
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -84,3 +84,12 @@ def test_temperature_0_is_greedy(engine: Engine) -> None:
     for more in ({}, {"top_p": 0.5, "seed": 4}, {"greedy": True}):
         answer = engine.generate(tiny_prompt(9), HALF, max_new_tokens=8, temperature=0, **more)
         assert answer.token_ids == greedy
+
+
+def test_a_stop_string_within_drafted_tokens(engine: Engine) -> None:
+    prompt, options = tiny_prompt(30), {"max_new_tokens": 30, "greedy": True, "lossless": True}
+    text = engine.generate(prompt, HALF, **options).text
+    stop = text[13:15]
+    answer = engine.generate(prompt, HALF, stop=stop, **options)
+    assert answer.text == text.partition(stop)[0]
+    assert answer.finish_reason == "stop"
