@@ -16,6 +16,7 @@ from ..model.kv_cache import cut_back, has_first, held_tokens
 from ..options import Pruning
 from ..planning.rows import KEPT_STATISTICS
 from ..planning.sizes import Kept
+from ..quant.precision import Precision
 
 Statistics = Sequence[tuple[Tensor | None, ...]]  # by layer and block: (F,) or (E, F), float32; None: not pruned
 REWRITTEN = 16  # tokens at the end of a turn's prompt: how an answer begins
@@ -44,11 +45,20 @@ class EarlierTurns:
     def __init__(self) -> None:
         self.cache: Any = None
         self.pruning: Pruning | None = None  # that the last turn asked for
+        self.resident: tuple[Kept, Precision] | None = None  # where the conversation was saved: what was in memory
         self._ids: list[int] = []  # the cache holds the full model's keys and values of these
         self._statistics: dict[int, Statistics] = {}  # by the number of tokens that they are of
 
     def clear(self) -> None:
-        self.cache, self.pruning, self._ids, self._statistics = None, None, [], {}
+        self.cache, self.pruning, self.resident, self._ids, self._statistics = None, None, None, [], {}
+
+    def saved(self) -> tuple[Any, list[int], dict[int, Statistics]]:
+        """The cache, the tokens that it is of, and the statistics by the number of tokens that they are of."""
+        return self.cache, self._ids, self._statistics
+
+    def restore(self, cache: Any, ids: Sequence[int], statistics: Mapping[int, Statistics]) -> None:
+        """Makes this what another one was, whose `saved` this is."""
+        self.cache, self._ids, self._statistics = cache, list(ids), dict(statistics)
 
     def shared(self, ids: Sequence[int]) -> tuple[int, str]:
         """How many of a prompt's first tokens need not be computed again, all but one at most; and where these are
