@@ -147,3 +147,14 @@ def test_a_session_is_saved_when_the_chat_ends_and_resumed(
     nothing = chat(run, model, "/session x", options=("--session", "talk"))
     assert "nothing was said" in nothing.stderr
     assert not list((tmp_path / "sessions").iterdir())
+
+
+def test_the_end_of_the_context_is_told(run: Run, model: Path) -> None:
+    lines = ("one " * 28, "two " * 60, "/set max_new_tokens 200", "/undo", "three")
+    told = chat(run, model, *lines, options=("--context", "120")).stderr
+    offers = "/undo takes back the last turn, /clear forgets the conversation"
+    assert re.search(rf"^\d+ of 120 tokens of context are used, \d+ are left: {offers}", told, re.MULTILINE)
+    refused = rf"^error: the prompt has 3\d\d tokens; .* reads at most 120 \(--context\), answer included: {offers}"
+    assert re.search(f"{refused}; the message is taken back$", told, re.MULTILINE)
+    assert "taken back: one one" in told
+    assert re.search(r"\d+ tokens · .* · the context of 120 tokens is full$", told, re.MULTILINE)
