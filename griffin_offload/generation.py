@@ -181,7 +181,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         per_prompt=asked.per_prompt and len(prompts) > 1,
         fidelity=not decoding.no_fidelity,
     )
-    plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.config, make_plan)
+    plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.skeleton.layout, make_plan)
     selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
@@ -228,6 +228,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
+    resident.turns.mark(cache, run.plan)
     try:
         with (
             prefill,

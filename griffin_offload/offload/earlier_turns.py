@@ -3,7 +3,8 @@
 The KV cache stays, as far as the full model computed it: a pruned model's own tokens are computed again with the next
 turn's. The statistics of the neurons stay too. They are sums over tokens, so that the next turn adds its own. They are
 kept for some points to which a conversation may go back: the ends of the last turns, and a few tokens before each,
-since many a chat template rewrites how the answer begins (<think>) once it is there.
+since many a chat template rewrites how the answer begins (<think>) once it is there. So are recurrent states, where a
+model has them: it goes back to such a point.
 F neurons, E routed experts."""
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.kv_cache import cut_back, has_first, held_tokens
+from ..model.kv_cache import cut_back, has_first, held_tokens, kept_points, mark
 from ..options import Pruning
+from ..planning.plan import Plan
 from ..planning.rows import KEPT_STATISTICS
 from ..planning.sizes import Kept
 
@@ -57,13 +59,13 @@ class EarlierTurns:
             return 0, ""
         same = next((i for i, pair in enumerate(zip(self._ids, ids, strict=False)) if pair[0] != pair[1]), None)
         same = min(len(self._ids), len(ids) - 1) if same is None else same
-        points = self._statistics or [same]
-        tokens = max((point for point in points if point <= same), default=0)
-        if tokens < 1:
+        states = kept_points(self.cache)
+        points = [point for point in (self._statistics or states or [same]) if 0 < point <= same]
+        if not points:
             return 0, "what is kept of it begins differently"
-        if not has_first(self.cache, tokens):
-            return 0, "its sliding windows have moved on"
-        return tokens, ""
+        tokens = max((point for point in points if has_first(self.cache, point)), default=0)
+        moved = "its sliding windows have moved on" if states is None else "its recurrent state has moved on"
+        return (tokens, "") if tokens else (0, moved)
 
     def statistics(self, tokens: int, kept: Kept, neurons: Kept) -> Statistics | None:
         """Those of the first tokens, if they are known for all blocks of which less than the `neurons` are `kept`."""
@@ -79,6 +81,11 @@ class EarlierTurns:
         self._ids = self._ids[:tokens]
         self._statistics = {end: totals for end, totals in self._statistics.items() if end <= tokens}
         cut_back(self.cache, tokens, room)
+
+    def mark(self, cache: Any, plan: Plan) -> None:
+        """Before the pass of a turn, by whose cache: recurrent states are kept for the points to go back to."""
+        if plan.continues:
+            mark(cache, plan.prompt_tokens - REWRITTEN, plan.prompt_tokens)
 
     def keep(self, cache: Any, ids: Sequence[int], statistics: Mapping[int, Statistics]) -> None:
         """After an answer: the cache of a conversation, and its ids as far as the full model computed them.
