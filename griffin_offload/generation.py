@@ -22,7 +22,9 @@ from .model.format_speeds import doubt_speeds
 from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .model_prior import with_known_prior
+from .offload.earlier_turns import Answered
 from .offload.fidelity_meter import FidelityMeter
+from .offload.first_logits import FirstLogits
 from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip, emptied_blocks
@@ -229,9 +231,12 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
     resident.turns.mark(cache, run.plan)
+    again = resident.turns.answered if run.plan.repeats else None
+    first = FirstLogits(opened.skeleton.model, again.logits if again else None)
     try:
         with (
             prefill,
+            first if run.plan.continues else nullcontext(),
             run.skipper or nullcontext(),
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
@@ -248,6 +253,11 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     finally:
         if run.plan.continues and run.streamers[0].times:
             resident.keep_turn(run.plan, cache, run.asked.prompts[0], run.streamers[0].token_ids, run.asked.pruning)
+            if again and again.fidelity and not run.asked.decoding.no_fidelity:
+                measured.fidelity = replace(again.fidelity, seconds=0.0)
+            if first.logits is not None:
+                fidelity = again.fidelity if again else measured.fidelity
+                resident.turns.answered = Answered(run.plan, run.asked.pruning, first.logits, fidelity)
 
 
 def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:

@@ -1,6 +1,8 @@
 """The plan of a conversation's turn: what it takes over from the turns before it, where that is right and fits."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from ..errors import BudgetError
 from ..model.config_facts import rope_changes
@@ -33,6 +35,12 @@ def plan_turn(
     if why_not := _why_alone(pruning, layout):
         return make_plan(), Turn(0, len(ids), why_not)
     turns = resident.turns
+    if (last := turns.may_repeat(ids, pruning)) and resident.plan_of_layers == (last.plan.kept, last.plan.precision):
+        with suppress(BudgetError):
+            plan = make_plan(earlier=Earlier(len(ids), resident.plan_of_layers), fidelity=False)
+            if (plan.kept, plan.precision) == resident.plan_of_layers:
+                plan = replace(plan, fold=last.plan.fold, no_room_to_fold=last.plan.no_room_to_fold)
+                return plan, Turn(len(ids), 0)
     kept, why_not = turns.shared(ids)
     if kept:
         in_memory = resident.plan_of_layers if turns.pruning == pruning else None

@@ -113,6 +113,7 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     else:  # before the next turn a layer's cache moves to memory for more tokens
         moving = sizes.cache_of_a_layer(tokens)
         yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
+        yield Row("logits of the prompt's last token", sizes.vocabulary * 4)
         when: Moment = "host" if request.copies else "always"
         if sizes.states:
             yield Row("recurrent states of the turns", KEPT_STATES * sizes.states, when)
