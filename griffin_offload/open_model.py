@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .checkpoint.extra_layers import ExtraLayers, without_extra_layers
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
@@ -57,7 +58,8 @@ class OpenModel:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
     decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
-    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words."""
+    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words. `extra_layers`: what its
+    files hold for drafting further tokens, which is not read."""
 
     name: str
     path: Path
@@ -73,6 +75,7 @@ class OpenModel:
     converts: int
     static: bool
     ring: Ring | None
+    extra_layers: ExtraLayers
     host_memory_is_free: bool = False
     overridden: tuple[str, ...] = ()
 
@@ -329,9 +332,12 @@ def open_model(
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
     config, checkpoint = read_headers(path)
-    overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
+    overridden = override_fields(path, config)
+    check_layers(path, config, checkpoint)
     rows = Reader()
     skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
+    used = {info.name for info in skeleton.layout.infos}
+    checkpoint, extra = without_extra_layers(checkpoint, used, len(skeleton.layers))
     if placement.threads:
         torch.set_num_threads(placement.threads)
         skeleton.threads.adapts = False
@@ -370,7 +376,8 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
-        overridden=(*overridden, *told),
+        overridden=(*overridden, *([str(extra)] if extra.tensors else []), *told),
+        extra_layers=extra,
     )
 
 
@@ -399,5 +406,4 @@ def _host_memory(placement: Placement, ring: Ring | None) -> int:
 
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
     """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    infos = (piece.info for parts in skeleton.layout.pieces.values() for piece in parts)
-    return threads * buffer_bytes(infos, skeleton.layout.dtype)
+    return threads * buffer_bytes(skeleton.layout.infos, skeleton.layout.dtype)

@@ -101,13 +101,14 @@ class Checkpoint:
     """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
 
     `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
-    whose text model alone is read (and counted)."""
+    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
     said: Mapping[str, str] = field(default_factory=dict)
     pieces: Mapping[str, list["Piece"]] | None = None
+    others: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":

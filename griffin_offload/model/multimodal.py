@@ -107,7 +107,9 @@ def text_checkpoint(wrapper: Any, config: Any, checkpoint: Checkpoint) -> Checkp
     if not infos:
         raise CheckpointError(f"{checkpoint.folder}: none of its tensors belongs to the text model")
     tensors = {name: info for name, info in checkpoint.tensors.items() if name in infos}
-    return replace(checkpoint, tensors=tensors, bytes=sum(info.all_bytes for info in tensors.values()), pieces=found)
+    others = {name: info for name, info in checkpoint.tensors.items() if name not in infos}
+    size = sum(info.all_bytes for info in tensors.values())
+    return replace(checkpoint, tensors=tensors, bytes=size, pieces=found, others=others)
 
 
 def _prefixes(model: Any, inside: Any, config: Any) -> Mapping[str, str]:
