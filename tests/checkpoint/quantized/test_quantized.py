@@ -2,6 +2,7 @@
 models against the oracle on these."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracle
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import Packed
 from griffin_offload.checkpoint.parts import part, unit
+from griffin_offload.checkpoint.parts import pieces as parts_of
 from griffin_offload.checkpoint.quantized import decode
 from griffin_offload.checkpoint.quantized.bits import to_float, unpack
 from griffin_offload.checkpoint.reader import Reader
@@ -99,6 +101,22 @@ def test_a_device_gets_the_weights_in_parts(tmp_path: Path, kind: str, monkeypat
     monkeypatch.setattr("griffin_offload.memory.upload.PIECE", 2**15)
     folder, dense = made(tmp_path, kind)
     assert_equals_oracle(dense, PROMPT, 0.5, copying(folder, dtype="float32"), NEW)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_byte_is_read_once_by_threads_that_take_parts(tmp_path: Path, kind: str) -> None:
+    folder, dense = made(tmp_path, kind)
+    expected = load_file(dense / "model.safetensors")
+    _, checkpoint = read_headers(folder)
+    wanted = {info: torch.full(info.shape, torch.nan) for info in checkpoint.tensors.values() if info.name in expected}
+    work = parts_of(wanted, {}, 2**14)
+    assert len(work) > 2 * len([info for info in wanted if info.encoding]), "several parts of a weight"
+    reader = Reader()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda parts: reader.read({each.info: each.target for each in parts}), work))
+    assert reader.bytes == sum(info.all_bytes for info in wanted)
+    for info, tensor in wanted.items():
+        assert torch.equal(tensor, expected[info.name]), info.name
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gptq"])
