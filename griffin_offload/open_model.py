@@ -17,12 +17,13 @@ from .checkpoint.page_cache import mostly_cached
 from .checkpoint.reader import Reader, buffer_bytes
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
-from .memory.host_cache import spare_memory
+from .memory.host_cache import room_for_layers
 from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
 from .model.chat_template import ChatTemplate, take_processors_template
+from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
 from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
@@ -31,7 +32,7 @@ from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
 from .model.pretrained import check_layers, load_tokenizer, read_headers
-from .model.skeleton import Skeleton, compute_dtype
+from .model.skeleton import Skeleton
 from .native.library import check_asked
 from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
@@ -47,7 +48,7 @@ from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
-from .units import MIB, format_bytes, parse_bytes
+from .units import MIB, parse_bytes
 
 SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
 
@@ -335,7 +336,8 @@ def open_model(
     overridden = override_fields(path, config)
     check_layers(path, config, checkpoint)
     rows = Reader()
-    skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
+    dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
+    skeleton = _skeleton(path, config, checkpoint, dtype, rows)
     used = {info.name for info in skeleton.layout.infos}
     checkpoint, extra = without_extra_layers(checkpoint, used, len(skeleton.layers))
     if placement.threads:
@@ -357,9 +359,6 @@ def open_model(
     if not copies:
         norm_by_own_kernel(skeleton.model)
     ring = ring_for(device, skeleton.layout.converts) if copies else None
-    host_memory = _host_memory(placement, ring)
-    if copies and placement.host_memory is not None and host_memory > (free := available_memory()):
-        raise OptionError(f"--host-memory {format_bytes(host_memory)}: {format_bytes(free)} of RAM is free")
     return OpenModel(
         name=str(model),
         path=path,
@@ -370,22 +369,21 @@ def open_model(
         skeleton=skeleton,
         rows=rows,
         budget=device_budget(device) if size is None else parse_bytes(size),
-        host_memory=host_memory,
+        host_memory=room_for_layers(placement.host_memory, copies),
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
-        overridden=(*overridden, *([str(extra)] if extra.tensors else []), *told),
+        overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
         extra_layers=extra,
     )
 
 
-def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None, rows: Reader) -> Skeleton:
+def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: torch.dtype, rows: Reader) -> Skeleton:
     """The model without weights, bound to its checkpoint; one of a type in no table is probed."""
-    native = compute_dtype(checkpoint)
     try:
-        skeleton = Skeleton(config, getattr(torch, dtype) if dtype else native)
+        skeleton = Skeleton(config, dtype)
         skeleton.bind(checkpoint, rows)
         if config.model_type not in ARCHITECTURES:
             probe(config, skeleton.entry)
@@ -394,14 +392,6 @@ def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None
     except Exception as error:  # transformers' and torch's, of sizes that make no model
         raise CheckpointError(f"{path}/config.json does not describe a model: {one_line(error)}") from None
     return skeleton
-
-
-def _host_memory(placement: Placement, ring: Ring | None) -> int:
-    """Bytes of RAM for layers between prompts. By default none on the CPU, whose budget has the weights already, and
-    beside another device what is free, less what is left to others."""
-    if placement.host_memory is not None:
-        return parse_bytes(placement.host_memory)
-    return max(0, spare_memory()) if ring else 0
 
 
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:

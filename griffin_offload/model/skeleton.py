@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint, Packed
+from ..checkpoint.headers import Checkpoint, Packed
 from ..checkpoint.reader import Reader
-from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
+from ..errors import PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
@@ -206,21 +206,3 @@ def _check_tokens(module: nn.Module, args: tuple[Tensor, ...], rows: int) -> Non
 
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
-
-
-def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have; bfloat16 where some are quantised blocks.
-
-    Raises CheckpointError where there are none."""
-    if any(info.encoding and info.dtype == torch.bfloat16 for info in checkpoint.tensors.values()):
-        return torch.bfloat16
-    bytes_by_dtype: dict[torch.dtype, int] = {}
-    for info in (info for info in checkpoint.tensors.values() if info.dtype in WEIGHT_DTYPES):
-        bytes_by_dtype[info.dtype] = bytes_by_dtype.get(info.dtype, 0) + info.bytes
-    if not bytes_by_dtype:
-        raise CheckpointError(
-            f"{checkpoint.folder} holds no weights in bfloat16, float16 or float32: a quantized checkpoint, which "
-            "cannot be read"
-        )
-    dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
-    return torch.float32 if dtype == torch.float64 else dtype

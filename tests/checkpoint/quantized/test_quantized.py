@@ -22,6 +22,7 @@ from griffin_offload.checkpoint.quantized import decode
 from griffin_offload.checkpoint.quantized.bits import to_float, unpack
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import CheckpointError, UnsupportedArchitecture
+from griffin_offload.model.compute_dtype import TOLD, compute_dtype
 from griffin_offload.model.pretrained import read_headers
 
 PROMPT, NEW = tiny_prompt(), 12
@@ -59,6 +60,23 @@ def test_a_model_answers_as_the_dense_one(tmp_path: Path, kind: str) -> None:
     folder, dense = made(tmp_path, kind)
     for sparsity in (0.0, 0.5):
         assert_equals_oracle(dense, PROMPT, sparsity, Engine(folder, dtype="float32"), NEW)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "bnb-4"])
+def test_float16_of_a_quantized_checkpoint_is_bfloat16_on_a_cpu(tmp_path: Path, kind: str) -> None:
+    """Where products in float16 are many times slower. The report says so; what is asked for is taken."""
+    folder, dense = made(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    engine = Engine(folder)
+    assert engine.dtype == "bfloat16"
+    answer, _ = greedy(engine, PROMPT, 0.5, NEW)
+    assert answer.token_ids == greedy(Engine(dense, dtype="bfloat16"), PROMPT, 0.5, NEW)[0].token_ids
+    assert answer.report.overridden == (TOLD,)
+    asked = Engine(folder, dtype="float16")
+    assert (asked.dtype, asked.opened.overridden) == ("float16", ())
+    _, checkpoint = read_headers(folder)
+    assert compute_dtype(checkpoint, "cuda") == (torch.float32, []), "that of the other tensors here"
 
 
 @pytest.mark.parametrize("options", [{}, {"resident_dtype": "int8"}])
