@@ -25,7 +25,6 @@ from .model.architecture import ARCHITECTURES
 from .model.chat_template import ChatTemplate, take_processors_template
 from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
-from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
@@ -38,7 +37,7 @@ from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
-from .planning.ladder import best_plan, chooses_format
+from .planning.ladder import best_plan_at_speed
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
 from .planning.sizes import ModelSizes, model_sizes
@@ -48,9 +47,7 @@ from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
-from .units import MIB, parse_bytes
-
-SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
+from .units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -182,12 +179,7 @@ class OpenModel:
         not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
         request = replace(request, earlier=earlier)
-        pruning = replace(pruning, prior=None)  # which plans do not depend on
-        request = replace(request, speeds=self.speeds(measure=False))
-        plan = best_plan(self.sizes, request, pruning, self.name)
-        if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
-            plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
-        return plan
+        return best_plan_at_speed(self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
 
     def what_helps(self, plan: Plan, pruning: Pruning, sequences: int = 1, per_prompt: bool = False) -> list[str]:
         """Options that would keep more of the full model than a plan of this pruning does, and fit the budget."""
@@ -213,16 +205,6 @@ class OpenModel:
             sets=sequences if per_prompt else 1,
             fidelity=fidelity and (pruning.skip.by_prompt or not pruning.skip.share),
         )
-
-    def speeds(self, measure: bool) -> Speeds | None:
-        """How fast this device multiplies each format, measured if need be, or else as the cache knows it.
-
-        None for a small model, whose weights the measurement would outweigh, and for a GPU without room."""
-        if self.sizes.full < SMALL:
-            return None
-        with suppress(torch.OutOfMemoryError):
-            return (measured_speeds if measure else known_speeds)(self.device, self.skeleton.layout.dtype)
-        return None
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""

@@ -96,17 +96,29 @@ class Skeleton:
         found = pieces(self.model, checkpoint, needed) if checkpoint.pieces is None else checkpoint.pieces
         matched = checkpoint.match(needed, layout.aliases, found)
         layout = replace(layout, pieces=matched.pieces, aliases=matched.aliases)
-        embeds = isinstance(self.model.get_input_embeddings(), nn.Embedding)
-        if rows and embeds and _in_one_piece(layout, layout.embedding):
-            tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
-            linear_head = linear_module(self.model, layout.lm_head) is not None
-            layout = replace(
-                layout, embedding_on_disk=not tied, lm_head_alone=linear_head and _in_one_piece(layout, layout.lm_head)
-            )
-            self.slots = WeightSlots(self.model, layout, rows)
+        self.layout = layout
+        if rows and self._looks_up and _in_one_piece(layout, layout.embedding):
+            self.layout = self._with_table_on_disk(_in_one_piece(layout, layout.lm_head))
+            self.slots = WeightSlots(self.model, self.layout, rows)
         else:
             self.slots = WeightSlots(self.model, layout)
-        self.layout = layout
+
+    @property
+    def published_layout(self) -> ModelLayout:
+        """The layout beside a checkpoint that has not been seen: one that holds embedding and lm_head as a tensor each,
+        as published ones do."""
+        return self._with_table_on_disk(head_in_one_piece=True) if self._looks_up else self.layout
+
+    @property
+    def _looks_up(self) -> bool:
+        return isinstance(self.model.get_input_embeddings(), nn.Embedding)
+
+    def _with_table_on_disk(self, head_in_one_piece: bool) -> ModelLayout:
+        """The layout where rows of the embedding are read by themselves, unless it is the lm_head too."""
+        layout = self.layout
+        tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
+        linear_head = linear_module(self.model, layout.lm_head) is not None
+        return replace(layout, embedding_on_disk=not tied, lm_head_alone=linear_head and head_in_one_piece)
 
     def to_device(self, device: str) -> None:
         """Move the buffers; parameters go there one by one as they are assigned."""

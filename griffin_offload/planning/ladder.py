@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
+
 from ..errors import BudgetError
+from ..model.format_speeds import speeds_of
 from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
 from ..quant.precision import Precision, precision
@@ -90,6 +93,18 @@ def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -
         asked = replace(request, sparsity=rung.sparsity, precision=precision(rung.resident_dtype, rung.rest))
         plans.append((rung, make_plan(sizes, asked)))
     return plans
+
+
+def best_plan_at_speed(sizes: ModelSizes, request: Request, pruning: Pruning, name: str, dtype: torch.dtype) -> Plan:
+    """`best_plan` by the speeds of the formats on the request's device, which are measured where they have a say."""
+    pruning = replace(pruning, prior=None)  # which plans do not depend on
+    request = replace(request, speeds=speeds_of(sizes.full, request.device, dtype, measure=False))
+    plan = best_plan(sizes, request, pruning, name)
+    if chooses_format(pruning, plan):
+        measured = speeds_of(sizes.full, request.device, dtype, measure=True)
+        if measured != request.speeds:
+            plan = best_plan(sizes, replace(request, speeds=measured), pruning, name)
+    return plan
 
 
 @lru_cache(maxsize=256)

@@ -32,6 +32,7 @@ __all__ = [
     "find",
     "gguf_link",
     "local_models",
+    "only_known",
     "origin",
     "resolve",
     "weight_files",
@@ -71,6 +72,12 @@ def resolve(name: str | Path, *, fetch: bool = True, on_progress: Progress | Non
 def find(name: str | Path) -> Path | None:
     """A model's folder, or None if it is not on this machine. Raises like `resolve` for a name of no model."""
     return _local(_source(name))
+
+
+def only_known(name: str | Path) -> CatalogueModel | None:
+    """The catalogue's model of a name, if it is not on this machine. Raises like `resolve` for a name of no model."""
+    source = _source(name)
+    return source if isinstance(source, CatalogueModel) and _local(source) is None else None
 
 
 def local_models() -> list[LocalModel]:
