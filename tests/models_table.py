@@ -30,6 +30,7 @@ Each is also tried in a tiny model: the tokens of the one with the dense weights
 bytes read as the file has."""
 FORMS = {
     "fp8": ("FP8 with a scale for each block or tensor", "transformers, bit for bit; the formula"),
+    "fp8-autofp8": ("FP8 with one scale a tensor, `weight_scale`, as AutoFP8 wrote it", "the formula"),
     "compressed-packed": ("int4, int8 in words; by tensor, row, group", "compressed-tensors 0.20, bit for bit"),
     "compressed": ("int8, FP8 as they are; by tensor, row, block", "compressed-tensors 0.20, bit for bit"),
     "compressed-fp4": ("NVFP4, MXFP4", "compressed-tensors 0.20, bit for bit"),

@@ -84,7 +84,9 @@ def _refuse(method: str, what: str) -> UnsupportedArchitecture:
 def _settings(method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of the config that a format needs. Raises UnsupportedArchitecture for forms that are not read."""
     if method == "fp8":
-        blocks = facts.get("weight_block_size") or (0, 0)
+        blocks = list(facts.get("weight_block_size") or (0, 0))
+        if len(blocks) != 2:
+            raise ValueError(f"weight_block_size is {blocks}, not rows and columns")
         return {"block_rows": int(blocks[0]), "block_columns": int(blocks[1])}
     if method == "gptq":
         return _gptq_settings(facts)

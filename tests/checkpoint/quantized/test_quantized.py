@@ -51,7 +51,7 @@ def test_each_weight_is_the_one_that_it_stands_for(
             assert torch.equal(target, expected[name]), name
     assert expected.keys() <= checkpoint.tensors.keys()
     stored = load_file(folder / "model.safetensors")
-    unread = ("weight_shape", "weight_format", "activation_scale", "bitsandbytes__nf4")
+    unread = ("weight_shape", "weight_format", "activation_scale", "input_scale", "bitsandbytes__nf4")
     assert reader.bytes == sum(t.nbytes for name, t in stored.items() if not name.endswith(unread))
 
 
@@ -234,6 +234,7 @@ def test_other_forms_are_refused_with_the_way_out(tmp_path: Path, facts: object,
     "facts",
     [
         {"quant_method": "fp8", "weight_block_size": "x"},
+        {"quant_method": "fp8", "weight_block_size": [128]},
         {"quant_method": "compressed-tensors", "config_groups": 3},
         {"quant_method": "compressed-tensors", "config_groups": {"a": 3}},
         {"quant_method": "gptq", "bits": [4]},
@@ -271,3 +272,25 @@ def test_tensors_that_do_not_fit_are_a_damaged_checkpoint(tmp_path: Path, kind: 
     save_file(tensors | {name: damage(tensors[name])}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"layers\.1"):
         Engine(folder).generate(PROMPT, sparsity=0.5, max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"), [("gptq", "qweight"), ("fp8", "weight"), ("compressed-int4", "weight_packed")]
+)
+def test_a_config_that_does_not_say_how_weights_are_quantized(tmp_path: Path, kind: str, mark: str) -> None:
+    folder, _ = made(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"\.{mark}\b.*config\.json does not say how.*quantization_config"):
+        Engine(folder)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("gptq", "scales"), ("awq", "qzeros"), ("fp8", "weight_scale_inv")])
+def test_a_weight_whose_scales_are_missing(tmp_path: Path, kind: str, scale: str) -> None:
+    folder, _ = made(tmp_path, kind)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(f"model.layers.1.mlp.up_proj.{scale}")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*without all the tensors that hold"):
+        Engine(folder)
