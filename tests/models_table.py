@@ -13,8 +13,9 @@ from tiny_types import DENSE, HYBRIDS, MIXTURES
 from griffin_offload.checkpoint.quantized.find import REFUSED_FORMS
 from griffin_offload.checkpoint.quantized.formats import FORMATS
 from griffin_offload.model.architecture import ARCHITECTURES
-from griffin_offload.model.multimodal import TWINS, WRAPPERS
+from griffin_offload.model.multimodal import TWINS
 from griffin_offload.model.refused import REFUSED, REFUSED_WRAPPERS
+from griffin_offload.model.wrappers import WRAPPERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- from here on: python tests/models_table.py -->\n", "<!-- to here -->\n"

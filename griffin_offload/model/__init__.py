@@ -2,6 +2,7 @@
 
 architecture.py    the table of supported model types
 refused.py         model types that are refused, with the reason
+wrappers.py            which multimodal wrappers are opened, which are refused
 multimodal.py      the text model inside a multimodal checkpoint
 detect.py          finds the blocks of a type that is in no table
 layout.py          a model's layers, blocks and shapes, as data

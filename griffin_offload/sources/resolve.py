@@ -16,6 +16,7 @@ from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
 from ..model.architecture import ARCHITECTURES
+from ..model.wrappers import WRAPPERS
 from ..paths import cache_folder, require_disk
 from ..units import MIB
 from . import hub
@@ -88,7 +89,7 @@ def local_models() -> list[LocalModel]:
             found[path] = alias
     for hub_id in hub.cached_ids():
         path = hub.cached_snapshot(hub_id)
-        if path is not None and path not in found and _model_type(path) in ARCHITECTURES:
+        if path is not None and path not in found and _model_type(path) in ARCHITECTURES.keys() | WRAPPERS:
             found[path] = hub_id
     named = {path: LocalModel(name, path, _bytes(path)) for path, name in found.items()}
     for path in sorted((cache_folder() / "gguf").glob("*")):
