@@ -86,13 +86,13 @@ def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt:
     import torch
 
     from ..planning.catalogue_fit import catalogue_sizes
-    from ..planning.ladder import best_plan_at_speed
+    from ..planning.ladder import best_plan, plan_at_speed
 
     dtype = getattr(torch, placement.dtype or "bfloat16")
     sizes = catalogue_sizes(known.config, dtype)
     request = replace(request_here(placement), prompt_tokens=prompt, max_new_tokens=answer)
     asked = replace(request, fold=pruning.folds, fidelity=True)
-    plan = best_plan_at_speed(sizes, asked, pruning, known.alias, dtype)
+    plan = plan_at_speed(best_plan, sizes, asked, pruning, known.alias, dtype)
     licence = f"{known.licence}, {'gated: accept it on its page of the hub' if known.gated else 'not gated'}"
     note = f"not on this machine: planned from its shape ({known.hub_id}; {licence}); `griffin pull {known.alias}`"
     return Planned(plan, request, sizes, known.alias, None, dtype, note)

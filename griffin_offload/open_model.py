@@ -37,7 +37,8 @@ from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
-from .planning.ladder import best_plan_at_speed
+from .planning.ladder import best_plan, plan_at_speed
+from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
 from .planning.sizes import ModelSizes, model_sizes
@@ -172,14 +173,16 @@ class OpenModel:
         per_prompt: bool = False,
         fidelity: bool = False,
         earlier: Earlier | None = None,
+        lossless: bool = False,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured; `earlier`: see Request. Raises PromptError, OptionError, and BudgetError if it does
-        not fit."""
+        `fidelity`: it is measured; `earlier`: see Request; `lossless`: it drafts for the full model. Raises
+        PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
-        request = replace(request, earlier=earlier)
-        return best_plan_at_speed(self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
+        request = replace(request, earlier=earlier, drafts=MOST_DRAFTS if lossless else 0)
+        choose = lossless_plan if lossless else best_plan
+        return plan_at_speed(choose, self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
 
     def what_helps(self, plan: Plan, pruning: Pruning, sequences: int = 1, per_prompt: bool = False) -> list[str]:
         """Options that would keep more of the full model than a plan of this pruning does, and fit the budget."""
