@@ -19,6 +19,7 @@ from ..version import __version__
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
     "chat": ("chat", "Talk to a model, turn by turn."),
+    "serve": ("serve", "Answer programs that speak OpenAI's API."),
     "generate": ("generate", "Answer one prompt, or a file of them."),
     "export-pruned": ("export_pruned", "Write the pruned model, for transformers or for llama.cpp."),
     "calibrate": ("calibrate", "Measure which layers need their neurons most."),
