@@ -9,7 +9,7 @@ from ..errors import GriffinError
 from ..options import Decoding, Pruning
 from ..units import format_bytes, parse_bytes
 from . import _console as console
-from ._options import Some, count, opens_engine, takes
+from ._options import Some, count, opens_engine, switch, takes
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -27,6 +27,7 @@ NEEDED = "griffin serve needs more packages: pip install 'griffin-offload[serve]
 @count("--queue", 16, "Requests that may wait; more are told to try again later (429).", "waiting", low=0)
 @count("--token-limit", None, "Most tokens of a prompt and its answer. [default: the model's context]", "tokens")
 @click.option("--max-body", default="8MiB", show_default=True, metavar="SIZE", help="Largest request.")
+@switch("--no-reuse", "Compute the whole prompt of every request, also what the one before has computed.")
 @opens_engine(host_memory=True)
 @takes(Pruning, Some(Decoding, defaults={"max_new_tokens": 1024}))
 def command(
@@ -38,6 +39,7 @@ def command(
     waiting: int,
     tokens: int | None,
     max_body: str,
+    no_reuse: bool,
     open_engine: Callable[[], "Engine"],
     pruning: Pruning,
     decoding: Decoding,
@@ -52,7 +54,7 @@ def command(
     from .main import debugging
 
     try:  # before the engine is opened, which counts what is loaded
-        from ..serving.server import Address, serve
+        from ..serving.server import Address, ApiServer
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "prometheus_client", "anyio"):
             raise
@@ -62,11 +64,13 @@ def command(
     address = Address(host, port, api_key or os.environ.get("GRIFFIN_API_KEY") or None)
     address.check()
     limits = Limits(body=parse_bytes(max_body), tokens=tokens, waiting=waiting)
-    bound = address.bind()
-    engine = open_engine()
-    served = Served(engine, pruning, decoding, aliases, limits)
+    with address.bind() as bound:  # before the model is opened: a port in use is known at once
+        engine = open_engine()
+        served = Served(engine, pruning, decoding, aliases, limits, reuse=not no_reuse)
+        server = ApiServer(served, bound, address.api_key, on_answer=console.note, debug=debugging())
 
-    def on_ready(url: str) -> None:
-        console.note(f"{served.name} on {engine.device}, budget {format_bytes(engine.budget)}, at {url}; Ctrl-C stops")
+        def on_ready() -> None:
+            where = f"{served.name} on {engine.device}, budget {format_bytes(engine.budget)}, at {server.url}"
+            console.note(f"{where}; Ctrl-C stops")
 
-    serve(served, bound, address.api_key, on_ready=on_ready, on_answer=console.note, debug=debugging())
+        server.run(on_ready)

@@ -5,6 +5,7 @@ from typing import Any
 from ..errors import BudgetError, GriffinError, OptionError, PromptError, one_line
 
 INVALID = "invalid_request_error"
+LEFT = 499  # no status of HTTP's: nobody reads it
 
 
 class ApiError(Exception):
@@ -52,3 +53,7 @@ def api_error(error: BaseException) -> ApiError:
 
 def stopping() -> ApiError:
     return ApiError(503, "the server is stopping", kind="server_error", code="stopping")
+
+
+def client_left() -> ApiError:
+    return ApiError(LEFT, "the client has left", code="cancelled")

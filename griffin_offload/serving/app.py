@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .api_error import ApiError, api_error
+from .api_error import LEFT, ApiError, api_error, client_left
 from .asked import Request as Asked
 from .asked import read_chat, read_completion
 from .fields import parse_body
@@ -61,6 +61,8 @@ class App:
                 response = error_response(api_error(error))
             path = getattr(request.scope.get("route"), "path", "")
             self._metrics.requests.labels(path, str(response.status_code)).inc()
+            if response.status_code == LEFT:
+                self._metrics.cancelled.inc()
             return response
 
         return handle
@@ -121,7 +123,7 @@ class App:
                 yield _line(chunk)
             yield "data: [DONE]\n\n"
         except ApiError as error:
-            if error.status == 499:
+            if error.status == LEFT:
                 self._metrics.cancelled.inc()
             yield _line(error.to_json())
         finally:
@@ -160,7 +162,7 @@ class _Answer:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self._worker.cancel(self._job)
-        self._events.put_nowait(ApiError(499, "the client has left", code="cancelled"))
+        self._events.put_nowait(client_left())
 
     async def first(self) -> Told:
         """The first event, or None if it takes long. Raises ApiError: then the response can have its status."""

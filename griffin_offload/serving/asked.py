@@ -42,7 +42,8 @@ OURS = {
 @dataclass(frozen=True)
 class Ask:
     """One answer: its prompt, its options, what ends it and what acts on its logits. `top_logprobs`: how many are told
-    with each token, None: not even its own; `schema`: a JSON schema that it keeps to."""
+    with each token, None: not even its own; `schema`: a JSON schema that it keeps to; `reuse`: what earlier requests
+    have computed of its prompt is taken over."""
 
     prompt_ids: list[int]
     pruning: Pruning
@@ -51,6 +52,7 @@ class Ask:
     top_logprobs: int | None = None
     schema: Any = None
     penalties: Penalties = field(default_factory=Penalties)
+    reuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def read_chat(body: dict[str, Any], served: Served) -> Request:
         assert served.calls
         opens, schema = served.calls.force(tools)
         ids = [*ids, *served.encode_more(opens)]
-    asked = fields.get("max_completion_tokens", int, least=1) or fields.get("max_tokens", int, least=1)
-    asks = _asks(fields, served, [ids], (asked, served.decoding.max_new_tokens), (top, schema))
+    older, newer = (fields.get(name, int, least=1) for name in ("max_tokens", "max_completion_tokens"))
+    asks = _asks(fields, served, [ids], (newer or older, served.decoding.max_new_tokens), (top, schema))
     fields.close(OURS)
     return Request(
         chat=True,
@@ -155,6 +157,8 @@ def _asks(
         raise invalid("n", f"{choices * len(prompts)} answers are asked for: at most {served.limits.choices} at a time")
     pruning, decoding = read_options(fields, served.pruning, served.decoding)
     stop, penalties = _stop(fields), _penalties(fields, served)
+    reuse = fields.get("reuse", bool)
+    reuse = served.reuse if reuse is None else reuse
     asks = []
     for ids in prompts:
         longest = served.answer_tokens(ids, *tokens)
@@ -163,7 +167,7 @@ def _asks(
             if own.seed is not None:
                 own = replace(own, seed=(own.seed + choice) % 2**32)
             own.generate_options(pruning.selection)  # refuses greedy beside sampling
-            asks.append(Ask(ids, pruning, own, stop, *form, penalties))
+            asks.append(Ask(ids, pruning, own, stop, *form, penalties, reuse))
     return tuple(asks)
 
 
@@ -266,8 +270,8 @@ def _response_schema(fields: Fields) -> Any:
     kind = inner.need("type", str)
     if kind == "text":
         return None
-    if kind == "json_object":
-        return {"type": "object"}
+    if kind == "json_object":  # "value": as the hub's client writes a schema
+        return inner.get("value", dict) or {"type": "object"}
     if kind == "json_schema":
         told = Fields(inner.need("json_schema", dict), "response_format.json_schema")
         return told.need("schema", dict)
@@ -287,5 +291,6 @@ def _template_options(fields: Fields) -> dict[str, Any]:
     inner = Fields(fields.get("chat_template_kwargs", dict) or {}, "chat_template_kwargs")
     options: dict[str, Any] = {name: inner.get(name, kind) for name, kind in TEMPLATE_OPTIONS.items()}
     inner.close()
-    options["reasoning_effort"] = fields.get("reasoning_effort", str) or options["reasoning_effort"]
+    effort = fields.get("reasoning_effort", str)
+    options["reasoning_effort"] = effort or options["reasoning_effort"]
     return {name: value for name, value in options.items() if value is not None}

@@ -25,7 +25,7 @@ class Guard:
         if self.api_key is not None:
             given = request.headers.get("authorization", "")
             scheme, _, key = given.partition(" ")
-            same = hmac.compare_digest(key.strip().encode("utf-8", "surrogateescape"), self.api_key.encode())
+            same = hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
             if scheme.lower() != "bearer" or not same:
                 raise ApiError(
                     401, "the API key is missing or wrong: send it as Authorization: Bearer KEY", code="invalid_api_key"

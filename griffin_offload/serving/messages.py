@@ -30,8 +30,8 @@ def _message(fields: Fields) -> dict[str, Any]:
     if name := fields.get("name", str):
         message["name"] = name
     if role == "assistant":
-        thinking = fields.get("reasoning_content", str) or fields.get("reasoning", str)
-        if thinking:
+        told, also = (fields.get(name, str) for name in ("reasoning_content", "reasoning"))
+        if thinking := told or also:
             message["reasoning_content"] = thinking
         if calls := fields.get("tool_calls", list):
             each = enumerate(calls)

@@ -43,6 +43,7 @@ class Reply:
         self.called = False
         self._calls, self._tools = calls, tools
         self._buffer, self._opened = "", ""  # _opened: the mark that began the call that is being read
+        self._bare = False  # no mark began it: only what is nothing else is a call
         self._closes, self._in_call = closes, False
         self._fresh, self._trim = True, bool(closes)  # nothing of the reply yet; white space follows that is no text
 
@@ -74,7 +75,7 @@ class Reply:
     def _step(self, pieces: list[Piece]) -> bool:
         """Take what is whole from the buffer; whether there may be more."""
         if self._in_call:
-            closes = self._calls.closes if self._calls else ""
+            closes = self._calls.closes if self._calls and not self._bare else ""
             at = self._buffer.find(closes) if closes else -1
             if at < 0:
                 return False
@@ -92,7 +93,7 @@ class Reply:
             self._buffer = self._buffer[at + len(self._closes) :]
             self._closes, self._fresh, self._trim = "", True, True
             return True
-        self._pass(len(self._buffer.rstrip()), [self._closes], pieces)
+        self._pass([self._closes], pieces, spaces=False)
         return False
 
     def _read(self, pieces: list[Piece]) -> bool:
@@ -100,16 +101,17 @@ class Reply:
         marks = list(THINKING) if self._fresh else []
         if self._calls:
             marks.append(self._calls.opens)
-            if self._calls.bare and self._fresh and self._buffer.lstrip().startswith("{"):
-                self._in_call, self._opened = True, ""
+            begins = self._buffer.lstrip() if self._fresh else ""
+            if begins.startswith(("{", "[{")):
+                self._in_call = self._bare = True
+            if self._bare or begins == "[":
                 return False
         at, mark = first_of(self._buffer, marks)
         if at >= 0 and mark in THINKING and self._buffer[:at].strip():  # only where a reply begins
             self._fresh = False
             return True
         if at < 0:
-            spare = len(self._buffer.rstrip()) if self._fresh or self._calls else len(self._buffer)
-            self._pass(spare, marks, pieces)
+            self._pass(marks, pieces, spaces=not self._fresh and not self._calls)
             return False
         before, self._buffer = self._buffer[:at].rstrip(), self._buffer[at + len(mark) :]
         self._say(before, pieces)
@@ -119,9 +121,12 @@ class Reply:
             self._in_call, self._opened = True, mark
         return True
 
-    def _pass(self, spare: int, marks: list[str], pieces: list[Piece]) -> None:
-        """Pass on the buffer as far as `spare`, without what may be the beginning of a mark."""
-        end = min(spare, len(self._buffer) - partial_tail(self._buffer, marks))
+    def _pass(self, marks: list[str], pieces: list[Piece], *, spaces: bool) -> None:
+        """Pass on the buffer, without what may be the beginning of a mark. `spaces`: also those at its end, which are
+        no text where a mark follows."""
+        end = len(self._buffer) - partial_tail(self._buffer, marks)
+        if not spaces:
+            end = len(self._buffer[:end].rstrip())
         text, self._buffer = self._buffer[:end], self._buffer[end:]
         self._say(text, pieces)
 
@@ -136,7 +141,7 @@ class Reply:
     def _take_call(self, text: str, closes: str, pieces: list[Piece]) -> None:
         """The calls in a text; as it is, if there are none."""
         self._in_call = False
-        found = self._calls.parse(text, self._tools) if self._calls else []
+        found = self._calls.parse(text, self._tools if self._bare else ()) if self._calls else []
         if found:
             self.called, self._fresh, self._trim = True, True, True
             pieces.extend(Piece(call=call) for call in found)

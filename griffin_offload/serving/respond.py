@@ -86,7 +86,9 @@ class Responder:
             if cancelled():
                 raise Cancelled
 
-        stream = self._engine.stream(ask.prompt_ids, ask.pruning, ask.decoding, continues=True, on_layer=check, **more)
+        stream = self._engine.stream(
+            ask.prompt_ids, ask.pruning, ask.decoding, continues=ask.reuse, on_layer=check, **more
+        )
         first_s = 0.0
         with _checked(self._engine.skeleton.modules, check) as prompt_passed, stream:
             for token in stream:

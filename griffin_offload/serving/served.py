@@ -31,13 +31,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """A model and how it answers where a request does not say otherwise. `aliases`: other names that it answers to."""
+    """A model and how it answers where a request does not say otherwise. `aliases`: other names that it answers to;
+    `reuse`: of a prompt only what no earlier request has computed is computed."""
 
     engine: "Engine"
     pruning: Pruning = field(default_factory=Pruning)
     decoding: Decoding = field(default_factory=Decoding)
     aliases: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
+    reuse: bool = True
 
     @cached_property
     def name(self) -> str:

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import uvicorn
 
@@ -54,66 +52,80 @@ class Address:
         return bound
 
 
-def serve(
-    served: Served,
-    bound: socket.socket,
-    api_key: str | None,
-    *,
-    on_ready: Callable[[str], None],
-    on_answer: Callable[[str], None],
-    debug: bool = False,
-) -> None:
-    """Answer requests until SIGINT or SIGTERM. `on_ready` gets the address of the API.
+class ApiServer:
+    """Answers requests on a bound socket. `api_key`: what clients must show; `on_answer` hears of each answer, in
+    words; `debug`: errors that nobody foresaw are shown with their traceback."""
 
-    After the signal no new request is taken, those that wait are refused, and the running answer has GRACE seconds to
-    end; a second signal ends it at once."""
-    responder, engine = Responder(served), served.engine
-    metrics = Metrics(lambda: worker.waiting, lambda: float(worker.running))
-    hooks: dict[str, Any] = {"recover": engine.unload, "on_wait": metrics.waited}
-    worker = Worker(responder.respond, served.limits.waiting, debug=debug, **hooks)
-    app = App(served, worker, metrics, Guard(api_key, served.limits.body), on_answer)
-    config = uvicorn.Config(
-        app.starlette(),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(GRACE) + 5,
-    )
-    host, port = bound.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    try:
-        _Server(config, worker, partial(on_ready, address)).run(sockets=[bound])
-    finally:
-        worker.stop()
-        worker.cancel_running()
-        worker.join(GRACE)
+    def __init__(
+        self,
+        served: Served,
+        bound: socket.socket,
+        api_key: str | None = None,
+        *,
+        on_answer: Callable[[str], None] = lambda text: None,
+        debug: bool = False,
+    ) -> None:
+        metrics = Metrics(lambda: self._worker.waiting, lambda: float(self._worker.running))
+        limits, recover = served.limits, served.engine.unload
+        respond = Responder(served).respond
+        self._worker = Worker(respond, limits.waiting, recover=recover, on_wait=metrics.waited, debug=debug)
+        app = App(served, self._worker, metrics, Guard(api_key, limits.body), on_answer)
+        config = uvicorn.Config(
+            app.starlette(),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=int(GRACE) + 5,
+        )
+        self._bound, self._uvicorn = bound, _Uvicorn(config, self._worker)
+
+    @property
+    def url(self) -> str:
+        """What clients call their base URL."""
+        host, port = self._bound.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Answer until SIGINT or SIGTERM, or `stop`.
+
+        Then no new request is taken, those that wait are refused, and the running answer has GRACE seconds to end; a
+        second signal ends it at once."""
+        self._uvicorn.on_ready = on_ready
+        try:
+            self._uvicorn.run(sockets=[self._bound])
+        finally:
+            self._worker.stop()
+            self._worker.cancel_running()
+            self._worker.join(GRACE)
+
+    def stop(self) -> None:
+        """As a signal does; from any thread."""
+        self._uvicorn.stop()
 
 
-class _Server(uvicorn.Server):
+class _Uvicorn(uvicorn.Server):
     """uvicorn's, which a signal ends as a success."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
         super().__init__(config)
-        self._worker, self._on_ready = worker, on_ready
+        self.on_ready: Callable[[], None] = lambda: None
+        self._worker = worker
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
-            self._on_ready()
+            self.on_ready()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        loop = asyncio.get_running_loop()
-
-        def stop(number: int, frame: Any) -> None:
-            loop.call_soon_threadsafe(self.stop)
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, lambda *_: self.stop()) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -121,6 +133,13 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def stop(self) -> None:
+        """From any thread, or a signal's handler."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._stop)
+        else:
+            self.should_exit = True
+
+    def _stop(self) -> None:
         """At the first call gently, at the second at once."""
         if self.should_exit:
             self._worker.cancel_running()

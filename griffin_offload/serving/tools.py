@@ -3,7 +3,9 @@ how an answer is made to be a call.
 
 - Hermes, Qwen: <tool_call>{"name": ..., "arguments": {...}}</tool_call>; newer Qwens write XML inside it.
 - Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name{...}.
-- Llama 3: {"name": ..., "parameters": {...}} as the whole answer, several with a semicolon between them."""
+- Llama 3: {"name": ..., "parameters": {...}} as the whole answer, several with a semicolon between them.
+
+Small models of all kinds leave the marks out: an answer that is nothing but JSON of a tool's call is one."""
 
 import json
 import re
@@ -28,18 +30,18 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template has tools called: between `opens` and `closes` ('': up to the end). `bare`: without `opens` too,
-    where the answer begins as JSON. `arguments`: their key. `forced`: an answer can be made to be a call."""
+    """How a template has tools called: between `opens` and `closes` ('': up to the end). `arguments`: their key.
+    `forced`: an answer can be made to be a call; of a JSON list of them where `many`."""
 
     opens: str
     closes: str = ""
-    bare: bool = False
     arguments: str = "arguments"
-    many: bool = False  # calls stand in a JSON list
+    many: bool = False
     forced: bool = True
 
-    def parse(self, text: str, known: Collection[str]) -> list[Call]:
-        """The calls that a text between the marks is; [] if it is none. `known`: names of the tools."""
+    def parse(self, text: str, known: Collection[str] = ()) -> list[Call]:
+        """The calls that a text between the marks is; [] if it is none. `known`: the only names that a call may have,
+        where the marks are not there."""
         if found := XML.match(text):
             return [Call(found[1], _as_json(dict(PARAMETER.findall(found[2]))))]
         text = text if self.closes else text.replace(self.opens, " ")  # which may stand before each call
@@ -54,7 +56,7 @@ class CallForm:
                 value = {"name": named[1], "arguments": value}
             for each in value if isinstance(value, list) else [value]:
                 call = _call(each)
-                if call is None or (self.bare and call.name not in known):
+                if call is None or (known and call.name not in known):
                     return []
                 calls.append(call)
             at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
@@ -84,7 +86,7 @@ HERMES = CallForm("<tool_call>", "</tool_call>")
 HERMES_XML = CallForm("<tool_call>", "</tool_call>", forced=False)
 MISTRAL = CallForm("[TOOL_CALLS]", many=True)
 MISTRAL_NAMED = CallForm("[TOOL_CALLS]", forced=False)
-LLAMA = CallForm("<|python_tag|>", bare=True, arguments="parameters")
+LLAMA = CallForm("<|python_tag|>", arguments="parameters")
 
 
 def find_form(template: str) -> CallForm | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import GriffinError
 from ..memory.heap import trim_heap
-from .api_error import ApiError, api_error, stopping
+from .api_error import ApiError, api_error, client_left, stopping
 from .asked import Request
 from .respond import Cancelled, Event
 
@@ -133,7 +133,7 @@ class Worker:
             for event in self._respond(job.request, job.cancelled.is_set):
                 job.on_event(event)
         except Cancelled:
-            end = stopping() if self._stopping else ApiError(499, "the client has left", code="cancelled")
+            end = stopping() if self._stopping else client_left()
         except Exception as error:
             if self._debug:
                 traceback.print_exc()
