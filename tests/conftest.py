@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
+os.environ["GRIFFIN_CONFIG"] = os.devnull  # not the settings of whoever runs the tests
 os.environ["GRIFFIN_DEVICE"] = "cpu"  # of every test, and of the processes that it starts, unless it is marked gpu
 
 import pytest

@@ -128,7 +128,7 @@ def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
         calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
         text = "".join(delta.get("content", "") for delta in deltas)
         whole["message"] = {"content": text if text or not calls else None, "tool_calls": calls}
-    return {"choices": [whole], "usage": last["usage"]}
+    return {"choices": [whole], "usage": last["usage"], "griffin": last["griffin"]}
 
 
 def test_a_soak(served_folder: tuple[int, psutil.Process], folder: Path) -> None:
@@ -155,6 +155,8 @@ def test_a_soak(served_folder: tuple[int, psutil.Process], folder: Path) -> None
             status, answer = post(port, path, json.dumps({**body, **streams}).encode())
             assert status == 200, answer
             assert said(answer) == expected[key], (kind, streams)
+            memory = answer["griffin"]["memory"]
+            assert memory["measured_peak_bytes"] <= memory["planned_peak_bytes"]
             outcomes["answered"] += 1
 
     def ask(requests: int) -> int:
