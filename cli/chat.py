@@ -20,7 +20,7 @@ from .generate import stream
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..generation import Answer
+    from ..run import Answer
 
 LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
 BLOCK = '"""'

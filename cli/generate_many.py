@@ -17,7 +17,7 @@ from ._text import PromptForm
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..generation import Answer
+    from ..run import Answer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'

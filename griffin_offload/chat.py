@@ -18,7 +18,7 @@ from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .generation import Answer
+    from .run import Answer
 
 FORMAT = "griffin-conversation"
 STOP = "\nUser:"

@@ -19,7 +19,7 @@ from .errors import OptionError
 from .export.pruned_model import Export, ExportJob, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
-from .generation import Answer, Asked, answer
+from .generation import answer
 from .memory.out_of_memory import planned
 from .model_prior import known_prior, score_samples, with_known_prior
 from .offload.layer_hook import LayerHook
@@ -33,6 +33,7 @@ from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
 from .pruning.selection import Selection
+from .run import Answer, Asked
 from .sources.resolve import DEFAULT_MODEL
 from .text_stream import OnToken, Token, TokenStream
 from .units import parse_bytes

@@ -37,6 +37,7 @@ from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, chooses_format
+from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
 from .planning.sizes import ModelSizes, model_sizes
@@ -171,18 +172,20 @@ class OpenModel:
         per_prompt: bool = False,
         fidelity: bool = False,
         earlier: Earlier | None = None,
+        lossless: bool = False,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured; `earlier`: see Request. Raises PromptError, OptionError, and BudgetError if it does
-        not fit."""
+        `fidelity`: it is measured; `earlier`: see Request; `lossless`: it drafts for the full model. Raises
+        PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
-        request = replace(request, earlier=earlier)
+        request = replace(request, earlier=earlier, drafts=MOST_DRAFTS if lossless else 0)
         pruning = replace(pruning, prior=None)  # which plans do not depend on
         request = replace(request, speeds=self.speeds(measure=False))
-        plan = best_plan(self.sizes, request, pruning, self.name)
+        choose = lossless_plan if lossless else best_plan
+        plan = choose(self.sizes, request, pruning, self.name)
         if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
-            plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
+            plan = choose(self.sizes, replace(request, speeds=measured), pruning, self.name)
         return plan
 
     def what_helps(self, plan: Plan, pruning: Pruning, sequences: int = 1, per_prompt: bool = False) -> list[str]:

@@ -382,6 +382,10 @@ class Decoding(_Checked):
         "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
         "for it, the result is kept on disk. Not for quantized weights: beside --sparsity, give --rest drop."
     )
+    lossless: bool = switch(
+        "The answer is the full model's own: the resident model drafts tokens, and a pass of the full model, which "
+        "streams what is not resident, verifies many of them at once."
+    )
     no_fidelity: bool = switch(
         "Do not measure how close the pruned or quantized model is to the full one, which takes a few percent of the "
         "prompt pass."

@@ -131,6 +131,10 @@ class ResidentModel:
         stream = self._stream(self.layers, plan, reader, on_layer)
         return Lockstep(self._skeleton, stream, job_hooks=hooks, sets=sets, seed=seed)
 
+    def stream_again(self, plan: Plan, reader: Reader) -> LayerStream:
+        """All layers once more, and as often as it is opened: what is resident stays as it is."""
+        return self._stream(self.layers, plan, reader, None, stays=True)
+
     def _pruner(
         self,
         layers: Sequence[ResidentLayer],
@@ -224,14 +228,20 @@ class ResidentModel:
             self._has_outer, self._lm_head_format = True, plan.precision.head
 
     def _stream(
-        self, layers: Sequence[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None
+        self,
+        layers: Sequence[ResidentLayer],
+        plan: Plan,
+        reader: Reader,
+        on_layer: OnLayer | None,
+        stays: bool = False,
     ) -> LayerStream:
         return LayerStream(
             self._skeleton,
             reader,
             layers,
             copies=self._copies,
-            steady=plan.steady_heap,
+            steady=plan.steady_heap and not stays,
             tier=self._tier,
             on_layer=on_layer,
+            stays=stays,
         )

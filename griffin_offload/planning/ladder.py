@@ -10,7 +10,7 @@ from functools import lru_cache
 from ..errors import BudgetError
 from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
-from ..quant.precision import Precision, precision
+from ..quant.precision import Precision
 from ..units import format_bytes
 from .plan import Plan, check_request, does_not_fit, enough, make_plan, room_at
 from .request import Request
@@ -87,7 +87,7 @@ def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -
     """The plan of every rung, whether or not it fits."""
     plans = []
     for rung in rungs:
-        asked = replace(request, sparsity=rung.sparsity, precision=precision(rung.resident_dtype, rung.rest))
+        asked = replace(request, sparsity=rung.sparsity, precision=request.formats(rung.resident_dtype, rung.rest))
         plans.append((rung, make_plan(sizes, asked)))
     return plans
 
@@ -160,7 +160,7 @@ class _AtSparsity:
         return f"with it {format_bytes(needed)} are needed, the budget is {format_bytes(self.request.budget)}{hint}"
 
     def requests(self, rest: str) -> list[Request]:
-        return [replace(self.request, precision=precision(dtype, rest)) for dtype in self.dtypes]
+        return [replace(self.request, precision=self.request.formats(dtype, rest)) for dtype in self.dtypes]
 
     def plans(self, rest: str) -> list[Plan]:
         return [make_plan(self.sizes, request) for request in self.requests(rest)]

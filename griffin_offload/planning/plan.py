@@ -40,7 +40,9 @@ class Plan:
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
     it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
     that are not kept are held in fewer bits, or are dropped; `continues`: the KV cache stays for the next turn of a
-    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns."""
+    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns; `drafts`:
+    tokens that are drafted at most before the full model verifies them, 0: none; `streamed_bytes`: what a pass of the
+    full model brings to the device again."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -65,6 +67,8 @@ class Plan:
     continues: bool = False
     earlier_tokens: int = 0
     calibrated: bool = False
+    drafts: int = 0
+    streamed_bytes: int = 0
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -164,6 +168,8 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         continues=request.earlier is not None,
         earlier_tokens=request.earlier_tokens,
         calibrated=request.shares and kept != sizes.kept(request.sparsity),
+        drafts=request.drafts,
+        streamed_bytes=sum(layer.staged(k, precision) for layer, k in zip(sizes.layers, kept, strict=True)),
     )
 
 

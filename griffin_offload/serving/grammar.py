@@ -26,16 +26,22 @@ class Grammar:
         self._matcher = matcher
         self._bits = np.zeros((tokens + 31) // 32, dtype=np.int32)
         self._tokens = tokens
+        self._taken: list[int] = []
 
-    def take(self, token: int) -> None:
-        """A token of the answer. Raises GriffinError for one that was not allowed."""
-        if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-            raise GriffinError(f"the answer left its JSON schema: {self._matcher.get_error()}")
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is whole, and nothing but its end may follow."""
-        return bool(self._matcher.is_stopped())
+    def follow(self, tokens: list[int]) -> None:
+        """The answer has these tokens now, of which the grammar may have seen the first, and others that were taken
+        back. Raises GriffinError for one that was not allowed."""
+        same = next((i for i, pair in enumerate(zip(self._taken, tokens, strict=False)) if pair[0] != pair[1]), None)
+        same = min(len(self._taken), len(tokens)) if same is None else same
+        if same < len(self._taken):
+            self._matcher.rollback(len(self._taken) - same)
+            del self._taken[same:]
+        for token in tokens[same:]:
+            if self._matcher.is_stopped():
+                return
+            if not self._matcher.consume_token(token):
+                raise GriffinError(f"the answer left its JSON schema: {self._matcher.get_error()}")
+            self._taken.append(token)
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next (V,)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,15 +44,13 @@ class Penalise(LogitsProcessor):  # type: ignore[misc]
 
 
 class Constrain(LogitsProcessor):  # type: ignore[misc]
-    """Only tokens that a grammar allows next."""
+    """Only tokens that a grammar allows next. Drafted tokens may be taken back."""
 
     def __init__(self, grammar: "Grammar", prompt: int) -> None:
-        self._grammar, self._taken = grammar, prompt
+        self._grammar, self._prompt = grammar, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        for token in input_ids[0, self._taken :].tolist():
-            self._grammar.take(token)
-        self._taken = input_ids.shape[1]
+        self._grammar.follow(input_ids[0, self._prompt :].tolist())
         allowed = torch.from_numpy(self._grammar.allowed()).to(scores.device)
         if not bool(allowed.any()):
             raise GriffinError("the JSON schema allows no token that this model has")
@@ -71,18 +69,20 @@ class Logprob(NamedTuple):
 
 
 class Logprobs(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the distribution that the next token is drawn from, before temperature and the like."""
+    """Keeps the distributions that the next tokens are drawn from, before temperature and the like."""
 
-    def __init__(self, top: int) -> None:
-        self._top = top
-        self._last: Any = None
+    def __init__(self, top: int, prompt: int) -> None:
+        self._top, self._next = top, prompt
+        self._rows: dict[int, Tensor] = {}  # by the tokens before it; the full model's come after those of drafts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._last = scores[0].float().log_softmax(-1)
+        self._rows[input_ids.shape[1]] = scores[0].float().log_softmax(-1)
         return scores
 
     def of(self, token: int) -> Logprob:
-        """Of the token that was drawn last."""
-        values, tokens = self._last.topk(min(self._top, len(self._last)))
+        """Of the answer's next token."""
+        row = self._rows.pop(self._next)
+        self._next += 1
+        values, tokens = row.topk(min(self._top, len(row)))
         top = list(zip(tokens.tolist(), values.clamp_min(NEVER).tolist(), strict=True))
-        return Logprob(token, max(NEVER, float(self._last[token])), top)
+        return Logprob(token, max(NEVER, float(row[token])), top)

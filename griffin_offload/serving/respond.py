@@ -73,7 +73,7 @@ class Responder:
         answering = _Answering(ask, request)
         processors: list[Any] = []
         if ask.top_logprobs is not None:
-            answering.logprobs = Logprobs(ask.top_logprobs)
+            answering.logprobs = Logprobs(ask.top_logprobs, len(ask.prompt_ids))
             processors.append(answering.logprobs)
         if ask.penalties:
             processors.append(Penalise(ask.penalties, len(ask.prompt_ids)))

@@ -141,6 +141,23 @@ def test_pruning_by_request(client: Any, server: Server) -> None:
     assert answer.griffin["fidelity"]["kept"] == pytest.approx(own.report.fidelity.kept, abs=1e-4)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("more", [{}, {"response_format": FORM}, {"presence_penalty": 1.5}, {"stop": ["e"]}])
+def test_lossless_is_the_full_models_answer(client: Any, more: dict[str, Any]) -> None:
+    """Drafted tokens, some of them taken back, go through the same processors."""
+    body = {"model": "tiny-llama", "messages": HELLO, "max_tokens": 60, "logprobs": True, "top_logprobs": 2, **more}
+    full = client.chat.completions.create(**body, extra_body={"sparsity": 0})
+    own = client.chat.completions.create(**body, extra_body={"sparsity": 0.5, "rest": "drop", "lossless": True})
+    assert own.choices[0].message == full.choices[0].message
+    assert own.choices[0].finish_reason == full.choices[0].finish_reason
+    assert own.griffin["lossless"]["passes"] > 1
+    for mine, theirs in zip(own.choices[0].logprobs.content, full.choices[0].logprobs.content, strict=True):
+        assert mine.token == theirs.token
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [top.logprob for top in mine.top_logprobs] == pytest.approx(
+            [top.logprob for top in theirs.top_logprobs], abs=1e-4
+        )
+
+
 def test_errors_are_openais(client: Any, starts: Callable[..., Server]) -> None:
     create = client.chat.completions.create
     with pytest.raises(openai.NotFoundError):

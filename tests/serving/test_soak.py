@@ -38,6 +38,7 @@ FORMS: list[dict[str, Any]] = [
     {"sparsity": 0.5, "rest": "drop", "prior": "off", "fold": False},
     {"sparsity": 0.5, "rest": "drop", "prior": "off", "reuse": False},  # folded by the tokens that are computed: all
     {"sparsity": 0.5},
+    {"sparsity": 0.5, "rest": "drop", "lossless": True},
     {"resident_dtype": "int8"},
     {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": THING}}},
     {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 60},

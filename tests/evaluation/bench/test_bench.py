@@ -532,3 +532,25 @@ def test_synthetic_is_written_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path))
     assert command.folder_of("Tiny", None) == tmp_path / "synthetic" / "tiny"
     assert (tmp_path / "synthetic" / "tiny" / "model.safetensors").is_file()
+
+
+def test_lossless_answers_a_text_and_its_tokens_are_those_of_the_whole_model(llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "p.txt"
+    text.write_text("What is said here is answered.")
+    asked = ("--methods", "lossless,full", "--prompt-file", text, "--lengths", "3+6", "--repeats", "1", "--uncapped")
+    result = invoke("--model", llama, *asked, "--warm", "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = {line["method"]: line for line in lines if line["kind"] == "row"}
+    assert rows["lossless"]["same_tokens"] == [6, 6]
+    assert rows["full"]["same_tokens"] is None
+    assert rows["lossless"]["prompt_tokens"] == len(Engine(llama).encode(text.read_text()))
+    assert "nothing is drafted" in rows["lossless"]["note"]
+
+
+def test_tokens_that_differ_are_counted_up_to_the_first(tmp_path: Path) -> None:
+    given = asked(tmp_path, methods=["accelerate", "lossless"])
+    done = bench.Bench(given, Model(1, 1, 1, 1), Conditions(GIB, "", ""), {}, {}, bench.bench_rows(given))
+    whole, mine = done.rows
+    whole.runs.append({"token_ids": [1, 2, 3]})
+    mine.runs.append({"token_ids": [1, 2, 4, 5]})
+    assert done.same_tokens(mine) == [2, 3]
