@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from anyio import CapacityLimiter, fail_after, to_thread
@@ -151,7 +152,7 @@ class _Answer:
         self._worker = worker
 
         def on_event(event: Told) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop has ended, and with it everyone who would hear
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._job = Job(asked, on_event)

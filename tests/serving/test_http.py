@@ -190,6 +190,19 @@ def test_more_than_may_wait_are_told_when_to_come_again(starts: Callable[..., Se
     assert metric(server, "griffin_cancelled_total") >= 1
 
 
+def test_a_slow_answer_says_that_it_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("griffin_offload.serving.app.PATIENCE", 0.001)
+    body = {**HELLO, "max_tokens": 30, "stream": True}
+    _, text = ask(server, "POST", "/v1/chat/completions", body)
+    lines = [line for line in text.split("\n\n") if line]
+    assert ": still here" in lines
+    assert lines[-1] == "data: [DONE]"
+    _, whole = ask(server, "POST", "/v1/chat/completions", {**body, "stream": False})
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1] if line.startswith("data: ")]
+    content = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert content == whole["choices"][0]["message"]["content"]
+
+
 def test_stopping_ends_a_stream_with_an_error(starts: Callable[..., Server]) -> None:
     server = starts()
     connection = open_stream(server, {**LONG, "max_tokens": 4000})
