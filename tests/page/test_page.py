@@ -17,7 +17,6 @@ from griffin_offload.memory.timeline import MOST, Timeline
 from griffin_offload.page.charts import Scale
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = {"meta", "br", "line", "rect", "polyline", "img", "link", "input", "hr"}
 PROMPT = "Why is <b>the sky</b> blue & not 'green'? <script>alert(1)</script>"
 
 
