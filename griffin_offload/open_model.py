@@ -1,6 +1,6 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
-from .model.chat_template import ChatTemplate, take_processors_template
+from .model.chat_template import ChatTemplate, Message, take_processors_template
 from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
 from .model.generation_fields import check_generation, load_generation_config
@@ -116,14 +116,14 @@ class OpenModel:
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
-        for images and other media."""
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation up to where the answer begins. `options`: what the chat template may be told
+        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media."""
         refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         return self.check_tokens(
-            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False))
+            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False, **options))
         )
 
     @cached_property
