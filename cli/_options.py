@@ -1,7 +1,8 @@
 """Click options made from the option groups of options.py, and the objects that a command gets for them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from ..errors import GriffinError
+from ..errors import GriffinError, OptionError
 from ..options import (
     AUTO,
     OFF,
@@ -28,6 +30,7 @@ from ..options import (
 from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
+from ._settings import source_of
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -166,16 +169,50 @@ def takes(*groups: "type | Some") -> Decorator:
         @wraps(command)
         def run(**values: Any) -> Any:
             given = {name: value for name in options if (value := values.pop(name)) is not None}
-            check_usage(given)
-            built: dict[str, Any] = {
-                KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
-            }
-            check_greedy(built.get("decoding"), built.get("pruning"))
+            given = yielding(given)
+            with told_where(given):
+                check_usage(given)
+                built: dict[str, Any] = {
+                    KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
+                }
+                check_greedy(built.get("decoding"), built.get("pruning"))
             return command(**values, **built)
 
         return cast(F, decorate(run, *options.values()))
 
     return wrap
+
+
+def yielding(given: dict[str, Any]) -> dict[str, Any]:
+    """Without --greedy, or what asks for sampling, from the user's settings, where the command line says the other."""
+    context = click.get_current_context()
+    sampling = [name for name in ("temperature", "top_p", "top_k", "seed") if name in given]
+    if not given.get("greedy") or not sampling:
+        return given
+    settings = [name for name in ("greedy", *sampling) if source_of(context, name)]
+    if "greedy" in settings and any(name not in settings for name in sampling):
+        return {**given, "greedy": False}
+    return {n: v for n, v in given.items() if n not in settings} if "greedy" not in settings else given
+
+
+@contextmanager
+def told_where(given: Mapping[str, Any]) -> Iterator[None]:
+    """Errors name the file and key, or the variable, of the option that they are about."""
+    context = click.get_current_context()
+    sources = {name: source for name in given if (source := source_of(context, name))}
+    for name, source in sources.items():
+        try:
+            KNOWN[name][0].check(name, given[name])
+        except OptionError as error:
+            raise OptionError(f"{source}: {error}") from None
+    try:
+        yield
+    except (click.UsageError, OptionError) as error:
+        text = error.message if isinstance(error, click.UsageError) else str(error)
+        about = [source for name, source in sources.items() if flag(name) in text or name in text]
+        if not about:
+            raise
+        raise OptionError(f"{text} ({'; '.join(about)})") from None
 
 
 def check_usage(given: Mapping[str, Any]) -> None:
@@ -229,10 +266,19 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
             return command(open_engine=Opening(model, placement), **values)
 
         text = "An alias (see `griffin models`), a folder, a hub id or a .gguf file."
-        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help=text)
+        facts: dict[str, Any] = {"metavar": "NAME", "shell_complete": complete_model}
+        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, help=text, **facts)
         return cast(F, model(run))
 
     return wrap
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models known by name, and files."""
+    from ..sources.catalogue import CATALOGUE
+
+    names = [name for name in CATALOGUE if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
 
 
 def open_engine(model: str, placement: Placement) -> "Engine":

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import Decoding, Pruning
+from ..options import Decoding, Pruning, as_dict
 from . import _console as console
 from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
+from ._page import check_page, recorded, write_page
 from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
 from .generate_many import Job, generate_many
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @count("--batch-size", 1, "With --input: read the model once for N prompts, which then share their kept neurons.")
 @switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
 @switch("--force", "Start over and replace what --output holds.")
+@file("--report", "Also write the run as a page: memory over time, the plan, the layers, the answer.", "page")
 @json_option("Print one JSON object instead of text.")
 @quiet_option
 def command(
@@ -41,6 +44,7 @@ def command(
     pruning: Pruning,
     decoding: Decoding,
     as_json: bool,
+    page: Path | None,
     **many: Any,
 ) -> None:
     """Answer one prompt, or a file of them.
@@ -55,6 +59,8 @@ def command(
     if many["source"] is not None:
         if prompt is not None or prompt_file is not None:
             raise click.UsageError("--input gives the prompts: leave out the other prompt")
+        if page:
+            raise click.UsageError("--report shows the run of one prompt: leave out --input")
         generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
         return
     if many["batch_size"] > 1 or many["per_prompt"] or many["force"]:
@@ -62,6 +68,8 @@ def command(
     if prompt is not None and looks_like_a_file(prompt):
         console.note(f"the prompt is the text {prompt}: --prompt-file {prompt} would read a file")
     text = read_prompt(prompt, prompt_file)
+    if page:
+        check_page(page)
     engine = open_engine()
     ids = form.encode(engine, text)
 
@@ -72,7 +80,7 @@ def command(
             console.note("which neurons this model uses in general is measured first, once: one more reading")
 
     show = None if as_json else console.stream
-    with console.layer_progress() as on_layer:
+    with console.layer_progress() as on_layer, recorded(page, engine.device) as samples:
         answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
     click.echo(json.dumps(answer.to_json()) if as_json else "")
     longer = "--max-new-tokens N allows more"
@@ -80,5 +88,7 @@ def command(
         console.note(f"the answer is {end}")
     console.report(answer.report)
     remember(answer.report)
+    if page:
+        write_page(page, answer, samples, text, {**as_dict(pruning), **as_dict(decoding)})
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt

@@ -15,7 +15,8 @@ from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    import torch
+
     from ..memory.machine import Machine
     from ..planning.catalogue_fit import CatalogueRow
     from ..planning.plan import Plan
@@ -48,89 +49,90 @@ def command(
     if last:
         show_last(as_json)
     elif model is not None:
-        run = Run(tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256, pruning)
-        planned = plan_from_catalogue(model, placement, run) or plan_of_engine(open_engine(model, placement), run)
-        show_plan(planned, as_json)
+        asked = tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256
+        planned = plan_known_shape(model, placement, pruning, *asked) or plan_opened(model, placement, pruning, *asked)
+        show_plan(planned, ladder(planned) if pruning.sparsity is None else [], as_json)
     else:
         show_machine(placement, as_json)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run to plan."""
-
-    prompt_tokens: int
-    max_new_tokens: int
-    pruning: Pruning
-
-
-@dataclass(frozen=True)
 class Planned:
-    """The plan of a run, what it is of, and every rung of the ladder where the run leaves open what is kept."""
+    """The plan of a run of a model, and what it was made of. `path`: None where the model is not on this machine;
+    `note`: a word on that."""
 
-    facts: dict[str, Any]
     plan: "Plan"
-    rungs: Sequence[dict[str, Any]]
+    request: "Request"
+    sizes: "ModelSizes"
+    name: str
+    path: str | None
+    dtype: "torch.dtype"
+    note: str = ""
 
 
-def plan_of_engine(engine: "Engine", run: Run) -> Planned:
-    plan = engine.plan(run.prompt_tokens, run.max_new_tokens, run.pruning)
-    facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
-    rungs: Sequence[dict[str, Any]] = []
-    if run.pruning.sparsity is None:
-        request = engine.opened.request(plan.prompt_tokens, plan.max_new_tokens)
-        rungs = ladder(engine.sizes, request, plan, engine.skeleton.layout.dtype)
-    return Planned(facts, plan, rungs)
+def plan_opened(model: str, placement: Placement, pruning: Pruning, prompt: int, answer: int) -> Planned:
+    engine = open_engine(model, placement)
+    plan, request = engine.plan(prompt, answer, pruning), engine.opened.request(prompt, answer)
+    return Planned(plan, request, engine.sizes, engine.name, str(engine.path), engine.skeleton.layout.dtype)
 
 
-def plan_from_catalogue(model: str, placement: Placement, run: Run) -> Planned | None:
-    """The plan of a known model that is not on this machine, from its shapes; None for any other."""
-    from ..sources.resolve import CATALOGUE, find
+def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt: int, answer: int) -> Planned | None:
+    """The plan of a model that the catalogue knows and that is not on this machine; None for another one. Nothing is
+    fetched."""
+    from ..sources.resolve import only_known
 
-    known = CATALOGUE.get(model.lower())
-    if known is None or find(model) is not None:
+    if (known := only_known(model)) is None:
         return None
-    if placement.dtype not in (None, "bfloat16"):
-        raise GriffinError(f"{model} is not on this machine, and its shapes are known in bfloat16: leave out --dtype")
     import torch
 
-    from ..memory.machine import best_device, check_device, device_budget
     from ..planning.catalogue_fit import catalogue_sizes
-    from ..planning.ladder import best_plan
+    from ..planning.ladder import best_plan, plan_at_speed
     from ..planning.sizes import bounded
 
-    device = check_device(placement.device) if placement.device else best_device()
-    size = placement.device_memory
-    budget = device_budget(device) if size is None else parse_bytes(size)
-    request = replace(
-        request_on(device, budget), prompt_tokens=run.prompt_tokens, max_new_tokens=run.max_new_tokens, fidelity=True
-    )
-    sizes = bounded(catalogue_sizes(known.config), placement.context, known.alias)
-    asked = replace(request, fold=run.pruning.folds)
-    plan = best_plan(sizes, asked, replace(run.pruning, prior=None), known.alias)
-    rungs = ladder(sizes, request, plan, torch.bfloat16) if run.pruning.sparsity is None else []
-    licence = f", which is gated by its licence ({known.licence})" if known.gated else ""
-    console.note(f"planned from the shapes of {known.alias}{licence}; it is not on this machine")
-    return Planned({"model": known.alias, "model_path": None, "device": device, "dtype": "bfloat16"}, plan, rungs)
+    dtype = getattr(torch, placement.dtype or "bfloat16")
+    sizes = bounded(catalogue_sizes(known.config, dtype), placement.context, known.alias)
+    request = replace(request_here(placement), prompt_tokens=prompt, max_new_tokens=answer)
+    asked = replace(request, fold=pruning.folds, fidelity=True)
+    plan = plan_at_speed(best_plan, sizes, asked, pruning, known.alias, dtype)
+    licence = f"{known.licence}, {'gated: accept it on its page of the hub' if known.gated else 'not gated'}"
+    note = f"not on this machine: planned from its shape ({known.hub_id}; {licence}); `griffin pull {known.alias}`"
+    return Planned(plan, request, sizes, known.alias, None, dtype, note)
 
 
-def request_on(device: str, budget: int) -> "Request":
-    """What a run of the catalogue's size is planned for on a device of this machine."""
-    from ..memory.machine import held_memory, how_known
+def request_here(placement: Placement) -> "Request":
+    """What is planned for on this machine, on the device and in the budget that were asked for."""
+    from ..memory.machine import best_device, check_device, device_budget, held_memory, how_known
+    from ..memory.upload import ring_for
     from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS
     from ..planning.request import Request
 
-    runtime, known = held_memory(device), how_known(device)
-    return Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, known, copies=device != "cpu")
+    device, size = placement.device, placement.device_memory
+    device = check_device(device) if device else best_device()
+    return Request(
+        PROMPT_TOKENS,
+        ANSWER_TOKENS,
+        0.0,
+        parse_bytes(size) if size is not None else device_budget(device),
+        device,
+        held_memory(device),
+        how_known(device),
+        copies=device != "cpu",
+        static=device == "cuda",
+        ring=ring_for(device) if device != "cpu" else None,
+    )
 
 
-def show_plan(planned: Planned, as_json: bool) -> None:
+def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) -> None:
     """The plan of one run, and what else could be kept in its budget."""
-    plan, rungs = planned.plan, planned.rungs
+    plan = planned.plan
     if as_json:
-        precision = plan.precision.to_json(planned.facts["dtype"])
-        click.echo(json.dumps(planned.facts | plan.to_json() | {"precision": precision, "ladder": rungs}))
+        dtype = str(planned.dtype).removeprefix("torch.")
+        facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
+        facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
+        click.echo(json.dumps(facts | {"ladder": rungs}))
         return
+    if planned.note:
+        click.echo(f"{planned.name} is {planned.note}\n")
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
     if rungs:
@@ -139,15 +141,16 @@ def show_plan(planned: Planned, as_json: bool) -> None:
     console.pairs(summary(plan), err=False)
 
 
-def ladder(sizes: "ModelSizes", request: "Request", taken: "Plan", dtype: Any) -> list[dict[str, Any]]:
+def ladder(planned: Planned) -> list[dict[str, Any]]:
     """Every rung: what it needs, and what it gives on this machine, by the speed of each format here."""
-    from ..memory.out_of_memory import planned
+    taken, device = planned.plan, planned.request.device
+    from ..memory.out_of_memory import planned as within_plan
     from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    with planned(request.device):
-        speeds = measured_speeds(request.device, dtype)
-    request = replace(request, speeds=speeds)
+    with within_plan(device):
+        speeds = measured_speeds(device, planned.dtype)
+    request = replace(planned.request, speeds=speeds)
     return [
         {
             "kept": str(rung),
@@ -159,7 +162,7 @@ def ladder(sizes: "ModelSizes", request: "Request", taken: "Plan", dtype: Any) -
             "fits": plan.fits,
             "taken": str(rung) == describe(taken),
         }
-        for rung, plan in climb(sizes, request)
+        for rung, plan in climb(planned.sizes, request)
     ]
 
 
@@ -198,19 +201,13 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory.machine import check_device, device_budget, machine
+    from ..memory.machine import machine
     from ..paths import cache_folder
     from ..planning.catalogue_fit import plan_catalogue
     from ..sources.resolve import CATALOGUE
 
-    device, size = placement.device, placement.device_memory
-    budget = parse_bytes(size) if size is not None else None
-    if device is not None:
-        check_device(device)
-    here = machine(cache_folder(), largest_weights())
-    device = device or here.device
-    budget = budget or (here.budget if device == here.device else device_budget(device))
-    request = request_on(device, budget)
+    request = request_here(placement)
+    here, device, budget = machine(cache_folder(), largest_weights()), request.device, request.budget
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}

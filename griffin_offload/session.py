@@ -74,7 +74,7 @@ class Session:
                     names = set(self.facts["tensors"])
                     unpack(engine.resident, engine.opened.cache_for, read, names, self.facts["turns"])
                     engine.resident.turns.pruning = self.options(Pruning)
-        except (KeyError, TypeError, ValueError, GriffinError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, GriffinError) as error:
             engine.resident.turns.clear()
             told = str(error) if isinstance(error, GriffinError) else f"it is damaged ({error})"
             raise GriffinError(f"the session {self.name} cannot be resumed: {told}") from error

@@ -33,8 +33,8 @@ SETTINGS = [
 
 
 # A type for each kind of cache: plain, with sliding windows, latent, shared between layers, indexed, and with states.
-KINDS = """llama gpt2 deepseek_v3 gemma3_text gemma4_text mistral olmo3 qwen2_moe deepseek_v32
-    lfm2 qwen3_next falcon_h1 nemotron_h""".split()  # noqa: SIM905
+KINDS = """llama gpt2 deepseek_v3 gemma3_text gemma4_text mistral qwen2_moe deepseek_v32
+    jamba qwen3_next falcon_h1 nemotron_h lfm3""".split()  # noqa: SIM905
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_a_session_goes_on_as_if_it_were_never_interrupted(case: Callable[[str],
     expected, answer = same_as_uninterrupted(case(kind).folder, HALF)
     turn = expected.report.turn
     assert turn
-    assert turn.kept_tokens > 40 or turn.why_not
+    assert (turn.kept_tokens > 40) == (not turn.why_not) == (kind != "deepseek_v32")
     assert answer.report.bytes_read < 1.05 * answer.report.checkpoint_bytes, "the weights are read once"
 
 

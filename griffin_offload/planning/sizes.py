@@ -122,6 +122,7 @@ class ModelSizes:
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
     `bounded`: `context` is less than the model reads, as was asked for.
+    `states`: bytes of a sequence's recurrent states.
     """
 
     outer: int
@@ -140,6 +141,7 @@ class ModelSizes:
     context: int
     switch: int | None = None
     bounded: bool = False
+    states: int = 0
 
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
@@ -268,6 +270,7 @@ def model_sizes(layout: ModelLayout) -> ModelSizes:
         in_pieces=layout.in_chunks,
         context=context_length(config),
         switch=switch_length(config),
+        states=layout.state_bytes or 0,
     )
 
 
