@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "GRIFFIN_"
-LIBRARY = ("CACHE", "CONFIG", "CPU", "DEBUG", "DEVICE", "TEST_")  # variables that the library itself reads
+LIBRARY = ("CACHE", "CONFIG", "CPU", "DEBUG", "DEVICE", "STATE", "TEST_")  # variables that the library itself reads
 SECRET = ("api_key",)
 NOT_SHARED = {("mem-report", "model")}  # what the option says changes what the command does: its own section only
 META = "griffin.settings"
@@ -145,8 +145,8 @@ def as_typed(option: click.Option, setting: Setting) -> Any:
             return ",".join(map(str, value))
     if not is_plain(value):
         raise GriffinError(f"{setting.source} cannot be {value!r}: write what the command line takes")
-    if option.multiple:
-        return tuple(str(value).split())
+    if option.multiple:  # a text may have blanks; names have none
+        return (str(value),) if option.metavar == "TEXT" else tuple(str(value).split())
     return str(value)
 
 

@@ -75,7 +75,7 @@ def test_greedy_and_sampling_yield_to_the_command_line(run: Run, write: Write, m
         ("[generate]\nwindows = 1", ("[generate] windows is no option of griffin generate",)),
         ("[generat]\nmodel = 'x'", ("generat is no command of griffin; is it generate?",)),
         ("temperature = 'hot'", ("griffin.toml: temperature", "hot")),
-        ("temperature = -1", ("griffin.toml: temperature", "above 0")),
+        ("temperature = -1", ("griffin.toml: temperature", "or above")),
         ("temperature = true", ("griffin.toml: temperature cannot be True",)),
         ("rest = 'int3'", ("griffin.toml: rest", "int3")),
         ("greedy = 'maybe'", ("griffin.toml: greedy is on or off",)),
@@ -157,3 +157,14 @@ def test_words_are_completed(words: str, expected: str) -> None:
     command = [PYTHON[0], "-c", "import sys; sys.argv[0] = 'griffin'\n" + PYTHON[2]]
     result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert f"plain,{expected}" in result.stdout.splitlines(), result
+
+
+def test_texts_may_have_blanks_and_quiet_is_a_setting(run: Run, write: Write, model: Path) -> None:
+    write(f'model = "{model}"\nmax_new_tokens = 8\ngreedy = true\n')
+    text = run("generate", "Hello").stdout.strip("\n")
+    letter = next(each for each in text if each.isalnum() and each.isascii())
+    for stop in (f'stop = "{letter}"', f'stop = ["no where", "{letter}"]', 'stop = "no where"'):
+        write(f'model = "{model}"\nmax_new_tokens = 8\ngreedy = true\nquiet = true\n{stop}\n')
+        found = run("generate", "Hello")
+        assert found.stderr == ""
+        assert found.stdout.strip("\n") == (text if stop.endswith('= "no where"') else text.partition(letter)[0])
