@@ -78,12 +78,12 @@ def be_quiet(quiet: bool) -> None:
 def note(text: str) -> None:
     """A line for people, on stderr."""
     if not _quiet:
-        console(err=True).print(Text(text, style="dim"))
+        console(err=True).print(Text(printable(text), style="dim"))
 
 
 def error(text: str) -> None:
     """An error that a program goes on after, on stderr."""
-    console(err=True).print(Text(f"error: {' '.join(text.split())}"))
+    console(err=True).print(Text(printable(f"error: {' '.join(text.split())}")))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, err: bool = False) -> None:

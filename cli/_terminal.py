@@ -81,6 +81,7 @@ class Terminal:
             key_bindings=self._keys(),
             prompt_continuation=lambda width, line, is_wrapped: "" if is_wrapped else MORE,
             bottom_toolbar=self._toolbar,
+            enable_suspend=True,
             style=STYLE,
         )
 

@@ -6,7 +6,9 @@ GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error i
 
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -141,7 +143,11 @@ def debugging() -> bool:
 
 def fail(message: str, code: int) -> NoReturn:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)  # a name may hold a terminal's commands
-    click.echo(f"error: {shown}", err=True)
+    text = f"error: {shown}"
+    if sys.stderr is not None and sys.stderr.isatty():  # whole words, as far as they are no longer than the screen
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(text, err=True)
     sys.exit(code)
 
 

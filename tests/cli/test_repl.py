@@ -118,7 +118,9 @@ def test_pastes_lines_and_what_is_typed_ahead(start: Callable[..., Screen], slow
     assert talk.exit_code() == 0
 
 
-def test_history_search_and_completion(start: Callable[..., Screen], model: Path, tmp_path: Path) -> None:
+def test_history_search_and_completion_and_40_columns(
+    start: Callable[..., Screen], model: Path, tmp_path: Path
+) -> None:
     command = ("chat", "--model", model, *ANSWER)
     talk = start(*command, GRIFFIN_STATE=str(tmp_path))
     talk.wait_for_prompt()
@@ -138,17 +140,34 @@ def test_history_search_and_completion(start: Callable[..., Screen], model: Path
     assert talk.exit_code() == 0
     history = tmp_path / "history"
     assert stat.S_IMODE(os.stat(history).st_mode) == 0o600
-    again = start(*command, GRIFFIN_STATE=str(tmp_path))
+    again = start(*command, GRIFFIN_STATE=str(tmp_path), columns=40, rows=12, NO_COLOR="1")
     again.wait_for_prompt()
     again.type(UP)
-    again.wait_for(f"> /load {tmp_path}/history")
+    again.wait_for("> /load ")
     again.type(CTRL_U + CTRL_R + "find")
-    again.wait_for("a question to find again")
+    again.wait_for("`find': a question")
     again.type("\r")  # found
-    again.settle()
+    again.wait_for("> a question to find again")
     again.say("", DONE)
-    again.type("/exit\r")
-    assert again.exit_code() == 0
+    narrow(again)
+
+
+def narrow(talk: Screen) -> None:
+    """A chat on 40 columns without colours, which then become 90."""
+    talk.say("/help", "Ctrl-D leaves")
+    talk.say("/dance", "no command /dance")
+    assert all(len(line) <= 40 for line in talk.lines)
+    broken = [line for line in talk.lines if line.startswith(("need", "de,", "trl-D"))]
+    assert not broken, "words are whole"
+    talk.type("a line that is longer than forty columns are wide")
+    talk.settle()
+    talk.resize(90, 30)
+    talk.settle()
+    talk.say("", DONE)
+    codes = {code for codes in re.findall(rb"\x1b\[([\d;]*)m", talk.raw) for code in codes.split(b";")}
+    assert codes <= {b"", b"0", b"1", b"2", b"3", b"4", b"22"}, "no colours"
+    talk.type(CTRL_D)
+    assert talk.exit_code() == 0
 
 
 def test_ctrl_c_in_every_phase(start: Callable[..., Screen], slow: Path, tmp_path: Path) -> None:
@@ -180,26 +199,6 @@ def test_ctrl_c_in_every_phase(start: Callable[..., Screen], slow: Path, tmp_pat
     early.type(CTRL_C)
     assert early.exit_code() != 0
     assert "Traceback" not in early.text
-
-
-def test_40_columns_without_colours_and_another_size(start: Callable[..., Screen], model: Path) -> None:
-    talk = start("chat", "--model", model, *ANSWER, columns=40, rows=12, NO_COLOR="1")
-    talk.wait_for_prompt()
-    talk.say("one", DONE)
-    talk.say("/help", "Ctrl-D leaves")
-    talk.say("/dance", "no command /dance")
-    assert all(len(line) <= 40 for line in talk.lines)
-    broken = [line for line in talk.lines if line.startswith(("need", "de,", "trl-D"))]
-    assert not broken, "words are whole"
-    talk.type("a line that is longer than forty columns are wide")
-    talk.settle()
-    talk.resize(90, 30)
-    talk.settle()
-    talk.say("", DONE)
-    codes = {code for codes in re.findall(rb"\x1b\[([\d;]*)m", talk.raw) for code in codes.split(b";")}
-    assert codes <= {b"", b"0", b"1", b"2", b"3", b"4", b"22"}, "no colours"
-    talk.type(CTRL_D)
-    assert talk.exit_code() == 0
 
 
 def test_a_dumb_terminal_gets_lines(start: Callable[..., Screen], model: Path) -> None:
