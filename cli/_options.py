@@ -27,7 +27,7 @@ from ..options import (
     parse_shares,
     parse_switch,
 )
-from ..sources.resolve import DEFAULT_MODEL
+from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
 from ._settings import source_of
@@ -120,6 +120,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
             return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text, **changes)
         return click.option(flag(name), is_flag=True, help=text, **changes)
     facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
+    if told.several:  # None, as elsewhere, where it is not given
+        facts |= {"type": str, "multiple": True, "callback": lambda _, __, each: sum(map(told.parse, each), ()) or None}
     return click.option(flag(name), name, **facts)
 
 
@@ -270,10 +272,16 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
 
 def open_engine(model: str, placement: Placement) -> "Engine":
     """The engine of a model; a bar shows if the model has to be fetched."""
+    find(model)  # a name of no model is refused before torch is imported
     from ..engine import Engine
+    from ..memory.machine import total_memory
 
     with console.progress_bytes("Fetching") as on_progress:
-        return Engine(model, placement, on_progress=on_progress)
+        engine = Engine(model, placement, on_progress=on_progress)
+    if placement.device_memory is not None and engine.budget > (there := total_memory(engine.device)):
+        asked = f"--device-memory {format_bytes(engine.budget)}"
+        console.note(f"{asked} is more than the memory of this machine, {format_bytes(there)}: a run may be killed")
+    return engine
 
 
 def compares(command: F) -> F:
@@ -320,6 +328,17 @@ def switch(flag: str, help: str) -> Decorator:
 
 def seed_option(help: str) -> Decorator:
     return count("--seed", 0, help, type=click.IntRange(0, 2**32 - 1))
+
+
+def quiet_option(command: F) -> F:
+    """--quiet: the answer and errors alone."""
+
+    def told(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        console.be_quiet(value)
+
+    text = "Print the answer and errors alone: no notes, no progress, no report."
+    wrap = click.option("--quiet", "-q", is_flag=True, expose_value=False, is_eager=True, callback=told, help=text)
+    return wrap(command)
 
 
 def json_option(help: str = "Print one JSON object instead of a table.") -> Decorator:

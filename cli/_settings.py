@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "GRIFFIN_"
-LIBRARY = ("CACHE", "CONFIG", "CPU", "DEBUG", "DEVICE", "TEST_")  # variables that the library itself reads
+LIBRARY = ("CACHE", "CONFIG", "CPU", "DEBUG", "DEVICE", "STATE", "TEST_")  # variables that the library itself reads
 SECRET = ("api_key",)
 NOT_SHARED = {("mem-report", "model")}  # what the option says changes what the command does: its own section only
 META = "griffin.settings"

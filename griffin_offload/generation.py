@@ -112,7 +112,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         plan=plan,
         selection=selection,
         reader=opened.reader(),
-        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token) for _ in prompts],
+        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token, decoding.stop) for _ in prompts],
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, why_not),

@@ -41,7 +41,7 @@ from .planning.ladder import best_plan, plan_at_speed
 from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
-from .planning.sizes import ModelSizes, model_sizes
+from .planning.sizes import ModelSizes, bounded, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
@@ -56,9 +56,9 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
-    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words. `extra_layers`: what its
-    files hold for drafting further tokens, which is not read."""
+    decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
+    the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs that do not act here,
+    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read."""
 
     name: str
     path: Path
@@ -76,6 +76,7 @@ class OpenModel:
     ring: Ring | None
     extra_layers: ExtraLayers
     host_memory_is_free: bool = False
+    context: int | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -89,7 +90,7 @@ class OpenModel:
 
     @property
     def sizes(self) -> ModelSizes:
-        return model_sizes(self.skeleton.layout)
+        return bounded(model_sizes(self.skeleton.layout), self.context, self.name)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -339,6 +340,7 @@ def open_model(
     tokenizer = load_tokenizer(path)
     take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
+    bounded(model_sizes(skeleton.layout), placement.context, str(model))
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
@@ -360,6 +362,7 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
+        context=placement.context,
         overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
         extra_layers=extra,
     )

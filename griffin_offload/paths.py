@@ -1,4 +1,5 @@
-"""Folders and files: where models and settings are kept, what a model's folder is called, and room for a new one."""
+"""Folders and files: where models, settings and chats are kept, what a model's folder is called, and room for a new
+one."""
 
 import os
 from pathlib import Path
@@ -22,6 +23,13 @@ def config_file() -> Path:
     if own := os.environ.get("GRIFFIN_CONFIG"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "griffin" / "griffin.toml"
+
+
+def state_folder() -> Path:
+    """For what cannot be made again: $GRIFFIN_STATE, else $XDG_STATE_HOME/griffin, else ~/.local/state/griffin."""
+    if own := os.environ.get("GRIFFIN_STATE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "griffin"
 
 
 def has_config(folder: Path) -> bool:

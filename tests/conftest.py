@@ -89,6 +89,7 @@ def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(request: pytest.FixtureRequest, test_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("real") is None:
         monkeypatch.setenv("GRIFFIN_CACHE", str(test_cache))
+    monkeypatch.setenv("GRIFFIN_STATE", str(test_cache / "state"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import OptionError
@@ -122,6 +122,7 @@ class ModelSizes:
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
     `states`: bytes of a sequence's recurrent states.
+    `bounded`: `context` is less than the model reads, as was asked for.
     """
 
     outer: int
@@ -140,6 +141,7 @@ class ModelSizes:
     context: int
     switch: int | None = None
     states: int = 0
+    bounded: bool = False
 
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
@@ -233,6 +235,16 @@ class ModelSizes:
             a_pair = 1 + self.item if slides or padded or earlier or self.score_heads else 0
             most = max(most, rows * keys * (a_pair + self.score_heads * (2 * self.item + 4)))
         return most
+
+
+def bounded(sizes: ModelSizes, context: int | None, name: str) -> ModelSizes:
+    """The sizes of a model of this name that is to read at most `context` tokens. Raises OptionError for more than it
+    reads."""
+    if context is None:
+        return sizes
+    if context > sizes.context:
+        raise OptionError(f"--context {context}: {name} reads at most {sizes.context} tokens")
+    return replace(sizes, context=context, bounded=context < sizes.context)
 
 
 @lru_cache(maxsize=8)

@@ -35,7 +35,7 @@ OURS = {
     for group in (Pruning, Decoding)
     for name, told, _ in declared(group)
     if name not in NEVER_ASKED
-    and not (group is Decoding and name in ("max_new_tokens", "temperature", "top_p", "seed"))
+    and not (group is Decoding and name in ("max_new_tokens", "temperature", "top_p", "seed", "stop"))
 }
 
 
@@ -48,7 +48,6 @@ class Ask:
     prompt_ids: list[int]
     pruning: Pruning
     decoding: Decoding
-    stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     schema: Any = None
     penalties: Penalties = field(default_factory=Penalties)
@@ -163,11 +162,11 @@ def _asks(
     for ids in prompts:
         longest = served.answer_tokens(ids, *tokens)
         for choice in range(choices):
-            own = replace(decoding, max_new_tokens=longest)
+            own = replace(decoding, max_new_tokens=longest, stop=(*decoding.stop, *stop))
             if own.seed is not None:
                 own = replace(own, seed=(own.seed + choice) % 2**32)
             own.generate_options(pruning.selection)  # refuses greedy beside sampling
-            asks.append(Ask(ids, pruning, own, stop, *form, penalties, reuse))
+            asks.append(Ask(ids, pruning, own, *form, penalties, reuse))
     return tuple(asks)
 
 

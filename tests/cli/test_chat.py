@@ -65,9 +65,7 @@ def test_chat_set(run: Run, model: Path) -> None:
     assert "cut at max_new_tokens" in result.stderr
     assert chat(run, model, "/set sparsity 0.9", "one").stdout != plain
     assert "resident" in chat(run, model, "one", "/mem").stderr
-    result = chat(
-        run, model, "/set", "/set sparsity 2", "/set heat 1", "/set top_k", "/set temperature 1", "/mem", "one"
-    )
+    result = chat(run, model, "/set", "/set sparsity 2", "/set heat 1", "/set top", "/set temperature 1", "/mem", "one")
     assert re.search(r"^max_new_tokens: 8$", result.stderr, re.MULTILINE)
     assert result.stderr.count("error: ") == 4
     assert "nothing is resident" in result.stderr
@@ -77,7 +75,7 @@ def test_chat_set(run: Run, model: Path) -> None:
 def test_chat_help_exit_and_unknown_commands(run: Run, model: Path) -> None:
     result = chat(run, model, "/help", "/dance", "/exit", "one")
     assert result.stdout == ""
-    names = "/help /clear /undo /regen /system /set /mem /save /load /exit"
+    names = "/help /clear /undo /retry /edit /read /system /set /think /mem /save /load /export /exit"
     assert f"error: no command /dance: there are {names}\n" in result.stderr
     for name in names.split():
         assert re.search(rf"^{name}\b", result.stderr, re.MULTILINE)

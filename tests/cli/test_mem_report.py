@@ -101,3 +101,29 @@ def test_mem_report_of_this_machine(run: Run) -> None:
     assert "24.00 GiB" in screen
     for name in ("RAM", "GPU", "disk", "llama-2-13b", "smollm2-135m"):
         assert name in screen
+
+
+def test_mem_report_of_a_known_model_that_is_not_here(run: Run) -> None:
+    common = ("mem-report", "--model", "llama-2-13b", "--device-memory", "9GiB")
+    assert "llama-2-13b is not on this machine: planned from its shape" in run(*common).stdout
+    result = run(*common, "--json")
+    facts = json.loads(result.stdout)
+    assert (facts["model"], facts["model_path"], facts["dtype"], len(facts["layers"])) == (
+        "llama-2-13b",
+        None,
+        "bfloat16",
+        40,
+    )
+    assert 24 * 2**30 < facts["full_bytes"] < 25 * 2**30
+    (taken,) = (rung["kept"] for rung in facts["ladder"] if rung["taken"])
+    assert re.fullmatch("int4, [0-9]+% dropped", taken)
+    assert facts["precision"] == {"experts": "int4", "others": "int4", "head": "int8", "rest": None}
+    half = json.loads(run(*common, "--sparsity", "0.5", "--resident-dtype", "int4", "--json").stdout)
+    assert half["layers"][0]["kept"] == 6912
+    failed(run(*common, "--device-memory", "2GiB"), 1, "llama-2-13b needs at least")
+
+
+def test_models_by_a_word(run: Run) -> None:
+    names = [row["name"] for row in json.loads(run("models", "llama-2-13", "--json").stdout)]
+    assert names == ["llama-2-13b", "llama-2-13b-chat"]
+    failed(run("models", "nonsense"), 1, "'nonsense'")
