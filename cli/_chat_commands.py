@@ -20,8 +20,6 @@ from ._talk import Talk
 from ._text import read_file
 from ._typed import typing
 
-NO_FILES = ("/help", "/set", "/think", "/session")
-
 
 @dataclass(frozen=True)
 class Command:
@@ -189,6 +187,36 @@ def _export(talk: Talk, argument: str) -> None:
     console.note(f"wrote {len(talk.chat.conversation)} messages to {path}, to be read")
 
 
+def _session(talk: Talk, argument: str) -> None:
+    from ..session import session_path
+
+    if argument.lower() == "none":
+        talk.session = None
+    elif argument:
+        if argument != talk.session and session_path(argument).exists():
+            raise GriffinError(f"the session {argument} exists: griffin sessions --delete {argument} removes it")
+        talk.session = save(talk, argument)
+        return
+    told = f"{talk.session}, saved when the chat ends" if talk.session else "none: /session NAME saves it"
+    console.note(f"session: {told}")
+
+
+def save(talk: Talk, name: str | None = None) -> str | None:
+    """Saves the chat as a session, by default the one that it has. Returns its name; None: there is nothing to save."""
+    from ..session import save_session
+
+    name = name or talk.session
+    assert name
+    if not len(talk.chat.conversation):
+        console.note(f"nothing was said, so the session {name} is not saved")
+        return None
+    session = save_session(talk.chat, name)
+    kept = f"{session.tokens:,} tokens" if session.tokens else "without its KV cache, which nothing could go on from"
+    size = format_bytes(session.bytes)
+    console.note(f"saved the session: {session.messages} messages, {kept}, {size}; griffin chat --resume {name}")
+    return name
+
+
 def _exit(talk: Talk, argument: str) -> None:
     talk.leaving = True
 
@@ -209,6 +237,9 @@ COMMANDS = {
     "/save": Command("FILE", "save the conversation's texts as JSON", _save),
     "/load": Command("FILE", "continue a saved conversation", _load),
     "/export": Command("FILE", "write the conversation as Markdown, to be read", _export),
+    "/session": Command(
+        "[NAME]", "save the chat now and when it ends, for --resume; 'none': not when it ends", _session
+    ),
     "/exit": Command("", "leave, as Ctrl-D does (also /quit, /bye)", _exit),
 }
 ALIASES = {"/regen": "/retry", "/quit": "/exit", "/bye": "/exit", "/?": "/help"}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -243,6 +243,17 @@ def given_options() -> list[str]:
     return [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Opens the engine of a model when it is called."""
+
+    model: str
+    placement: Placement
+
+    def __call__(self) -> "Engine":
+        return open_engine(self.model, self.placement)
+
+
 def opens_engine(*, host_memory: bool = False) -> Decorator:
     """Gives a command --model and the options of Placement; it gets `open_engine`, which opens that model.
 
@@ -252,7 +263,7 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
         @takes(Some(Placement, without=() if host_memory else ("host_memory",)))
         @wraps(command)
         def run(*, model: str, placement: Placement, **values: Any) -> Any:
-            return command(open_engine=partial(open_engine, model, placement), **values)
+            return command(open_engine=Opening(model, placement), **values)
 
         text = "An alias (see `griffin models`), a folder, a hub id or a .gguf file."
         facts: dict[str, Any] = {"metavar": "NAME", "shell_complete": complete_model}

@@ -1,8 +1,8 @@
 """`griffin chat`: a conversation at the terminal, or through pipes. Answers alone go to stdout."""
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,32 +10,48 @@ import click
 
 from ..chat import Chat
 from ..errors import GriffinError
-from ..options import Decoding, Pruning
+from ..options import Decoding, Pruning, as_dict
 from ..paths import state_folder
 from ..sources.resolve import CATALOGUE
 from ..units import format_bytes
 from . import _console as console
-from ._chat_commands import ALIASES, COMMANDS, run, words
-from ._options import opens_engine, quiet_option, switch, takes
+from ._chat_commands import ALIASES, COMMANDS, run, save, words
+from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
 from ._talk import Talk
 from ._text import check_text
 from ._typed import Lines, typing
 
 if TYPE_CHECKING:
-    from ..engine import Engine
     from ._terminal import Terminal
 
+NEWEST = "\0"  # --resume without a name
 LEAVE = "Ctrl-D or /exit leaves; /help lists the commands"
 
 
 @click.command("chat", short_help="Talk to a model, turn by turn.")
 @click.option("--system", metavar="TEXT", help="System message, placed before the conversation.")
 @switch("--plain", "Show answers as the model writes them, not as Markdown.")
+@click.option("--session", metavar="NAME", help="Save the chat under this name when it ends, to go on with later.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=NEWEST,
+    metavar="[NAME]",
+    help="Go on with a saved session, by default the newest, and save it again when the chat ends. Its model and its "
+    "options are taken, but for those that are given. No prompt is computed again.",
+)
 @opens_engine(host_memory=True)
 @takes(Pruning, Decoding)
 @quiet_option
 def command(
-    *, system: str | None, plain: bool, open_engine: Callable[[], "Engine"], pruning: Pruning, decoding: Decoding
+    *,
+    system: str | None,
+    plain: bool,
+    session: str | None,
+    resume: str | None,
+    open_engine: Opening,
+    pruning: Pruning,
+    decoding: Decoding,
 ) -> None:
     """Talk to a model, turn by turn.
 
@@ -45,12 +61,53 @@ def command(
     A paste is one message.
     """
     system = check_text(system, "--system") if system is not None else None
-    draws = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
+    check_session(session, resume)
+    is_typed = console.is_terminal(sys.stdin)
+    draws = is_typed and console.draws(sys.stdout)
     with typing(shown=False) if draws else nullcontext():
-        talk = Talk(
-            Chat(open_engine(), pruning, decoding, system), terminal=console.is_terminal(sys.stdin), plain=plain
+        if resume is None:
+            chat = Chat(open_engine(), pruning, decoding, system)
+        else:
+            chat, session = resumed(None if resume == NEWEST else resume, open_engine, pruning, decoding)
+            chat.conversation.system = chat.conversation.system if system is None else system
+        talk = Talk(chat, terminal=is_typed, plain=plain)
+        talk.session = session
+        try:
+            converse(talk, terminal(talk) if draws else Lines())
+        finally:
+            if talk.session:
+                save(talk)
+
+
+def check_session(session: str | None, resume: str | None) -> None:
+    """Raises for options that do not go together, before a model is opened."""
+    from ..session import session_path
+
+    if session is not None and resume is not None:
+        raise click.UsageError("--resume saves the session again under its name: leave out --session")
+    if session is not None and session_path(session).exists():
+        raise GriffinError(
+            f"the session {session} exists: --resume {session} goes on with it, griffin sessions --delete {session} "
+            "removes it"
         )
-        converse(talk, terminal(talk) if draws else Lines())
+
+
+def resumed(name: str | None, opening: Opening, pruning: Pruning, decoding: Decoding) -> tuple[Chat, str]:
+    """The chat of a session, with the options that the command line has in place of its own; and its name."""
+    from ..session import open_session
+
+    session, given = open_session(name), given_options()
+    if "model" not in given:
+        opening = replace(opening, model=session.model)
+    if opening.placement.dtype is None:
+        opening = replace(opening, placement=replace(opening.placement, dtype=session.dtype))
+    options = [
+        session.options(group, **{name: value for name, value in as_dict(values).items() if name in given})
+        for group, values in ((Pruning, pruning), (Decoding, decoding))
+    ]
+    chat = session.resume(opening(), *options)
+    console.note(f"{session.name}: {session.messages} messages, {session.tokens:,} tokens that need not be computed")
+    return chat, session.name
 
 
 def terminal(talk: Talk) -> "Terminal":

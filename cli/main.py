@@ -21,6 +21,7 @@ from ._settings import apply, source_of
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
     "chat": ("chat", "Talk to a model, turn by turn."),
+    "sessions": ("sessions", "The saved chats, for griffin chat --resume."),
     "serve": ("serve", "Answer programs that speak OpenAI's API."),
     "generate": ("generate", "Answer one prompt, or a file of them."),
     "export-pruned": ("export_pruned", "Write the pruned model, for transformers or for llama.cpp."),

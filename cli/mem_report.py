@@ -128,8 +128,8 @@ def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) 
     if as_json:
         dtype = str(planned.dtype).removeprefix("torch.")
         facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
-        precision = plan.precision.to_json(dtype)
-        click.echo(json.dumps(facts | plan.to_json() | {"precision": precision, "ladder": rungs}))
+        facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
+        click.echo(json.dumps(facts | {"ladder": rungs}))
         return
     if planned.note:
         click.echo(f"{planned.name} is {planned.note}\n")

@@ -70,6 +70,9 @@ class Conversation:
         """Forget the messages; the system text stays."""
         self._turns.clear()
 
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": 1, "system": self.system, "messages": [dict(turn) for turn in self._turns]}
+
     def to_markdown(self) -> str:
         """The conversation as a text to read, each message below who said it."""
         names = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -82,7 +85,7 @@ class Conversation:
                 Conversation.load(path)
             except GriffinError:
                 raise GriffinError(f"{path} exists and is not a saved conversation: choose another name") from None
-        content = {"format": FORMAT, "version": 1, "system": self.system, "messages": self._turns}
+        content = self.to_json()
         try:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             try:
@@ -104,9 +107,18 @@ class Conversation:
         except (OSError, ValueError, RecursionError) as error:
             raise GriffinError(f"cannot load a conversation from {path}: {reason(error)}") from error
 
+        try:
+            return cls.from_json(content)
+        except ValueError as error:
+            raise GriffinError(f"{path} is not a saved conversation: {error}") from None
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Conversation":
+        """What `to_json` gave, every field checked. Raises ValueError."""
+
         def need(ok: bool, what: str) -> None:
             if not ok:
-                raise GriffinError(f"{path} is not a saved conversation: {what}")
+                raise ValueError(what)
 
         need(isinstance(content, dict) and content.get("format") == FORMAT, f'no "format": "{FORMAT}"')
         need(content.get("version") == 1, f"version {content.get('version')!r}; this Griffin reads version 1")

@@ -295,8 +295,12 @@ class OpenModel:
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def kv_cache(self, plan: Plan, sequences: int = 1) -> Any:
+        return self.cache_for(plan.prompt_tokens + plan.max_new_tokens, sequences)
+
+    def cache_for(self, tokens: int, sequences: int = 1) -> Any:
+        """A KV cache of so many tokens."""
         row = max(self.sizes.cache_per_token) // 2
-        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device, sequences)
+        return make_cache(self.config, tokens, row, self.device, sequences)
 
     @property
     def last_logits(self) -> dict[str, int]:

@@ -1,5 +1,4 @@
-"""Folders and files: where models, settings and chats are kept, what a model's folder is called, and room for a new
-one."""
+"""Folders and files: where models, chats and settings are kept, what a model's folder is called, and room for one."""
 
 import os
 from pathlib import Path

@@ -190,6 +190,15 @@ class InRoom:
         """Keeps the first `tokens` tokens, in memory for `room`."""
         raise NotImplementedError
 
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        """What `restore` makes the layer of again: keys and values (B, H, T, D) that are still here, and how many
+        tokens it was given; None where it can be cut back to nothing."""
+        raise NotImplementedError
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        """Makes a new layer what another one was, whose `saved` this is."""
+        raise NotImplementedError
+
     def fill(self, tokens: int) -> None:
         """Others have written tokens to the memory: from now on the first `tokens` of it count, where that can be."""
         raise NotImplementedError
@@ -235,6 +244,15 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
             self._room = self._room.resized(room, tokens)
         if self.is_initialized:
             self.fill(tokens)
+
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        tokens = int(self.get_seq_length())
+        return (self.keys, self.values, tokens) if self.has_first(tokens) else None
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self.keys, self.values = self._room.put(keys, values, 0)
 
     def fill(self, tokens: int) -> None:
         self.keys, self.values = self._room.first(tokens)
@@ -378,6 +396,18 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         """Tokens before the window that stay, wherever there is room."""
         kept = int(self.sliding_window) - 1
         return min(READ_AGAIN, kept // 2, self._room.room - kept)
+
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        if not self._whole:
+            return None
+        keys, values = (states[:, :, self._begin :] for states in self._room.first(self._begin + self._end))
+        return keys, values, self.cumulative_length
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self._room.put(keys, values, 0)
+        self._show(tokens, keys.shape[2])
 
     def fill(self, tokens: int) -> None:
         if self._whole and not self._first and not self._begin and tokens <= self._room.room:

@@ -56,6 +56,10 @@ class ResidentModel:
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
+    def device(self) -> str:
+        return self._device
+
+    @property
     def state(self) -> State:
         if not self._has_outer:
             return State.EMPTY
@@ -175,8 +179,11 @@ class ResidentModel:
 
     @property
     def plan_of_layers(self) -> tuple[Kept, Precision] | None:
-        """Kept neurons by layer and block, and formats, of what is resident; None where nothing is."""
-        return (tuple(layer.kept for layer in self.layers), self.layers[0].precision) if self.layers else None
+        """Kept neurons by layer and block, and formats, of what is resident, or was when a conversation was saved; None
+        where nothing is."""
+        if not self.layers:
+            return self.turns.resident
+        return tuple(layer.kept for layer in self.layers), self.layers[0].precision
 
     def can_add_to(self, tokens: int, plan: Plan) -> bool:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""

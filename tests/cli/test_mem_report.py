@@ -103,24 +103,16 @@ def test_mem_report_of_this_machine(run: Run) -> None:
         assert name in screen
 
 
-def test_mem_report_of_a_known_model_that_is_not_here(run: Run) -> None:
-    common = ("mem-report", "--model", "llama-2-13b", "--device-memory", "9GiB")
-    assert "llama-2-13b is not on this machine: planned from its shape" in run(*common).stdout
-    result = run(*common, "--json")
-    facts = json.loads(result.stdout)
-    assert (facts["model"], facts["model_path"], facts["dtype"], len(facts["layers"])) == (
-        "llama-2-13b",
-        None,
-        "bfloat16",
-        40,
-    )
-    assert 24 * 2**30 < facts["full_bytes"] < 25 * 2**30
-    (taken,) = (rung["kept"] for rung in facts["ladder"] if rung["taken"])
-    assert re.fullmatch("int4, [0-9]+% dropped", taken)
+def test_every_format_has_a_name_and_a_context_bounds_the_cache(run: Run, model: Path) -> None:
+    facts = json.loads(run("mem-report", "--model", "llama-2-13b", "--device-memory", "9GiB", "--json").stdout)
     assert facts["precision"] == {"experts": "int4", "others": "int4", "head": "int8", "rest": None}
-    half = json.loads(run(*common, "--sparsity", "0.5", "--resident-dtype", "int4", "--json").stdout)
-    assert half["layers"][0]["kept"] == 6912
-    failed(run(*common, "--device-memory", "2GiB"), 1, "llama-2-13b needs at least")
+    bounded = ("--context", "100", "--prompt-tokens", "90", "--max-new-tokens", "50", "--json")
+    for name in ("llama-2-13b", model):
+        facts = json.loads(run("mem-report", "--model", name, *bounded).stdout)
+        assert facts["max_new_tokens"] == 10
+    assert facts["precision"] == {"experts": "float32", "others": "float32", "head": "float32", "rest": None}
+    failed(run("mem-report", "--model", "llama-2-13b", "--context", "5000"), 1, "reads at most 4096 tokens")
+    failed(run("mem-report", "--context", "50"), 2, "--context needs --model NAME")
 
 
 def test_models_by_a_word(run: Run) -> None:

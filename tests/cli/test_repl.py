@@ -212,17 +212,3 @@ def test_a_dumb_terminal_gets_lines(start: Callable[..., Screen], model: Path) -
     talk.type("/quit\r")
     assert talk.exit_code() == 0
     assert b"\x1b" not in talk.raw.replace(b"\x1b[?2004h", b"").replace(b"\x1b[?2004l", b"")
-
-
-def test_the_end_of_the_context_is_told(start: Callable[..., Screen], model: Path) -> None:
-    talk = start("chat", "--model", model, *ANSWER, "--context", "120", "--plain")
-    talk.wait_for_prompt()
-    talk.say("one " * 28, "tokens of context are used,")
-    assert "/undo takes back the last turn, /clear forgets the conversation" in talk.text
-    assert "of 120 tokens" in talk.lines[-1]
-    talk.say("two " * 60, "reads at most 120 (--context), answer included: /undo takes back")
-    talk.say("/set max_new_tokens 200", "max_new_tokens: 200")
-    talk.say("/undo", "taken back: one one")
-    talk.say("three", "the context of 120 tokens is full")
-    talk.type("/exit\r")
-    assert talk.exit_code() == 0
