@@ -33,6 +33,7 @@ from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
 from .pruning.selection import Selection
+from .refresh import answer_refreshed
 from .run import Answer, Asked
 from .sources.resolve import DEFAULT_MODEL
 from .text_stream import OnToken, Token, TokenStream
@@ -140,8 +141,7 @@ class Engine:
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
         if continues and len(prompts) != 1:
             raise OptionError(f"one conversation continues at a time: {len(prompts)} prompts are given")
-        asked = replace(asked, continues=continues)
-        return answer(self.opened, self.resident, asked)
+        return self._answer(replace(asked, continues=continues))
 
     def stream(
         self,
@@ -160,9 +160,14 @@ class Engine:
         asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer, continues=continues)
 
         def make(on_token: OnToken) -> Answer:
-            return answer(self.opened, self.resident, replace(asked, on_token=on_token))[0]
+            return self._answer(replace(asked, on_token=on_token))[0]
 
         return TokenStream(make)
+
+    def _answer(self, asked: Asked) -> list[Answer]:
+        if asked.decoding.refresh:
+            return [answer_refreshed(self.opened, self.resident, asked)]
+        return answer(self.opened, self.resident, asked)
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer and block: the neurons that the last prompt kept, (k,) or of each expert (E, k), int64, ascending.

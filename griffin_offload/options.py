@@ -386,6 +386,14 @@ class Decoding(_Checked):
         "The answer is the full model's own: the resident model drafts tokens, and a pass of the full model, which "
         "streams what is not resident, verifies many of them at once."
     )
+    refresh: int | None = whole(
+        None,
+        "Every N tokens of the answer, the full model computes them, and the neurons are chosen again: for long "
+        "answers that lead away from the prompt. Each time the neurons are read once.",
+        low=1,
+        allowed="1 or more",
+        default="never",
+    )
     no_fidelity: bool = switch(
         "Do not measure how close the pruned or quantized model is to the full one, which takes a few percent of the "
         "prompt pass."

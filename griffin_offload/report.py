@@ -15,6 +15,7 @@ from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
 from .planning.lossless import Lossless
 from .planning.plan import Plan
+from .planning.refresh import Refreshes
 from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
@@ -34,7 +35,7 @@ class Report:
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
     that do not act here, and why. `turn`: of a conversation that goes on; None: of none. `lossless`: how the answer
-    was drafted and verified; None: it was not to be."""
+    was drafted and verified, `refreshes`: how its neurons were chosen again; None: that was not asked for."""
 
     model: str
     model_path: Path
@@ -61,6 +62,7 @@ class Report:
     threads: int | None = None
     turn: Turn | None = None
     lossless: Lossless | None = None
+    refreshes: Refreshes | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -159,6 +161,7 @@ class Report:
             "steps": self.steps and self.steps.to_json(),
             "turn": self.turn and self.turn.to_json(),
             "lossless": self.lossless and self.lossless.to_json(),
+            "refreshes": self.refreshes and self.refreshes.to_json(),
             "overridden": list(self.overridden),
         }
 
@@ -199,6 +202,8 @@ class Report:
             rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
         if self.tokens > 1:
             rows.extend(self._decoding())
+        if self.refreshes:
+            rows.append(("refreshed", str(self.refreshes)))
         if self.lossless:
             rows.append(("lossless", str(self.lossless)))
         if self.skipped:
