@@ -233,7 +233,7 @@ def _prompts(fields: Fields, served: Served) -> list[list[int]]:
     for one in many:
         if isinstance(one, str):
             prompts.append(served.engine.encode(check_text(one, "prompt"), raw=True))
-        elif isinstance(one, list) and one and all(is_a(each, int) for each in one):
+        elif isinstance(one, list) and one and all(is_a(each, int) and 0 <= each < 2**31 for each in one):
             prompts.append(served.engine.opened.check_tokens(one))
         else:
             raise fields.wrong("prompt", "must be a text, token ids, or a list of either")
