@@ -63,7 +63,8 @@ def test_calls_come_back_to_the_template_as_what_they_mean(served: Served, engin
         ({"temperature": 0, "seed": 3, "top_p": 0.5}, {"greedy": True, "seed": None, "top_p": None}),
         ({"seed": -1, "temperature": 1}, {"seed": 2**32 - 1, "temperature": 1}),
         ({"greedy": False, "top_p": 0.3}, {"greedy": False, "top_p": 0.3}),
-        ({"top_k": 5, "temperature": 1}, {"top_k": 5}),
+        ({"top_k": 5, "temperature": 2}, {"top_k": 5, "temperature": 2.0}),
+        ({"temperature": 1e-30}, {"greedy": True, "temperature": None}),
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_completion_tokens": 6, "max_tokens": 5}, {"max_new_tokens": 6}),
         ({"no_fidelity": True}, {"no_fidelity": True}),
@@ -73,6 +74,7 @@ def test_decoding(served: Served, body: dict[str, Any], expected: dict[str, Any]
     (ask,) = chat(served, **body).asks
     assert {name: getattr(ask.decoding, name) for name in expected} == expected
     ask.decoding.generate_options()
+    assert not isinstance(ask.decoding.temperature, int)  # which transformers refuses
 
 
 def test_every_pruning_option_is_a_field(served: Served) -> None:
