@@ -139,14 +139,20 @@ def fault(row: Row, raw: bool) -> str | None:
 
 
 def are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-            for turn in value
-        )
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(
+        isinstance(turn, dict) and turn.get("role") in ROLES and is_content(turn.get("content")) for turn in turns
     )
+
+
+def is_content(value: Any) -> bool:
+    """A text, or a list of parts: of text, or of media, which the engine refuses with the reason."""
+    parts = value if isinstance(value, list) else []
+    return isinstance(value, str) or (bool(parts) and all(isinstance(part, dict) and is_part(part) for part in parts))
+
+
+def is_part(part: Row) -> bool:
+    return isinstance(part.get("type"), str) and (part["type"] != "text" or isinstance(part.get("text"), str))
 
 
 class Rows:

@@ -36,7 +36,8 @@ from .pruning.selection import Selection
 from .refresh import answer_refreshed
 from .run import Answer, Asked
 from .sources.resolve import DEFAULT_MODEL
-from .text_stream import OnToken, Token, TokenStream
+from .streamer import texts_to
+from .text_stream import OnToken, TokenStream
 from .units import parse_bytes
 
 
@@ -136,7 +137,7 @@ class Engine:
         `on_layer(done, total)` hears of the prompt pass, `on_plan` of the plan before anything is read. Keywords that
         are no field of a group go to transformers' `generate`.
         A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-        on_token = _texts_to(on_text) if on_text else None
+        on_token = texts_to(on_text) if on_text else None
         asked = _asked(prompts, pruning, decoding, keywords)
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
         if continues and len(prompts) != 1:
@@ -370,14 +371,6 @@ def _asked(
     pruning = from_keywords(keywords, Pruning, pruning)
     decoding = from_keywords(keywords, Decoding, decoding)
     return Asked(prompts, pruning, replace(decoding, more={**decoding.more, **keywords}))
-
-
-def _texts_to(on_text: OnText) -> OnToken:
-    def on_token(token: Token) -> None:
-        if token.text:
-            on_text(token.text)
-
-    return on_token
 
 
 def _refuse(keywords: dict[str, Any]) -> None:

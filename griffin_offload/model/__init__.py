@@ -2,12 +2,14 @@
 
 architecture.py    the table of supported model types
 refused.py         model types that are refused, with the reason
+wrappers.py            which multimodal wrappers are opened, which are refused
 multimodal.py      the text model inside a multimodal checkpoint
 detect.py          finds the blocks of a type that is in no table
 layout.py          a model's layers, blocks and shapes, as data
 skeleton.py        builds the model on meta and binds it to a checkpoint
 weight_slots.py    puts weights into the modules, and takes them out
 attention_sizes.py  sizes of keys and queries, from the modules
+compute_dtype.py       the dtype that a model computes in
 config_facts.py    sizes that a config tells
 config_fields.py   fields of a config that act against our own cache and attention
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
@@ -19,6 +21,7 @@ hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
 rotary.py          rotary embeddings that change with the length, row by row
 kv_cache.py        the KV cache, allocated once
+recurrent.py       recurrent states in the cache, and copies of them
 read_again.py      the KV cache as it was before a prompt's last tokens
 static_cache.py    the KV cache at fixed addresses
 static_step.py     decodes a token by work that a CUDA graph can record

@@ -72,6 +72,8 @@ class ResidentModel:
             trim_heap()  # what the last turn freed would count beside this one
         else:
             self.turns.clear()
+        if not plan.repeats:
+            self.turns.answered = None
         self._tier.hold(plan.held_layers, len(plan.kept))
         if self.layers and plan.skip and plan.skip.by_prompt:
             put_back(layout, self.layers, plan.kept)
@@ -99,8 +101,8 @@ class ResidentModel:
         self._load_outer(plan, reader)
         if not self.layers:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
-        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes else None
-        if not plan.reads_again and self.state is State.COMPLETE:
+        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes and not plan.repeats else None
+        if plan.repeats or (not plan.reads_again and self.state is State.COMPLETE):
             return nullcontext()
         lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
         weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
@@ -183,8 +185,8 @@ class ResidentModel:
     def keep_turn(self, plan: Plan, cache: Any, prompt: Sequence[int], answer: Sequence[int], pruning: Pruning) -> None:
         """After an answer: keep the cache for the next turn, and the statistics. Of the answer's tokens what the full
         model computed. `pruning`: what the plan was made for."""
-        points = {}
-        if self._turn:
+        points: dict[int, Statistics] | None = None if plan.repeats else {}
+        if self._turn and points is not None:
             points[plan.prompt_tokens] = self._copied("cpu")
             if until := self._turn.until:
                 point = plan.earlier_tokens + self._turn.count

@@ -87,6 +87,11 @@ class Plan:
         return self.prompt_tokens - self.earlier_tokens
 
     @property
+    def repeats(self) -> bool:
+        """Whether the prompt was answered before, and all of it is kept."""
+        return self.continues and not self.pass_tokens
+
+    @property
     def prunes(self) -> bool:
         return any(layer.kept < layer.neurons for layer in self.layers)
 

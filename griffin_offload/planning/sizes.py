@@ -121,6 +121,7 @@ class ModelSizes:
     `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens each layer keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
+    `states`: bytes of a sequence's recurrent states.
     """
 
     outer: int
@@ -138,6 +139,7 @@ class ModelSizes:
     in_pieces: bool
     context: int
     switch: int | None = None
+    states: int = 0
 
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
@@ -256,6 +258,7 @@ def model_sizes(layout: ModelLayout) -> ModelSizes:
         in_pieces=layout.in_chunks,
         context=context_length(config),
         switch=switch_length(config),
+        states=layout.state_bytes or 0,
     )
 
 
