@@ -14,6 +14,7 @@ from .processors import Penalties
 from .served import Served
 from .tools import CallForm
 
+COLD = 1e-4  # a temperature below it is greedy: logits divided by less may be infinite
 COMPLETION_TOKENS = 16  # of OpenAI's older completions, where nobody asks for more
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -194,7 +195,7 @@ def _sampling(fields: Fields, decoding: Decoding) -> dict[str, Any]:
     if "seed" in given:
         given["seed"] %= 2**32
     asked = fields.raw("greedy")
-    if given.get("temperature") == 0 or (asked is None and decoding.greedy and "temperature" not in given):
+    if given.get("temperature", 1.0) < COLD or (asked is None and decoding.greedy and "temperature" not in given):
         return {"greedy": True, **dict.fromkeys(("temperature", "top_p", "top_k", "seed"))}
     if given.get("top_p") == 0:
         raise fields.wrong("top_p", "must be above 0")
@@ -232,7 +233,7 @@ def _prompts(fields: Fields, served: Served) -> list[list[int]]:
     for one in many:
         if isinstance(one, str):
             prompts.append(served.engine.encode(check_text(one, "prompt"), raw=True))
-        elif isinstance(one, list) and one and all(is_a(each, int) for each in one):
+        elif isinstance(one, list) and one and all(is_a(each, int) and 0 <= each < 2**31 for each in one):
             prompts.append(served.engine.opened.check_tokens(one))
         else:
             raise fields.wrong("prompt", "must be a text, token ids, or a list of either")
