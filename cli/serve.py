@@ -26,7 +26,7 @@ NEEDED = "griffin serve needs more packages: pip install 'griffin-offload[serve]
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name that the model answers to.")
 @count("--queue", 16, "Requests that may wait; more are told to try again later (429).", "waiting", low=0)
 @count("--token-limit", None, "Most tokens of a prompt and its answer. [default: the model's context]", "tokens")
-@click.option("--max-body", default="8MiB", show_default=True, metavar="SIZE", help="Largest request.")
+@click.option("--max-body", default="4MiB", show_default=True, metavar="SIZE", help="Largest request.")
 @switch("--no-reuse", "Compute the whole prompt of every request, also what the one before has computed.")
 @opens_engine(host_memory=True)
 @takes(Pruning, Some(Decoding, defaults={"max_new_tokens": 1024}))

@@ -27,6 +27,12 @@ class Token(NamedTuple):
 OnToken = Callable[[Token], None]
 
 
+def partial_tail(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a mark that is not there yet."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
+
+
 class UntilStop:
     """Passes pieces of a text on up to the first of some stop strings.
 
@@ -44,17 +50,11 @@ class UntilStop:
         self._held += piece
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.done = bool(found)
-        return self._pass(min(found) if found else len(self._held) - self._undecided())
+        return self._pass(min(found) if found else len(self._held) - partial_tail(self._held, self._stops))
 
     def close(self) -> str:
         """No more text follows: what was held back is no stop string."""
         return "" if self.done else self._pass(len(self._held))
-
-    def _undecided(self) -> int:
-        """The length of the longest end that a stop string begins with."""
-        longest = max(map(len, self._stops), default=1)
-        tails = range(min(longest - 1, len(self._held)), 0, -1)
-        return next((n for n in tails if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)
 
     def _pass(self, end: int) -> str:
         ready, self._held = self._held[:end], self._held[end:]

@@ -28,7 +28,8 @@ own, whole and with the other neurons set to zero; only the text model's bytes a
 class."""
 TRIED_FORMS = """\
 Each is also tried in a tiny model: the tokens of the one with the dense weights, whole and pruned, and as many
-bytes read as the file has."""
+bytes read as the file has. Int4 and FP8 of compressed-tensors, GPTQ and AWQ also against transformers itself, which
+runs them by these libraries in float32: the same tokens."""
 FORMS = {
     "fp8": ("FP8 with a scale for each block or tensor", "transformers, bit for bit; the formula"),
     "fp8-autofp8": ("FP8 with one scale a tensor, `weight_scale`, as AutoFP8 wrote it", "the formula"),

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,6 @@ from .served import Served
 from .worker import Job, Worker
 
 PATIENCE = 15.0  # seconds without an event, after which a stream says that it is still there
-Told = Event | ApiError | None
 Read = Callable[[dict[str, Any], Served], Asked]
 
 
@@ -94,25 +93,25 @@ class App:
         body = parse_body(await self._guard.read(request))
         asked = await to_thread.run_sync(lambda: read(body, self._served), limiter=self._readers)
         objects = Objects(asked, self._served.name, self._served.engine.tokenizer)
-        answer = _Answer(request, asked, self._worker)
+        events = _Events(request, asked, self._worker)
         try:
-            first = await answer.first()
+            first = await anext(events)  # an error before it has a status of its own, in a stream too
             if asked.stream:
-                chunks = self._stream(answer, first, objects)
+                chunks = self._stream(first, events, objects)
                 return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            events = [event async for event in answer.rest(first)]
+            told = [event async for event in _after(first, events) if event]
         except BaseException:
-            answer.close()
+            events.close()
             raise
-        answer.close()
-        self._count(events)
-        return JSONResponse(objects.whole([event for event in events if event]))
+        events.close()
+        self._count(told)
+        return JSONResponse(objects.whole(told))
 
-    async def _stream(self, answer: "_Answer", first: Told, objects: Objects) -> AsyncIterator[str]:
+    async def _stream(self, first: Event | None, events: "_Events", objects: Objects) -> AsyncIterator[str]:
         """The chunks of an answer as server-sent events."""
         ended: list[Ended] = []
         try:
-            async for event in answer.rest(first):
+            async for event in _after(first, events):
                 if event is None:
                     yield ": still here\n\n"
                     continue
@@ -128,10 +127,10 @@ class App:
                 self._metrics.cancelled.inc()
             yield _line(error.to_json())
         finally:
-            answer.close()
+            events.close()
             self._count(ended)
 
-    def _count(self, events: "list[Any]") -> None:
+    def _count(self, events: Sequence[Event]) -> None:
         """Tell the metrics, and whoever watches."""
         for event in (event for event in events if isinstance(event, Ended)):
             self._metrics.ended(event)
@@ -142,18 +141,20 @@ class App:
             self._on_answer(f"{event.prompt_tokens} prompt tokens{reused}, {event.tokens} tokens, {first}{pace}")
 
 
-class _Answer:
-    """A request in the worker's hands. Its client is watched: when it leaves, the job is cancelled."""
+class _Events:
+    """The events of a request in the worker's hands; None where nothing came for a while. Raises ApiError.
+
+    Its client is watched: when it leaves, the job is cancelled."""
 
     def __init__(self, request: Request, asked: Asked, worker: Worker) -> None:
         """Raises ApiError where the worker takes no more."""
         loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Told] = asyncio.Queue()
+        self._told: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
         self._worker = worker
 
-        def on_event(event: Told) -> None:
+        def on_event(event: Event | ApiError | None) -> None:
             with suppress(RuntimeError):  # the loop has ended, and with it everyone who would hear
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
+                loop.call_soon_threadsafe(self._told.put_nowait, event)
 
         self._job = Job(asked, on_event)
         worker.submit(self._job)
@@ -163,42 +164,33 @@ class _Answer:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self._worker.cancel(self._job)
-        self._events.put_nowait(client_left())
+        self._told.put_nowait(client_left())
 
-    async def first(self) -> Told:
-        """The first event, or None if it takes long. Raises ApiError: then the response can have its status."""
-        event = await self._next()
-        if isinstance(event, ApiError):
-            raise event
-        return event
+    def __aiter__(self) -> "_Events":
+        return self
 
-    async def rest(self, first: Told) -> AsyncIterator[Event | None]:
-        """All events, from the first on; None where nothing came for a while. Raises ApiError."""
-        event = first
-        while True:
-            if isinstance(event, ApiError):
-                raise event
-            if event is not None or not self._over:
-                yield event
-            if self._over:
-                return
-            event = await self._next()
-
-    _over = False
-
-    async def _next(self) -> Told:
+    async def __anext__(self) -> Event | None:
         try:
             with fail_after(PATIENCE):
-                event = await self._events.get()
+                event = await self._told.get()
         except TimeoutError:
             return None
-        self._over = event is None
+        if isinstance(event, ApiError):
+            raise event
+        if event is None:
+            raise StopAsyncIteration
         return event
 
     def close(self) -> None:
         """However it ended, nobody waits for it any more."""
         self._watcher.cancel()
         self._worker.cancel(self._job)
+
+
+async def _after(first: Event | None, events: _Events) -> AsyncIterator[Event | None]:
+    yield first
+    async for event in events:
+        yield event
 
 
 def _line(value: dict[str, Any]) -> str:

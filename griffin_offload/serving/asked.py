@@ -14,6 +14,7 @@ from .processors import Penalties
 from .served import Served
 from .tools import CallForm
 
+COLD = 1e-4  # a temperature below it is greedy: logits divided by less may be infinite
 COMPLETION_TOKENS = 16  # of OpenAI's older completions, where nobody asks for more
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -35,7 +36,7 @@ OURS = {
     for group in (Pruning, Decoding)
     for name, told, _ in declared(group)
     if name not in NEVER_ASKED
-    and not (group is Decoding and name in ("max_new_tokens", "temperature", "top_p", "seed"))
+    and not (group is Decoding and name in ("max_new_tokens", "temperature", "top_p", "seed", "stop"))
 }
 
 
@@ -48,7 +49,6 @@ class Ask:
     prompt_ids: list[int]
     pruning: Pruning
     decoding: Decoding
-    stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     schema: Any = None
     penalties: Penalties = field(default_factory=Penalties)
@@ -163,11 +163,11 @@ def _asks(
     for ids in prompts:
         longest = served.answer_tokens(ids, *tokens)
         for choice in range(choices):
-            own = replace(decoding, max_new_tokens=longest)
+            own = replace(decoding, max_new_tokens=longest, stop=(*decoding.stop, *stop))
             if own.seed is not None:
                 own = replace(own, seed=(own.seed + choice) % 2**32)
             own.generate_options(pruning.selection)  # refuses greedy beside sampling
-            asks.append(Ask(ids, pruning, own, stop, *form, penalties, reuse))
+            asks.append(Ask(ids, pruning, own, *form, penalties, reuse))
     return tuple(asks)
 
 
@@ -195,7 +195,7 @@ def _sampling(fields: Fields, decoding: Decoding) -> dict[str, Any]:
     if "seed" in given:
         given["seed"] %= 2**32
     asked = fields.raw("greedy")
-    if given.get("temperature") == 0 or (asked is None and decoding.greedy and "temperature" not in given):
+    if given.get("temperature", 1.0) < COLD or (asked is None and decoding.greedy and "temperature" not in given):
         return {"greedy": True, **dict.fromkeys(("temperature", "top_p", "top_k", "seed"))}
     if given.get("top_p") == 0:
         raise fields.wrong("top_p", "must be above 0")
@@ -233,7 +233,7 @@ def _prompts(fields: Fields, served: Served) -> list[list[int]]:
     for one in many:
         if isinstance(one, str):
             prompts.append(served.engine.encode(check_text(one, "prompt"), raw=True))
-        elif isinstance(one, list) and one and all(is_a(each, int) for each in one):
+        elif isinstance(one, list) and one and all(is_a(each, int) and 0 <= each < 2**31 for each in one):
             prompts.append(served.engine.opened.check_tokens(one))
         else:
             raise fields.wrong("prompt", "must be a text, token ids, or a list of either")

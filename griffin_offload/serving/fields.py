@@ -62,7 +62,7 @@ class Fields:
             check_text(value, self.name(field))
         if kind in (int, float) and not least <= value <= most:
             raise self.wrong(field, f"must be {least:g} to {most:g}")
-        return value  # type: ignore[no-any-return]
+        return float(value) if kind is float else value  # type: ignore[return-value]
 
     def need(self, field: str, kind: type[T]) -> T:
         value = self.get(field, kind)

@@ -140,7 +140,7 @@ def usage(ended: Sequence[Ended]) -> dict[str, Any]:
 def facts(report: Report) -> dict[str, Any]:
     """What Griffin tells beside OpenAI's fields: memory, speed, and what of the prompt was computed."""
     told = report.to_json()
-    names = ("sparsity", "precision", "rest", "timings", "memory", "fidelity", "lossless", "turn")
+    names = ("sparsity", "precision", "rest", "timings", "memory", "fidelity", "lossless", "refreshes", "turn")
     return {**{name: told[name] for name in names}, "bytes_read": told["io"]["bytes_read"]}
 
 

@@ -17,7 +17,6 @@ from .grammar import Grammars
 from .processors import Constrain, Logprob, Logprobs, Penalise
 from .reply import Piece, Reply
 from .served import Served
-from .stop_strings import StopStrings
 
 
 class Cancelled(KeyboardInterrupt):
@@ -128,7 +127,7 @@ class Responder:
 
 @dataclass
 class _Answering:
-    """An answer on its way from tokens to pieces. `ended`: a stop string, or as many calls as were asked for, came."""
+    """An answer on its way from tokens to pieces. `ended`: as many calls as were asked for came."""
 
     ask: Ask
     request: Request
@@ -144,7 +143,6 @@ class _Answering:
         self.reply = Reply(request.calls, request.tools, request.closes)
         if request.forced:
             self.reply.begin_call()
-        self._stops = StopStrings(self.ask.stop)
 
     def take(self, token: Token) -> Iterator[tuple[Piece, tuple[Logprob, ...]]]:
         """The pieces that a token makes whole, with the logprobs of the tokens since the last one."""
@@ -153,14 +151,12 @@ class _Answering:
             self.thinking += self.reply.thinking
             if self.logprobs:
                 self._waiting.append(self.logprobs.of(token.id))
-        text = self._stops.feed(token.text)
-        self.ended = self._stops.done
-        yield from self._told(self.reply.feed(text))
+        yield from self._told(self.reply.feed(token.text))
 
     def end(self) -> Iterator[tuple[Piece, tuple[Logprob, ...]]]:
         """What waited for more text."""
         if not self._has_call:
-            yield from self._told([*self.reply.feed(self._stops.end()), *self.reply.end()])
+            yield from self._told(self.reply.end())
 
     def left(self) -> tuple[Logprob, ...]:
         """Logprobs of tokens that no piece has told."""

@@ -23,7 +23,7 @@ class Limits:
     """Of requests: `body` bytes, `tokens` of prompt and answer together (None: the model's context), `waiting` requests
     behind the one that is answered, `choices` of one request."""
 
-    body: int = 8 * MIB
+    body: int = 4 * MIB
     tokens: int | None = None
     waiting: int = 16
     choices: int = 16

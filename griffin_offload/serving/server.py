@@ -19,7 +19,7 @@ from .served import Served
 from .worker import Worker
 
 GRACE = 5.0  # seconds that the running answer has to end, after Ctrl-C
-CONNECTIONS = 256
+CONNECTIONS = 64  # each may bring a body
 
 
 @dataclass(frozen=True)

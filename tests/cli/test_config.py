@@ -75,7 +75,7 @@ def test_greedy_and_sampling_yield_to_the_command_line(run: Run, write: Write, m
         ("[generate]\nwindows = 1", ("[generate] windows is no option of griffin generate",)),
         ("[generat]\nmodel = 'x'", ("generat is no command of griffin; is it generate?",)),
         ("temperature = 'hot'", ("griffin.toml: temperature", "hot")),
-        ("temperature = -1", ("griffin.toml: temperature", "or above")),
+        ("temperature = -1", ("griffin.toml: temperature", "outside its range")),
         ("temperature = true", ("griffin.toml: temperature cannot be True",)),
         ("rest = 'int3'", ("griffin.toml: rest", "int3")),
         ("greedy = 'maybe'", ("griffin.toml: greedy is on or off",)),

@@ -9,7 +9,7 @@ from servers import WEATHER
 from griffin_offload import Engine
 from griffin_offload.options import Decoding, Pruning
 from griffin_offload.serving.api_error import ApiError, api_error
-from griffin_offload.serving.asked import Request, read_chat, read_completion
+from griffin_offload.serving.asked import OURS, Request, read_chat, read_completion
 from griffin_offload.serving.fields import parse_body
 from griffin_offload.serving.served import Limits, Served
 
@@ -63,7 +63,8 @@ def test_calls_come_back_to_the_template_as_what_they_mean(served: Served, engin
         ({"temperature": 0, "seed": 3, "top_p": 0.5}, {"greedy": True, "seed": None, "top_p": None}),
         ({"seed": -1, "temperature": 1}, {"seed": 2**32 - 1, "temperature": 1}),
         ({"greedy": False, "top_p": 0.3}, {"greedy": False, "top_p": 0.3}),
-        ({"top_k": 5, "temperature": 1}, {"top_k": 5}),
+        ({"top_k": 5, "temperature": 2}, {"top_k": 5, "temperature": 2.0}),
+        ({"temperature": 1e-30}, {"greedy": True, "temperature": None}),
         ({"max_tokens": 5}, {"max_new_tokens": 5}),
         ({"max_completion_tokens": 6, "max_tokens": 5}, {"max_new_tokens": 6}),
         ({"no_fidelity": True}, {"no_fidelity": True}),
@@ -73,6 +74,7 @@ def test_decoding(served: Served, body: dict[str, Any], expected: dict[str, Any]
     (ask,) = chat(served, **body).asks
     assert {name: getattr(ask.decoding, name) for name in expected} == expected
     ask.decoding.generate_options()
+    assert not isinstance(ask.decoding.temperature, int)  # which transformers refuses
 
 
 def test_every_pruning_option_is_a_field(served: Served) -> None:
@@ -212,3 +214,40 @@ def test_the_servers_own_options_hold(served: Served) -> None:
     own = replace(served, decoding=Decoding(temperature=0.7, max_new_tokens=9, no_fidelity=True))
     assert chat(own).asks[0].decoding == own.decoding
     assert chat(own, temperature=0).asks[0].decoding == Decoding(greedy=True, max_new_tokens=9, no_fidelity=True)
+
+
+JUNK: list[Any] = [
+    True,
+    -1,
+    0,
+    1.5,
+    1e308,
+    10**400,
+    "x",
+    "\ud800",
+    "",
+    [],
+    {},
+    [1],
+    ["x"],
+    {"a": 1},
+    [[{}]],
+    {"type": []},
+]
+OPENAIS = """model messages prompt temperature top_p seed stop n stream stream_options logprobs top_logprobs logit_bias
+    presence_penalty frequency_penalty tools tool_choice parallel_tool_calls response_format reasoning_effort modalities
+    chat_template_kwargs max_tokens max_completion_tokens user reuse best_of echo suffix"""
+
+
+@pytest.mark.parametrize("field", [*OPENAIS.split(), *OURS])
+def test_whatever_a_field_has_the_request_is_read_or_refused(served: Served, field: str) -> None:
+    for read, body in ((read_chat, {"messages": HELLO}), (read_completion, {"prompt": "Hello"})):
+        for junk in JUNK:
+            for value in (junk, [junk], {"role": junk, "type": junk, "function": junk, "json_schema": junk}):
+                try:
+                    read({**body, field: value}, served)
+                except Exception as error:
+                    told = api_error(error)
+                    if told.status not in (400, 404):
+                        pytest.fail(f"{field} {value}: {error!r}")
+                    told.message.encode()

@@ -158,6 +158,16 @@ def test_lossless_is_the_full_models_answer(client: Any, more: dict[str, Any]) -
         )
 
 
+def test_refreshed_answers_have_a_logprob_for_each_token(client: Any) -> None:
+    refreshed = {"sparsity": 0.5, "rest": "drop", "refresh": 4}
+    body = {"model": "tiny-llama", "messages": HELLO, "max_tokens": 20, "logprobs": True, "extra_body": refreshed}
+    answer = client.chat.completions.create(**body)
+    assert answer.griffin["refreshes"]["every"] == 4
+    assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens == 20
+    thing = client.chat.completions.create(**body | {"response_format": FORM, "max_tokens": 100})
+    assert json.loads(thing.choices[0].message.content)["colour"] in ("red", "blue")
+
+
 def test_errors_are_openais(client: Any, starts: Callable[..., Server]) -> None:
     create = client.chat.completions.create
     with pytest.raises(openai.NotFoundError):

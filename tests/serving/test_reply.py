@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from griffin_offload.serving.reply import THINKING, Reply, thinks_already
-from griffin_offload.serving.stop_strings import StopStrings
 from griffin_offload.serving.tools import HERMES, HERMES_XML, LLAMA, MISTRAL, MISTRAL_NAMED, Call, CallForm
+from griffin_offload.text_stream import UntilStop
 
 PARIS = Call("weather", '{"city": "Paris"}')
 ROME = Call("weather", '{"city": "Rome"}')
@@ -104,5 +104,5 @@ def test_thinking_that_the_prompt_has_begun(opens: str, closes: str) -> None:
 )
 def test_stop_strings(marks: tuple[str, ...], text: str, expected: str, done: bool) -> None:
     for pieces in cuts(text):
-        stops = StopStrings(marks)
-        assert ("".join(map(stops.feed, pieces)) + stops.end(), stops.done) == (expected, done)
+        stops = UntilStop(marks)
+        assert ("".join(map(stops, pieces)) + stops.close(), stops.done) == (expected, done)

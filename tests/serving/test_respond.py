@@ -1,10 +1,12 @@
 """One request on the engine: cancelled anywhere, it leaves an engine that answers as before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from griffin_offload import Engine
 from griffin_offload.serving.asked import read_chat
 from griffin_offload.serving.respond import Cancelled, Delta, Ended, Responder
 from griffin_offload.serving.served import Served
@@ -35,7 +37,13 @@ class After:
 
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize(
-    "body", [{}, {"sparsity": 0.5, "method": "griffin"}, {"sparsity": 0.5, "rest": "drop", "lossless": True}]
+    "body",
+    [
+        {},
+        {"sparsity": 0.5, "method": "griffin"},
+        {"sparsity": 0.5, "rest": "drop", "lossless": True},
+        {"sparsity": 0.5, "rest": "drop", "fold": False, "refresh": 5},
+    ],
 )
 def test_a_cancelled_request_changes_no_other(served: Served, body: dict[str, Any], resident: bool) -> None:
     responder, engine = Responder(served), served.engine
@@ -53,7 +61,7 @@ def test_a_cancelled_request_changes_no_other(served: Served, body: dict[str, An
     calls = After(10**9)
     text(responder, served, calls, **body)
     asked = 10**9 - calls.left
-    assert asked > 12  # before each layer, and at each token
+    assert asked >= 12 + (not resident)  # at each token; before each layer where the prompt is computed
     for number in range(asked):
         ready()
         with pytest.raises(Cancelled):
@@ -68,6 +76,25 @@ def test_the_prompt_pass_of_resident_weights_can_be_cancelled(served: Served) ->
     calls = After(10**9)
     _, ended = text(responder, served, calls, reuse=False)
     assert 10**9 - calls.left == ended.tokens + len(served.engine.skeleton.modules)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"sparsity": 0.5, "rest": "drop", "fold": False},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["red", "blue"]}}}},
+        {"presence_penalty": 1.0, "logprobs": True, "stop": ["zz"]},
+    ],
+)
+def test_where_layers_are_copied_as_on_a_gpu_it_is_the_same(served: Served, body: dict[str, Any]) -> None:
+    copying = replace(served, engine=Engine(served.engine.path, copies=True))
+    for _ in range(2):
+        expected, ended = text(Responder(served), served, **body)
+        assert text(Responder(copying), copying, **body)[0] == expected
+    with pytest.raises(Cancelled):
+        text(Responder(copying), copying, After(4), **body)
+    assert text(Responder(copying), copying, **body)[0] == expected
+    assert ended.tokens
 
 
 def test_reuse_can_be_refused(served: Served) -> None:

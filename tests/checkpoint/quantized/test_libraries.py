@@ -3,6 +3,7 @@
 They ran with bitsandbytes 0.50.2, compressed-tensors 0.20.1, GPTQModel 7.7.0 and AutoAWQ 0.2.9 on a CPU. AutoAWQ's
 package imports modules that transformers has no more; its file that unpacks is read by itself."""
 
+import json
 import warnings
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from quantized import quantized_checkpoint
 from safetensors.torch import save_file
+from tiny import tiny_prompt
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import Checkpoint
 from griffin_offload.checkpoint.quantized.find import dense_weights
 from griffin_offload.checkpoint.reader import Reader
@@ -183,3 +188,37 @@ def test_awq_of_autoawq(tmp_path: Path) -> None:
     }
     expected = packing.dequantize_gemm(*stored.values(), 4, 32)
     assert_read_as(tmp_path, stored, {"quant_method": "awq", "bits": 4}, expected.T.contiguous())
+
+
+GROUPS: dict[str, Any] = {"strategy": "group", "group_size": 32, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "packages", "weights"),
+    [
+        ("compressed-int4", ["compressed_tensors"], GROUPS),
+        ("compressed-fp8", ["compressed_tensors"], {"symmetric": True}),
+        ("gptq", ["gptqmodel", "optimum"], {}),
+        ("awq", ["gptqmodel", "optimum"], {}),
+    ],
+)
+def test_a_model_answers_as_transformers_has_it(
+    tmp_path: Path, kind: str, packages: list[str], weights: dict[str, Any]
+) -> None:
+    """The same checkpoint, with the library's own modules, in float32. What GPTQModel compiles for a CPU takes minutes
+    when it is used first."""
+    for name in packages:
+        library(name)
+    folder, _ = quantized_checkpoint(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"].get("config_groups", {}).values():
+        group["weights"] |= weights
+        config["quantization_config"]["quantization_status"] = "compressed"
+    (folder / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+        ids = torch.tensor([tiny_prompt()])
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    answer = Engine(folder, dtype="float32").generate(tiny_prompt(), sparsity=0, max_new_tokens=12, greedy=True)
+    assert answer.token_ids == expected[0, len(tiny_prompt()) :].tolist()
