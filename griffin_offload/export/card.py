@@ -6,6 +6,7 @@ from typing import Any
 
 from ..pruning.selection import Selection
 from ..pruning.statistic import STATISTICS
+from ..sources.catalogue import CATALOGUE
 from ..units import format_bytes
 from ..version import __version__
 from .pruned_model import ExportJob, ExportSource
@@ -36,8 +37,10 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
     if plan.skip:
         facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
     (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
+    known = CATALOGUE.get(source.name.lower())  # an alias is ours alone
     card = CARD.format(
         model=source.name,
+        known=f" ({known.hub_id} on the hub, {known.licence})" if known else "",
         sparsity=plan.sparsity,
         kept=some[0] if len(set(some)) == 1 else f"{min(some)} to {max(some)}",
         skipped=SKIPPED.format(layers=", ".join(map(str, skipped))) if skipped else "",
@@ -95,7 +98,7 @@ tags:
 Derived by Griffin Offload from `{model}` with {method}: {kept} of the {neurons} feed-forward neurons
 of every layer are kept (sparsity {sparsity:g}), chosen {by}.{fold} {resident} instead of {full}.
 
-- source model: `{model}`, whose licence applies to these weights too
+- source model: `{model}`{known}, whose licence applies to these weights too
 {texts}
 - which neurons: `experts` in `griffin.json`, one list a layer
 {skipped}

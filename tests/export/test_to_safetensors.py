@@ -29,6 +29,7 @@ from griffin_offload.export import to_safetensors as export_module
 from griffin_offload.export.pruned_model import Export
 from griffin_offload.memory.measure import PeakMeter
 from griffin_offload.model.attention import use_pieces
+from griffin_offload.sources.catalogue import CATALOGUE, CatalogueModel
 from griffin_offload.units import MIB
 
 
@@ -195,6 +196,16 @@ def test_the_model_card(tmp_path: Path, llama: Path) -> None:
     exec(code[1].replace("path/to/this/folder", str(tmp_path / "out")), names)  # it does what it says
     assert names["model"].config.intermediate_size == 48
     assert names["tokenizer"](TEXT)["input_ids"] == AutoTokenizer.from_pretrained(llama)(TEXT)["input_ids"]
+
+
+def test_the_card_of_a_model_that_is_known_by_an_alias_names_it_as_the_hub_does(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = CatalogueModel(llama.name, "owner/Known-1B", "Apache-2.0", False, 1, {})
+    monkeypatch.setitem(CATALOGUE, llama.name, known)
+    export(llama, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"- source model: `{llama.name}` (owner/Known-1B on the hub, Apache-2.0), whose licence" in card
 
 
 def test_an_export_can_be_run_and_exported_again(tmp_path: Path, llama: Path) -> None:
