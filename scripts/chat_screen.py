@@ -35,23 +35,25 @@ class Screen(pyte.Screen):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--name", help="What the title calls the model.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--line", action="append", help="What is typed.")
     asked = parser.parse_args()
     options = ["--greedy", "--max-new-tokens", "200", "--sparsity", "0.5"]
+    path = Path(asked.model)
+    model = path.name if path.is_file() else asked.model  # without the folder that it is in
     screen = Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     process = pexpect.spawn(
         sys.executable,
-        ["-c", RUN, "chat", "--model", asked.model, *options],
+        ["-c", RUN, "chat", "--model", model, *options],
         dimensions=(ROWS, COLUMNS),
+        cwd=str(path.parent) if path.is_file() else None,
         env={**os.environ, "TERM": "xterm-256color"},
     )
     for line in [*(asked.line or LINES), ""]:
         until_prompt(process, screen, stream)
         process.send(f"{line}\r" if line else "")
-    draw(screen, f"griffin chat --model {asked.name or asked.model} {' '.join(options)}", asked.out)
+    draw(screen, f"griffin chat --model {model} {' '.join(options)}", asked.out)
     process.close(force=True)
 
 
