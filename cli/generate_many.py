@@ -12,6 +12,7 @@ import click
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
 from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
+from ..paths import cache_folder
 from . import _console as console
 from ._text import PromptForm
 
@@ -89,14 +90,17 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
         "batch_size": 1 if job.per_prompt else job.batch_size,  # where the prompts of a batch share their kept neurons
         **recorded(with_allocation(engine, pruning), decoding),
     }
-    with Results(job.output, settings, source=job.source, force=job.force) as results:
-        Rows(engine, job, pruning, decoding).answer(rows, results)
+    memory = cache_folder() / "finished"
+    with Results(job.output, settings, source=job.source, force=job.force, memory=memory) as results:
+        if not results.finished:
+            Rows(engine, job, pruning, decoding).answer(rows, results)
         failed = sum("error" in row for row in results.rows)
     if job.as_json:
         click.echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
-    console.note(f"{len(rows)} prompts answered in {job.output}")
+    done = "are answered already in" if results.finished else "answered in"
+    console.note(f"{len(rows)} prompts {done} {job.output}" + "; --force answers them again" * results.finished)
 
 
 def with_allocation(engine: "Engine", pruning: Pruning) -> Pruning:
@@ -117,7 +121,7 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
         values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
     if pruning.folds and pruning.rest in (None, AUTO, "drop"):
         values["fold"] = pruning.folds
-    values |= decoding.generate_options(pruning.selection)
+    values |= decoding.generate_options(pruning.selection) | ({"stop": list(decoding.stop)} if decoding.stop else {})
     drops = pruning.rest in (None, AUTO, "drop")
     if pruning.prior != OFF and (pruning.prior != AUTO or drops):  # earlier versions had none of their own
         values["prior"] = pruning.prior

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..planning.sizes import ModelSizes
 
 OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
-NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
+NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype", "context")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -87,9 +87,10 @@ def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt:
 
     from ..planning.catalogue_fit import catalogue_sizes
     from ..planning.ladder import best_plan, plan_at_speed
+    from ..planning.sizes import bounded
 
     dtype = getattr(torch, placement.dtype or "bfloat16")
-    sizes = catalogue_sizes(known.config, dtype)
+    sizes = bounded(catalogue_sizes(known.config, dtype), placement.context, known.alias)
     request = replace(request_here(placement), prompt_tokens=prompt, max_new_tokens=answer)
     asked = replace(request, fold=pruning.folds, fidelity=True)
     plan = plan_at_speed(best_plan, sizes, asked, pruning, known.alias, dtype)
@@ -130,7 +131,8 @@ def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) 
     if as_json:
         dtype = str(planned.dtype).removeprefix("torch.")
         facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
-        click.echo(json.dumps(facts | plan.to_json() | {"ladder": rungs}))
+        facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
+        click.echo(json.dumps(facts | {"ladder": rungs}))
         return
     if planned.note:
         click.echo(f"{planned.name} is {planned.note}\n")

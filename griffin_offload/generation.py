@@ -18,12 +18,14 @@ from .memory.measure import PeakMeter
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
 from .model.config_facts import rope_changes
-from .model.kv_cache import why_not_kept
+from .model.kv_cache import why_no_crop
 from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .model_prior import with_known_prior
 from .offload.drafter import Drafter
+from .offload.earlier_turns import Answered
 from .offload.fidelity_meter import FidelityMeter
+from .offload.first_logits import FirstLogits
 from .offload.layer_stream import LayerStream
 from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
@@ -97,7 +99,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         fidelity=not decoding.no_fidelity and not decoding.lossless,
         lossless=decoding.lossless,
     )
-    plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.config, make_plan)
+    plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.skeleton.layout, make_plan)
     selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
@@ -110,7 +112,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         plan=plan,
         selection=selection,
         reader=opened.reader(),
-        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token) for _ in prompts],
+        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token, decoding.stop) for _ in prompts],
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, why_not),
@@ -124,7 +126,7 @@ def check_lossless(model: Any, pruning: Pruning, prompts: int) -> None:
         raise OptionError(f"lossless answers one prompt at a time: {prompts} are given")
     found = (
         "ffn-skip leaves blocks out" if pruning.skip.share else "",
-        why_not_kept(model.config),
+        why_no_crop(model.config),
         "its state cannot go back" if model._is_stateful else "",
         "its rotary embedding changes with the length" if rope_changes(model.config) else "",
     )
@@ -152,9 +154,13 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
+    resident.turns.mark(cache, run.plan)
+    again = resident.turns.answered if run.plan.repeats else None
+    first = FirstLogits(opened.skeleton.model, again.logits if again else None)
     try:
         with (
             prefill,
+            first if run.plan.continues else nullcontext(),
             run.skipper or nullcontext(),
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
@@ -172,6 +178,11 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     finally:
         if run.plan.continues and run.streamers[0].times:
             resident.keep_turn(run.plan, cache, run.asked.prompts[0], run.streamers[0].token_ids, run.asked.pruning)
+            if again and again.fidelity and not run.asked.decoding.no_fidelity:
+                measured.fidelity = replace(again.fidelity, seconds=0.0)
+            if first.logits is not None:
+                fidelity = again.fidelity if again else measured.fidelity
+                resident.turns.answered = Answered(run.plan, run.asked.pruning, first.logits, fidelity)
 
 
 def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:

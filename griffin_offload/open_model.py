@@ -1,6 +1,6 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from .memory.machine import available_memory, best_device, check_device, device_
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
-from .model.chat_template import ChatTemplate, take_processors_template
+from .model.chat_template import ChatTemplate, Message, take_processors_template
 from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
 from .model.generation_fields import check_generation, load_generation_config
@@ -41,7 +41,7 @@ from .planning.ladder import best_plan, plan_at_speed
 from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
-from .planning.sizes import ModelSizes, model_sizes
+from .planning.sizes import ModelSizes, bounded, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
@@ -56,9 +56,9 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
-    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words. `extra_layers`: what its
-    files hold for drafting further tokens, which is not read."""
+    decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
+    the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs that do not act here,
+    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read."""
 
     name: str
     path: Path
@@ -76,6 +76,7 @@ class OpenModel:
     ring: Ring | None
     extra_layers: ExtraLayers
     host_memory_is_free: bool = False
+    context: int | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -89,7 +90,7 @@ class OpenModel:
 
     @property
     def sizes(self) -> ModelSizes:
-        return model_sizes(self.skeleton.layout)
+        return bounded(model_sizes(self.skeleton.layout), self.context, self.name)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -116,14 +117,14 @@ class OpenModel:
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
-        for images and other media."""
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation up to where the answer begins. `options`: what the chat template may be told
+        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media."""
         refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         return self.check_tokens(
-            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False))
+            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False, **options))
         )
 
     @cached_property
@@ -294,8 +295,12 @@ class OpenModel:
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def kv_cache(self, plan: Plan, sequences: int = 1) -> Any:
+        return self.cache_for(plan.prompt_tokens + plan.max_new_tokens, sequences)
+
+    def cache_for(self, tokens: int, sequences: int = 1) -> Any:
+        """A KV cache of so many tokens."""
         row = max(self.sizes.cache_per_token) // 2
-        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device, sequences)
+        return make_cache(self.config, tokens, row, self.device, sequences)
 
     @property
     def last_logits(self) -> dict[str, int]:
@@ -339,6 +344,7 @@ def open_model(
     tokenizer = load_tokenizer(path)
     take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
+    bounded(model_sizes(skeleton.layout), placement.context, str(model))
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
@@ -360,6 +366,7 @@ def open_model(
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
+        context=placement.context,
         overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
         extra_layers=extra,
     )

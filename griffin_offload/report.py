@@ -123,7 +123,7 @@ class Report:
             "calibrated": self.plan.calibrated,
             "dtype": self.dtype,
             "device": self.device,
-            "precision": self.plan.precision.to_json(),
+            "precision": self.plan.precision.to_json(self.dtype),
             "rest": self.plan.rest_to_json(),
             "kernels": self.kernels,
             "timings": {

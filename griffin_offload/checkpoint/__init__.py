@@ -9,6 +9,7 @@ reader.py              reads tensors to where they stay
 parts.py               cuts tensors into pieces of work for several threads
 page_cache.py          whether the page cache has a file
 safetensors_writer.py  writes a checkpoint, shard by shard
+one_file.py           one file of our own, whole or not at all, with checksums
 gguf/                  GGUF files
 quantized/             weights that other tools quantized (FP8, GPTQ, AWQ, bitsandbytes ...)
 """

@@ -40,13 +40,15 @@ class Architecture:
     `similarity`: whether the state that enters a block is the state that leaves the layer, less the output of the
     layer's last module (FFN-SkipLLM needs it); or the config's field and value with which it is.
     `static`: whether its code does the same for every token of an answer, without asking the device for a number, so
-    that a CUDA graph can replay it (static_step.py)."""
+    that a CUDA graph can replay it (static_step.py).
+    `state_by_token`: its code goes on from a recurrent state by one token alone; several begin without one."""
 
     layers: str
     blocks: Mapping[FeedForward | Experts, str]
     own_mask: bool = False
     similarity: bool | tuple[str, object] = True
     static: bool = True
+    state_by_token: bool = False
 
     def tells_similarity(self, config: Any) -> bool:
         """Whether `similarity` holds for a model with this config."""
@@ -125,7 +127,8 @@ ARCHITECTURES = {
     **dict.fromkeys(("kolibri1", "laguna"), LAGUNA),
     **dict.fromkeys(("granitemoe", "granitemoe_swa", "granitemoeshared"), GRANITE_MOE),
     "granitemoehybrid": replace(GRANITE_MOE, similarity=("residual_multiplier", 1.0)),
-    **dict.fromkeys(("falcon_h1", "jamba"), JAMBA),
+    "falcon_h1": JAMBA,
+    "jamba": replace(JAMBA, state_by_token=True),
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), LFM2),
     "aria_text": Architecture("model.layers", {ROUTED: SIZE, SHARED_EXPERTS: SIZE}),
     "biogpt": Architecture("biogpt.layers", {LAYER_FC: SIZE}),

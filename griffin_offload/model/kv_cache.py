@@ -12,12 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from ..memory.arena import Arena, padded
 from ..memory.cuda import give_back
+from .recurrent import KeepsStates, StateLayer
 
 READ_AGAIN = 64  # tokens at the end of a prompt that can be read again, at most
+KEYS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 
 
 def capacity(tokens: int, window: int | None) -> int:
@@ -35,31 +45,62 @@ def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int =
     """A cache for `tokens` tokens of each sequence, which it knows as its `tokens`. `row`: the most bytes of a token's
     keys (or values) in a layer.
 
-    Layers other than transformers' plain and sliding ones are not replaced."""
+    Layers of kinds that `why_not_kept` names are not replaced."""
     cache = DynamicCache(config=config)
     cache.tokens = tokens
     for index, (layer, window) in enumerate(zip(cache.layers, windows(config), strict=True)):
-        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) is LinearAttentionLayer:
+            cache.layers[index] = StateLayer(layer.number_of_states)
+        elif type(layer) in KEYS:
             room = _Room(capacity(tokens, window), row, sequences, device)
-            cache.layers[index] = SlidingLayer(window, room) if window else RoomyLayer(room)
+            if type(layer) is LinearAttentionAndFullAttentionLayer:
+                cache.layers[index] = StateAndKeysLayer(layer.number_of_states, room)
+            else:
+                cache.layers[index] = SlidingLayer(window, room) if window else RoomyLayer(room)
     return cache
 
 
-def why_not_kept(config: Any) -> str:
-    """Why a model's cache cannot be cut back to its first tokens, however many; '' if it can."""
+def why_not_kept(config: Any, state_bytes: int | None) -> str:
+    """Why a model's cache cannot be cut back to any of its earlier tokens; '' if it can. `state_bytes`: see
+    recurrent.follow_states."""
     layers = DynamicCache(config=config).layers
-    kinds = [type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    kinds = [type(layer).__name__ for layer in layers if type(layer) not in (*KEYS, LinearAttentionLayer, DummyLayer)]
+    if not kinds and state_bytes is None:
+        kinds = ["a recurrent state that is not known"]
     return f"its cache holds more than keys and values ({kinds[0]})" if kinds else ""
 
 
+def why_no_crop(config: Any) -> str:
+    """Why the last tokens of a model's cache cannot be taken back, however many; '' if they can."""
+    kinds = [type(layer) for layer in DynamicCache(config=config).layers]
+    others = [kind.__name__ for kind in kinds if kind not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    return f"its cache holds more than keys and values ({others[0]})" if others else ""
+
+
 def used_layers(cache: Any) -> list[Any]:
-    """The layers that hold keys; some models let a layer look at another one's."""
-    return [layer for layer in cache.layers if layer.is_initialized]
+    """The layers that hold something; some models let a layer look at another one's."""
+    keys = [layer for layer in cache.layers if isinstance(layer, InRoom) and layer.is_initialized]
+    return keys + [layer for layer in cache.layers if isinstance(layer, StateLayer)]
+
+
+def mark(cache: Any, *tokens: int) -> None:
+    """Recurrent states are to be kept as they are after so many tokens."""
+    for layer in cache.layers:
+        if isinstance(layer, KeepsStates):
+            layer.marks = tuple(sorted(tokens))
+
+
+def kept_points(cache: Any) -> set[int] | None:
+    """The numbers of tokens that a cache with recurrent states can be cut back to; None: it has none, and can be cut
+    back to any number that `has_first` allows."""
+    points = [set(layer.points) for layer in cache.layers if isinstance(layer, KeepsStates)]
+    return set.intersection(*points) if points else None
 
 
 def held_tokens(cache: Any) -> int:
     """The tokens that every layer has been given: an interrupted forward leaves some with one less."""
-    return min((int(layer.get_seq_length()) for layer in used_layers(cache)), default=0)
+    with_keys = [layer for layer in used_layers(cache) if not isinstance(layer, StateLayer)]
+    return min((int(layer.get_seq_length()) for layer in with_keys), default=0)
 
 
 def has_first(cache: Any, tokens: int) -> bool:
@@ -75,8 +116,9 @@ def most_undone(cache: Any) -> int:
 def cut_back(cache: Any, tokens: int, room: int) -> None:
     """Keeps the first `tokens` tokens, in memory for `room`: a layer at a time, so that little is held twice."""
     for layer in cache.layers:
-        layer.cut_back(tokens, room)
-        if layer.is_initialized:
+        if isinstance(layer, InRoom | StateLayer):
+            layer.cut_back(tokens, room)
+        if isinstance(layer, InRoom) and layer.is_initialized:
             give_back(layer.keys.device.type)  # or a GPU's blocks of all layers would be kept for later
     cache.tokens = room
 
@@ -124,6 +166,8 @@ class InRoom:
     """A layer whose tokens lie in memory that was allocated for all of them."""
 
     _room: _Room
+    keys: Tensor
+    is_initialized: bool
 
     @property
     def slots(self) -> int:
@@ -144,6 +188,15 @@ class InRoom:
 
     def cut_back(self, tokens: int, room: int) -> None:
         """Keeps the first `tokens` tokens, in memory for `room`."""
+        raise NotImplementedError
+
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        """What `restore` makes the layer of again: keys and values (B, H, T, D) that are still here, and how many
+        tokens it was given; None where it can be cut back to nothing."""
+        raise NotImplementedError
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        """Makes a new layer what another one was, whose `saved` this is."""
         raise NotImplementedError
 
     def fill(self, tokens: int) -> None:
@@ -192,6 +245,15 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
         if self.is_initialized:
             self.fill(tokens)
 
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        tokens = int(self.get_seq_length())
+        return (self.keys, self.values, tokens) if self.has_first(tokens) else None
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self.keys, self.values = self._room.put(keys, values, 0)
+
     def fill(self, tokens: int) -> None:
         self.keys, self.values = self._room.first(tokens)
 
@@ -202,6 +264,22 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
     @property
     def undoable(self) -> int:
         return self._room.room
+
+
+class StateAndKeysLayer(KeepsStates, RoomyLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    """A layer that keeps every token, and has a recurrent state."""
+
+    def __init__(self, number_of_states: int, room: _Room) -> None:
+        LinearAttentionAndFullAttentionLayer.__init__(self, number_of_states)
+        self._room = room
+        self.begin()
+
+    def has_first(self, tokens: int) -> bool:
+        return self.has_state(tokens) and super().has_first(tokens)
+
+    def cut_back(self, tokens: int, room: int) -> None:
+        self.back_to(tokens)
+        super().cut_back(tokens, room)
 
 
 class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
@@ -318,6 +396,18 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         """Tokens before the window that stay, wherever there is room."""
         kept = int(self.sliding_window) - 1
         return min(READ_AGAIN, kept // 2, self._room.room - kept)
+
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        if not self._whole:
+            return None
+        keys, values = (states[:, :, self._begin :] for states in self._room.first(self._begin + self._end))
+        return keys, values, self.cumulative_length
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self._room.put(keys, values, 0)
+        self._show(tokens, keys.shape[2])
 
     def fill(self, tokens: int) -> None:
         if self._whole and not self._first and not self._begin and tokens <= self._room.room:

@@ -94,7 +94,7 @@ class ModelLayout:
     `embedding_on_disk`: the embedding stays in its file, and only the rows of the tokens are read. `lm_head_alone`: the
     lm_head can be quantized, since its embedding can be left on disk.
     `in_chunks`: attention takes a long prompt a chunk at a time; `writes_scores`: it holds a score for every pair of
-    tokens. `attention`: sizes of keys and queries."""
+    tokens. `attention`: sizes of keys and queries. `state_bytes`: of a sequence's recurrent states; None: not known."""
 
     config: Any
     dtype: torch.dtype
@@ -107,6 +107,7 @@ class ModelLayout:
     in_chunks: bool
     writes_scores: bool
     attention: AttentionSizes
+    state_bytes: int | None = 0
     pieces: Mapping[str, Sequence[Piece]] = field(default_factory=dict)
     embedding_on_disk: bool = False
     lm_head_alone: bool = False

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .kv_cache import RoomyLayer, SlidingLayer
+from .recurrent import KeepsStates
 
 
 class EarlierCache(Cache):  # type: ignore[misc]
@@ -18,8 +19,8 @@ class EarlierCache(Cache):  # type: ignore[misc]
 
 def readable_again(cache: Any) -> int | str:
     """How many of its last tokens the cache of a prompt lets be read again, or in words why none."""
-    if not all(isinstance(layer, RoomyLayer | SlidingLayer) for layer in cache.layers):
-        kinds = [layer for layer in cache.layers if not isinstance(layer, RoomyLayer | SlidingLayer)]
+    keys = RoomyLayer, SlidingLayer
+    if kinds := [layer for layer in cache.layers if isinstance(layer, KeepsStates) or not isinstance(layer, keys)]:
         return f"its cache holds more than keys and values ({type(kinds[0]).__name__})"
     # A layer that never ran borrows another one's keys.
     most = [layer.readable_again for layer in cache.layers if layer.is_initialized]

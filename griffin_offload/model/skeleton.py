@@ -25,6 +25,7 @@ from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts, multiply
+from .recurrent import follow_states
 from .rotary import give_rows_their_own_length
 from .threads import Threads
 from .weight_slots import WeightSlots
@@ -65,6 +66,7 @@ class Skeleton:
             in_chunks=in_pieces(self.model),
             writes_scores=writes_scores(self.model),
             attention=attention_sizes(self.modules, config),
+            state_bytes=follow_states(self.modules, config, listed),
         )
         self.slots = WeightSlots(self.model, self.layout)
         self.model.get_input_embeddings().register_forward_pre_hook(partial(_check_tokens, rows=self.rows_of_table))

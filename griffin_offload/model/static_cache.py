@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .kv_cache import InRoom, SlidingLayer
+from .recurrent import KeepsStates
 
 
 class Ring:
@@ -63,7 +64,8 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def not_fixed(cache: Cache) -> str:
     """Why a prompt's cache cannot become a fixed one; '' if it can."""
-    kinds = [type(layer).__name__ for layer in cache.layers if not isinstance(layer, InRoom) or not layer.slots]
+    each = [(layer, isinstance(layer, InRoom) and not isinstance(layer, KeepsStates)) for layer in cache.layers]
+    kinds = [type(layer).__name__ for layer, can in each if not can or not layer.slots]
     return f"its cache has layers of another kind ({kinds[0]})" if kinds else ""
 
 

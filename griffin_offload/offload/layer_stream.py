@@ -56,6 +56,7 @@ class LayerStream:
         self._staging: CpuStaging | None = staging  # None: all layers have passed
         self._finite: list[tuple[int, Tensor]] = []
         self._heap = ExitStack()
+        self._there = self._waited = 0.0  # when the layer at hand was there, and how long it was waited for
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -108,7 +109,9 @@ class LayerStream:
         assert self._prefetch
         start = time.perf_counter()
         self._prefetch.wait(index)
-        self._clock.add("wait", time.perf_counter() - start)
+        self._there = time.perf_counter()
+        self._waited = self._there - start
+        self._clock.add("wait", self._waited)
         self._tier.was_read(index)
         self._staging.arrive(index)
         dense = self._staging.dense[index]
@@ -129,6 +132,7 @@ class LayerStream:
         resident.complete = True
         self._staging.leave(index)
         self._prefetch.release()
+        self._clock.layer(self._waited, time.perf_counter() - self._there)
         if index + 1 == len(self._layers):
             self._stop()
         self._tell(index + 1)

@@ -1,11 +1,13 @@
 """The plan of a conversation's turn: what it takes over from the turns before it, where that is right and fits."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
 
 from ..errors import BudgetError
 from ..model.config_facts import rope_changes
 from ..model.kv_cache import why_not_kept
+from ..model.layout import ModelLayout
 from ..options import Pruning
 from ..planning.plan import Plan
 from ..planning.request import Earlier
@@ -20,7 +22,7 @@ def plan_turn(
     continues: bool,
     prompts: Sequence[Sequence[int]],
     pruning: Pruning,
-    config: Any,
+    layout: ModelLayout,
     make_plan: Callable[..., Plan],
 ) -> tuple[Plan, Turn | None]:
     """A prompt, token ids of the whole conversation -> its plan, and how many of its tokens are kept and computed.
@@ -30,9 +32,15 @@ def plan_turn(
     if not continues:
         return make_plan(), None
     (ids,) = prompts
-    if why_not := _why_alone(pruning, config):
+    if why_not := _why_alone(pruning, layout):
         return make_plan(), Turn(0, len(ids), why_not)
     turns = resident.turns
+    if (last := turns.may_repeat(ids, pruning)) and resident.plan_of_layers == (last.plan.kept, last.plan.precision):
+        with suppress(BudgetError):
+            plan = make_plan(earlier=Earlier(len(ids), resident.plan_of_layers), fidelity=False)
+            if (plan.kept, plan.precision) == resident.plan_of_layers:
+                plan = replace(plan, fold=last.plan.fold, no_room_to_fold=last.plan.no_room_to_fold)
+                return plan, Turn(len(ids), 0)
     kept, why_not = turns.shared(ids)
     if kept:
         in_memory = resident.plan_of_layers if turns.pruning == pruning else None
@@ -49,10 +57,10 @@ def plan_turn(
         return make_plan(), Turn(0, len(ids), why_not)
 
 
-def _why_alone(pruning: Pruning, config: Any) -> str:
+def _why_alone(pruning: Pruning, layout: ModelLayout) -> str:
     """Why a turn can take over nothing from others, whatever they are; '' if it can."""
     if pruning.skip.share:
         return "blocks are skipped by what the whole prompt shows"
-    if rope_changes(config):
+    if rope_changes(layout.config):
         return "its rotary embedding changes with the length"
-    return why_not_kept(config)
+    return why_not_kept(layout.config, layout.state_bytes)

@@ -56,6 +56,10 @@ class ResidentModel:
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
+    def device(self) -> str:
+        return self._device
+
+    @property
     def state(self) -> State:
         if not self._has_outer:
             return State.EMPTY
@@ -72,6 +76,8 @@ class ResidentModel:
             trim_heap()  # what the last turn freed would count beside this one
         else:
             self.turns.clear()
+        if not plan.repeats:
+            self.turns.answered = None
         self._tier.hold(plan.held_layers, len(plan.kept))
         if self.layers and plan.skip and plan.skip.by_prompt:
             put_back(layout, self.layers, plan.kept)
@@ -99,8 +105,8 @@ class ResidentModel:
         self._load_outer(plan, reader)
         if not self.layers:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
-        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes else None
-        if not plan.reads_again and self.state is State.COMPLETE:
+        self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes and not plan.repeats else None
+        if plan.repeats or (not plan.reads_again and self.state is State.COMPLETE):
             return nullcontext()
         lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
         weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
@@ -173,8 +179,11 @@ class ResidentModel:
 
     @property
     def plan_of_layers(self) -> tuple[Kept, Precision] | None:
-        """Kept neurons by layer and block, and formats, of what is resident; None where nothing is."""
-        return (tuple(layer.kept for layer in self.layers), self.layers[0].precision) if self.layers else None
+        """Kept neurons by layer and block, and formats, of what is resident, or was when a conversation was saved; None
+        where nothing is."""
+        if not self.layers:
+            return self.turns.resident
+        return tuple(layer.kept for layer in self.layers), self.layers[0].precision
 
     def can_add_to(self, tokens: int, plan: Plan) -> bool:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
@@ -183,8 +192,8 @@ class ResidentModel:
     def keep_turn(self, plan: Plan, cache: Any, prompt: Sequence[int], answer: Sequence[int], pruning: Pruning) -> None:
         """After an answer: keep the cache for the next turn, and the statistics. Of the answer's tokens what the full
         model computed. `pruning`: what the plan was made for."""
-        points = {}
-        if self._turn:
+        points: dict[int, Statistics] | None = None if plan.repeats else {}
+        if self._turn and points is not None:
             points[plan.prompt_tokens] = self._copied("cpu")
             if until := self._turn.until:
                 point = plan.earlier_tokens + self._turn.count

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..errors import BudgetError, PromptError
+from ..errors import BudgetError, ContextError, PromptError
 from ..options import FfnSkip, Sparsity
 from ..pruning.fidelity import FEWEST
 from ..pruning.fold import held_out
@@ -85,6 +85,11 @@ class Plan:
     def pass_tokens(self) -> int:
         """Tokens of the prompt that are computed."""
         return self.prompt_tokens - self.earlier_tokens
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the prompt was answered before, and all of it is kept."""
+        return self.continues and not self.pass_tokens
 
     @property
     def prunes(self) -> bool:
@@ -208,12 +213,13 @@ def _layer_plans(sizes: ModelSizes, kept: Kept, precision: Precision) -> tuple[L
 def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:
     """The request, its answer no longer than the context has room for.
 
-    Raises PromptError for an empty prompt or one beyond the context."""
+    Raises PromptError for an empty prompt, ContextError for one beyond the context."""
     if request.prompt_tokens < 1:
         raise PromptError("the prompt is empty: give at least one token of text")
     if request.prompt_tokens >= sizes.context:
-        raise PromptError(
-            f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {sizes.context}, answer included"
+        most = f"{sizes.context}{' (--context)' if sizes.bounded else ''}"
+        raise ContextError(
+            f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {most}, answer included"
         )
     return replace(request, max_new_tokens=min(request.max_new_tokens, sizes.context - request.prompt_tokens))
 

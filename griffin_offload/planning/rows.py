@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..model.recurrent import KEPT_STATES
 from ..quant.weight import Scratch
 from ..units import MIB
 from .fidelity import meter_bytes, tokens_again
@@ -107,6 +108,8 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
     yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
+    if sizes.states:
+        yield Row("recurrent states", sequences * sizes.states)
     token = sizes.activations(1, together)
     if request.drafts:
         drafted = sizes.activations(request.drafts + 1, earlier=tokens)
@@ -118,8 +121,11 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     else:  # before the next turn a layer's cache moves to memory for more tokens
         moving = sizes.cache_of_a_layer(tokens)
         yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
+        yield Row("logits of the prompt's last token", sizes.vocabulary * 4)
+        when: Moment = "host" if request.copies else "always"
+        if sizes.states:
+            yield Row("recurrent states of the turns", KEPT_STATES * sizes.states, when)
         if kept != sizes.kept(0):
-            when: Moment = "host" if request.copies else "always"
             yield Row("statistics of the turns", (KEPT_STATISTICS + 2) * sizes.statistics, when)
             if request.copies:
                 yield Row("statistics of this turn", sizes.statistics)

@@ -235,6 +235,8 @@ def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
         return FetchError(f"the hub refuses {hub_id} ({status}): check the token (`hf auth whoami`, HF_TOKEN)")
     if isinstance(error, OSError) and error.errno in FULL:
         return BudgetError(f"the disk became full while {hub_id} was fetched; make room, and it goes on from there")
+    if status is not None and status >= 500 and from_hub:
+        return UnreachableError(f"the hub ({constants.ENDPOINT}) answers {hub_id} with an error ({status}): try later")
     return UnreachableError(
         f"the hub ({constants.ENDPOINT}) cannot be reached for {hub_id}: {one_line(error)}; give a folder "
         f"that holds the model, set HF_ENDPOINT to a mirror, or run `hf download {hub_id}` where there is a network "

@@ -101,3 +101,21 @@ def test_mem_report_of_this_machine(run: Run) -> None:
     assert "24.00 GiB" in screen
     for name in ("RAM", "GPU", "disk", "llama-2-13b", "smollm2-135m"):
         assert name in screen
+
+
+def test_every_format_has_a_name_and_a_context_bounds_the_cache(run: Run, model: Path) -> None:
+    facts = json.loads(run("mem-report", "--model", "llama-2-13b", "--device-memory", "9GiB", "--json").stdout)
+    assert facts["precision"] == {"experts": "int4", "others": "int4", "head": "int8", "rest": None}
+    bounded = ("--context", "100", "--prompt-tokens", "90", "--max-new-tokens", "50", "--json")
+    for name in ("llama-2-13b", model):
+        facts = json.loads(run("mem-report", "--model", name, *bounded).stdout)
+        assert facts["max_new_tokens"] == 10
+    assert facts["precision"] == {"experts": "float32", "others": "float32", "head": "float32", "rest": None}
+    failed(run("mem-report", "--model", "llama-2-13b", "--context", "5000"), 1, "reads at most 4096 tokens")
+    failed(run("mem-report", "--context", "50"), 2, "--context needs --model NAME")
+
+
+def test_models_by_a_word(run: Run) -> None:
+    names = [row["name"] for row in json.loads(run("models", "llama-2-13", "--json").stdout)]
+    assert names == ["llama-2-13b", "llama-2-13b-chat"]
+    failed(run("models", "nonsense"), 1, "'nonsense'")

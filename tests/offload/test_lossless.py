@@ -16,7 +16,7 @@ from transformers.generation import utils
 from griffin_offload import Engine
 from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError
-from griffin_offload.model.kv_cache import why_not_kept
+from griffin_offload.model.kv_cache import why_no_crop
 from griffin_offload.offload import drafter
 from griffin_offload.offload.draft_length import DraftLength
 from griffin_offload.options import FfnSkip
@@ -53,7 +53,7 @@ def told(answer: Answer) -> Lossless:
 
 def test_every_type_answers_as_plain_transformers(every: Case, drafts_on: None) -> None:
     engine = Engine(every.folder)
-    if why_not_kept(engine.opened.config) or engine.skeleton.model._is_stateful:
+    if why_no_crop(engine.opened.config) or engine.skeleton.model._is_stateful:
         with pytest.raises(OptionError, match=r"its cache holds more than keys and values|its state cannot go back"):
             lossless(engine)
         return
@@ -241,6 +241,17 @@ def test_turns_of_a_conversation(case: Callable[[str], Case], kind: str, drafts_
         ids = [*ids, *answer.token_ids, *MORE]
     assert answer.report.turn
     assert answer.report.turn.kept_tokens
+
+
+def test_another_answer_to_the_same_prompt(engine: Engine, case: Callable[[str], Case], drafts_on: None) -> None:
+    expected = case("llama").answer(PROMPT, 0.0, 24)[0]
+    for _ in range(2):
+        again = lossless(engine, continues=True)
+        assert again.token_ids == expected
+    assert again.report.turn
+    assert again.report.turn.computed_tokens == 0
+    assert engine.generate(PROMPT, sparsity=0.5, method="griffin", greedy=True, max_new_tokens=24, continues=True)
+    assert lossless(engine, continues=True).token_ids == expected
 
 
 @pytest.mark.parametrize("forwards", range(2, 30, 3))
