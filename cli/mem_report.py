@@ -94,8 +94,11 @@ def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt:
     request = replace(request_here(placement), prompt_tokens=prompt, max_new_tokens=answer)
     asked = replace(request, fold=pruning.folds, fidelity=True)
     plan = plan_at_speed(best_plan, sizes, asked, pruning, known.alias, dtype)
-    licence = f"{known.licence}, {'gated: accept it on its page of the hub' if known.gated else 'not gated'}"
-    note = f"not on this machine: planned from its shape ({known.hub_id}; {licence}); `griffin pull {known.alias}`"
+    licence = f"{known.licence}, gated: accept it on the model's page first" if known.gated else known.licence
+    note = (
+        f"not on this machine: planned from its shape. `griffin pull {known.alias}` fetches {known.hub_id}, "
+        f"{format_bytes(known.bytes)} in bfloat16 (licence: {licence})"
+    )
     return Planned(plan, request, sizes, known.alias, None, dtype, note)
 
 

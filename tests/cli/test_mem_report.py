@@ -61,8 +61,8 @@ def test_mem_report_of_a_model_that_is_only_known_by_name(run: Run, monkeypatch:
     assert facts["full_bytes"] > 24 * 2**30
     assert any(rung["taken"] and rung["fits"] for rung in facts["ladder"])
     screen = run("mem-report", "--model", "meta-llama/Llama-2-13b-hf", "--device-memory", "8GiB").stdout
-    assert screen.startswith("llama-2-13b is not on this machine: planned from its shape (meta-llama/Llama-2-13b-hf;")
-    assert "gated" in screen
+    assert screen.startswith("llama-2-13b is not on this machine: planned from its shape. `griffin pull llama-2-13b`")
+    assert "fetches meta-llama/Llama-2-13b-hf, 24.24 GiB in bfloat16 (licence: Llama 2 Community, gated" in screen
     half = run("mem-report", "--model", "llama-2-13b", "--device-memory", "8GiB", "--sparsity", "0.1", "--rest", "drop")
     failed(half, 1, "llama-2-13b at sparsity 0.1 needs")
 

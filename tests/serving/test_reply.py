@@ -3,12 +3,13 @@
 import random
 
 import pytest
+from tiny import tiny_tokenizer
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from griffin_offload.serving.reply import THINKING, Reply, thinks_already
 from griffin_offload.serving.tools import HERMES, HERMES_XML, LLAMA, MISTRAL, MISTRAL_NAMED, Call, CallForm
-from griffin_offload.text_stream import UntilStop
+from griffin_offload.text_stream import Streamer, UntilStop
 
 PARIS = Call("weather", '{"city": "Paris"}')
 ROME = Call("weather", '{"city": "Rome"}')
@@ -76,6 +77,29 @@ def test_an_answer_is_read_the_same_however_it_is_cut(
 ) -> None:
     for pieces in cuts(text):
         assert read(Reply(form, {"weather"}, closes), pieces) == expected, pieces
+
+
+@pytest.mark.parametrize(
+    ("special", "answer"),
+    [
+        (
+            ["<|channel|>", "<|message|>"],
+            "<|channel|>analysis<|message|>They want ü.<|end|><|start|>assistant<|channel|>final<|message|>Four ü.",
+        ),
+        (["<think>", "</think>"], "<think>\nThey want ü.\n</think>\n\nFour ü."),
+        (["[THINK]", "[/THINK]"], "[THINK]They want ü.[/THINK]Four ü."),
+        ([], "<think>They want ü.</think>Four ü."),
+    ],
+)
+def test_thinking_as_the_engine_streams_it(special: list[str], answer: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    texts: list[str] = []
+    streamer = Streamer(tokenizer, set(), lambda token: texts.append(token.text))
+    for token in tokenizer(answer, add_special_tokens=False)["input_ids"]:
+        streamer.put(token)
+    streamer.end()
+    assert read(Reply(), texts) == ("Four ü.", "They want ü.", [])
 
 
 def test_text_is_passed_on_as_it_comes() -> None:
