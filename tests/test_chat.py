@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import CHAT_TEMPLATE, tiny_checkpoint
+from tiny import tiny_checkpoint
 
 from griffin_offload import Engine, GriffinError
 from griffin_offload.chat import STOP, Chat, Conversation, transcript
 from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError, PromptError
-from griffin_offload.offload.earlier_turns import REWRITTEN
 from griffin_offload.options import Decoding, FfnSkip, Pruning, as_dict, build
 
 ROOT = os.name == "posix" and os.geteuid() == 0
@@ -374,64 +373,3 @@ def test_a_base_model_continues_a_transcript(base: Engine) -> None:
     answer = chat.conversation.messages[-1]["content"]
     assert answer == generation.text.split(STOP)[0].strip()
     assert "".join(heard).rstrip() == answer
-
-
-# What a turn costs
-
-
-def cost(answer: Answer) -> tuple[int, int]:
-    """Tokens of the prompt that were kept, and computed."""
-    assert answer.report.turn
-    return answer.report.turn.kept_tokens, answer.report.turn.computed_tokens
-
-
-def test_each_turn_computes_what_is_new(engine: Engine) -> None:
-    engine.unload()
-    chat = Chat(engine, *SHORT)
-    first, second = chat.ask("one"), chat.ask("two")
-    begin, end = len(first.prompt_token_ids), len(second.prompt_token_ids)
-    assert cost(first) == (0, begin)
-    assert cost(second) == (begin, end - begin)
-    assert second.report.bytes_read < first.report.bytes_read
-    again = chat.regenerate()
-    assert cost(again) == (end, 0)
-    assert again.token_ids == second.token_ids
-    chat.conversation.undo()
-    other = chat.ask("three")
-    assert cost(other)[0] >= begin
-    assert (
-        other.token_ids == Chat(Engine(engine.path), *SHORT).engine.generate(other.prompt_token_ids, *SHORT).token_ids
-    )
-    chat.conversation.system = "Be brief."
-    assert cost(chat.ask("four"))[0] == 0
-
-
-def test_a_template_that_drops_thoughts_keeps_all_before_them(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer begins with <think>, which the template leaves out of earlier turns."""
-    thinks = CHAT_TEMPLATE.replace("<|start|>assistant\n' }}{% endif", "<|start|>assistant\n<think>' }}{% endif")
-    assert thinks != CHAT_TEMPLATE
-    monkeypatch.setattr(engine.tokenizer, "chat_template", thinks)
-    engine.unload()
-    for chosen in (Pruning(0.0), Pruning(0.5)):
-        chat = Chat(engine, chosen, SHORT[1])
-        begin = len(chat.ask("a question that is longer than an answer's beginning").prompt_token_ids)
-        kept, _ = cost(chat.ask("two"))
-        assert begin - REWRITTEN <= kept < begin
-
-
-def test_a_setting_changes_the_neurons_and_the_conversation_goes_on(engine: Engine) -> None:
-    chat = Chat(engine, *SHORT)
-    begin = len(chat.ask("one").prompt_token_ids)
-    chat.set("sparsity", "0.75")
-    assert cost(chat.ask("two"))[0] == begin
-    chat.set("ffn_skip", "0.3")
-    answer = chat.ask("three")
-    assert answer.report.turn
-    assert answer.report.turn.why_not == "blocks are skipped by what the whole prompt shows"
-    assert "blocks are skipped" in dict(answer.report.rows())["prompt pass"]
-
-
-def test_a_transcript_of_a_base_model_goes_on(base: Engine) -> None:
-    chat = Chat(base, *SHORT)
-    begin = len(chat.ask("one").prompt_token_ids)
-    assert begin - REWRITTEN <= cost(chat.ask("two"))[0] <= begin

@@ -74,8 +74,9 @@ class ResidentModel:
             with self._skeleton.threads.fitted(1):  # many small copies
                 self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
             trim_heap()  # what the last turn freed would count beside this one
-        else:
+        elif self.turns.cache is not None:
             self.turns.clear()
+            trim_heap()
         if not plan.repeats:
             self.turns.answered = None
         self._tier.hold(plan.held_layers, len(plan.kept))

@@ -1,19 +1,18 @@
 """The next turn of a conversation: its new tokens only, and the same as the sweep over the whole conversation."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import Case
-from engines import Logits, copying
+from engines import copying
 from tiny import CONTEXT, tiny_checkpoint, tiny_prompt
 from tiny_types import HYBRIDS
+from turns import FIRST, PAPER, SECOND, THIRD, WHOLE, assert_as_whole, told, turn
 
 from griffin_offload import Engine
-from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError, PromptError
 from griffin_offload.memory.arena import padded
 from griffin_offload.model import modules
@@ -22,52 +21,19 @@ from griffin_offload.offload.earlier_turns import REWRITTEN
 from griffin_offload.planning.rows import KEPT_STATISTICS
 from griffin_offload.planning.turn import Turn
 
-FIRST, SECOND, THIRD = tiny_prompt(40), tiny_prompt(13, seed=1)[1:], tiny_prompt(10, seed=2)[1:]
-PAPER = {"sparsity": 0.5, "method": "griffin"}
-WHOLE = {"sparsity": 0.0}
 INDEXED = {"axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"}  # an indexer keeps keys of its own
 RECURRENT = ["qwen3_5_text", "falcon_h1", "jamba", "lfm3", "nemotron_h"]  # each another kind of cache
 
 
-def turn(engine: Engine, ids: list[int], **options: Any) -> tuple[Answer, torch.Tensor]:
-    """A turn's answer, and the logits of its tokens (N, V)."""
-    logits = Logits()
-    options = {"continues": True, "do_sample": False, "max_new_tokens": 8, **options}
-    return engine.generate(ids, logits_processor=[logits], **options), torch.stack(logits.steps)
-
-
-def assert_as_whole(engine: Engine, whole: Engine, ids: list[int], **options: Any) -> Answer:
-    """A turn is what the sweep over the whole conversation gives: neurons, statistics, tokens and logits."""
-    answer, logits = turn(engine, ids, **options)
-    expected, expected_logits = turn(whole, ids, **options, continues=False)
-    for mine, own in zip(engine.resident.layers, whole.resident.layers, strict=True):
-        assert [each.tolist() for each in mine.kept_neurons] == [each.tolist() for each in own.kept_neurons]
-        torch.testing.assert_close(mine.statistics, own.statistics, rtol=1e-4, atol=1e-5)
-    assert answer.token_ids == expected.token_ids
-    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
-    return answer
-
-
-def told(answer: Answer) -> Turn:
-    assert answer.report.turn
-    assert answer.report.to_json()["turn"] == answer.report.turn.to_json()
-    return answer.report.turn
+@pytest.fixture
+def engine(case: Callable[[str], Case]) -> Engine:
+    return Engine(case("llama").folder)
 
 
 @pytest.fixture
-def llama(case: Callable[[str], Case]) -> Path:
-    return case("llama").folder
-
-
-@pytest.fixture
-def engine(llama: Path) -> Engine:
-    return Engine(llama)
-
-
-@pytest.fixture
-def whole(llama: Path) -> Engine:
+def whole(case: Callable[[str], Case]) -> Engine:
     """Another engine with the same model, which keeps nothing."""
-    return Engine(llama)
+    return Engine(case("llama").folder)
 
 
 def test_three_turns_of_every_type_are_as_the_sweep_over_the_whole_conversation(every: Case) -> None:
@@ -231,91 +197,6 @@ def test_the_copies_of_recurrent_states_are_in_the_plan(case: Callable[[str], Ca
     assert rows["recurrent states of the turns"] == KEPT_STATES * rows["recurrent states"]
 
 
-# Another answer
-
-INT4 = {"sparsity": 0.5, "rest": "int4", "resident_dtype": "int8"}
-
-
-@pytest.mark.parametrize("options", [PAPER, WHOLE, INT4])
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen2_moe", "gpt2", "lfm2", "falcon_h1"])
-def test_another_answer_computes_and_reads_nothing(
-    case: Callable[[str], Case], kind: str, options: dict[str, Any]
-) -> None:
-    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
-    first, _ = turn(engine, FIRST, **options)
-    ids = [*FIRST, *first.token_ids, *SECOND]
-    assert_as_whole(engine, whole, ids, **options)
-    for count in (8, 12):  # with another room
-        answer = assert_as_whole(engine, whole, ids, **options, max_new_tokens=count)
-        assert told(answer) == Turn(len(ids), 0)
-        assert answer.report.bytes_read < 5000  # rows of the embedding
-    ids += [*answer.token_ids, *THIRD]
-    assert told(assert_as_whole(engine, whole, ids, **options)).kept_tokens >= len(FIRST)
-
-
-def test_another_answer_by_folded_neurons(engine: Engine) -> None:
-    folded = {"sparsity": 0.5, "rest": "drop"}
-    first, logits = turn(engine, FIRST, **folded)
-    again, same = turn(engine, FIRST, **folded)
-    assert told(again) == Turn(len(FIRST), 0)
-    assert again.token_ids == first.token_ids
-    torch.testing.assert_close(same, logits, rtol=0, atol=1e-6)
-    assert again.report.plan.fold == first.report.plan.fold
-    assert first.report.plan.fold
-
-
-def test_another_answer_by_sampling_is_another_one(engine: Engine) -> None:
-    sampled = {"do_sample": True, "temperature": 1.5, **PAPER}
-    answers = [turn(engine, FIRST, seed=seed, **sampled)[0] for seed in (1, 2, 1)]
-    assert answers[0].token_ids == answers[2].token_ids != answers[1].token_ids
-    assert [told(answer).computed_tokens for answer in answers] == [len(FIRST), 0, 0]
-
-
-def test_another_answer_keeps_the_fidelity_of_the_prompt(engine: Engine) -> None:
-    first, _ = turn(engine, FIRST, **PAPER)
-    again, _ = turn(engine, FIRST, **PAPER)
-    without, _ = turn(engine, FIRST, **PAPER, no_fidelity=True)
-    assert first.report.fidelity
-    assert again.report.fidelity == replace(first.report.fidelity, seconds=0.0)
-    assert without.report.fidelity is None
-
-
-@pytest.mark.parametrize(
-    "other", [{"sparsity": 0.75}, {"method": None, "rest": "int4"}, {"method": None, "rest": "drop", "fold": False}]
-)
-def test_another_answer_by_other_neurons_passes_again(engine: Engine, whole: Engine, other: dict[str, Any]) -> None:
-    turn(engine, FIRST, **PAPER)
-    assert told(assert_as_whole(engine, whole, FIRST, **PAPER | other)).computed_tokens == REWRITTEN
-    assert told(assert_as_whole(engine, whole, FIRST, **PAPER)).computed_tokens == REWRITTEN
-    assert told(assert_as_whole(engine, whole, FIRST, **PAPER)).computed_tokens == 0
-
-
-def test_neurons_that_are_drawn_by_a_seed_are_drawn_again(engine: Engine, whole: Engine) -> None:
-    drawn = {"sparsity": 0.5, "rest": "drop", "selection": "sampling", "fold": False}
-    for seed in (1, 2):
-        answer = assert_as_whole(engine, whole, FIRST, **drawn, seed=seed)
-    assert told(answer).computed_tokens == REWRITTEN
-
-
-def test_an_interrupted_pass_leaves_no_answer_to_repeat(engine: Engine, whole: Engine) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    first, _ = turn(engine, FIRST, **PAPER)
-    with pytest.raises(KeyboardInterrupt):
-        turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER, on_layer=interrupt)
-    assert told(assert_as_whole(engine, whole, FIRST, **PAPER)).computed_tokens == REWRITTEN
-
-
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
-def test_another_answer_behind_static_steps(case: Callable[[str], Case], kind: str) -> None:
-    engine, whole = copying(case(kind).folder), copying(case(kind).folder)
-    turn(engine, FIRST, **PAPER)
-    for _ in range(2):
-        assert told(assert_as_whole(engine, whole, FIRST, **PAPER)) == Turn(len(FIRST), 0)
-
-
 # Other options
 
 
@@ -400,79 +281,6 @@ def test_windows_move_on_behind_a_long_answer(case: Callable[[str], Case], promp
         assert len(first.token_ids) > 16
     else:
         assert told(answer).kept_tokens == prompt
-
-
-# Ctrl-C, and what does not fit
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2, 3])
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3_5_text", "falcon_h1"])
-def test_an_interrupted_pass_is_as_if_it_had_not_begun(case: Callable[[str], Case], kind: str, layer: int) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == layer:
-            raise KeyboardInterrupt
-
-    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
-    first, _ = turn(engine, FIRST, **PAPER)
-    with pytest.raises(KeyboardInterrupt):
-        turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER, on_layer=interrupt)
-    answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *THIRD], **PAPER)
-    if kind != "gemma2" or not layer:
-        assert told(answer).kept_tokens == len(FIRST)
-    else:  # a window of 16 tokens has no room for 20 more
-        assert told(answer).why_not == "its sliding windows have moved on"
-
-
-@pytest.mark.parametrize("options", [PAPER, WHOLE])
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "granitemoehybrid-mamba"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_an_answer_interrupted_within_a_forward(
-    case: Callable[[str], Case], kind: str, options: dict[str, Any], layer: int
-) -> None:
-    engine, whole = Engine(case(kind).folder), Engine(case(kind).folder)
-    forwards = 0
-
-    def interrupt(*_: Any) -> None:
-        nonlocal forwards
-        forwards += 1
-        if forwards == 4:
-            raise KeyboardInterrupt
-
-    handle = engine.skeleton.modules[layer].register_forward_hook(interrupt)
-    first, _ = turn(engine, FIRST, no_fidelity=True, **options)
-    handle.remove()
-    assert first.finish_reason == "interrupted"
-    ids = [*FIRST, *first.token_ids, *SECOND]
-    answer = assert_as_whole(engine, whole, ids, **options)
-    there = 0 if options is PAPER else 2 + (layer == 2)  # the answer's tokens that all layers have computed
-    if kind == "granitemoehybrid-mamba" and layer < 2:
-        there = 0  # layers with recurrent states are not of the same token
-    assert told(answer).kept_tokens == len(FIRST) + there
-
-
-def test_a_window_interrupted_while_it_changes_is_not_used(
-    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from griffin_offload.model.kv_cache import _Room
-
-    folder = case("mistral").folder
-    engine, whole = Engine(folder), Engine(folder)
-    first, _ = turn(engine, FIRST, **PAPER)
-    put, calls = _Room.put, 0
-
-    def interrupt(self: Any, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return put(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Room, "put", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER)
-    answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *THIRD], **PAPER)
-    assert told(answer).why_not == "its sliding windows have moved on"
 
 
 def test_a_conversation_beyond_the_context_is_refused_and_stays(engine: Engine, whole: Engine) -> None:
