@@ -10,7 +10,6 @@ from tiny import tiny_checkpoint
 
 from griffin_offload import Engine, GriffinError
 from griffin_offload.chat import STOP, Chat, Conversation, transcript
-from griffin_offload.engine import Answer
 from griffin_offload.errors import OptionError, PromptError
 from griffin_offload.options import Decoding, FfnSkip, Pruning, as_dict, build
 
