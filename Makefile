@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt setup.py $(wildcard griffin_offload/nat
 	grep $(if $(SYSTEM_SITE),-v '^torch==','') constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -1,17 +1,22 @@
-"""Everything about rich: tables on stdout; notes, progress bars and reports on stderr.
+"""Everything about rich: tables and answers on stdout; notes, progress bars and reports on stderr.
 
 A bar shows only where stderr is a terminal. Streams are looked up at each call, so that tests may swap them.
 """
 
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,10 +24,10 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -33,17 +38,24 @@ if TYPE_CHECKING:
     from ..report import Report
 
 AMOUNT = re.compile(r"|-|[\d.,]+( ?([KMGT]?i?B|%|GB/s))?")
+_quiet = False  # whether notes, reports and bars are left out
 WIDE = 1000  # columns where there is no terminal: a table takes what it needs and no path is cut
 
 
 def console(*, err: bool = False) -> Console:
-    width = None if is_terminal(sys.stderr if err else sys.stdout) else WIDE
-    return Console(stderr=err, width=width, highlight=False, markup=False, emoji=False)
+    stream = sys.stderr if err else sys.stdout
+    width = None if is_terminal(stream) else WIDE
+    return Console(file=stream, stderr=err, width=width, highlight=False, markup=False, emoji=False)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
     """False also for a stream that was closed before the program began."""
     return stream is not None and stream.isatty()
+
+
+def draws(stream: IO[str] | None) -> bool:
+    """Whether a stream is a terminal that can draw a line again: not one that is dumb."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb").lower() not in ("dumb", "unknown", "")
 
 
 def show(renderable: RenderableType, *, err: bool = False) -> None:
@@ -57,9 +69,21 @@ def show(renderable: RenderableType, *, err: bool = False) -> None:
     screen.file.writelines(line.rstrip() + "\n" for line in captured.get().rstrip().splitlines())
 
 
+def be_quiet(quiet: bool) -> None:
+    """From now on show no notes, reports and bars, or show them again."""
+    global _quiet  # noqa: PLW0603
+    _quiet = quiet
+
+
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    console(err=True).print(Text(text, style="dim"), soft_wrap=True)
+    if not _quiet:
+        console(err=True).print(Text(text, style="dim"))
+
+
+def error(text: str) -> None:
+    """An error that a program goes on after, on stderr."""
+    console(err=True).print(Text(f"error: {' '.join(text.split())}"))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, err: bool = False) -> None:
@@ -84,7 +108,8 @@ def pairs(rows: Iterable[tuple[str, str]], *, err: bool = True) -> None:
 
 def report(value: "Report") -> None:
     """A run's report on stderr."""
-    pairs(value.rows())
+    if not _quiet:
+        pairs(value.rows())
 
 
 def plan(value: "Plan", *, err: bool = False) -> None:
@@ -108,7 +133,7 @@ def plan(value: "Plan", *, err: bool = False) -> None:
 @contextmanager
 def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield update(what, done, total), in bytes. A bar for each `what`, gone when the block ends."""
-    if not is_terminal(sys.stderr):
+    if _quiet or not is_terminal(sys.stderr):
         yield lambda what, done, total: None
         return
     columns = (
@@ -117,6 +142,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     bar = Progress(*columns, console=console(err=True), transient=True)
     tasks: dict[str, TaskID] = {}
@@ -127,7 +153,8 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
             if not tasks:
                 bar.start()
             if what not in tasks:
-                tasks[what] = bar.add_task(f"{description} {what}".strip(), total=total)
+                doing = what if what.startswith("converting ") else f"{description} {what}".strip()
+                tasks[what] = bar.add_task(doing[:1].upper() + doing[1:], total=total)
         bar.update(tasks[what], completed=done, total=total)
 
     try:
@@ -139,7 +166,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
 @contextmanager
 def layer_progress(description: str = "Reading the model") -> Iterator[Callable[[int, int], None]]:
     """Yield on_layer(done, total). The bar goes away with the last layer, so that the answer finds a clean line."""
-    if not is_terminal(sys.stderr):
+    if _quiet or not is_terminal(sys.stderr):
         yield lambda done, total: None
         return
     columns = (
@@ -147,9 +174,8 @@ def layer_progress(description: str = "Reading the model") -> Iterator[Callable[
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("layers"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     # stdout is left alone: with --json, or in a pipe, it is not the bar's to redirect.
     bar = Progress(*columns, console=console(err=True), transient=True, redirect_stdout=False, redirect_stderr=False)
@@ -166,3 +192,158 @@ def layer_progress(description: str = "Reading the model") -> Iterator[Callable[
         yield on_layer
     finally:
         bar.stop()
+
+
+# Answers
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would take as a command."""
+    return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
+
+
+def stream(text: str) -> None:
+    """Text to stdout, at once."""
+    sys.stdout.write(printable(text) if is_terminal(sys.stdout) else text)
+    sys.stdout.flush()
+
+
+class _Code(CodeBlock):
+    """Without a frame of blanks, which would be copied with the code."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        code = str(self.text).rstrip()
+        yield Syntax(code, self.lexer_name, theme="ansi_dark", word_wrap=True, background_color="default")
+
+
+class _Heading(Heading):
+    """On the left, without a frame."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class _Answer(Markdown):
+    """Markdown as models write it: HTML is shown as it is, a line's end stays one, and a link shows its address."""
+
+    elements = {**Markdown.elements, "heading_open": _Heading, "fence": _Code, "code_block": _Code}  # noqa: RUF012
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(markup, hyperlinks=False)
+        self.parsed = _parse(markup)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type, child.tag = "hardbreak", "br"
+
+
+def _parse(markup: str) -> list[Token]:
+    parser = MarkdownIt("commonmark", {"html": False})
+    return parser.enable(["strikethrough", "table"]).disable("reference").parse(markup)
+
+
+def finished(markup: str) -> int:
+    """How many of its first characters no text that follows can change: all blocks but the last."""
+    begins = [token.map[0] for token in _parse(markup) if not token.level and token.map and token.nesting >= 0]
+    lines = markup.splitlines(keepends=True)
+    return sum(map(len, lines[: begins[-1]])) if len(begins) > 1 else 0
+
+
+class AnswerScreen:
+    """An answer on a terminal, rendered as Markdown while it comes: its finished blocks once, and the one that is open
+    drawn again in its place, as much of its end as the screen has room for. Thinking is dim, or folded to one line."""
+
+    EVERY = 0.08  # seconds between two drawings
+
+    def __init__(self, *, folds: bool = False, markdown: bool = True) -> None:
+        self._folds, self._markdown = folds, markdown
+        self._open = ""  # what is not finished
+        self._drawn: list[int] = []  # of the lines on the screen that are to be drawn again, their columns
+        self._blanks = ""  # that thinking has ended with so far
+        self._begun = self._thinks = False
+        self._last = self._since = 0.0
+
+    def reply(self, text: str) -> None:
+        self._end_thinking()
+        if not self._markdown:
+            self._begun = True
+            stream(text)
+            return
+        self._open += printable(text)
+        if time.monotonic() - self._last >= self.EVERY:
+            self._draw(finished(self._open))
+
+    def thinking(self, text: str) -> None:
+        if not self._thinks:
+            self._finish()
+            self._thinks, self._since, self._blanks = True, time.monotonic(), ""
+        if self._folds:
+            if time.monotonic() - self._last >= self.EVERY:
+                self._write([], [f"thinking, {time.monotonic() - self._since:.0f} s"], dim=True)
+        else:
+            text = self._blanks + printable(text)
+            self._blanks = text[len(text.rstrip()) :]
+            if shown := text.rstrip():
+                self._begun = True
+                sys.stdout.write(f"\x1b[2m{shown}\x1b[22m")
+                sys.stdout.flush()
+
+    def close(self) -> None:
+        """The answer has ended: all of it is on the screen, and the cursor below it."""
+        self._end_thinking()
+        self._finish()
+        if self._begun and not self._markdown:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+    def _end_thinking(self) -> None:
+        if not self._thinks:
+            return
+        self._thinks = False
+        if self._folds:
+            self._write([f"thought for {time.monotonic() - self._since:.1f} s"], [], dim=True)
+        else:
+            sys.stdout.write("\n")
+        if not self._markdown:
+            sys.stdout.write("\n")
+
+    def _finish(self) -> None:
+        if self._open.strip():
+            self._draw(len(self._open))
+        self._open = ""
+
+    def _draw(self, done: int) -> None:
+        """Prints the first `done` characters for good, and the others so that they can be drawn again."""
+        ready, self._open = self._open[:done], self._open[done:]
+        width, height = console().size
+        above = _lines(ready, width - 1)
+        below = _lines(self._open, width - 1)[-max(1, height - 2) :]
+        self._write(above, below)
+
+    def _write(self, above: list[str], below: list[str], dim: bool = False) -> None:
+        """Replaces the lines that are to be drawn again: by those `above`, for good, and those `below`."""
+        width = max(1, console().width)
+        rows = sum(max(1, -(-columns // width)) for columns in self._drawn)  # a screen that became narrower breaks them
+        out = "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J" if self._drawn else ""
+        gap = [""] if self._begun else []  # between two blocks
+        self._begun = self._begun or bool(above)
+        for_good = [*gap, *above] if above else []
+        again = [*([""] if self._begun else []), *below] if below else []
+        if dim:
+            for_good, again = ([f"\x1b[2m{line}\x1b[22m" for line in lines] for lines in (for_good, again))
+        out += "".join(f"{line}\n" for line in for_good) + "\n".join(again)
+        self._drawn = [Text.from_ansi(line).cell_len for line in again]
+        self._last = time.monotonic()
+        sys.stdout.write(out)
+        sys.stdout.flush()
+
+
+def _lines(markup: str, width: int) -> list[str]:
+    """Markdown as lines for a terminal, without the blanks at their ends."""
+    if not markup.strip():
+        return []
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(_Answer(markup), width=max(1, width))
+    return [re.sub(r" +((\x1b\[[\d;]*m)*)$", r"\1", line) for line in captured.get().strip("\n").split("\n")]

@@ -6,7 +6,7 @@ from inspect import cleandoc
 
 import click
 
-from .chat import COMMANDS
+from ._chat_commands import COMMANDS
 from .main import griffin
 
 HEAD = """# The commands
@@ -43,7 +43,7 @@ def section(command: click.Command, name: str) -> str:
     if options:
         parts.append(table(("option", "default", ""), [cells(each) for each in options]))
     if name == "griffin chat":
-        rows = [(f"`{f'{each} {argument}'.strip()}`", text) for each, (argument, text) in COMMANDS.items()]
+        rows = [(f"`{f'{name} {each.argument}'.strip()}`", each.line) for name, each in COMMANDS.items()]
         parts += ["Within a chat:", table(("command", ""), rows), SET]
     return "\n\n".join(parts) + "\n"
 

@@ -1,16 +1,18 @@
 """Click options made from the option groups of options.py, and the objects that a command gets for them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from ..errors import GriffinError
+from ..errors import GriffinError, OptionError
 from ..options import (
     AUTO,
     OFF,
@@ -25,9 +27,10 @@ from ..options import (
     parse_shares,
     parse_switch,
 )
-from ..sources.resolve import DEFAULT_MODEL
+from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
+from ._settings import source_of
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -117,6 +120,8 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
             return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text, **changes)
         return click.option(flag(name), is_flag=True, help=text, **changes)
     facts = {"type": kind(told), "metavar": told.metavar or None, "help": text, **changes}
+    if told.several:  # None, as elsewhere, where it is not given
+        facts |= {"type": str, "multiple": True, "callback": lambda _, __, each: sum(map(told.parse, each), ()) or None}
     return click.option(flag(name), name, **facts)
 
 
@@ -164,16 +169,50 @@ def takes(*groups: "type | Some") -> Decorator:
         @wraps(command)
         def run(**values: Any) -> Any:
             given = {name: value for name in options if (value := values.pop(name)) is not None}
-            check_usage(given)
-            built: dict[str, Any] = {
-                KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
-            }
-            check_greedy(built.get("decoding"), built.get("pruning"))
+            given = yielding(given)
+            with told_where(given):
+                check_usage(given)
+                built: dict[str, Any] = {
+                    KEYWORDS[some.group]: build(some.group, {**some.defaults, **given}) for some in chosen
+                }
+                check_greedy(built.get("decoding"), built.get("pruning"))
             return command(**values, **built)
 
         return cast(F, decorate(run, *options.values()))
 
     return wrap
+
+
+def yielding(given: dict[str, Any]) -> dict[str, Any]:
+    """Without --greedy, or what asks for sampling, from the user's settings, where the command line says the other."""
+    context = click.get_current_context()
+    sampling = [name for name in ("temperature", "top_p", "top_k", "seed") if name in given]
+    if not given.get("greedy") or not sampling:
+        return given
+    settings = [name for name in ("greedy", *sampling) if source_of(context, name)]
+    if "greedy" in settings and any(name not in settings for name in sampling):
+        return {**given, "greedy": False}
+    return {n: v for n, v in given.items() if n not in settings} if "greedy" not in settings else given
+
+
+@contextmanager
+def told_where(given: Mapping[str, Any]) -> Iterator[None]:
+    """Errors name the file and key, or the variable, of the option that they are about."""
+    context = click.get_current_context()
+    sources = {name: source for name in given if (source := source_of(context, name))}
+    for name, source in sources.items():
+        try:
+            KNOWN[name][0].check(name, given[name])
+        except OptionError as error:
+            raise OptionError(f"{source}: {error}") from None
+    try:
+        yield
+    except (click.UsageError, OptionError) as error:
+        text = error.message if isinstance(error, click.UsageError) else str(error)
+        about = [source for name, source in sources.items() if flag(name) in text or name in text]
+        if not about:
+            raise
+        raise OptionError(f"{text} ({'; '.join(about)})") from None
 
 
 def check_usage(given: Mapping[str, Any]) -> None:
@@ -204,6 +243,17 @@ def given_options() -> list[str]:
     return [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Opens the engine of a model when it is called."""
+
+    model: str
+    placement: Placement
+
+    def __call__(self) -> "Engine":
+        return open_engine(self.model, self.placement)
+
+
 def opens_engine(*, host_memory: bool = False) -> Decorator:
     """Gives a command --model and the options of Placement; it gets `open_engine`, which opens that model.
 
@@ -213,21 +263,36 @@ def opens_engine(*, host_memory: bool = False) -> Decorator:
         @takes(Some(Placement, without=() if host_memory else ("host_memory",)))
         @wraps(command)
         def run(*, model: str, placement: Placement, **values: Any) -> Any:
-            return command(open_engine=partial(open_engine, model, placement), **values)
+            return command(open_engine=Opening(model, placement), **values)
 
         text = "An alias (see `griffin models`), a folder, a hub id or a .gguf file."
-        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help=text)
+        facts: dict[str, Any] = {"metavar": "NAME", "shell_complete": complete_model}
+        model = click.option("--model", default=DEFAULT_MODEL, show_default=True, help=text, **facts)
         return cast(F, model(run))
 
     return wrap
 
 
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models known by name, and files."""
+    from ..sources.catalogue import CATALOGUE
+
+    names = [name for name in CATALOGUE if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
 def open_engine(model: str, placement: Placement) -> "Engine":
     """The engine of a model; a bar shows if the model has to be fetched."""
+    find(model)  # a name of no model is refused before torch is imported
     from ..engine import Engine
+    from ..memory.machine import total_memory
 
     with console.progress_bytes("Fetching") as on_progress:
-        return Engine(model, placement, on_progress=on_progress)
+        engine = Engine(model, placement, on_progress=on_progress)
+    if placement.device_memory is not None and engine.budget > (there := total_memory(engine.device)):
+        asked = f"--device-memory {format_bytes(engine.budget)}"
+        console.note(f"{asked} is more than the memory of this machine, {format_bytes(there)}: a run may be killed")
+    return engine
 
 
 def compares(command: F) -> F:
@@ -274,6 +339,17 @@ def switch(flag: str, help: str) -> Decorator:
 
 def seed_option(help: str) -> Decorator:
     return count("--seed", 0, help, type=click.IntRange(0, 2**32 - 1))
+
+
+def quiet_option(command: F) -> F:
+    """--quiet: the answer and errors alone."""
+
+    def told(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        console.be_quiet(value)
+
+    text = "Print the answer and errors alone: no notes, no progress, no report."
+    wrap = click.option("--quiet", "-q", is_flag=True, expose_value=False, is_eager=True, callback=told, help=text)
+    return wrap(command)
 
 
 def json_option(help: str = "Print one JSON object instead of a table.") -> Decorator:

@@ -1,8 +1,12 @@
 """Text that users give: a prompt, a file, a pipe."""
 
 import io
+import os
+import select
+import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -10,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from ..errors import PromptError
+from . import _console as console
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..run import Answer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,23 +49,56 @@ def takes_form(command: F) -> F:
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt from its one source. One newline at the end of a file or of stdin is not part of the prompt.
+    """The prompt from its source; a text that is piped in goes before the one that is given. One newline at the end of
+    a file or of stdin is not part of the prompt.
 
     Raises click.UsageError for no source or two, PromptError for an empty or unreadable one."""
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("--prompt and --prompt-file both give a prompt: leave one out")
     if prompt is not None:
-        text = check_text(prompt, "the prompt")
+        text = "\n\n".join(part for part in (piped_text(), check_text(prompt, "the prompt")) if part.strip())
     elif prompt_file is not None and prompt_file != "-":
         text = read_file(prompt_file)
     else:
         pipe = sys.stdin.buffer if sys.stdin else io.BytesIO()
         if prompt_file is None and (sys.stdin is None or pipe.isatty()):
-            raise click.UsageError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe one in")
+            raise click.UsageError("no prompt: give TEXT, --prompt TEXT or --prompt-file FILE, or pipe one in")
         text = decode(pipe.read(), "stdin")
     if not text.strip():
         raise PromptError("the prompt is empty: give it some text")
     return text
+
+
+def piped_text(patience: float = 3.0) -> str:
+    """What a pipe or a file at stdin holds; "" where there is none. Says so if nothing has come in `patience` s."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    pipe = sys.stdin.buffer
+    try:
+        mode = os.fstat(pipe.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system's: a program runs the command within itself
+        with suppress(OSError):
+            return decode(pipe.read(), "stdin")
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    if not select.select([pipe], [], [], patience)[0]:
+        console.note("waiting for the end of stdin, which goes before the prompt (< /dev/null leaves it out)")
+    return decode(pipe.read(), "stdin")
+
+
+def looks_like_a_file(text: str) -> bool:
+    """Whether a text is rather the name of a file than a prompt: one word such as p.txt or notes/p."""
+    return len(text.split()) == 1 and (text.lower().endswith((".txt", ".md", ".json", ".jsonl")) or os.sep in text)
+
+
+def ending(answer: "Answer", asked: int, context: int, longer: str) -> str | None:
+    """How an answer ended, where a reader would wonder: cut at `asked` tokens or by the context, or empty."""
+    tokens = len(answer.token_ids)
+    if answer.finish_reason == "length":
+        full = answer.report.plan.max_new_tokens < asked
+        return f"cut after {tokens} tokens: " + (f"the context of {context} tokens is full" if full else longer)
+    return "empty: the model ended its answer at once" if not answer.text.strip() else None
 
 
 def read_file(name: str) -> str:

@@ -12,6 +12,7 @@ from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
 from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
+from ._text import read_file
 
 if TYPE_CHECKING:
     from ..evaluation.bench.bench import Asked, Bench
@@ -27,13 +28,15 @@ COLUMNS = (
     "min..max",
     "of limit",
     "a token reads",
+    "a token streams",
+    "same tokens",
     "total (s)",
     "peak",
     "peak of RAM",
     "read",
     "note",
 )
-OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
+OPTIONAL = ("again (s)", "a token streams", "same tokens", "peak of RAM", "note")  # shown where a row has them
 
 
 @click.command("bench", short_help="Speed and memory beside other ways to run a model.")
@@ -58,9 +61,10 @@ OPTIONAL = ("again (s)", "peak of RAM", "note")  # shown where a row has them
 @click.option(
     "--methods",
     metavar="NAME,...",
-    help="Methods to measure: full, accelerate, magnitude, griffin, llama-cpp. [default: all, llama-cpp only with a "
-    "file]",
+    help="Methods to measure: full, accelerate, magnitude, griffin, lossless, llama-cpp. [default: all but lossless, "
+    "llama-cpp only with a file]",
 )
+@file("--prompt-file", "A text that all methods answer, in the chat template. [default: random tokens]", dir_okay=False)
 @file(
     "--llama-cpp",
     "A GGUF file of the same weights; give several (bf16, Q8_0, Q4_0) to compare.",
@@ -116,7 +120,9 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Measure time and memory of several ways to run a model, each run in its own process.
 
     full: plain transformers. accelerate: transformers, reading from disk what does not fit. magnitude: pruned by the
-    size of the weights. griffin: pruned for the prompt. All get the same random prompt and take the likeliest token.
+    size of the weights. griffin: pruned for the prompt. lossless: drafted by what is resident, verified by the full
+    model; give it a text, since its speed depends on what is said. All get the same prompt and take the likeliest
+    token. same tokens: of the answer's first ones, as many are those of accelerate or full, of so many that both made.
 
     x floor: time of the prompt pass, divided by the time to read the checkpoint once (for a GPU: or to copy it there)
     or to compute the prompt, whichever is longer. Below 1 for methods that load the model beforehand. of limit:
@@ -153,6 +159,7 @@ def read_options(
     ggufs: tuple[Path, ...],
     uncapped: bool,
     compile: bool,
+    prompt_file: Path | None,
     **more: Any,
 ) -> "Asked":
     """What to measure; the model is fetched or made only when all else is in order.
@@ -182,7 +189,13 @@ def read_options(
         **more,
     }
     bench.Asked(folder=Path(), **asked)  # refuses what is out of range before the model is there
-    return bench.Asked(folder=folder_of(synthetic, model), **asked)
+    text = read_file(str(prompt_file)) if prompt_file else ""
+    folder = folder_of(synthetic, model)
+    if text:
+        asked["prompt"] = bench.encode(folder, text)
+        answers = [lengths.answer for lengths in asked["lengths"]]
+        asked["lengths"] = [bench.Lengths(len(asked["prompt"]), answer) for answer in dict.fromkeys(answers)]
+    return bench.Asked(folder=folder, **asked)
 
 
 def folder_of(synthetic: str | None, model: str | None) -> Path:
@@ -270,6 +283,8 @@ def cells(row: dict[str, Any], lengths: str, label: str) -> tuple[str, ...]:
         spread,
         "disturbed" if row["limit_disturbed"] else f"{row['of_limit']:.0%}" if row["of_limit"] else "-",
         format_bytes(row["bytes_per_token"]) if row["bytes_per_token"] else "-",
+        format_bytes(round(row["streamed_per_token"])) if row["streamed_per_token"] else "",
+        "{} of {}".format(*row["same_tokens"]) if row["same_tokens"] else "",
         f"{'~' if row['extrapolated'] else ''}{row['total_s']:.1f}",
         format_bytes(row["peak_bytes"] or 0),
         format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] else "",

@@ -18,7 +18,7 @@ from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_s
 from ..units import format_bytes
 from . import _console as console
 from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
-from ._text import check_text, read_file, read_prompt, takes_form
+from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -304,6 +304,8 @@ def file_or_text(prompt: str) -> str:
     if os.path.isfile(prompt):
         console.note(f"prompt: the text in the file {prompt}")
         text = read_file(prompt)
+    elif looks_like_a_file(prompt):
+        raise PromptError(f"there is no file {prompt}: give --prompt the name of a file, or a text of several words")
     else:
         console.note("prompt: the text given with --prompt (no file has this name)")
         text = check_text(prompt, "the prompt")

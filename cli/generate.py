@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import Decoding, Pruning
+from ..options import Decoding, Pruning, as_dict
 from . import _console as console
-from ._options import choice_note, count, file, json_option, opens_engine, remember, switch, takes
-from ._text import PromptForm, read_prompt, takes_form
+from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
+from ._page import check_page, recorded, write_page
+from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
 from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command("generate", short_help="Answer one prompt, or a file of them.")
-@click.option("--prompt", metavar="TEXT", help="The prompt. Without it and --prompt-file, it is read from a pipe.")
+@click.argument("words", nargs=-1, metavar="[PROMPT]")
+@click.option("--prompt", metavar="TEXT", help="The prompt, as the argument is. What is piped in goes before it.")
 @click.option("--prompt-file", metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @takes_form
 @opens_engine(host_memory=True)
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 @count("--batch-size", 1, "With --input: read the model once for N prompts, which then share their kept neurons.")
 @switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
 @switch("--force", "Start over and replace what --output holds.")
+@file("--report", "Also write the run as a page: memory over time, the plan, the layers, the answer.", "page")
 @json_option("Print one JSON object instead of text.")
+@quiet_option
 def command(
     *,
+    words: tuple[str, ...],
     prompt: str | None,
     prompt_file: str | None,
     form: PromptForm,
@@ -38,22 +44,32 @@ def command(
     pruning: Pruning,
     decoding: Decoding,
     as_json: bool,
+    page: Path | None,
     **many: Any,
 ) -> None:
     """Answer one prompt, or a file of them.
 
     The model is read once, for the prompt; the answer comes from the neurons that the prompt uses.
     """
+    if words and prompt is not None:
+        raise click.UsageError("the prompt is given twice: leave out --prompt, or the argument")
+    prompt = " ".join(words) if words else prompt
     if (many["source"] is None) != (many["output"] is None):
         raise click.UsageError("--input and --output go together")
     if many["source"] is not None:
         if prompt is not None or prompt_file is not None:
-            raise click.UsageError("--input gives the prompts: leave out --prompt and --prompt-file")
+            raise click.UsageError("--input gives the prompts: leave out the other prompt")
+        if page:
+            raise click.UsageError("--report shows the run of one prompt: leave out --input")
         generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
         return
     if many["batch_size"] > 1 or many["per_prompt"] or many["force"]:
         raise click.UsageError("--batch-size, --per-prompt and --force need --input and --output")
+    if prompt is not None and looks_like_a_file(prompt):
+        console.note(f"the prompt is the text {prompt}: --prompt-file {prompt} would read a file")
     text = read_prompt(prompt, prompt_file)
+    if page:
+        check_page(page)
     engine = open_engine()
     ids = form.encode(engine, text)
 
@@ -63,16 +79,16 @@ def command(
         if engine.opened.lacks_prior(pruning, plan):
             console.note("which neurons this model uses in general is measured first, once: one more reading")
 
-    show = None if as_json else stream
-    with console.layer_progress() as on_layer:
+    show = None if as_json else console.stream
+    with console.layer_progress() as on_layer, recorded(page, engine.device) as samples:
         answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
     click.echo(json.dumps(answer.to_json()) if as_json else "")
+    longer = "--max-new-tokens N allows more"
+    if end := ending(answer, decoding.max_new_tokens, engine.context_length, longer):
+        console.note(f"the answer is {end}")
     console.report(answer.report)
     remember(answer.report)
+    if page:
+        write_page(page, answer, samples, text, {**as_dict(pruning), **as_dict(decoding)})
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
-
-
-def stream(text: str) -> None:
-    """Text to stdout, at once."""
-    click.echo(text, nl=False)  # echo flushes

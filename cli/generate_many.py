@@ -12,12 +12,13 @@ import click
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
 from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
+from ..paths import cache_folder
 from . import _console as console
 from ._text import PromptForm
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..generation import Answer
+    from ..run import Answer
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": {" or ".join(ROLES)}, "content": a text}}'
@@ -89,14 +90,17 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
         "batch_size": 1 if job.per_prompt else job.batch_size,  # where the prompts of a batch share their kept neurons
         **recorded(with_allocation(engine, pruning), decoding),
     }
-    with Results(job.output, settings, source=job.source, force=job.force) as results:
-        Rows(engine, job, pruning, decoding).answer(rows, results)
+    memory = cache_folder() / "finished"
+    with Results(job.output, settings, source=job.source, force=job.force, memory=memory) as results:
+        if not results.finished:
+            Rows(engine, job, pruning, decoding).answer(rows, results)
         failed = sum("error" in row for row in results.rows)
     if job.as_json:
         click.echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
-    console.note(f"{len(rows)} prompts answered in {job.output}")
+    done = "are answered already in" if results.finished else "answered in"
+    console.note(f"{len(rows)} prompts {done} {job.output}" + "; --force answers them again" * results.finished)
 
 
 def with_allocation(engine: "Engine", pruning: Pruning) -> Pruning:
@@ -117,7 +121,7 @@ def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:
         values["rest"] = None if pruning.rest == "drop" else AUTO  # earlier versions wrote None, and dropped
     if pruning.folds and pruning.rest in (None, AUTO, "drop"):
         values["fold"] = pruning.folds
-    values |= decoding.generate_options(pruning.selection)
+    values |= decoding.generate_options(pruning.selection) | ({"stop": list(decoding.stop)} if decoding.stop else {})
     drops = pruning.rest in (None, AUTO, "drop")
     if pruning.prior != OFF and (pruning.prior != AUTO or drops):  # earlier versions had none of their own
         values["prior"] = pruning.prior
@@ -139,14 +143,20 @@ def fault(row: Row, raw: bool) -> str | None:
 
 
 def are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-            for turn in value
-        )
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(
+        isinstance(turn, dict) and turn.get("role") in ROLES and is_content(turn.get("content")) for turn in turns
     )
+
+
+def is_content(value: Any) -> bool:
+    """A text, or a list of parts: of text, or of media, which the engine refuses with the reason."""
+    parts = value if isinstance(value, list) else []
+    return isinstance(value, str) or (bool(parts) and all(isinstance(part, dict) and is_part(part) for part in parts))
+
+
+def is_part(part: Row) -> bool:
+    return isinstance(part.get("type"), str) and (part["type"] != "text" or isinstance(part.get("text"), str))
 
 
 class Rows:

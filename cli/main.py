@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import GriffinError
 from ..version import __version__
+from ._settings import apply, source_of
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
     "chat": ("chat", "Talk to a model, turn by turn."),
+    "sessions": ("sessions", "The saved chats, for griffin chat --resume."),
+    "serve": ("serve", "Answer programs that speak OpenAI's API."),
     "generate": ("generate", "Answer one prompt, or a file of them."),
     "export-pruned": ("export_pruned", "Write the pruned model, for transformers or for llama.cpp."),
     "calibrate": ("calibrate", "Measure which layers need their neurons most."),
@@ -28,7 +32,10 @@ COMMANDS = {
     "mem-report": ("mem_report", "What fits here, what a run needs, what the last one took."),
     "models": ("models", "The models known by name, and those on this machine."),
     "pull": ("pull", "Fetch a model now, to run it later."),
+    "config": ("config", "The settings file and the variables, and what they say."),
+    "completion": ("completion", "Make a shell complete commands and options."),
 }
+WITHOUT_SETTINGS = ("config", "completion")  # so that they run where the settings are wrong, and tell of it
 # Set before transformers and huggingface_hub are imported: they read these once.
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -54,6 +61,23 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f".{self.lazy[cmd_name][0]}", __package__).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; what is resolved gets the user's settings as its defaults."""
+        name, command, rest = super().resolve_command(ctx, args)
+        without = ctx.resilient_parsing or name in WITHOUT_SETTINGS or {"-h", "--help"} & set(rest)
+        if name and command and not isinstance(command, click.Group) and not without:
+            apply(ctx, name, command, COMMANDS)
+        return name, command, rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, without importing the commands."""
+        names = [(name, line) for name, (_, line) in self.lazy.items() if name.startswith(incomplete)]
+        return [CompletionItem(name, help=line) for name, line in names] + click.Command.shell_complete(
+            self, ctx, incomplete
+        )
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
@@ -77,6 +101,9 @@ class Griffin(LazyGroup):
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.UsageError as error:
+            parameter = error.param if isinstance(error, click.BadParameter) else None
+            if parameter and (source := source_of(error.ctx, parameter.name)):
+                fail(f"{source}: {' '.join(error.message.split())}", 1)
             path = error.ctx.command_path if error.ctx else prog_name
             fail(f"{' '.join(error.format_message().split()).rstrip('.')}. See '{path} --help'.", 2)
         except click.ClickException as error:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,16 @@ from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    import torch
+
     from ..memory.machine import Machine
     from ..planning.catalogue_fit import CatalogueRow
     from ..planning.plan import Plan
+    from ..planning.request import Request
+    from ..planning.sizes import ModelSizes
 
 OF_PRUNING = ("sparsity", "resident_dtype", "rest", "fold", "method")
-NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype")
+NEEDS_MODEL = (*OF_PRUNING, "prompt_tokens", "max_new_tokens", "dtype", "context")
 
 
 @click.command("mem-report", short_help="What fits here, what a run needs, what the last one took.")
@@ -46,19 +49,93 @@ def command(
     if last:
         show_last(as_json)
     elif model is not None:
-        engine = open_engine(model, placement)
-        plan = engine.plan(tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256, pruning)
-        show_plan(engine, plan, ladder(engine, plan) if pruning.sparsity is None else [], as_json)
+        asked = tokens["prompt_tokens"] or 512, tokens["max_new_tokens"] or 256
+        planned = plan_known_shape(model, placement, pruning, *asked) or plan_opened(model, placement, pruning, *asked)
+        show_plan(planned, ladder(planned) if pruning.sparsity is None else [], as_json)
     else:
         show_machine(placement, as_json)
 
 
-def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], as_json: bool) -> None:
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a run of a model, and what it was made of. `path`: None where the model is not on this machine;
+    `note`: a word on that."""
+
+    plan: "Plan"
+    request: "Request"
+    sizes: "ModelSizes"
+    name: str
+    path: str | None
+    dtype: "torch.dtype"
+    note: str = ""
+
+
+def plan_opened(model: str, placement: Placement, pruning: Pruning, prompt: int, answer: int) -> Planned:
+    engine = open_engine(model, placement)
+    plan, request = engine.plan(prompt, answer, pruning), engine.opened.request(prompt, answer)
+    return Planned(plan, request, engine.sizes, engine.name, str(engine.path), engine.skeleton.layout.dtype)
+
+
+def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt: int, answer: int) -> Planned | None:
+    """The plan of a model that the catalogue knows and that is not on this machine; None for another one. Nothing is
+    fetched."""
+    from ..sources.resolve import only_known
+
+    if (known := only_known(model)) is None:
+        return None
+    import torch
+
+    from ..planning.catalogue_fit import catalogue_sizes
+    from ..planning.ladder import best_plan, plan_at_speed
+    from ..planning.sizes import bounded
+
+    dtype = getattr(torch, placement.dtype or "bfloat16")
+    sizes = bounded(catalogue_sizes(known.config, dtype), placement.context, known.alias)
+    request = replace(request_here(placement), prompt_tokens=prompt, max_new_tokens=answer)
+    asked = replace(request, fold=pruning.folds, fidelity=True)
+    plan = plan_at_speed(best_plan, sizes, asked, pruning, known.alias, dtype)
+    licence = f"{known.licence}, gated: accept it on the model's page first" if known.gated else known.licence
+    note = (
+        f"not on this machine: planned from its shape. `griffin pull {known.alias}` fetches {known.hub_id}, "
+        f"{format_bytes(known.bytes)} in bfloat16 (licence: {licence})"
+    )
+    return Planned(plan, request, sizes, known.alias, None, dtype, note)
+
+
+def request_here(placement: Placement) -> "Request":
+    """What is planned for on this machine, on the device and in the budget that were asked for."""
+    from ..memory.machine import best_device, check_device, device_budget, held_memory, how_known
+    from ..memory.upload import ring_for
+    from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS
+    from ..planning.request import Request
+
+    device, size = placement.device, placement.device_memory
+    device = check_device(device) if device else best_device()
+    return Request(
+        PROMPT_TOKENS,
+        ANSWER_TOKENS,
+        0.0,
+        parse_bytes(size) if size is not None else device_budget(device),
+        device,
+        held_memory(device),
+        how_known(device),
+        copies=device != "cpu",
+        static=device == "cuda",
+        ring=ring_for(device) if device != "cpu" else None,
+    )
+
+
+def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) -> None:
     """The plan of one run, and what else could be kept in its budget."""
+    plan = planned.plan
     if as_json:
-        facts = {"model": engine.name, "model_path": str(engine.path), "device": engine.device, "dtype": engine.dtype}
-        click.echo(json.dumps(facts | plan.to_json() | {"ladder": rungs}))
+        dtype = str(planned.dtype).removeprefix("torch.")
+        facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
+        facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
+        click.echo(json.dumps(facts | {"ladder": rungs}))
         return
+    if planned.note:
+        click.echo(f"{planned.name} is {planned.note}\n")
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
     if rungs:
@@ -67,15 +144,16 @@ def show_plan(engine: "Engine", plan: "Plan", rungs: Sequence[dict[str, Any]], a
     console.pairs(summary(plan), err=False)
 
 
-def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
+def ladder(planned: Planned) -> list[dict[str, Any]]:
     """Every rung: what it needs, and what it gives on this machine, by the speed of each format here."""
-    from ..memory.out_of_memory import planned
+    taken, device = planned.plan, planned.request.device
+    from ..memory.out_of_memory import planned as within_plan
     from ..model.format_speeds import measured_speeds
     from ..planning.ladder import climb, describe
 
-    with planned(engine.device):
-        speeds = measured_speeds(engine.device, engine.skeleton.layout.dtype)
-    request = replace(engine.opened.request(taken.prompt_tokens, taken.max_new_tokens), speeds=speeds)
+    with within_plan(device):
+        speeds = measured_speeds(device, planned.dtype)
+    request = replace(planned.request, speeds=speeds)
     return [
         {
             "kept": str(rung),
@@ -87,7 +165,7 @@ def ladder(engine: "Engine", taken: "Plan") -> list[dict[str, Any]]:
             "fits": plan.fits,
             "taken": str(rung) == describe(taken),
         }
-        for rung, plan in climb(engine.sizes, request)
+        for rung, plan in climb(planned.sizes, request)
     ]
 
 
@@ -126,21 +204,13 @@ def summary(plan: "Plan") -> list[tuple[str, str]]:
 
 def show_machine(placement: Placement, as_json: bool) -> None:
     """This machine, and the catalogue against its budget."""
-    from ..memory.machine import check_device, device_budget, held_memory, how_known, machine
+    from ..memory.machine import machine
     from ..paths import cache_folder
-    from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS, plan_catalogue
-    from ..planning.request import Request
+    from ..planning.catalogue_fit import plan_catalogue
     from ..sources.resolve import CATALOGUE
 
-    device, size = placement.device, placement.device_memory
-    budget = parse_bytes(size) if size is not None else None
-    if device is not None:
-        check_device(device)
-    here = machine(cache_folder(), largest_weights())
-    device = device or here.device
-    budget = budget or (here.budget if device == here.device else device_budget(device))
-    copies, runtime = device != "cpu", held_memory(device)
-    request = Request(PROMPT_TOKENS, ANSWER_TOKENS, 0.0, budget, device, runtime, how_known(device), copies=copies)
+    request = request_here(placement)
+    here, device, budget = machine(cache_folder(), largest_weights()), request.device, request.budget
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}

@@ -5,20 +5,25 @@ from typing import Any
 
 import click
 
+from ..errors import GriffinError
 from ..units import format_bytes
 
 
 @click.command("models", short_help="The models known by name, and those on this machine.")
+@click.argument("word", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
-def command(*, as_json: bool) -> None:
-    """List the models that --model and `griffin pull` know by name, and others found on this machine.
+def command(*, word: str | None, as_json: bool) -> None:
+    """List the models that --model and `griffin pull` know by name, and others found on this machine; with WORD, those
+    that have it in their name.
 
     --model also takes a folder, any hub id (owner/name) and a .gguf file. A gated model asks for its licence to be
     accepted on its page on the hub before it is fetched.
     """
     from . import _console as console
 
-    rows = entries()
+    rows = [row for row in entries() if word is None or word.lower() in f"{row['name']} {row['hub_id']}".lower()]
+    if not rows:
+        raise GriffinError(f"no model here or in the catalogue has {word!r} in its name: `griffin models` lists all")
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

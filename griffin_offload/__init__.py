@@ -8,10 +8,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .generation import Answer
     from .planning.plan import Plan
     from .pruning.prior import Prior
     from .report import Report
+    from .run import Answer
 
 # Lazily: these import torch, and `griffin --help` must not.
 _LATER = {

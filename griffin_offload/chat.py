@@ -8,7 +8,7 @@ its answer ends where the user would speak.
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .generation import Answer
+    from .run import Answer
 
 FORMAT = "griffin-conversation"
 STOP = "\nUser:"
@@ -70,6 +70,14 @@ class Conversation:
         """Forget the messages; the system text stays."""
         self._turns.clear()
 
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": 1, "system": self.system, "messages": [dict(turn) for turn in self._turns]}
+
+    def to_markdown(self) -> str:
+        """The conversation as a text to read, each message below who said it."""
+        names = {"system": "System", "user": "User", "assistant": "Assistant"}
+        return "\n".join(f"## {names[turn['role']]}\n\n{turn['content'].strip()}\n" for turn in self.messages)
+
     def save(self, path: Path) -> None:
         """Write as JSON: whole or not at all. Replaces only another saved conversation. Raises GriffinError."""
         if path.exists():
@@ -77,7 +85,7 @@ class Conversation:
                 Conversation.load(path)
             except GriffinError:
                 raise GriffinError(f"{path} exists and is not a saved conversation: choose another name") from None
-        content = {"format": FORMAT, "version": 1, "system": self.system, "messages": self._turns}
+        content = self.to_json()
         try:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             try:
@@ -99,9 +107,18 @@ class Conversation:
         except (OSError, ValueError, RecursionError) as error:
             raise GriffinError(f"cannot load a conversation from {path}: {reason(error)}") from error
 
+        try:
+            return cls.from_json(content)
+        except ValueError as error:
+            raise GriffinError(f"{path} is not a saved conversation: {error}") from None
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Conversation":
+        """What `to_json` gave, every field checked. Raises ValueError."""
+
         def need(ok: bool, what: str) -> None:
             if not ok:
-                raise GriffinError(f"{path} is not a saved conversation: {what}")
+                raise ValueError(what)
 
         need(isinstance(content, dict) and content.get("format") == FORMAT, f'no "format": "{FORMAT}"')
         need(content.get("version") == 1, f"version {content.get('version')!r}; this Griffin reads version 1")
@@ -127,54 +144,18 @@ def transcript(messages: list[dict[str, str]]) -> str:
     return "\n".join([*parts, "Assistant:"])
 
 
-class UntilStop:
-    """Passes text on up to the stop string, without leading white space.
+def _without_leading_blanks(on_text: OnText) -> OnText:
+    """Passes text on from its first character that is no white space."""
+    begun = False
 
-    Text that may be the beginning of the stop string is held back until the next piece decides."""
+    def pass_on(piece: str) -> None:
+        nonlocal begun
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        if piece:
+            on_text(piece)
 
-    def __init__(self, on_text: OnText, stop: str = STOP) -> None:
-        self.text = ""  # what was passed on
-        self.done = False  # the stop string was there
-        self._on_text, self._stop, self._held = on_text, stop, ""
-
-    def __call__(self, piece: str) -> None:
-        if self.done:
-            return
-        self._held += piece
-        if not self.text:
-            self._held = self._held.lstrip()
-        end = self._held.find(self._stop)
-        if end >= 0:
-            self.done = True
-        else:
-            # The longest tail that the stop string begins with stays here.
-            tails = range(min(len(self._stop) - 1, len(self._held)), -1, -1)
-            end = len(self._held) - next(n for n in tails if self._held.endswith(self._stop[:n]))
-        self._pass(end)
-
-    def close(self) -> str:
-        """No more text follows. Returns what was passed on; a beginning of the stop string at the end is left out."""
-        self.done = True
-        return self.text
-
-    def _pass(self, end: int) -> None:
-        ready, self._held = self._held[:end], self._held[end:]
-        if ready:
-            self.text += ready
-            self._on_text(ready)
-
-
-def _stop_when(done: Callable[[], bool]) -> Any:
-    """A stopping criterion for transformers' generate. Its own stop_strings first search the whole vocabulary: with
-    262144 entries that takes seconds and hundreds of MiB."""
-    import torch
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    class Stop(StoppingCriteria):  # type: ignore[misc]
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            return torch.full((len(input_ids),), done(), dtype=torch.bool, device=input_ids.device)
-
-    return StoppingCriteriaList([Stop()])
+    return pass_on
 
 
 class Chat:
@@ -190,18 +171,37 @@ class Chat:
         self.engine = engine
         self.pruning, self.decoding = pruning or Pruning(), decoding or Decoding()
         self.conversation = Conversation(system)
+        self.prompt_end = ""  # how the last prompt ended, before its answer: a template may begin to think there
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of context that the conversation takes so far; 0 where it has no message."""
+        if not len(self.conversation):
+            return 0
+        try:
+            return len(self.prompt_ids())
+        except GriffinError:  # a template that takes no such conversation says so when it is asked
+            return 0
 
     def settings(self) -> dict[str, Any]:
         """Every option that `set` changes: name -> value."""
         return {**as_dict(self.pruning), **as_dict(self.decoding)}
 
+    def setting(self, name: str) -> str:
+        """The name of an option, from it or from a beginning that no other has. Raises OptionError."""
+        known, name = self.settings(), name.replace("-", "_")
+        found = [name] if name in known else [each for each in known if each.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise OptionError(f"{name} may be {', '.join(found)}")
+        raise OptionError(f"no setting is called {name!r}: there are {', '.join(known)}")
+
     def set(self, name: str, text: str) -> None:
         """Change one option, its value read from text; 'none' gives its default.
 
         Raises OptionError, and then nothing has changed."""
-        known = self.settings()
-        if name not in known:
-            raise OptionError(f"no setting is called {name!r}: there are {', '.join(known)}")
+        name = self.setting(name)
         pruning, decoding = self.pruning, self.decoding
         if name in as_dict(pruning):
             pruning = with_text(pruning, name, text)
@@ -240,13 +240,14 @@ class Chat:
 
     def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
         ids, options = self.prompt_ids(), (self.pruning, self.decoding)
+        self.prompt_end = str(self.engine.tokenizer.decode(ids[-16:]))
         if self.engine.has_chat_template:
             answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer, continues=True)
             self.conversation.add_assistant(answer.reply or answer.text)
             return answer
-        until = UntilStop(on_text or (lambda text: None))
-        criteria = _stop_when(lambda: until.done)
-        more = {"on_layer": on_layer, "stopping_criteria": criteria}
-        answer = self.engine.generate(ids, *options, on_text=until, continues=True, **more)
-        self.conversation.add_assistant(until.close().rstrip())
+        decoding = replace(self.decoding, stop=(*self.decoding.stop, STOP))
+        on_text = _without_leading_blanks(on_text) if on_text else None
+        more: dict[str, Any] = {"on_text": on_text, "on_layer": on_layer}
+        answer = self.engine.generate(ids, self.pruning, decoding, continues=True, **more)
+        self.conversation.add_assistant(answer.text.strip())
         return answer

@@ -19,7 +19,7 @@ from .errors import OptionError
 from .export.pruned_model import Export, ExportJob, ExportSource
 from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
 from .export.to_safetensors import export_checkpoint
-from .generation import Answer, Asked, answer
+from .generation import answer
 from .memory.out_of_memory import planned
 from .model_prior import known_prior, score_samples, with_known_prior
 from .offload.layer_hook import LayerHook
@@ -33,8 +33,11 @@ from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
 from .pruning.selection import Selection
+from .refresh import answer_refreshed
+from .run import Answer, Asked
 from .sources.resolve import DEFAULT_MODEL
-from .text_stream import OnToken, Token, TokenStream
+from .streamer import texts_to
+from .text_stream import OnToken, TokenStream
 from .units import parse_bytes
 
 
@@ -134,13 +137,12 @@ class Engine:
         `on_layer(done, total)` hears of the prompt pass, `on_plan` of the plan before anything is read. Keywords that
         are no field of a group go to transformers' `generate`.
         A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
-        on_token = _texts_to(on_text) if on_text else None
+        on_token = texts_to(on_text) if on_text else None
         asked = _asked(prompts, pruning, decoding, keywords)
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
         if continues and len(prompts) != 1:
             raise OptionError(f"one conversation continues at a time: {len(prompts)} prompts are given")
-        asked = replace(asked, continues=continues)
-        return answer(self.opened, self.resident, asked)
+        return self._answer(replace(asked, continues=continues))
 
     def stream(
         self,
@@ -159,9 +161,14 @@ class Engine:
         asked = replace(_asked([prompt_ids], pruning, decoding, keywords), on_layer=on_layer, continues=continues)
 
         def make(on_token: OnToken) -> Answer:
-            return answer(self.opened, self.resident, replace(asked, on_token=on_token))[0]
+            return self._answer(replace(asked, on_token=on_token))[0]
 
         return TokenStream(make)
+
+    def _answer(self, asked: Asked) -> list[Answer]:
+        if asked.decoding.refresh:
+            return [answer_refreshed(self.opened, self.resident, asked)]
+        return answer(self.opened, self.resident, asked)
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer and block: the neurons that the last prompt kept, (k,) or of each expert (E, k), int64, ascending.
@@ -364,14 +371,6 @@ def _asked(
     pruning = from_keywords(keywords, Pruning, pruning)
     decoding = from_keywords(keywords, Decoding, decoding)
     return Asked(prompts, pruning, replace(decoding, more={**decoding.more, **keywords}))
-
-
-def _texts_to(on_text: OnText) -> OnToken:
-    def on_token(token: Token) -> None:
-        if token.text:
-            on_text(token.text)
-
-    return on_token
 
 
 def _refuse(keywords: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ GriffinError
 │   └── FetchError            it exists, but could not be fetched: network, licence, checksum
 ├── CheckpointError           the folder's files are damaged, incomplete or inconsistent
 ├── UnsupportedArchitecture   a model that Griffin cannot prune
-├── PromptError               empty, or longer than the model's context
+├── PromptError               empty, or not for this model
+│   └── ContextError          longer than the context
 ├── OptionError               a value outside its range
 ├── BudgetError               more memory or disk is needed than there is
 ├── NumericError              NaN or infinite weights or activations
@@ -35,6 +36,10 @@ class UnsupportedArchitecture(GriffinError):
 
 class PromptError(GriffinError):
     """A prompt that cannot be run."""
+
+
+class ContextError(PromptError):
+    """A prompt that is longer than the context."""
 
 
 class OptionError(GriffinError, ValueError):

@@ -3,129 +3,42 @@
 options -> plan -> prompt pass -> kept neurons, resident -> tokens -> report"""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import set_seed
 
-from .checkpoint.reader import Reader
 from .errors import OptionError
 from .memory.capture import Capture
-from .memory.measure import PeakMeter, bytes_read
+from .memory.measure import PeakMeter
 from .memory.out_of_memory import planned
 from .model.compiled import why_not_compiled
-from .model.format_speeds import doubt_speeds
+from .model.config_facts import rope_changes
+from .model.kv_cache import why_no_crop
 from .model.rotary import no_switch, reaching, switch_length
 from .model.static_step import Steps, static_decoding, why_dynamic
 from .model_prior import with_known_prior
+from .offload.drafter import Drafter
 from .offload.earlier_turns import Answered
 from .offload.fidelity_meter import FidelityMeter
 from .offload.first_logits import FirstLogits
+from .offload.layer_stream import LayerStream
 from .offload.plan_turn import plan_turn
 from .offload.resident_model import ResidentModel
-from .offload.skip_by_prompt import check_skip, emptied_blocks
+from .offload.skip_by_prompt import check_skip
 from .offload.skip_by_token import TokenSkipper
 from .offload.sweep import Sweep
 from .open_model import OpenModel
-from .options import Decoding, OnLayer, Pruning
-from .planning.plan import Plan, with_kept
-from .planning.turn import Turn
-from .pruning.ffn_skip import SkippedBlocks
+from .options import Pruning
+from .planning.lossless import Lossless
 from .pruning.fidelity import Fidelity
-from .pruning.selection import Selection
-from .report import Report
-from .row_ends import row_options
-from .text_stream import BatchStreamer, OnToken, Streamer
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer. finish_reason: 'stop' (the model ended it), 'length', or 'interrupted' (Ctrl-C, or cancelled).
-
-    `reply`: the text without thinking that the model wrote in a channel of its own, as gpt-oss does."""
-
-    text: str
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    finish_reason: str
-    report: Report
-    reply: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "text": self.text,
-            "reply": self.reply,
-            "prompt_token_ids": self.prompt_token_ids,
-            "token_ids": self.token_ids,
-            "finish_reason": self.finish_reason,
-            **self.report.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
-    its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan.
-    `continues`: the one prompt is a turn of a conversation that goes on."""
-
-    prompts: Sequence[list[int]]
-    pruning: Pruning
-    decoding: Decoding
-    per_prompt: bool = False
-    on_layer: OnLayer | None = None
-    on_token: OnToken | None = None
-    on_plan: Callable[[Plan], None] | None = None
-    continues: bool = False
-
-
-@dataclass(frozen=True)
-class Run:
-    """What answering takes, once it is planned. `streamers`: one for each prompt; `options`: transformers'; `steps`:
-    how tokens are to be decoded by static steps; None: they are not. `prior_s`: seconds that measuring the model's
-    prior took, once. `turn`: of a conversation."""
-
-    asked: Asked
-    start: float
-    plan: Plan
-    selection: Selection
-    reader: Reader
-    streamers: list[Streamer]
-    options: dict[str, Any]
-    skipper: TokenSkipper | None
-    steps: Steps | None
-    prior_s: float = 0.0
-    turn: Turn | None = None
-
-    @property
-    def changes(self) -> bool:
-        """Whether tokens of the answer run through less than the prompt did."""
-        return self.plan.reads_again or self.skipper is not None
-
-
-@dataclass
-class Measured:
-    """What a run took: seconds, and bytes; and how its tokens were decoded (None: by the model's own forward)."""
-
-    meter: PeakMeter
-    read_before: int | None = field(default_factory=bytes_read)
-    begin: float = field(default_factory=time.perf_counter)
-    peak: int = 0
-    bytes_read: int = 0
-    interrupted: bool = False
-    steps: Steps | None = None
-    fidelity: Fidelity | None = None
-
-    def end(self, reader: Reader) -> None:
-        read_after = bytes_read()
-        known = self.read_before is not None and read_after is not None
-        if self.steps and self.steps.compiled:
-            known = False  # the compiler reads too
-        self.peak = self.meter.peak()
-        self.bytes_read = read_after - self.read_before if known else reader.bytes  # type: ignore[operator]
+from .row_ends import DraftedRow, row_options
+from .run import Answer, Asked, Measured, Run, report
+from .text_stream import BatchStreamer, Streamer
 
 
 def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Answer]:
@@ -174,6 +87,8 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         opened.check_tokens(ids)
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
+    if decoding.lossless:
+        check_lossless(opened.skeleton.model, pruning, len(prompts))
     make_plan = partial(
         opened.plan,
         max(map(len, prompts), default=0) if all(prompts) else 0,
@@ -181,25 +96,42 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         pruning,
         sequences=max(1, len(prompts)),
         per_prompt=asked.per_prompt and len(prompts) > 1,
-        fidelity=not decoding.no_fidelity,
+        fidelity=not decoding.no_fidelity and not decoding.lossless,
+        lossless=decoding.lossless,
     )
     plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.skeleton.layout, make_plan)
     selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
         asked.on_plan(plan)
     skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
+    why_not = "drafts are verified together" if plan.drafts else ""
+    why_not = "ffn-skip by token decides on the host" if skips else why_not
     return Run(
         asked=asked,
         start=start,
         plan=plan,
         selection=selection,
         reader=opened.reader(),
-        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token) for _ in prompts],
+        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token, decoding.stop) for _ in prompts],
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
-        steps=_planned_steps(opened, decoding.compile, skips),
+        steps=_planned_steps(opened, decoding.compile, why_not),
         turn=turn,
     )
+
+
+def check_lossless(model: Any, pruning: Pruning, prompts: int) -> None:
+    """Raises OptionError where the full model cannot verify drafts."""
+    if prompts > 1:
+        raise OptionError(f"lossless answers one prompt at a time: {prompts} are given")
+    found = (
+        "ffn-skip leaves blocks out" if pruning.skip.share else "",
+        why_no_crop(model.config),
+        "its state cannot go back" if model._is_stateful else "",
+        "its rotary embedding changes with the length" if rope_changes(model.config) else "",
+    )
+    if why_not := next(filter(None, found), ""):
+        raise OptionError(f"lossless is not for this model as it runs: {why_not}; leave it out")
 
 
 def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
@@ -211,18 +143,10 @@ def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
     return replace(run, selection=selection, prior_s=time.perf_counter() - start)
 
 
-def prior_facts(run: Run) -> dict[str, Any] | None:
-    """Of the prior that chose neurons, beside the prompts that they were chosen by: for the report."""
-    lengths = [len(ids) for ids in run.asked.prompts]
-    facts = run.selection.prior_facts(sum(lengths) / (len(lengths) if run.asked.per_prompt else 1))
-    return {**facts, "measured_s": run.prior_s} if facts and run.prior_s else facts
-
-
-def _planned_steps(opened: OpenModel, compiles: bool, skips: bool) -> Steps | None:
+def _planned_steps(opened: OpenModel, compiles: bool, why_not: str) -> Steps | None:
     if not opened.static:
         return Steps(why_dynamic=f"nothing is compiled on {opened.device}") if compiles else None
-    why = "ffn-skip by token decides on the host" if skips else why_dynamic(opened.skeleton)
-    return Steps(compiled=compiles, why_dynamic=why)
+    return Steps(compiled=compiles, why_dynamic=why_not or why_dynamic(opened.skeleton))
 
 
 def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
@@ -240,6 +164,7 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             run.skipper or nullcontext(),
             decoding_steps(opened, run, measured),
             measuring(opened, run, measured),
+            drafting(opened, resident, run, measured),
         ):
             if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
                 decode(opened, run, ids, mask, run.streamers, cache)
@@ -308,7 +233,7 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
 def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1) -> Iterator[None]:
     """Measure the fidelity, where it is planned, of the next forwards over `prompts` prompts."""
     if not run.plan.read_again:
-        if not run.asked.decoding.no_fidelity and (run.plan.reads_again or run.skipper):
+        if not run.asked.decoding.no_fidelity and run.changes:
             why_not = "each token skips blocks for itself" if run.skipper else "the budget has no room for it"
             measured.fidelity = Fidelity(why_not=why_not)
         yield
@@ -320,96 +245,46 @@ def measuring(opened: OpenModel, run: Run, measured: Measured, prompts: int = 1)
             measured.fidelity = meter.result()
 
 
+@contextmanager
+def drafting(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> Iterator[None]:
+    """Let the resident model draft, and the full model verify, where that is planned."""
+    if not run.plan.drafts:
+        if run.asked.decoding.lossless:
+            measured.lossless = Lossless(why_not="the whole model is resident: nothing is drafted")
+        yield
+        return
+
+    def open_stream() -> LayerStream:
+        measured.stages = run.reader.clock.stages()  # of the prompt pass alone
+        return resident.stream_again(run.plan, run.reader)
+
+    seeded = run.asked.decoding.seed is not None
+    drafter = Drafter(opened.skeleton, run.plan, open_stream, repeats=seeded)
+    with drafter.attached():
+        try:
+            yield
+        finally:
+            measured.lossless = drafter.done
+
+
 def decode(
     opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer], cache: Any
 ) -> None:
     """transformers' generate over ids (B, T), of which the cache may hold the first: the prompt pass, then tokens."""
     ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
+    options = row_options(run.options, opened.skeleton.model.generation_config, mask, streamers, opened.tokenizer)
+    streamer: Any = BatchStreamer(streamers)
+    if run.plan.drafts:
+        streamer = DraftedRow(ids, streamers[0], options.get("stopping_criteria") or [])
+        options |= {"stopping_criteria": [streamer.ended], "prompt_lookup_num_tokens": 1}  # which asks for candidates
     with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
         opened.skeleton.model.generate(
             ids,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            streamer=BatchStreamer(streamers),
+            streamer=streamer,
             max_new_tokens=run.plan.max_new_tokens,
             tokenizer=opened.tokenizer,
-            **row_options(run.options, opened.skeleton.model.generation_config, mask, streamers, opened.tokenizer),
+            **options,
         )
-
-
-def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> list[Answer]:
-    """The answers, with what was predicted and measured."""
-    plan, skipped = _skipped(opened, resident, run)
-    times = sorted(moment for streamer in run.streamers for moment in streamer.times)
-    tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
-    begin, prepared = measured.begin, measured.begin - run.start - run.prior_s
-    made = Report(
-        model=opened.name,
-        model_path=opened.path,
-        dtype=opened.dtype,
-        device=opened.device,
-        plan=plan,
-        measured_peak=measured.peak,
-        checkpoint_bytes=opened.checkpoint.bytes,
-        bytes_read=measured.bytes_read,
-        plan_s=prepared,
-        prompt_s=times[0] - begin,
-        read_s=run.reader.seconds,
-        stages=run.reader.clock.stages(),
-        measured_host=resident.host_bytes + run.reader.clock.host_bytes,
-        decode_s=times[-1] - times[0] - (measured.fidelity.seconds if measured.fidelity else 0.0),
-        time_to_first_token_s=times[0] - run.start,
-        tokens=tokens,
-        memory_bandwidth=resident.bandwidth() if tokens > 1 and resident.layers else 0.0,
-        prior=prior_facts(run),
-        skipped=skipped,
-        steps=measured.steps,
-        fidelity=measured.fidelity,
-        helps=_what_helps(opened, run, measured),
-        overridden=opened.overridden,
-        threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
-        turn=run.turn,
-    )
-    if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None:
-        doubt_speeds(opened.device, opened.skeleton.layout.dtype, plan.tokens_per_s, made.decode_tokens_per_s)
-    return [
-        Answer(
-            streamer.text,
-            list(ids),
-            streamer.token_ids,
-            _finish_reason(opened, plan, streamer, measured),
-            made,
-            streamer.reply,
-        )
-        for ids, streamer in zip(run.asked.prompts, run.streamers, strict=True)
-    ]
-
-
-def _what_helps(opened: OpenModel, run: Run, measured: Measured) -> tuple[str, ...]:
-    """Options that would keep more of the full model, where little of it is kept."""
-    if not measured.fidelity or not measured.fidelity.is_low:
-        return ()
-    prompts = len(run.asked.prompts)
-    per_prompt = run.asked.per_prompt and prompts > 1
-    return tuple(opened.what_helps(run.plan, run.asked.pruning, prompts, per_prompt))
-
-
-def _skipped(opened: OpenModel, resident: ResidentModel, run: Run) -> tuple[Plan, SkippedBlocks | None]:
-    """The plan, corrected to the neurons that were kept, and the blocks that were skipped."""
-    skip = run.asked.pruning.skip
-    if skip.share and skip.by_prompt and resident.layers:
-        plan = with_kept(run.plan, opened.sizes, tuple(layer.kept for layer in resident.layers))
-        return plan, emptied_blocks(skip, plan.kept)
-    return run.plan, run.skipper.result() if run.skipper else None
-
-
-def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: Measured) -> str:
-    if measured.interrupted:
-        return "interrupted"
-    ended = (
-        streamer.stopped
-        or len(streamer.token_ids) < plan.max_new_tokens
-        or streamer.token_ids[-1] in opened.eos_token_ids
-    )
-    return "stop" if ended else "length"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,6 +67,10 @@ def _parse(line: bytes, where: str) -> Row:
     return row
 
 
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _key(row: Row, keys: Sequence[str]) -> str:
     return json.dumps([row[key] for key in keys])  # 1 and "1" differ
 
@@ -76,7 +81,10 @@ class Results:
     `settings` (JSON types), and the content of the file `source`, are what the rows depend on. Opened again with the
     same, a file continues: `rows` has its rows, `has` finds one by `keys`, and half a line at the end is cut off. A
     file with other settings, or of a finished run, is refused, or with `force` begun again. A context manager: a block
-    without an exception finishes the run."""
+    without an exception finishes the run.
+
+    `memory`: a folder that remembers finished runs. Opened again with the same settings, such a run is `finished`: all
+    its rows are there."""
 
     def __init__(
         self,
@@ -86,15 +94,18 @@ class Results:
         source: Path,
         keys: Sequence[str] = ("id",),
         force: bool = False,
+        memory: Path | None = None,
     ) -> None:
         """Raises GriffinError for a file that must not be written."""
+        self.finished = False
+        self._remembered = memory and memory / f"{_hash(str(path.resolve()).encode())}.json"
         self.path, self._keys = path, keys
         self._state = path.with_name(path.name + ".state")
         if path.exists() and not path.is_file():
             raise GriffinError(f"{path} is not a plain file: results are written to one")
         if path.exists() and path.samefile(source):
             raise GriffinError(f"{path} is the input too: write the results to another file")
-        settings = {**settings, "input": hashlib.sha256(source.read_bytes()).hexdigest()[:16]}
+        self._settings = settings = {**settings, "input": _hash(source.read_bytes())}
         self._file = path.open("a+b", buffering=0)
         try:
             self._lock()
@@ -128,8 +139,11 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and not self.finished:
             self._state.unlink(missing_ok=True)
+            if self._remembered:
+                with suppress(OSError):  # it only saves a person a --force
+                    write_text(self._remembered, json.dumps(self._as_finished()))
         self._file.close()
 
     def _lock(self) -> None:
@@ -145,12 +159,26 @@ class Results:
         """The rows of an earlier run, or none in an emptied file."""
         size = self._file.seek(0, os.SEEK_END)
         if size and not force:
+            if self._was_finished():
+                self.finished = True
+                return self._read()
             self._check_settings(settings)
             return self._read()
         # The state comes first, and to the disk: rows without one belong to no run.
         write_text(self._state, json.dumps(settings), sync=True)
         self._file.truncate(0)
         return []
+
+    def _as_finished(self) -> dict[str, Any]:
+        return {**json.loads(json.dumps(self._settings)), "output": _hash(self.path.read_bytes())}
+
+    def _was_finished(self) -> bool:
+        """Whether a run with these settings has written the file as it is, to its end."""
+        if self._remembered is None or self._state.exists():
+            return False
+        with suppress(OSError, ValueError):
+            return bool(json.loads(self._remembered.read_text("utf-8")) == self._as_finished())
+        return False
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         try:
@@ -170,8 +198,9 @@ class Results:
     def _read(self) -> list[Row]:
         """The whole rows; cuts off half a row after the last newline, which a stopped run left."""
         self._file.seek(0)
-        whole, newline, _ = self._file.readall().rpartition(b"\n")
-        self._file.truncate(len(whole) + len(newline))
+        whole, newline, half = self._file.readall().rpartition(b"\n")
+        if half:
+            self._file.truncate(len(whole) + len(newline))
         rows = []
         for number, line in enumerate(whole.split(b"\n") if newline else [], 1):
             where = f"{self.path}, line {number}"

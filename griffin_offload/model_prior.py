@@ -45,6 +45,7 @@ def known_prior(opened: OpenModel, unload: Unload, on_layer: OnLayer | None = No
     `unload` gives back what is resident, which a measurement needs. Raises what a prompt pass raises."""
     if prior := opened.stored_prior():
         return prior
+    opened = replace(opened, context=None)  # the prior is the model's, whatever this run's context
     longest = opened.sizes.context - 1
     samples = [ids[:longest] for ids in shipped_samples(opened.tokenizer, opened.has_chat_template)]
     calibration = Calibration(samples, facts={"source": "Griffin's own text", "text_sha256": shipped_text_hash()})

@@ -1,6 +1,6 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,45 +10,45 @@ from typing import Any
 
 import torch
 
+from .checkpoint.extra_layers import ExtraLayers, without_extra_layers
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
 from .checkpoint.reader import Reader, buffer_bytes
 from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
 from .memory.heap import return_freed_memory
-from .memory.host_cache import spare_memory
+from .memory.host_cache import room_for_layers
 from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
 from .memory.out_of_memory import planned
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
-from .model.chat_template import ChatTemplate, take_processors_template
+from .model.chat_template import ChatTemplate, Message, take_processors_template
+from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
-from .model.format_speeds import Speeds, known_speeds, measured_speeds
 from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
 from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
 from .model.pretrained import check_layers, load_tokenizer, read_headers
-from .model.skeleton import Skeleton, compute_dtype
+from .model.skeleton import Skeleton
 from .native.library import check_asked
 from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, source_name
 from .planning.advice import what_helps
-from .planning.ladder import best_plan, chooses_format
+from .planning.ladder import best_plan, plan_at_speed
+from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Earlier, Request
-from .planning.sizes import ModelSizes, model_sizes
+from .planning.sizes import ModelSizes, bounded, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
-from .units import MIB, format_bytes, parse_bytes
-
-SMALL = 512 * MIB  # four times what measuring the speed of each format takes on a CPU
+from .units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class OpenModel:
     """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
     what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `rows`: reads the embedding's rows where it stays on disk.
-    `overridden`: fields of the checkpoint's configs that do not act here, and why, in words."""
+    decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
+    the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs that do not act here,
+    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read."""
 
     name: str
     path: Path
@@ -73,7 +74,9 @@ class OpenModel:
     converts: int
     static: bool
     ring: Ring | None
+    extra_layers: ExtraLayers
     host_memory_is_free: bool = False
+    context: int | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -87,7 +90,7 @@ class OpenModel:
 
     @property
     def sizes(self) -> ModelSizes:
-        return model_sizes(self.skeleton.layout)
+        return bounded(model_sizes(self.skeleton.layout), self.context, self.name)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -114,14 +117,14 @@ class OpenModel:
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. Raises PromptError without a chat template, and
-        for images and other media."""
+    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation up to where the answer begins. `options`: what the chat template may be told
+        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media."""
         refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
         return self.check_tokens(
-            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False))
+            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False, **options))
         )
 
     @cached_property
@@ -171,19 +174,16 @@ class OpenModel:
         per_prompt: bool = False,
         fidelity: bool = False,
         earlier: Earlier | None = None,
+        lossless: bool = False,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured; `earlier`: see Request. Raises PromptError, OptionError, and BudgetError if it does
-        not fit."""
+        `fidelity`: it is measured; `earlier`: see Request; `lossless`: it drafts for the full model. Raises
+        PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
-        request = replace(request, earlier=earlier)
-        pruning = replace(pruning, prior=None)  # which plans do not depend on
-        request = replace(request, speeds=self.speeds(measure=False))
-        plan = best_plan(self.sizes, request, pruning, self.name)
-        if chooses_format(pruning, plan) and (measured := self.speeds(measure=True)) != request.speeds:
-            plan = best_plan(self.sizes, replace(request, speeds=measured), pruning, self.name)
-        return plan
+        request = replace(request, earlier=earlier, drafts=MOST_DRAFTS if lossless else 0)
+        choose = lossless_plan if lossless else best_plan
+        return plan_at_speed(choose, self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
 
     def what_helps(self, plan: Plan, pruning: Pruning, sequences: int = 1, per_prompt: bool = False) -> list[str]:
         """Options that would keep more of the full model than a plan of this pruning does, and fit the budget."""
@@ -209,16 +209,6 @@ class OpenModel:
             sets=sequences if per_prompt else 1,
             fidelity=fidelity and (pruning.skip.by_prompt or not pruning.skip.share),
         )
-
-    def speeds(self, measure: bool) -> Speeds | None:
-        """How fast this device multiplies each format, measured if need be, or else as the cache knows it.
-
-        None for a small model, whose weights the measurement would outweigh, and for a GPU without room."""
-        if self.sizes.full < SMALL:
-            return None
-        with suppress(torch.OutOfMemoryError):
-            return (measured_speeds if measure else known_speeds)(self.device, self.skeleton.layout.dtype)
-        return None
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
@@ -305,8 +295,12 @@ class OpenModel:
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def kv_cache(self, plan: Plan, sequences: int = 1) -> Any:
+        return self.cache_for(plan.prompt_tokens + plan.max_new_tokens, sequences)
+
+    def cache_for(self, tokens: int, sequences: int = 1) -> Any:
+        """A KV cache of so many tokens."""
         row = max(self.sizes.cache_per_token) // 2
-        return make_cache(self.config, plan.prompt_tokens + plan.max_new_tokens, row, self.device, sequences)
+        return make_cache(self.config, tokens, row, self.device, sequences)
 
     @property
     def last_logits(self) -> dict[str, int]:
@@ -329,9 +323,13 @@ def open_model(
     device = check_device(placement.device) if placement.device else best_device()
     path = resolve(model, on_progress=on_progress)
     config, checkpoint = read_headers(path)
-    overridden = [*override_fields(path, config), *check_layers(path, config, checkpoint)]
+    overridden = override_fields(path, config)
+    check_layers(path, config, checkpoint)
     rows = Reader()
-    skeleton = _skeleton(path, config, checkpoint, placement.dtype, rows)
+    dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
+    skeleton = _skeleton(path, config, checkpoint, dtype, rows)
+    used = {info.name for info in skeleton.layout.infos}
+    checkpoint, extra = without_extra_layers(checkpoint, used, len(skeleton.layers))
     if placement.threads:
         torch.set_num_threads(placement.threads)
         skeleton.threads.adapts = False
@@ -346,14 +344,12 @@ def open_model(
     tokenizer = load_tokenizer(path)
     take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
+    bounded(model_sizes(skeleton.layout), placement.context, str(model))
     runtime = held_memory(device)
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
         norm_by_own_kernel(skeleton.model)
     ring = ring_for(device, skeleton.layout.converts) if copies else None
-    host_memory = _host_memory(placement, ring)
-    if copies and placement.host_memory is not None and host_memory > (free := available_memory()):
-        raise OptionError(f"--host-memory {format_bytes(host_memory)}: {format_bytes(free)} of RAM is free")
     return OpenModel(
         name=str(model),
         path=path,
@@ -364,21 +360,22 @@ def open_model(
         skeleton=skeleton,
         rows=rows,
         budget=device_budget(device) if size is None else parse_bytes(size),
-        host_memory=host_memory,
+        host_memory=room_for_layers(placement.host_memory, copies),
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
         host_memory_is_free=ring is not None and placement.host_memory is None,
-        overridden=(*overridden, *told),
+        context=placement.context,
+        overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
+        extra_layers=extra,
     )
 
 
-def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None, rows: Reader) -> Skeleton:
+def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: torch.dtype, rows: Reader) -> Skeleton:
     """The model without weights, bound to its checkpoint; one of a type in no table is probed."""
-    native = compute_dtype(checkpoint)
     try:
-        skeleton = Skeleton(config, getattr(torch, dtype) if dtype else native)
+        skeleton = Skeleton(config, dtype)
         skeleton.bind(checkpoint, rows)
         if config.model_type not in ARCHITECTURES:
             probe(config, skeleton.entry)
@@ -389,15 +386,6 @@ def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: str | None
     return skeleton
 
 
-def _host_memory(placement: Placement, ring: Ring | None) -> int:
-    """Bytes of RAM for layers between prompts. By default none on the CPU, whose budget has the weights already, and
-    beside another device what is free, less what is left to others."""
-    if placement.host_memory is not None:
-        return parse_bytes(placement.host_memory)
-    return max(0, spare_memory()) if ring else 0
-
-
 def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
     """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    infos = (piece.info for parts in skeleton.layout.pieces.values() for piece in parts)
-    return threads * buffer_bytes(infos, skeleton.layout.dtype)
+    return threads * buffer_bytes(skeleton.layout.infos, skeleton.layout.dtype)

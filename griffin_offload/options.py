@@ -3,6 +3,7 @@
 Four frozen groups say how a model is run; the callbacks' types and the names that a user may choose from stand here
 too. No torch: `griffin --help` reads this file."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from .errors import OptionError
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 DRAWN = ("sampling", "topk-sampling", "random")  # the selections that a seed repeats
+ZERO = ("temperature", 0)  # which asks for no sampling
 AUTO = "auto"
 OFF = "off"
 ALLOCATIONS = (AUTO, "uniform", "sensitivity")
@@ -46,6 +48,7 @@ def check(name: str, known: Sequence[str], what: str) -> None:
 class Option:
     """What is known of one option. `parse` reads it from text; `wanted` says in words what that text should be.
 
+    `several`: a flag that may be given more than once, for a tuple of values.
     `low` to `high`, or more than `above`: the range, which `allowed` gives in words; `strict`: for a command, a value
     outside it is wrong usage. `default`: what --help says of a default that the field itself cannot show.
     `prefix`: a group within a group, whose names begin with it."""
@@ -62,6 +65,7 @@ class Option:
     strict: bool = False
     default: str = ""
     prefix: str = ""
+    several: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raises OptionError for a value (or one of several) that is outside the range or no choice."""
@@ -74,7 +78,9 @@ class Option:
                 if isinstance(each, int) and abs(each) >= 2**63:  # more than a float, or a tensor, can hold
                     raise OptionError(f"{name} {str(each)[:20]}... is outside its range: {self.allowed}, below 2^63")
                 if not (math.isfinite(each) and self.low <= each <= self.high and each > self.above):
-                    raise OptionError(f"{name} {each} is outside its range: {self.allowed}")
+                    percent = self.low == 0 and self.high == 1 and 1 < each <= 100
+                    meant = f"; did you mean {each / 100:g}?" if percent else ""
+                    raise OptionError(f"{name} {each} is outside its range: {self.allowed}{meant}")
 
 
 def option(default: Any, help: str, /, **facts: Any) -> Any:
@@ -103,8 +109,9 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_shares(text: str) -> float | tuple[float, ...]:
-    """'0.5', or one number for each layer: '0.2,0.5,0.9' (commas, spaces or lines)."""
-    shares = tuple(float(part) for part in text.replace(",", " ").split())
+    """'0.5' or '50%', or one number for each layer: '0.2,0.5,0.9' (commas, spaces or lines)."""
+    parts = text.replace(",", " ").split()
+    shares = tuple(float(part[:-1]) / 100 if part.endswith("%") else float(part) for part in parts)
     if not shares:
         raise ValueError(text)
     return shares if len(shares) > 1 else shares[0]
@@ -114,6 +121,16 @@ def parse_pair(text: str) -> tuple[int, int]:
     """'2,2'."""
     first, last = text.split(",")
     return int(first), int(last)
+
+
+def parse_texts(text: str) -> tuple[str, ...]:
+    r"""'###', with \n and \t for a line's end and a tab; or several as a JSON list: '["###", "\n"]'."""
+    if text.startswith("["):
+        found = json.loads(text)
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise ValueError(text)
+        return tuple(found)
+    return (text.replace("\\n", "\n").replace("\\t", "\t"),)
 
 
 def declared(group: Any, values: Any = None) -> Iterator[tuple[str, Option, Any]]:
@@ -169,6 +186,14 @@ class Placement(_Checked):
         "On the CPU it is part of --device-memory.",
         metavar="SIZE",
         default="on a GPU what is free, less a margin; on the CPU none",
+    )
+    context: int | None = whole(
+        None,
+        "The most tokens of a prompt with its answer, or of a whole conversation: bounds the KV cache, and with it the "
+        "memory of a run. A longer prompt is refused.",
+        low=2,
+        allowed="2 or more",
+        default="as many as the model reads",
     )
     threads: int | None = whole(
         None,
@@ -354,10 +379,10 @@ class Decoding(_Checked):
     max_new_tokens: int = whole(256, "Longest answer, in tokens.", low=1, allowed="1 or more")
     temperature: float | None = number(
         None,
-        "Sampling temperature: below 1 is safer, above 1 more varied.",
+        "Sampling temperature: below 1 is safer, above 1 more varied; 0 is --greedy.",
         metavar="T",
-        above=0,
-        allowed="above 0; for the likeliest token every time ask for greedy",
+        low=0,
+        allowed="0 (the likeliest token every time, as greedy) or above",
     )
     top_p: float | None = number(
         None,
@@ -378,9 +403,30 @@ class Decoding(_Checked):
         allowed="0 to 4294967295",
     )
     greedy: bool = switch("Take the likeliest token every time.", default="as the model's own generation config says")
+    stop: tuple[str, ...] = option(
+        (),
+        r"A text that ends the answer and is left out of it; \n is the end of a line. May be given several times.",
+        parse=parse_texts,
+        wanted="a text, or a JSON list of texts",
+        metavar="TEXT",
+        several=True,
+        default="none",
+    )
     compile: bool = switch(
         "On CUDA: compile the decoder layers by torch.compile, which fuses their small steps. The first answer waits "
         "for it, the result is kept on disk. Not for quantized weights: beside --sparsity, give --rest drop."
+    )
+    lossless: bool = switch(
+        "The answer is the full model's own: the resident model drafts tokens, and a pass of the full model, which "
+        "streams what is not resident, verifies many of them at once."
+    )
+    refresh: int | None = whole(
+        None,
+        "Every N tokens of the answer, the full model computes them, and the neurons are chosen again: for long "
+        "answers that lead away from the prompt. Each time the neurons are read once.",
+        low=1,
+        allowed="1 or more",
+        default="never",
     )
     no_fidelity: bool = switch(
         "Do not measure how close the pruned or quantized model is to the full one, which takes a few percent of the "
@@ -388,16 +434,25 @@ class Decoding(_Checked):
     )
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if "" in stop:
+            raise OptionError("stop is an empty text, which would end every answer at once: give some text")
+        object.__setattr__(self, "stop", stop)
+        super().__post_init__()
+
     def sampling(self, selection: str = "topk") -> list[str]:
         """Names of the options that ask for sampling. A seed does not where the selection of neurons draws by it."""
         names = ("temperature", "top_p", "top_k", *(() if selection in DRAWN else ("seed",)))
-        return [name for name in names if getattr(self, name) is not None]
+        return [name for name in names if getattr(self, name) is not None and (name, self.temperature) != ZERO]
 
     def generate_options(self, selection: str = "topk") -> dict[str, Any]:
         """Keywords of transformers' `generate`. Raises OptionError where greedy and sampling are both asked for."""
         sampling = self.sampling(selection)
         if self.greedy and sampling:
             raise OptionError(f"greedy takes the likeliest token every time: leave out {', '.join(sampling)}")
+        if self.temperature == 0:
+            return {"do_sample": False, **self.more}
         chosen: dict[str, Any] = {"do_sample": not self.greedy} if self.greedy or sampling else {}
         values = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         return {**chosen, **{name: value for name, value in values.items() if value is not None}, **self.more}

@@ -1,4 +1,4 @@
-"""Folders: where models are kept, what a model's folder is called, and room for a new one."""
+"""Folders and files: where models, chats and settings are kept, what a model's folder is called, and room for one."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,20 @@ def cache_folder() -> Path:
     if own := os.environ.get("GRIFFIN_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "griffin"
+
+
+def config_file() -> Path:
+    """The user's settings: $GRIFFIN_CONFIG, else griffin.toml in $XDG_CONFIG_HOME/griffin or ~/.config/griffin."""
+    if own := os.environ.get("GRIFFIN_CONFIG"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "griffin" / "griffin.toml"
+
+
+def state_folder() -> Path:
+    """For what cannot be made again: $GRIFFIN_STATE, else $XDG_STATE_HOME/griffin, else ~/.local/state/griffin."""
+    if own := os.environ.get("GRIFFIN_STATE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "griffin"
 
 
 def has_config(folder: Path) -> bool:

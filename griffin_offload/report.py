@@ -13,7 +13,9 @@ from .files import reason, write_text
 from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
+from .planning.lossless import Lossless
 from .planning.plan import Plan
+from .planning.refresh import Refreshes
 from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
@@ -32,7 +34,8 @@ class Report:
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
-    that do not act here, and why. `turn`: of a conversation that goes on; None: of none."""
+    that do not act here, and why. `turn`: of a conversation that goes on; None: of none. `lossless`: how the answer
+    was drafted and verified, `refreshes`: how its neurons were chosen again; None: that was not asked for."""
 
     model: str
     model_path: Path
@@ -58,6 +61,8 @@ class Report:
     helps: tuple[str, ...] = ()
     threads: int | None = None
     turn: Turn | None = None
+    lossless: Lossless | None = None
+    refreshes: Refreshes | None = None
     overridden: tuple[str, ...] = ()
 
     @property
@@ -118,7 +123,7 @@ class Report:
             "calibrated": self.plan.calibrated,
             "dtype": self.dtype,
             "device": self.device,
-            "precision": self.plan.precision.to_json(),
+            "precision": self.plan.precision.to_json(self.dtype),
             "rest": self.plan.rest_to_json(),
             "kernels": self.kernels,
             "timings": {
@@ -155,6 +160,8 @@ class Report:
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
             "turn": self.turn and self.turn.to_json(),
+            "lossless": self.lossless and self.lossless.to_json(),
+            "refreshes": self.refreshes and self.refreshes.to_json(),
             "overridden": list(self.overridden),
         }
 
@@ -195,6 +202,10 @@ class Report:
             rows.append(("first token", f"after {self.time_to_first_token_s:.2f} s"))
         if self.tokens > 1:
             rows.extend(self._decoding())
+        if self.refreshes:
+            rows.append(("refreshed", str(self.refreshes)))
+        if self.lossless:
+            rows.append(("lossless", str(self.lossless)))
         if self.skipped:
             rows.append(("skipped blocks", str(self.skipped)))
         rows += [("not used", field) for field in self.overridden]

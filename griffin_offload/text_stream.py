@@ -1,7 +1,7 @@
 """From the tokens that transformers' generate hands out to answers: token ids, the times they came at, and text."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -27,16 +27,54 @@ class Token(NamedTuple):
 OnToken = Callable[[Token], None]
 
 
-class Streamer:
-    """Collects an answer's tokens and their times, and passes them on with their text."""
+def partial_tail(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a mark that is not there yet."""
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
 
-    def __init__(self, tokenizer: Any, eos_token_ids: set[int], on_token: OnToken | None = None) -> None:
+
+class UntilStop:
+    """Passes pieces of a text on up to the first of some stop strings.
+
+    Text that may be the beginning of one is held back until a later piece decides."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.text = ""  # what was passed on
+        self.done = False  # a stop string was there
+        self._stops, self._held = stops, ""
+
+    def __call__(self, piece: str) -> str:
+        """What may be passed on now."""
+        if self.done:
+            return ""
+        self._held += piece
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        self.done = bool(found)
+        return self._pass(min(found) if found else len(self._held) - partial_tail(self._held, self._stops))
+
+    def close(self) -> str:
+        """No more text follows: what was held back is no stop string."""
+        return "" if self.done else self._pass(len(self._held))
+
+    def _pass(self, end: int) -> str:
+        ready, self._held = self._held[:end], self._held[end:]
+        self.text += ready
+        return ready
+
+
+class Streamer:
+    """Collects an answer's tokens and their times, and passes them on with their text, up to one of the `stops`."""
+
+    def __init__(
+        self, tokenizer: Any, eos_token_ids: set[int], on_token: OnToken | None = None, stops: Sequence[str] = ()
+    ) -> None:
         self.token_ids: list[int] = []
         self.times: list[float] = []
         self._tokenizer, self._eos_token_ids, self._on_token = tokenizer, eos_token_ids, on_token
         self._channels = Channels(tokenizer)
         self._runs: list[_Run] = []
         self._passed_on = ""
+        self._until = UntilStop(stops) if stops else None
         self._stops_at: int | None = None  # tokens
 
     def stop(self, tokens: int) -> None:
@@ -50,14 +88,25 @@ class Streamer:
         return self._stops_at is not None and len(self.token_ids) >= self._stops_at
 
     @property
+    def searches(self) -> bool:
+        """Whether a text may end the answer."""
+        return self._until is not None
+
+    @property
     def text(self) -> str:
         """The whole answer. Thinking in a channel of its own stands in <think> and </think>."""
-        return "".join(self._decoded(run) for run in self._runs)
+        return self._until.text if self._until and self._until.done else self._whole
 
     @property
     def reply(self) -> str:
         """The answer without thinking that the model wrote in a channel of its own: what its next turn is told."""
-        return "".join(self._decoded(run) for run in self._runs if run.reply)
+        reply = "".join(self._decoded(run) for run in self._runs if run.reply)
+        return reply[: max(0, len(reply) - len(self._whole) + len(self.text))]
+
+    @property
+    def _whole(self) -> str:
+        """The text, and what came with its last token behind a stop string."""
+        return "".join(self._decoded(run) for run in self._runs)
 
     def put(self, token: int) -> None:
         if self.stopped or (self.token_ids and self.token_ids[-1] in self._eos_token_ids):
@@ -74,17 +123,22 @@ class Streamer:
             if not self._runs or self._runs[-1].literal or self._runs[-1].reply != reading.reply:
                 self._runs.append(_Run(reading.reply))
             self._runs[-1].ids.append(token)
-            text += self._grown(self._runs[-1]) if self._on_token else ""
+            text += self._grown(self._runs[-1]) if self._on_token or self._until else ""
+        self._passed_on += text
+        if self._until:
+            text = self._until(text)
+            if self._until.done:
+                self.stop(len(self.token_ids))
         if self._on_token:
-            self._passed_on += text
             self._on_token(Token(token, text))
 
     def end(self) -> None:
-        if self._on_token and self.text.startswith(self._passed_on):
-            rest = self.text[len(self._passed_on) :]
-            self._passed_on += rest
-            if rest:
-                self._on_token(Token(None, rest))
+        rest = self._held_back()
+        self._passed_on += rest
+        if self._until:
+            rest = self._until(rest) + self._until.close()
+        if self._on_token and rest:
+            self._on_token(Token(None, rest))
 
     def _grown(self, run: "_Run") -> str:
         """What is whole of a run's text since the last call."""
@@ -97,7 +151,9 @@ class Streamer:
 
     def _held_back(self) -> str:
         """What the last run still has of an unfinished character."""
-        return self.text[len(self._passed_on) :] if self._on_token and self.text.startswith(self._passed_on) else ""
+        if not (self._on_token or self._until) or not self._whole.startswith(self._passed_on):
+            return ""
+        return self._whole[len(self._passed_on) :]
 
     def _decoded(self, run: "_Run") -> str:
         return run.literal or self._decode(run.ids)

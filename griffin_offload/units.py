@@ -17,6 +17,8 @@ def parse_bytes(text: str | int) -> int:
     if not match or match[2].upper() not in _UNITS:
         shown = str(text)[:60]
         raise OptionError(f"{shown!r} is not an amount of memory: write 4GiB, 4900MB, 500MiB or a number of bytes")
+    if "." in match[1] and match[2].upper() in ("", "B"):
+        raise OptionError(f"{str(text)[:40]!r} is a part of a byte: write a unit, as in {match[1]}GiB")
     count = Decimal(match[1]) * _UNITS[match[2].upper()]
     if count >= MOST:
         raise OptionError(f"{str(text)[:40]!r} is more memory than a machine can have: the most is below 8 EiB")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes
+os.environ["GRIFFIN_CONFIG"] = os.devnull  # not the settings of whoever runs the tests
 os.environ["GRIFFIN_DEVICE"] = "cpu"  # of every test, and of the processes that it starts, unless it is marked gpu
 
 import pytest
@@ -39,6 +40,9 @@ QUICK = (
     "pruning/test_ffn_skip.py",
     "pruning/test_layer_allocation.py",
     "pruning/test_prior.py",
+    "serving/test_asked.py",
+    "serving/test_reply.py",
+    "serving/test_worker.py",
     "quant/test_formats.py::test_a_product_in_float32_is_that_of_the_rounded_matrix",
 )
 # What measures time or memory, or the whole machine's.
@@ -52,6 +56,7 @@ ALONE = (
     "model/test_threads.py::test_free_cores_are_used",
     "offload/test_neuron_scores.py::test_the_peak_stays_below_the_plan_and_falls_with_states_on_disk",
     "planning/",
+    "serving/test_soak.py",
 )
 _REAL_CACHE = os.environ.get("GRIFFIN_CACHE")
 
@@ -84,6 +89,7 @@ def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(request: pytest.FixtureRequest, test_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("real") is None:
         monkeypatch.setenv("GRIFFIN_CACHE", str(test_cache))
+    monkeypatch.setenv("GRIFFIN_STATE", str(test_cache / "state"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from tiny_types import DENSE, HYBRIDS, MIXTURES
 from griffin_offload.checkpoint.quantized.find import REFUSED_FORMS
 from griffin_offload.checkpoint.quantized.formats import FORMATS
 from griffin_offload.model.architecture import ARCHITECTURES
-from griffin_offload.model.multimodal import TWINS, WRAPPERS
+from griffin_offload.model.multimodal import TWINS
 from griffin_offload.model.refused import REFUSED, REFUSED_WRAPPERS
+from griffin_offload.model.wrappers import WRAPPERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- from here on: python tests/models_table.py -->\n", "<!-- to here -->\n"
@@ -27,14 +28,16 @@ own, whole and with the other neurons set to zero; only the text model's bytes a
 class."""
 TRIED_FORMS = """\
 Each is also tried in a tiny model: the tokens of the one with the dense weights, whole and pruned, and as many
-bytes read as the file has."""
+bytes read as the file has. Int4 and FP8 of compressed-tensors, GPTQ and AWQ also against transformers itself, which
+runs them by these libraries in float32: the same tokens."""
 FORMS = {
     "fp8": ("FP8 with a scale for each block or tensor", "transformers, bit for bit; the formula"),
+    "fp8-autofp8": ("FP8 with one scale a tensor, `weight_scale`, as AutoFP8 wrote it", "the formula"),
     "compressed-packed": ("int4, int8 in words; by tensor, row, group", "compressed-tensors 0.20, bit for bit"),
     "compressed": ("int8, FP8 as they are; by tensor, row, block", "compressed-tensors 0.20, bit for bit"),
     "compressed-fp4": ("NVFP4, MXFP4", "compressed-tensors 0.20, bit for bit"),
-    "gptq": ("2, 4, 8 bits, with and without an order of columns, v1 and v2", "the published formula, bit for bit"),
-    "awq": ("4 bits, version gemm", "the published formula, bit for bit"),
+    "gptq": ("2, 4, 8 bits, with and without an order of columns, v1 and v2", "GPTQModel 7.7, bit for bit"),
+    "awq": ("4 bits, version gemm", "GPTQModel 7.7 and AutoAWQ 0.2, bit for bit"),
     "mxfp4": ("experts of gpt-oss", "transformers, bit for bit"),
     "bitsandbytes-4": ("NF4, FP4, with scales in 8 bits or not", "bitsandbytes 0.50, bit for bit"),
     "bitsandbytes-8": ("LLM.int8() weights", "bitsandbytes 0.50, bit for bit"),

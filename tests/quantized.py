@@ -59,6 +59,13 @@ def fp8_tensor(weight: Tensor) -> Made:
     return {"weight": stored, **more}, stored.float() * scale
 
 
+def fp8_autofp8(weight: Tensor) -> Made:
+    """As AutoFP8 named it, for vLLM."""
+    made, dense = fp8_tensor(weight)
+    stored = {"weight": made["weight"], "weight_scale": made["weight_scale_inv"].view(1)}
+    return {**stored, "input_scale": torch.ones(1)}, dense
+
+
 def fp8_exponents(weight: Tensor) -> Made:
     """Scales that are bytes: exponents of two."""
     blocks = weight.view(weight.shape[0] // 32, 32, weight.shape[1] // 32, 32).abs().amax((1, 3))
@@ -217,6 +224,7 @@ MAKERS: dict[str, tuple[Callable[[Tensor], Made], dict[str, object]]] = {
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [32, 32]}),
     "fp8-cut": (lambda w: fp8(w, (48, 48), torch.bfloat16), {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "fp8-tensor": (fp8_tensor, {"quant_method": "fp8", "activation_scheme": "static"}),
+    "fp8-autofp8": (fp8_autofp8, {"quant_method": "fp8", "activation_scheme": "static"}),
     "fp8-exponents": (fp8_exponents, {"quant_method": "fp8", "weight_block_size": [32, 32]}),
     "compressed-int4": (compressed_int4, _compressed("pack-quantized", "int", 4)),
     "compressed-int4-zero": (compressed_int4_zero, _compressed("pack-quantized", "int", 4)),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_checkpoint, tiny_tokenizer
 
-from griffin_offload import Engine
+from griffin_offload import Engine, streamer
 from griffin_offload.chat import Chat
 from griffin_offload.text_stream import Streamer, Token
 
@@ -78,3 +78,16 @@ def test_the_next_turn_is_told_the_reply_alone(tmp_path: Path, monkeypatch: pyte
     answer = chat.ask("what is 2+2")
     assert answer.reply == "four" != answer.text
     assert chat.conversation.messages[-1] == {"role": "assistant", "content": "four"}
+
+
+def test_the_public_streamer_hears_text_alone() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": HARMONY})
+    told: list[str] = []
+    ours = streamer.Streamer(tokenizer, {tokenizer.convert_tokens_to_ids("<|return|>")}, told.append)
+    for token in tokenizer(f"<|channel|>analysis<|message|>they want a sum<|end|>{FINAL}grüße<|return|>")["input_ids"]:
+        ours.put(token)
+    ours.end()
+    assert "".join(told) == ours.text == f"{THOUGHT}grüße"
+    assert all(told)
+    assert ours.reply == "grüße"

@@ -101,13 +101,14 @@ class Checkpoint:
     """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
 
     `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
-    whose text model alone is read (and counted)."""
+    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     bytes: int
     said: Mapping[str, str] = field(default_factory=dict)
     pieces: Mapping[str, list["Piece"]] | None = None
+    others: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -152,8 +153,20 @@ class Checkpoint:
     def _why_missing(self, name: str) -> str:
         if name in self.said:
             return f"; the index says that it is in {self.said[name]}"
-        mark = next((tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)), None)
-        return f"; its weights are quantized ({_shown(mark)}): use the original" if mark else ""
+        marks = [tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)]
+        own = next((mark for mark in marks if mark.startswith(name.removesuffix("weight"))), None)
+        mark = own or next(iter(marks), None)
+        return f"; {_shown(mark)} is there, {self._why_not_read}" if mark else ""
+
+    @property
+    def _why_not_read(self) -> str:
+        """Why a quantized tensor is not a part of a weight, and the way out."""
+        if any(isinstance(info.encoding, Packed) for info in self.tensors.values()):
+            return "without all the tensors that hold a quantized weight together: fetch the model again, whole"
+        return (
+            "and config.json does not say how it is quantized (quantization_config): take the config.json that it was "
+            "published with, or use the original weights in bfloat16, float16 or float32"
+        )
 
     def _check(self, piece: "Piece", name: str, whole: torch.Tensor) -> None:
         info, place = piece.info, piece.place
@@ -161,10 +174,7 @@ class Checkpoint:
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
         if info.unknown or info.dtype not in WEIGHT_DTYPES:
             stored = _shown(info.unknown) or str(info.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{info.file}: {info.name} is {stored}, a quantized checkpoint; "
-                "use the original in bfloat16, float16 or float32"
-            )
+            raise CheckpointError(f"{info.file}: {info.name} is {stored}, quantized, {self._why_not_read}")
         if info.shape != asked:
             raise CheckpointError(
                 f"{info.file}: {info.name} has shape {list(info.shape)}, the config asks for {list(asked)}"

@@ -29,6 +29,7 @@ from .headers import Encoding, Packed, TensorInfo
 from .page_cache import is_cached
 from .quantized import decode
 from .quantized.rows import Rows
+from .quantized.sides import Sides
 
 BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
@@ -49,6 +50,7 @@ class Reader:
         self._files: dict[tuple[Path, bool], int] = {}
         self._lock = threading.Lock()
         self._own = _Buffers()
+        self._sides = Sides(self._whole)
 
     @property
     def seconds(self) -> float:
@@ -95,6 +97,7 @@ class Reader:
             while self._files:
                 os.close(self._files.popitem()[1])
         self._own = _Buffers()
+        self._sides.clear()
 
     def pieces(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
         """A tensor's elements in order, as tensors (n,) of `dtype` (default: its own), each valid until the next.
@@ -111,12 +114,12 @@ class Reader:
 
     def _unpack(self, info: TensorInfo, packed: Packed, target: Tensor) -> None:
         """Reads a quantized weight of several tensors, a few of its stored rows at a time. Raises CheckpointError."""
-        sides = {role: self._whole(side) for role, side in packed.sides}
         buffer = self._own.halves(self.clock)[0]
         try:
-            for rows in decode.steps(packed, BOUNCE // 2):
-                stored = self._stored_rows(packed, rows, buffer)
-                decode.put(packed, target.view(-1), rows, decode.dense(packed, rows, stored, sides))
+            with self._sides.of(packed) as sides:
+                for rows in decode.steps(packed, BOUNCE // 2):
+                    stored = self._stored_rows(packed, rows, buffer)
+                    decode.put(packed, target.view(-1), rows, decode.dense(packed, rows, stored, sides))
         except (ValueError, IndexError) as error:
             raise CheckpointError(f"{info.file}: {info.name} cannot be decoded: {one_line(error)}") from None
 

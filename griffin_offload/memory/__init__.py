@@ -6,6 +6,7 @@ host_cache.py  layers kept in RAM between prompts
 capture.py     records a step of decoding, and replays it
 upload.py      pinned pieces and copies to a GPU
 stage_clock.py how long each stage of a prompt pass works
+timeline.py    this process's memory over the time of a run
 spill.py       hidden states that wait in RAM or in a file
 cuda.py        what a CUDA device has left, and the context of this process on it
 measure.py     peak memory, bytes read, speed of the disk

@@ -7,7 +7,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..units import GIB
+from ..errors import OptionError
+from ..units import GIB, format_bytes, parse_bytes
 from .arena import Arena, padded
 from .machine import available_memory, container_limit
 
@@ -21,6 +22,19 @@ def spare_memory() -> int:
     lack it."""
     total = container_limit() or int(psutil.virtual_memory().total)
     return available_memory() - max(int(OTHERS * total), OTHERS_AT_LEAST)
+
+
+def room_for_layers(asked: str | int | None, copies: bool) -> int:
+    """Bytes of RAM for layers between prompts. By default none on the CPU, whose budget has the weights already, and
+    beside another device (`copies`) what is free, less what is left to others.
+
+    Raises OptionError for more than is free."""
+    if asked is None:
+        return max(0, spare_memory()) if copies else 0
+    size = parse_bytes(asked)
+    if copies and size > (free := available_memory()):
+        raise OptionError(f"--host-memory {format_bytes(size)}: {format_bytes(free)} of RAM is free")
+    return size
 
 
 class HostTier:

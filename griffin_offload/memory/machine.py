@@ -55,6 +55,16 @@ def available_memory() -> int:
     return min([int(psutil.virtual_memory().available), *left])
 
 
+def total_memory(device: str) -> int:
+    """Bytes of memory that a device has, whoever holds them; on a CPU no more than the container may have."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+    limit = container_limit()
+    return min(int(psutil.virtual_memory().total), limit if limit is not None else 2**63)
+
+
 def device_budget(device: str) -> int:
     """The default of --device-memory, in bytes: what this process holds, and what is free less a margin."""
     if device == "cuda":

@@ -15,7 +15,8 @@ class Stages:
     """Seconds of one prompt pass, `total` in all.
 
     `read` and `host_copy` (RAM to a pinned piece, and back): of the `threads` that read, on average. `bus`: of copies
-    to the device. `compute`: of the layers' forwards. `wait`: how long the computing thread waited for layers."""
+    to the device. `compute`: of the layers' forwards. `wait`: how long the computing thread waited for layers;
+    `layers`: of each layer, how long it was waited for, and what followed."""
 
     threads: int
     total: float
@@ -24,6 +25,7 @@ class Stages:
     bus: float
     compute: float
     wait: float
+    layers: tuple[tuple[float, float], ...] = ()
 
     @property
     def bound_by(self) -> str:
@@ -56,6 +58,7 @@ class StageClock:
         self._before = 0.0  # reading before the pass
         self._started: float | None = None
         self._spans: list[tuple[str, Any, Any]] = []
+        self._layers: list[tuple[float, float]] = []
         self._lock = threading.Lock()
 
     @property
@@ -65,6 +68,10 @@ class StageClock:
     def add(self, stage: str, seconds: float) -> None:
         with self._lock:
             self._seconds[stage] += seconds / (self._threads if stage in ("read", "host_copy") else 1)
+
+    def layer(self, wait: float, after: float) -> None:
+        """A layer has passed."""
+        self._layers.append((wait, after))
 
     def took(self, size: int) -> None:
         with self._lock:
@@ -96,4 +103,4 @@ class StageClock:
             return None
         seconds["read"] -= self._before
         seconds["compute"] = seconds["compute"] or seconds["total"] - seconds["wait"]
-        return Stages(threads=self._most, **seconds)
+        return Stages(threads=self._most, layers=tuple(self._layers), **seconds)

@@ -2,12 +2,14 @@
 
 architecture.py    the table of supported model types
 refused.py         model types that are refused, with the reason
+wrappers.py            which multimodal wrappers are opened, which are refused
 multimodal.py      the text model inside a multimodal checkpoint
 detect.py          finds the blocks of a type that is in no table
 layout.py          a model's layers, blocks and shapes, as data
 skeleton.py        builds the model on meta and binds it to a checkpoint
 weight_slots.py    puts weights into the modules, and takes them out
 attention_sizes.py  sizes of keys and queries, from the modules
+compute_dtype.py       the dtype that a model computes in
 config_facts.py    sizes that a config tells
 config_fields.py   fields of a config that act against our own cache and attention
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused

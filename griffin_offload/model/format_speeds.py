@@ -25,6 +25,7 @@ from .decode_kernels import own_kernels
 SECONDS, MOST = 0.15, 0.6  # for each format; on a machine so busy that the best time is not seen three times
 DISTURBED = 1.25  # times as many tokens a second as expected
 FILLING = 0x3C  # any byte will do: as a number of every dtype it is finite, and not so small that products are slow
+SMALL = 512 * MIB  # bytes of weights: four times what measuring the speed of each format takes on a CPU
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,17 @@ def measured_speeds(device: str, dtype: torch.dtype) -> Speeds:
     speeds = measure_speeds(device, dtype).best(known)
     _save(path, key, speeds)
     return speeds
+
+
+def speeds_of(weights: int, device: str, dtype: torch.dtype, measure: bool) -> Speeds | None:
+    """How fast a device multiplies each format, measured if need be, or else as the cache knows it.
+
+    None for few bytes of `weights`, which the measurement would outweigh, and for a GPU without room."""
+    if weights < SMALL:
+        return None
+    with suppress(torch.OutOfMemoryError):
+        return (measured_speeds if measure else known_speeds)(device, dtype)
+    return None
 
 
 def known_speeds(device: str, dtype: torch.dtype) -> Speeds | None:

@@ -70,6 +70,13 @@ def why_not_kept(config: Any, state_bytes: int | None) -> str:
     return f"its cache holds more than keys and values ({kinds[0]})" if kinds else ""
 
 
+def why_no_crop(config: Any) -> str:
+    """Why the last tokens of a model's cache cannot be taken back, however many; '' if they can."""
+    kinds = [type(layer) for layer in DynamicCache(config=config).layers]
+    others = [kind.__name__ for kind in kinds if kind not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    return f"its cache holds more than keys and values ({others[0]})" if others else ""
+
+
 def used_layers(cache: Any) -> list[Any]:
     """The layers that hold something; some models let a layer look at another one's."""
     keys = [layer for layer in cache.layers if isinstance(layer, InRoom) and layer.is_initialized]
@@ -99,6 +106,11 @@ def held_tokens(cache: Any) -> int:
 def has_first(cache: Any, tokens: int) -> bool:
     """Whether all that the next token needs is still there once a cache is cut back to its first `tokens`."""
     return all(layer.has_first(tokens) for layer in used_layers(cache))
+
+
+def most_undone(cache: Any) -> int:
+    """How many of the last tokens can be taken back by the cache's `crop`, whatever came before them."""
+    return min((layer.undoable for layer in used_layers(cache)), default=0)
 
 
 def cut_back(cache: Any, tokens: int, room: int) -> None:
@@ -178,6 +190,15 @@ class InRoom:
         """Keeps the first `tokens` tokens, in memory for `room`."""
         raise NotImplementedError
 
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        """What `restore` makes the layer of again: keys and values (B, H, T, D) that are still here, and how many
+        tokens it was given; None where it can be cut back to nothing."""
+        raise NotImplementedError
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        """Makes a new layer what another one was, whose `saved` this is."""
+        raise NotImplementedError
+
     def fill(self, tokens: int) -> None:
         """Others have written tokens to the memory: from now on the first `tokens` of it count, where that can be."""
         raise NotImplementedError
@@ -185,6 +206,11 @@ class InRoom:
     @property
     def readable_again(self) -> int:
         """The last tokens before which all is still here that they look back at."""
+        raise NotImplementedError
+
+    @property
+    def undoable(self) -> int:
+        """How many tokens, once they are added, `crop` can take back."""
         raise NotImplementedError
 
 
@@ -219,12 +245,25 @@ class RoomyLayer(InRoom, DynamicLayer):  # type: ignore[misc]
         if self.is_initialized:
             self.fill(tokens)
 
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        tokens = int(self.get_seq_length())
+        return (self.keys, self.values, tokens) if self.has_first(tokens) else None
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self.keys, self.values = self._room.put(keys, values, 0)
+
     def fill(self, tokens: int) -> None:
         self.keys, self.values = self._room.first(tokens)
 
     @property
     def readable_again(self) -> int:
         return min(READ_AGAIN, int(self.get_seq_length()))
+
+    @property
+    def undoable(self) -> int:
+        return self._room.room
 
 
 class StateAndKeysLayer(KeepsStates, RoomyLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
@@ -247,6 +286,7 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """A layer that keeps the last window - 1 tokens, and a few before them as long as there is room."""
 
     is_croppable = False  # what left the window may be gone
+    cumulative_length: int
 
     def __init__(self, window: int, room: _Room) -> None:
         super().__init__(sliding_window=window)
@@ -255,6 +295,7 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         self._end = 0  # how many there are
         self._prompt = 0  # tokens that the layer may be cut back to: it keeps their window as long as it can
         self._whole = True
+        self._verifies = False  # the prompt has passed, and drafts are verified: several tokens are no prompt
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -271,8 +312,8 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
             self._end += new
             self.keys, self.values = keys[:, :, -kept:], values[:, :, -kept:]
             keys, values = keys[:, :, begin:], values[:, :, begin:]
-        if new > 1:
-            self._prompt = self.cumulative_length
+        if new > 1 and not self._verifies:
+            self._prompt, self._verifies = self.cumulative_length, self.record_past
         self._whole = True
         return keys, values
 
@@ -304,9 +345,9 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         In an answer these begin with the prompt's window, as long as there is room for all that came behind it."""
         new, held = key_states.shape[2], self._room.first(self._end)
         keys, values = (torch.cat(pair, dim=-2) for pair in zip(held, (key_states, value_states), strict=True))
-        more = kept + min(READ_AGAIN, kept // 2, self._room.room - kept)
+        more = kept + self._spare
         since = self.cumulative_length - max(0, self._prompt - kept)
-        if new == 1 and since <= self._room.room:
+        if (new == 1 or self._verifies) and since <= self._room.room:
             more = max(more, since)
         held_keys, held_values = self._room.put(keys[:, :, -more:], values[:, :, -more:], 0)
         self.keys, self.values = held_keys[:, :, -kept:], held_values[:, :, -kept:]
@@ -332,7 +373,41 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
             self._room, self._begin = self._room.resized(size, end, self._begin), 0
         if self.is_initialized:
             self._show(tokens, end)
+        self._verifies = self.record_past = False
         self._whole = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens: a negative number of them, as transformers gives it."""
+        tokens = self.cumulative_length + tokens_to_remove
+        if tokens_to_remove and self.is_initialized:
+            if not self.has_first(tokens):
+                raise RuntimeError(f"the window before token {tokens} has moved on")
+            self._whole = False
+            self._end, self.cumulative_length = tokens - self._first, tokens
+            self._show_window()
+            self._whole = True
+
+    @property
+    def undoable(self) -> int:
+        return self._spare if self.slides else self._room.room
+
+    @property
+    def _spare(self) -> int:
+        """Tokens before the window that stay, wherever there is room."""
+        kept = int(self.sliding_window) - 1
+        return min(READ_AGAIN, kept // 2, self._room.room - kept)
+
+    def saved(self) -> tuple[Tensor, Tensor, int] | None:
+        if not self._whole:
+            return None
+        keys, values = (states[:, :, self._begin :] for states in self._room.first(self._begin + self._end))
+        return keys, values, self.cumulative_length
+
+    def restore(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        self.lazy_initialization(keys, values)
+        self._room.take(keys, values)
+        self._room.put(keys, values, 0)
+        self._show(tokens, keys.shape[2])
 
     def fill(self, tokens: int) -> None:
         if self._whole and not self._first and not self._begin and tokens <= self._room.room:
@@ -343,7 +418,10 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
     def _show(self, tokens: int, end: int) -> None:
         """From now on the first `tokens` tokens count, of which the room holds the last `end`."""
         self._end, self.cumulative_length, self._prompt = end, tokens, tokens
-        keys, values = self._room.first(end)
+        self._show_window()
+
+    def _show_window(self) -> None:
+        keys, values = self._room.first(self._end)
         self.keys, self.values = (states[:, :, -(self.sliding_window - 1) :] for states in (keys, values))
 
     @property

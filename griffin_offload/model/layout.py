@@ -136,8 +136,12 @@ class ModelLayout:
     @property
     def converts(self) -> bool:
         """Whether weights have another dtype or form on disk."""
-        infos = (piece.info for parts in self.pieces.values() for piece in parts)
-        return any(info.encoding or info.dtype != self.dtype for info in infos)
+        return any(info.encoding or info.dtype != self.dtype for info in self.infos)
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """The tensors on disk that are read."""
+        return [piece.info for parts in self.pieces.values() for piece in parts]
 
     @property
     def block_layers(self) -> list[int]:

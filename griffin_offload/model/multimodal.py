@@ -26,19 +26,8 @@ from ..checkpoint.conversion import pieces
 from ..checkpoint.headers import Checkpoint
 from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
 from .architecture import architecture
-from .refused import REFUSED_WRAPPERS
+from .wrappers import WRAPPERS, refuse_wrapper
 
-# Wrappers whose text model was tried against the wrapper's own (tests/model/test_multimodal.py).
-WRAPPERS = frozenset(
-    """aria aya_vision cohere2_vision cohere_compass cosmos3_omni deepseek_vl deepseek_vl_hybrid exaone4_5 fun_asr_nano
-    fuyu gemma3 gemma4 gemma4_unified glm46v glm4v glm4v_moe glm_ocr glmasr glmga got_ocr2 granite4_vision
-    granite_docling granite_speech granite_speech_plus hunyuan_vl hyperclovax_vision_v2 idefics2 idefics3 internvl
-    janus kimi_k25 lfm2_vl lfm3_vl lighton_ocr llava llava_next llava_next_video llava_onevision minicpm_ocr
-    minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 moss_transcribe_diarize nemotron_h_omni ovis2 paddleocr_vl
-    pp_chart2table qianfan_ocr qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_audio qwen2_vl qwen3_5 qwen3_5_moe
-    qwen3_asr qwen3_omni_moe qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe smolvlm vibevoice_asr video_llama_3
-    video_llava vipllava voxtral""".split()  # noqa: SIM905
-)
 # Text types without a causal class -> the type that computes the same where a prompt has no image (positions in three
 # dimensions are then the same three times), and fields of its config that the text type does not have.
 TWINS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,9 +56,9 @@ def text_config(config: Any) -> Any:
     kind = config.model_type
     if kind not in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
         return config
+    refuse_wrapper(kind)
     if kind not in WRAPPERS:
-        why = REFUSED_WRAPPERS.get(kind, "a multimodal wrapper that Griffin was not tried with")
-        raise UnsupportedArchitecture(f"model type {kind!r} is not supported: {why}")
+        raise UnsupportedArchitecture(f"model type {kind!r} is not supported: Griffin was not tried with this wrapper")
     inside = config.get_text_config(decoder=True)
     causal, more = TWINS.get(inside.model_type, (inside.model_type, {}))
     if not architecture(causal):  # it raises for a type that is refused
@@ -107,7 +96,9 @@ def text_checkpoint(wrapper: Any, config: Any, checkpoint: Checkpoint) -> Checkp
     if not infos:
         raise CheckpointError(f"{checkpoint.folder}: none of its tensors belongs to the text model")
     tensors = {name: info for name, info in checkpoint.tensors.items() if name in infos}
-    return replace(checkpoint, tensors=tensors, bytes=sum(info.all_bytes for info in tensors.values()), pieces=found)
+    others = {name: info for name, info in checkpoint.tensors.items() if name not in infos}
+    size = sum(info.all_bytes for info in tensors.values())
+    return replace(checkpoint, tensors=tensors, bytes=size, pieces=found, others=others)
 
 
 def _prefixes(model: Any, inside: Any, config: Any) -> Mapping[str, str]:

@@ -63,11 +63,10 @@ def dense_dtype(config: Any) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
 
 
-def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> list[str]:
+def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
     """Raises CheckpointError unless the files have the layers that the config asks for. For before modules are built.
 
-    Returns what is left out, in words: more layers, which transformers leaves out too, as DeepSeek-V3's for predicting
-    several tokens."""
+    They may have more: see extra_layers.py."""
     if not checkpoint.tensors:
         raise CheckpointError(f"{folder} holds no tensors")
     layers = r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d{1,9})\."
@@ -76,9 +75,6 @@ def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> list[str]
     there, wanted = max(found, default=-1) + 1, getattr(config, "num_hidden_layers", None)
     if type(wanted) is not int or not 1 <= wanted <= there:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
-    if wanted == there:
-        return []
-    return [f"layers {wanted} to {there - 1} of the files: config.json asks for {wanted} (num_hidden_layers)"]
 
 
 def _model_type(folder: Path) -> str:

@@ -5,7 +5,7 @@ keeps copies of its state where it is told to: `marks` are the numbers of tokens
 state computes a prompt in parts, from mark to mark.
 B batch, T tokens, D hidden."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -26,6 +26,8 @@ class KeepsStates:
 
     conv_states: dict[int, Tensor | None]
     recurrent_states: dict[int, Tensor | None]
+    has_previous_state: dict[int, bool]
+    lazy_initialization: Callable[..., None]
 
     def begin(self) -> None:
         """Nothing is kept yet."""
@@ -70,6 +72,38 @@ class KeepsStates:
                 state.copy_(copy)
             self._tokens = tokens
         self._copies = {point: copy for point, copy in self._copies.items() if point <= tokens}
+
+    def saved_states(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and facts (JSON types), that `restore_states` makes the layer of again."""
+        kinds = {"conv_states": self.conv_states, "recurrent_states": self.recurrent_states}
+        names = [(kind, i) for kind, states in kinds.items() for i, state in states.items() if state is not None]
+        points = {**self._copies, **({self._tokens: self._states()} if self._tokens else {})}
+        tensors = {
+            f"{point}.{kind}.{i}": state
+            for point, states in points.items()
+            for (kind, i), state in zip(names, states, strict=True)
+        }
+        facts = {
+            "names": names,
+            "points": sorted(points),
+            "copies": sorted(self._copies),
+            "tokens": self._tokens,
+            "previous": list(self.has_previous_state.values()),
+        }
+        return tensors, facts
+
+    def restore_states(self, read: Callable[[str], Tensor], facts: Mapping[str, Any]) -> None:
+        """Makes a new layer what another one was, whose `saved_states` these are; `read`: a tensor by its name."""
+        for point in facts["points"]:  # the state that is not copied is that of the most tokens
+            for kind, i in facts["names"]:
+                state, own = read(f"{point}.{kind}.{i}"), getattr(self, kind)
+                if own[i] is None:
+                    self.lazy_initialization(**{kind: state, "state_idx": i})
+                own[i].copy_(state)
+            if point in facts["copies"]:
+                self._copy(point)
+        self.has_previous_state = dict(enumerate(facts["previous"]))
+        self._tokens = facts["tokens"]
 
     def _states(self) -> list[Tensor]:
         both = (*self.conv_states.values(), *self.recurrent_states.values())

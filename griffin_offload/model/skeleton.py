@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint.conversion import pieces
-from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint, Packed
+from ..checkpoint.headers import Checkpoint, Packed
 from ..checkpoint.reader import Reader
-from ..errors import CheckpointError, PromptError, UnsupportedArchitecture
+from ..errors import PromptError, UnsupportedArchitecture
 from ..quant.weight import LEAST, dense_matrix, linear_module
 from .architecture import Architecture, Experts, FeedForward, architecture
 from .attention import in_pieces, use_pieces, writes_scores
@@ -98,17 +98,29 @@ class Skeleton:
         found = pieces(self.model, checkpoint, needed) if checkpoint.pieces is None else checkpoint.pieces
         matched = checkpoint.match(needed, layout.aliases, found)
         layout = replace(layout, pieces=matched.pieces, aliases=matched.aliases)
-        embeds = isinstance(self.model.get_input_embeddings(), nn.Embedding)
-        if rows and embeds and _in_one_piece(layout, layout.embedding):
-            tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
-            linear_head = linear_module(self.model, layout.lm_head) is not None
-            layout = replace(
-                layout, embedding_on_disk=not tied, lm_head_alone=linear_head and _in_one_piece(layout, layout.lm_head)
-            )
-            self.slots = WeightSlots(self.model, layout, rows)
+        self.layout = layout
+        if rows and self._looks_up and _in_one_piece(layout, layout.embedding):
+            self.layout = self._with_table_on_disk(_in_one_piece(layout, layout.lm_head))
+            self.slots = WeightSlots(self.model, self.layout, rows)
         else:
             self.slots = WeightSlots(self.model, layout)
-        self.layout = layout
+
+    @property
+    def published_layout(self) -> ModelLayout:
+        """The layout beside a checkpoint that has not been seen: one that holds embedding and lm_head as a tensor each,
+        as published ones do."""
+        return self._with_table_on_disk(head_in_one_piece=True) if self._looks_up else self.layout
+
+    @property
+    def _looks_up(self) -> bool:
+        return isinstance(self.model.get_input_embeddings(), nn.Embedding)
+
+    def _with_table_on_disk(self, head_in_one_piece: bool) -> ModelLayout:
+        """The layout where rows of the embedding are read by themselves, unless it is the lm_head too."""
+        layout = self.layout
+        tied = layout.embedding in layout.aliases or layout.embedding in layout.aliases.values()
+        linear_head = linear_module(self.model, layout.lm_head) is not None
+        return replace(layout, embedding_on_disk=not tied, lm_head_alone=linear_head and head_in_one_piece)
 
     def to_device(self, device: str) -> None:
         """Move the buffers; parameters go there one by one as they are assigned."""
@@ -208,21 +220,3 @@ def _check_tokens(module: nn.Module, args: tuple[Tensor, ...], rows: int) -> Non
 
 def _compact_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
-
-
-def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have; bfloat16 where some are quantised blocks.
-
-    Raises CheckpointError where there are none."""
-    if any(info.encoding and info.dtype == torch.bfloat16 for info in checkpoint.tensors.values()):
-        return torch.bfloat16
-    bytes_by_dtype: dict[torch.dtype, int] = {}
-    for info in (info for info in checkpoint.tensors.values() if info.dtype in WEIGHT_DTYPES):
-        bytes_by_dtype[info.dtype] = bytes_by_dtype.get(info.dtype, 0) + info.bytes
-    if not bytes_by_dtype:
-        raise CheckpointError(
-            f"{checkpoint.folder} holds no weights in bfloat16, float16 or float32: a quantized checkpoint, which "
-            "cannot be read"
-        )
-    dtype = max(bytes_by_dtype, key=lambda d: bytes_by_dtype[d])
-    return torch.float32 if dtype == torch.float64 else dtype

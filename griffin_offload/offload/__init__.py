@@ -13,6 +13,9 @@ resident_layer.py  memory for one layer's kept weights
 resident_model.py  what is in memory between prompts, by named states
 plan_turn.py       what a turn takes over from the turns before it
 earlier_turns.py   the KV cache and statistics of a conversation's earlier turns
+drafter.py         drafts tokens by the resident model, for the full model to verify
+draft_length.py    when another draft costs more than it gives
+saved_turns.py     the same as tensors and facts for a file
 first_logits.py    the logits behind a prompt, kept for another answer to it
 outer_weights.py   embeddings, final norm and lm_head
 skip_by_token.py   skipped blocks, token by token

@@ -19,6 +19,7 @@ from ..planning.plan import Plan
 from ..planning.rows import KEPT_STATISTICS
 from ..planning.sizes import Kept
 from ..pruning.fidelity import Fidelity
+from ..quant.precision import Precision
 
 Statistics = Sequence[tuple[Tensor | None, ...]]  # by layer and block: (F,) or (E, F), float32; None: not pruned
 REWRITTEN = 16  # tokens at the end of a turn's prompt: how an answer begins
@@ -58,12 +59,22 @@ class EarlierTurns:
     def __init__(self) -> None:
         self.cache: Any = None
         self.pruning: Pruning | None = None  # that the last turn asked for
+        self.resident: tuple[Kept, Precision] | None = None  # where the conversation was saved: what was in memory
         self.answered: Answered | None = None  # None: other neurons may be in memory
         self._ids: list[int] = []  # the cache holds the full model's keys and values of these
         self._statistics: dict[int, Statistics] = {}  # by the number of tokens that they are of
 
     def clear(self) -> None:
-        self.cache, self.pruning, self.answered, self._ids, self._statistics = None, None, None, [], {}
+        self.cache, self.pruning, self.resident, self.answered = None, None, None, None
+        self._ids, self._statistics = [], {}
+
+    def saved(self) -> tuple[Any, list[int], dict[int, Statistics]]:
+        """The cache, the tokens that it is of, and the statistics by the number of tokens that they are of."""
+        return self.cache, self._ids, self._statistics
+
+    def restore(self, cache: Any, ids: Sequence[int], statistics: Mapping[int, Statistics]) -> None:
+        """Makes this what another one was, whose `saved` this is."""
+        self.cache, self._ids, self._statistics = cache, list(ids), dict(statistics)
 
     def may_repeat(self, ids: Sequence[int], pruning: Pruning) -> Answered | None:
         """The prompt that was answered last, if these ids are its, and another answer may begin where that one did."""

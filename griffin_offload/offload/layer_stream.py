@@ -29,7 +29,8 @@ from .staging import CpuStaging, UploadStaging
 class LayerStream:
     """The layers of a model, one at a time and in order: `onload(i)`, then `release(i)`.
 
-    `open` makes a driver hear of every layer's forward; `close` undoes all of it. Raises what the reader raises."""
+    `open` makes a driver hear of every layer's forward; `close` undoes all of it. Raises what the reader raises.
+    One that `stays` can be opened again afterwards, and keeps its buffers until `free`."""
 
     def __init__(
         self,
@@ -41,19 +42,21 @@ class LayerStream:
         steady: bool,
         tier: HostTier | None = None,
         on_layer: OnLayer | None = None,
+        stays: bool = False,
     ) -> None:
         """`copies`: the device is not where the reader writes. `steady`: the heap keeps what activations free.
         `tier`: layers that stay in RAM for the next stream. `on_layer(done, total)` hears of the progress."""
         self._skeleton, self._layers, self._on_layer = skeleton, layers, on_layer
-        self._tier, self._steady = tier or HostTier(), steady
+        self._tier, self._steady, self._stays = tier or HostTier(), steady, stays
         inputs = (skeleton.layout, layers, self._tier, reader)
         ring = ring_for(layers[0].device, skeleton.layout.converts) if copies else None
         staging = UploadStaging(*inputs, ring) if ring else CpuStaging(*inputs)
         self._clock, self._threads = reader.clock, ring.threads if ring else 1
-        self._prefetch = Prefetch(staging.loads, STAGING_LAYERS, self._threads)
+        self._prefetch: Prefetch | None = None  # None: not open
         self._staging: CpuStaging | None = staging  # None: all layers have passed
         self._finite: list[tuple[int, Tensor]] = []
         self._heap = ExitStack()
+        self._there = self._waited = 0.0  # when the layer at hand was there, and how long it was waited for
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -62,8 +65,9 @@ class LayerStream:
         try:
             if self._steady:
                 self._heap.enter_context(steady_heap())
+            assert self._staging
             self._clock.start(self._threads)
-            self._prefetch.__enter__()
+            self._prefetch = Prefetch(self._staging.loads, STAGING_LAYERS, self._threads).__enter__()
             for index, module in enumerate(self._skeleton.modules):
                 add_hook_to_module(module, StreamLayer(driver, index, self._skeleton.threads))
             self._tell(0)
@@ -73,20 +77,27 @@ class LayerStream:
 
     def close(self) -> None:
         """Remove the hooks, stop the readers, free the staging. Harmless when all layers have passed."""
-        self._free()
+        self._stop()
         for module, layer, resident in zip(self._skeleton.modules, self._skeleton.layers, self._layers, strict=True):
             remove_hook_from_module(module)
             self.assign(layer, resident.tensors)
 
-    def _free(self) -> None:
-        self._prefetch.close()
+    def _stop(self) -> None:
+        if self._prefetch:
+            self._prefetch.close()
+            self._prefetch = None
         self._clock.stop()
         self._skeleton.threads.back()
+        if not self._stays:
+            self.free()
+        self._layers[0].scratch.free()
+        self.settle()
+
+    def free(self) -> None:
+        """Give the buffers back: no layer passes any more."""
         if self._staging:
             self._staging.close()
         self._staging = None
-        self._layers[0].scratch.free()
-        self.settle()
 
     def settle(self) -> None:
         """From here on, what is freed goes back to the system (see memory.heap.steady_heap)."""
@@ -95,9 +106,12 @@ class LayerStream:
     def onload(self, index: int) -> dict[str, Tensor]:
         """A layer's weights in place. Returns its dense tensors by name."""
         assert self._staging
+        assert self._prefetch
         start = time.perf_counter()
         self._prefetch.wait(index)
-        self._clock.add("wait", time.perf_counter() - start)
+        self._there = time.perf_counter()
+        self._waited = self._there - start
+        self._clock.add("wait", self._waited)
         self._tier.was_read(index)
         self._staging.arrive(index)
         dense = self._staging.dense[index]
@@ -107,6 +121,7 @@ class LayerStream:
     def release(self, index: int) -> None:
         """After a layer's forward: its compact weights in place, its buffers given back."""
         assert self._staging
+        assert self._prefetch
         layer, resident, dense = self._skeleton.layers[index], self._layers[index], self._staging.dense[index]
         for name in layer.matrices:
             weight = resident.tensors[name]
@@ -117,8 +132,9 @@ class LayerStream:
         resident.complete = True
         self._staging.leave(index)
         self._prefetch.release()
+        self._clock.layer(self._waited, time.perf_counter() - self._there)
         if index + 1 == len(self._layers):
-            self._free()
+            self._stop()
         self._tell(index + 1)
 
     def check(self, index: int, states: Tensor) -> None:

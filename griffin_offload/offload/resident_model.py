@@ -56,6 +56,10 @@ class ResidentModel:
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
+    def device(self) -> str:
+        return self._device
+
+    @property
     def state(self) -> State:
         if not self._has_outer:
             return State.EMPTY
@@ -134,6 +138,10 @@ class ResidentModel:
         stream = self._stream(self.layers, plan, reader, on_layer)
         return Lockstep(self._skeleton, stream, job_hooks=hooks, sets=sets, seed=seed)
 
+    def stream_again(self, plan: Plan, reader: Reader) -> LayerStream:
+        """All layers once more, and as often as it is opened: what is resident stays as it is."""
+        return self._stream(self.layers, plan, reader, None, stays=True)
+
     def _pruner(
         self,
         layers: Sequence[ResidentLayer],
@@ -172,8 +180,11 @@ class ResidentModel:
 
     @property
     def plan_of_layers(self) -> tuple[Kept, Precision] | None:
-        """Kept neurons by layer and block, and formats, of what is resident; None where nothing is."""
-        return (tuple(layer.kept for layer in self.layers), self.layers[0].precision) if self.layers else None
+        """Kept neurons by layer and block, and formats, of what is resident, or was when a conversation was saved; None
+        where nothing is."""
+        if not self.layers:
+            return self.turns.resident
+        return tuple(layer.kept for layer in self.layers), self.layers[0].precision
 
     def can_add_to(self, tokens: int, plan: Plan) -> bool:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
@@ -227,14 +238,20 @@ class ResidentModel:
             self._has_outer, self._lm_head_format = True, plan.precision.head
 
     def _stream(
-        self, layers: Sequence[ResidentLayer], plan: Plan, reader: Reader, on_layer: OnLayer | None
+        self,
+        layers: Sequence[ResidentLayer],
+        plan: Plan,
+        reader: Reader,
+        on_layer: OnLayer | None,
+        stays: bool = False,
     ) -> LayerStream:
         return LayerStream(
             self._skeleton,
             reader,
             layers,
             copies=self._copies,
-            steady=plan.steady_heap,
+            steady=plan.steady_heap and not stays,
             tier=self._tier,
             on_layer=on_layer,
+            stays=stays,
         )

@@ -7,6 +7,8 @@ fidelity.py       what measuring the fidelity takes
 pace.py           expected tokens a second
 plan.py           a request -> a plan, or what would fit
 ladder.py         the best plan that fits, where nobody says
+lossless.py       the plan for drafts that the full model verifies, and what they gave
+refresh.py        how often an answer's neurons were chosen again
 turn.py           what a turn of a conversation cost
 advice.py         what would keep more of the model, and fits
 waiting.py        what a forward holds while it waits for others

@@ -3,14 +3,17 @@
 Quality comes first, speed decides between equals. So a rung that is slower and no better than another that fits is
 never taken."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
+
 from ..errors import BudgetError
+from ..model.format_speeds import speeds_of
 from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
-from ..quant.precision import Precision, precision
+from ..quant.precision import Precision
 from ..units import format_bytes
 from .plan import Plan, check_request, does_not_fit, enough, make_plan, room_at
 from .request import Request
@@ -87,9 +90,27 @@ def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -
     """The plan of every rung, whether or not it fits."""
     plans = []
     for rung in rungs:
-        asked = replace(request, sparsity=rung.sparsity, precision=precision(rung.resident_dtype, rung.rest))
+        asked = replace(request, sparsity=rung.sparsity, precision=request.formats(rung.resident_dtype, rung.rest))
         plans.append((rung, make_plan(sizes, asked)))
     return plans
+
+
+Choose = Callable[[ModelSizes, Request, Pruning, str], Plan]
+
+
+def plan_at_speed(
+    choose: Choose, sizes: ModelSizes, request: Request, pruning: Pruning, name: str, dtype: torch.dtype
+) -> Plan:
+    """The plan that `choose` (such as `best_plan`) makes by the speeds of the formats on the request's device, which
+    are measured where they have a say."""
+    pruning = replace(pruning, prior=None)  # which plans do not depend on
+    request = replace(request, speeds=speeds_of(sizes.full, request.device, dtype, measure=False))
+    plan = choose(sizes, request, pruning, name)
+    if chooses_format(pruning, plan):
+        measured = speeds_of(sizes.full, request.device, dtype, measure=True)
+        if measured != request.speeds:
+            plan = choose(sizes, replace(request, speeds=measured), pruning, name)
+    return plan
 
 
 @lru_cache(maxsize=256)
@@ -160,7 +181,7 @@ class _AtSparsity:
         return f"with it {format_bytes(needed)} are needed, the budget is {format_bytes(self.request.budget)}{hint}"
 
     def requests(self, rest: str) -> list[Request]:
-        return [replace(self.request, precision=precision(dtype, rest)) for dtype in self.dtypes]
+        return [replace(self.request, precision=self.request.formats(dtype, rest)) for dtype in self.dtypes]
 
     def plans(self, rest: str) -> list[Plan]:
         return [make_plan(self.sizes, request) for request in self.requests(rest)]

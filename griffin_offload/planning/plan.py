@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..errors import BudgetError, PromptError
+from ..errors import BudgetError, ContextError, PromptError
 from ..options import FfnSkip, Sparsity
 from ..pruning.fidelity import FEWEST
 from ..pruning.fold import held_out
@@ -40,7 +40,9 @@ class Plan:
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
     it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
     that are not kept are held in fewer bits, or are dropped; `continues`: the KV cache stays for the next turn of a
-    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns."""
+    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns; `drafts`:
+    tokens that are drafted at most before the full model verifies them, 0: none; `streamed_bytes`: what a pass of the
+    full model brings to the device again."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -65,6 +67,8 @@ class Plan:
     continues: bool = False
     earlier_tokens: int = 0
     calibrated: bool = False
+    drafts: int = 0
+    streamed_bytes: int = 0
     why_rest: str = field(default="", compare=False)
 
     @property
@@ -169,6 +173,8 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         continues=request.earlier is not None,
         earlier_tokens=request.earlier_tokens,
         calibrated=request.shares and kept != sizes.kept(request.sparsity),
+        drafts=request.drafts,
+        streamed_bytes=sum(layer.staged(k, precision) for layer, k in zip(sizes.layers, kept, strict=True)),
     )
 
 
@@ -207,12 +213,13 @@ def _layer_plans(sizes: ModelSizes, kept: Kept, precision: Precision) -> tuple[L
 def check_request(sizes: ModelSizes, request: Request, name: str) -> Request:
     """The request, its answer no longer than the context has room for.
 
-    Raises PromptError for an empty prompt or one beyond the context."""
+    Raises PromptError for an empty prompt, ContextError for one beyond the context."""
     if request.prompt_tokens < 1:
         raise PromptError("the prompt is empty: give at least one token of text")
     if request.prompt_tokens >= sizes.context:
-        raise PromptError(
-            f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {sizes.context}, answer included"
+        most = f"{sizes.context}{' (--context)' if sizes.bounded else ''}"
+        raise ContextError(
+            f"the prompt has {request.prompt_tokens} tokens; {name} reads at most {most}, answer included"
         )
     return replace(request, max_new_tokens=min(request.max_new_tokens, sizes.context - request.prompt_tokens))
 

@@ -1,7 +1,7 @@
 """What a plan is made for: tokens, sparsity, precision and budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import OptionError
 from ..memory.upload import Ring
@@ -10,7 +10,7 @@ from ..model.modules import PIECE
 from ..options import FfnSkip, Sparsity
 from ..pruning.fold import TOKENS
 from ..pruning.layer_allocation import Curves, share_neurons
-from ..quant.precision import NATIVE, Precision
+from ..quant.precision import NATIVE, Precision, precision
 from .sizes import Kept, ModelSizes
 
 
@@ -47,6 +47,7 @@ class Request:
     `speeds`: of each format on this device; None: not measured.
     `fidelity`: the resident model is compared with the full one, where they differ.
     `earlier`: the earlier turns of a conversation that goes on after this one; None: the KV cache does not stay.
+    `drafts`: tokens that are drafted at most before the full model verifies them; 0: none.
     """
 
     prompt_tokens: int
@@ -74,6 +75,7 @@ class Request:
     speeds: Speeds | None = None
     fidelity: bool = False
     earlier: Earlier | None = None
+    drafts: int = 0
 
     @property
     def earlier_tokens(self) -> int:
@@ -84,6 +86,11 @@ class Request:
     def pass_tokens(self) -> int:
         """Tokens of the prompt that are computed."""
         return self.prompt_tokens - self.earlier_tokens
+
+    def formats(self, resident_dtype: str, rest: str) -> Precision:
+        """The formats of two options. The full model, which verifies drafts, streams all but its lm_head."""
+        formats = precision(resident_dtype, rest)
+        return replace(formats, head="") if self.drafts else formats
 
     def kept(self, sizes: ModelSizes) -> Kept:
         """Kept neurons by layer and block. Which blocks the prompt empties is known only after its pass; the plan

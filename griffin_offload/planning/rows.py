@@ -18,6 +18,7 @@ from .sizes import Kept, ModelSizes
 STAGING_LAYERS = 2
 KEPT_STATISTICS = 6  # sets of statistics that a conversation keeps, each up to one point in its last turns
 HOLES = 48 * MIB  # that activations leave in the heap, among blocks that stay, at least
+DRAFT_LOGITS = 5  # copies in float32 that transformers and the drafts make of the logits and their probabilities
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 SIZES, KERNELS = 8, 3 * MIB  # a processor's kernels for layers of another size, beyond so many (measured: 2.5 MiB)
@@ -57,14 +58,15 @@ def _passing_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterato
 
 def _resident_weights(sizes: ModelSizes, request: Request, kept: Kept) -> Iterator[Row]:
     precision, layers = request.precision, zip(sizes.layers, kept, strict=True)
+    streams: Moment = "always" if request.drafts else "prompt"
     neurons = sum(layer.feed_forward(k, precision) for layer, k in layers)
     staged = sizes.staged(kept, precision)
     yield Row("attention and norms", sum(layer.fixed_in(precision) for layer in sizes.layers), note=precision.others)
     yield Row("kept neurons", request.sets * neurons, note=_neurons_note(sizes, request, kept))
     if request.copies:
-        yield Row("two dense layers", STAGING_LAYERS * _largest_layer(sizes), "prompt")
+        yield Row("two dense layers", STAGING_LAYERS * _largest_layer(sizes), streams)
     elif staged:
-        yield Row("staging, two layers", STAGING_LAYERS * staged, "prompt")
+        yield Row("staging, two layers", STAGING_LAYERS * staged, streams)
 
 
 def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
@@ -73,7 +75,8 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
         note = f"{request.ring.threads} reading threads"
         yield Row("pinned buffers", request.ring.pieces * piece, "host", note)
     if request.converts:
-        yield Row("conversion buffers", request.converts, "host" if request.copies else "prompt")
+        streams: Moment = "always" if request.drafts else "prompt"
+        yield Row("conversion buffers", request.converts, "host" if request.copies else streams)
     if request.precision.quantized:
         yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
     activations = sizes.activations(request.pass_tokens, together, request.earlier_tokens)
@@ -108,6 +111,11 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     if sizes.states:
         yield Row("recurrent states", sequences * sizes.states)
     token = sizes.activations(1, together)
+    if request.drafts:
+        drafted = sizes.activations(request.drafts + 1, earlier=tokens)
+        yield Row("activations of drafted tokens", drafted, "answer", f"at most {request.drafts}")
+        logits = (request.drafts + 1) * sizes.vocabulary * (sizes.item + DRAFT_LOGITS * 4)
+        yield Row("logits of drafted tokens", logits, "answer", "and their probabilities")
     if request.earlier is None:
         yield Row("activations of a token", token, "answer")
     else:  # before the next turn a layer's cache moves to memory for more tokens

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import OptionError
@@ -121,6 +121,7 @@ class ModelSizes:
     `cache_per_token`: bytes of keys and values by layer; `windows`: how many tokens each layer keeps.
     `score_heads`: heads whose products of token with token are written out (0: a kernel does without); `in_pieces`:
     attention takes a long prompt a piece at a time. `switch`: after so many tokens a whole text is read again.
+    `bounded`: `context` is less than the model reads, as was asked for.
     `states`: bytes of a sequence's recurrent states.
     """
 
@@ -139,6 +140,7 @@ class ModelSizes:
     in_pieces: bool
     context: int
     switch: int | None = None
+    bounded: bool = False
     states: int = 0
 
     def kept(self, sparsity: Sparsity) -> Kept:
@@ -233,6 +235,16 @@ class ModelSizes:
             a_pair = 1 + self.item if slides or padded or earlier or self.score_heads else 0
             most = max(most, rows * keys * (a_pair + self.score_heads * (2 * self.item + 4)))
         return most
+
+
+def bounded(sizes: ModelSizes, context: int | None, name: str) -> ModelSizes:
+    """The sizes of a model of this name that is to read at most `context` tokens. Raises OptionError for more than it
+    reads."""
+    if context is None:
+        return sizes
+    if context > sizes.context:
+        raise OptionError(f"--context {context}: {name} reads at most {sizes.context} tokens")
+    return replace(sizes, context=context, bounded=context < sizes.context)
 
 
 @lru_cache(maxsize=8)

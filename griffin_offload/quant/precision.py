@@ -20,9 +20,10 @@ class Precision:
     def quantized(self) -> bool:
         return self != NATIVE
 
-    def to_json(self) -> dict[str, Any]:
-        """In `--json` the kept neurons are called "experts"."""
-        return {"experts": self.kept, "others": self.others, "head": self.head, "rest": self.rest}
+    def to_json(self, dtype: str = "") -> dict[str, Any]:
+        """In `--json` the kept neurons are called "experts". `dtype`: in which the model runs."""
+        named = {"experts": self.kept, "others": self.others, "head": self.head}
+        return {**{name: format or dtype for name, format in named.items()}, "rest": self.rest}
 
     def __str__(self) -> str:
         return self.kept or "unpacked"

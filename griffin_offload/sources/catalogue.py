@@ -1,10 +1,12 @@
 """The models known by name. Data only.
 
-A `config` has the fields that decide shapes and memory, so that a size can be predicted offline. The fetched folder has
-its own, complete one."""
+A `config` has the fields that decide shapes and memory (shapes.py), so that a size can be predicted offline; of a
+multimodal checkpoint those of its text model. The fetched folder has its own, complete one."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from . import shapes
 
 
 @dataclass(frozen=True)
@@ -39,64 +41,6 @@ class CatalogueModel:
         return 2 * self.parameters
 
 
-# The numbers of a row below.
-_SIZES = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size
-    max_position_embeddings""".split()  # noqa: SIM905
-
-
-def _config(model_type: str, *sizes: int, **more: Any) -> dict[str, Any]:
-    common = {"model_type": model_type, "tie_word_embeddings": False, "dtype": "bfloat16"}
-    return common | dict(zip(_SIZES, sizes, strict=True)) | more
-
-
-def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
-    config = _config("opt", hidden, 4 * hidden, layers, heads, heads, 50272, 2048, tie_word_embeddings=True)
-    del config["intermediate_size"], config["num_key_value_heads"]
-    return config | {"ffn_dim": 4 * hidden, "word_embed_proj_dim": hidden}
-
-
-TIED = {"tie_word_embeddings": True}
-GEMMA = TIED | {"head_dim": 256}
-GEMMA_3 = GEMMA | {"sliding_window": 512}
-MISTRAL = {"head_dim": 128, "sliding_window": None}  # later than v0.1: no window
-
-SMOLLM2_135M = _config("llama", 576, 1536, 30, 9, 3, 49152, 8192, **TIED)
-SMOLLM2_360M = _config("llama", 960, 2560, 32, 15, 5, 49152, 8192, **TIED)
-SMOLLM2_1B7 = _config("llama", 2048, 8192, 24, 32, 32, 49152, 8192, **TIED)
-TINYLLAMA = _config("llama", 2048, 5632, 22, 32, 4, 32000, 2048)
-LLAMA_2_7B = _config("llama", 4096, 11008, 32, 32, 32, 32000, 4096)
-LLAMA_2_13B = _config("llama", 5120, 13824, 40, 40, 40, 32000, 4096)
-LLAMA_2_70B = _config("llama", 8192, 28672, 80, 64, 8, 32000, 4096)
-LLAMA_3_8B = _config("llama", 4096, 14336, 32, 32, 8, 128256, 8192)
-LLAMA_3_70B = _config("llama", 8192, 28672, 80, 64, 8, 128256, 8192)
-LLAMA_31_8B = LLAMA_3_8B | {"max_position_embeddings": 131072}
-LLAMA_31_70B = LLAMA_3_70B | {"max_position_embeddings": 131072}
-LLAMA_32_1B = _config("llama", 2048, 8192, 16, 32, 8, 128256, 131072, head_dim=64, **TIED)
-LLAMA_32_3B = _config("llama", 3072, 8192, 28, 24, 8, 128256, 131072, head_dim=128, **TIED)
-GEMMA_2B = _config("gemma", 2048, 16384, 18, 8, 1, 256000, 8192, **GEMMA)
-GEMMA_7B = _config("gemma", 3072, 24576, 28, 16, 16, 256000, 8192, **GEMMA)
-GEMMA_2_2B = _config("gemma2", 2304, 9216, 26, 8, 4, 256000, 8192, sliding_window=4096, **GEMMA)
-GEMMA_2_9B = _config("gemma2", 3584, 14336, 42, 16, 8, 256000, 8192, sliding_window=4096, **GEMMA)
-GEMMA_2_27B = _config("gemma2", 4608, 36864, 46, 32, 16, 256000, 8192, sliding_window=4096, head_dim=128, **TIED)
-GEMMA_3_270M = _config("gemma3_text", 640, 2048, 18, 4, 1, 262144, 32768, **GEMMA_3)
-GEMMA_3_1B = _config("gemma3_text", 1152, 6912, 26, 4, 1, 262144, 32768, **GEMMA_3)
-MISTRAL_7B = _config("mistral", 4096, 14336, 32, 32, 8, 32000, 32768, head_dim=128, sliding_window=4096)
-MISTRAL_7B_V03 = _config("mistral", 4096, 14336, 32, 32, 8, 32768, 32768, **MISTRAL)
-MISTRAL_NEMO = _config("mistral", 5120, 14336, 40, 32, 8, 131072, 131072, **MISTRAL)
-QWEN25_05B = _config("qwen2", 896, 4864, 24, 14, 2, 151936, 32768, **TIED)
-QWEN25_1B5 = _config("qwen2", 1536, 8960, 28, 12, 2, 151936, 32768, **TIED)
-QWEN25_3B = _config("qwen2", 2048, 11008, 36, 16, 2, 151936, 32768, **TIED)
-QWEN25_7B = _config("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768)
-QWEN25_14B = _config("qwen2", 5120, 13824, 48, 40, 8, 152064, 32768)
-QWEN25_32B = _config("qwen2", 5120, 27648, 64, 40, 8, 152064, 32768)
-QWEN25_72B = _config("qwen2", 8192, 29568, 80, 64, 8, 152064, 32768)
-QWEN3_06B = _config("qwen3", 1024, 3072, 28, 16, 8, 151936, 40960, head_dim=128, **TIED)
-QWEN3_1B7 = _config("qwen3", 2048, 6144, 28, 16, 8, 151936, 40960, head_dim=128, **TIED)
-QWEN3_4B = _config("qwen3", 2560, 9728, 36, 32, 8, 151936, 40960, head_dim=128, **TIED)
-QWEN3_8B = _config("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, head_dim=128)
-QWEN3_14B = _config("qwen3", 5120, 17408, 40, 40, 8, 151936, 40960, head_dim=128)
-QWEN3_32B = _config("qwen3", 5120, 25600, 64, 64, 8, 151936, 40960, head_dim=128)
-
 # A licence, and whether the hub asks to accept it first.
 APACHE = "Apache-2.0", False
 LLAMA_2 = "Llama 2 Community", True
@@ -107,6 +51,9 @@ LLAMA_33 = "Llama 3.3 Community", True
 GEMMA_TERMS = "Gemma Terms of Use", True
 GATED = "Apache-2.0", True  # Mistral
 OPT = "OPT-175B (research only)", False
+MIT = "MIT", False
+NVIDIA = "NVIDIA Open Model", False
+NEMOTRON_70B = "Llama 3.1 Community", False
 QWEN_RESEARCH = "Qwen Research", False
 QWEN = "Qwen", False
 
@@ -134,76 +81,129 @@ GEMMA_3_WHEELS = tuple(
 )
 
 BASE, CHAT = False, True
+MS, L70 = 23_572_403_200, 70_553_706_496  # parameters of Mistral Small 3, Llama 70B
 _MODELS: tuple[tuple[str, str, int, dict[str, Any], bool, tuple[str, bool]], ...] = (
-    ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, SMOLLM2_135M, CHAT, APACHE),
-    ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, SMOLLM2_360M, CHAT, APACHE),
-    ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, SMOLLM2_1B7, CHAT, APACHE),
-    ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, TINYLLAMA, CHAT, APACHE),
-    ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6_738_415_616, LLAMA_2_7B, BASE, LLAMA_2),
-    ("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, LLAMA_2_7B, CHAT, LLAMA_2),
-    ("llama-2-13b", "meta-llama/Llama-2-13b-hf", 13_015_864_320, LLAMA_2_13B, BASE, LLAMA_2),
-    ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, LLAMA_2_13B, CHAT, LLAMA_2),
-    ("llama-2-70b", "meta-llama/Llama-2-70b-hf", 68_976_648_192, LLAMA_2_70B, BASE, LLAMA_2),
-    ("llama-2-70b-chat", "meta-llama/Llama-2-70b-chat-hf", 68_976_648_192, LLAMA_2_70B, CHAT, LLAMA_2),
-    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, LLAMA_3_8B, BASE, LLAMA_3),
-    ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248, LLAMA_3_8B, CHAT, LLAMA_3),
-    ("llama-3-70b", "meta-llama/Meta-Llama-3-70B", 70_553_706_496, LLAMA_3_70B, BASE, LLAMA_3),
-    ("llama-3-70b-instruct", "meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496, LLAMA_3_70B, CHAT, LLAMA_3),
-    ("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8_030_261_248, LLAMA_31_8B, BASE, LLAMA_31),
-    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, LLAMA_31_8B, CHAT, LLAMA_31),
-    ("llama-3.1-70b", "meta-llama/Llama-3.1-70B", 70_553_706_496, LLAMA_31_70B, BASE, LLAMA_31),
-    ("llama-3.1-70b-instruct", "meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT, LLAMA_31),
-    ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, LLAMA_32_1B, BASE, LLAMA_32),
-    ("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, LLAMA_32_1B, CHAT, LLAMA_32),
-    ("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 3_212_749_824, LLAMA_32_3B, BASE, LLAMA_32),
-    ("llama-3.2-3b-instruct", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, LLAMA_32_3B, CHAT, LLAMA_32),
-    ("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", 70_553_706_496, LLAMA_31_70B, CHAT, LLAMA_33),
-    ("gemma-2b", "google/gemma-2b", 2_506_172_416, GEMMA_2B, BASE, GEMMA_TERMS),
-    ("gemma-2b-it", "google/gemma-2b-it", 2_506_172_416, GEMMA_2B, CHAT, GEMMA_TERMS),
-    ("gemma-7b", "google/gemma-7b", 8_537_680_896, GEMMA_7B, BASE, GEMMA_TERMS),
-    ("gemma-7b-it", "google/gemma-7b-it", 8_537_680_896, GEMMA_7B, CHAT, GEMMA_TERMS),
-    ("gemma-2-2b", "google/gemma-2-2b", 2_614_341_888, GEMMA_2_2B, BASE, GEMMA_TERMS),
-    ("gemma-2-2b-it", "google/gemma-2-2b-it", 2_614_341_888, GEMMA_2_2B, CHAT, GEMMA_TERMS),
-    ("gemma-2-9b", "google/gemma-2-9b", 9_241_705_984, GEMMA_2_9B, BASE, GEMMA_TERMS),
-    ("gemma-2-9b-it", "google/gemma-2-9b-it", 9_241_705_984, GEMMA_2_9B, CHAT, GEMMA_TERMS),
-    ("gemma-2-27b", "google/gemma-2-27b", 27_227_128_320, GEMMA_2_27B, BASE, GEMMA_TERMS),
-    ("gemma-2-27b-it", "google/gemma-2-27b-it", 27_227_128_320, GEMMA_2_27B, CHAT, GEMMA_TERMS),
-    ("gemma-3-270m", "google/gemma-3-270m", 268_098_176, GEMMA_3_270M, BASE, GEMMA_TERMS),
-    ("gemma-3-270m-it", "google/gemma-3-270m-it", 268_098_176, GEMMA_3_270M, CHAT, GEMMA_TERMS),
-    ("gemma-3-1b", "google/gemma-3-1b-pt", 999_885_952, GEMMA_3_1B, BASE, GEMMA_TERMS),
-    ("gemma-3-1b-it", "google/gemma-3-1b-it", 999_885_952, GEMMA_3_1B, CHAT, GEMMA_TERMS),
-    ("mistral-7b", "mistralai/Mistral-7B-v0.1", 7_241_732_096, MISTRAL_7B, BASE, GATED),
-    ("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3", 7_248_023_552, MISTRAL_7B_V03, BASE, GATED),
-    ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, MISTRAL_7B_V03, CHAT, GATED),
-    ("mistral-nemo-12b", "mistralai/Mistral-Nemo-Base-2407", 12_247_782_400, MISTRAL_NEMO, BASE, GATED),
+    ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, shapes.SMOLLM2_135M, CHAT, APACHE),
+    ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, shapes.SMOLLM2_360M, CHAT, APACHE),
+    ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, shapes.SMOLLM2_1B7, CHAT, APACHE),
+    ("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 3_075_098_624, shapes.SMOLLM3_3B, CHAT, APACHE),
+    ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, shapes.TINYLLAMA, CHAT, APACHE),
+    ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6_738_415_616, shapes.LLAMA_2_7B, BASE, LLAMA_2),
+    ("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, shapes.LLAMA_2_7B, CHAT, LLAMA_2),
+    ("llama-2-13b", "meta-llama/Llama-2-13b-hf", 13_015_864_320, shapes.LLAMA_2_13B, BASE, LLAMA_2),
+    ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, shapes.LLAMA_2_13B, CHAT, LLAMA_2),
+    ("llama-2-70b", "meta-llama/Llama-2-70b-hf", 68_976_648_192, shapes.LLAMA_2_70B, BASE, LLAMA_2),
+    ("llama-2-70b-chat", "meta-llama/Llama-2-70b-chat-hf", 68_976_648_192, shapes.LLAMA_2_70B, CHAT, LLAMA_2),
+    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", 8_030_261_248, shapes.LLAMA_3_8B, BASE, LLAMA_3),
+    ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248, shapes.LLAMA_3_8B, CHAT, LLAMA_3),
+    ("llama-3-70b", "meta-llama/Meta-Llama-3-70B", L70, shapes.LLAMA_3_70B, BASE, LLAMA_3),
+    ("llama-3-70b-instruct", "meta-llama/Meta-Llama-3-70B-Instruct", L70, shapes.LLAMA_3_70B, CHAT, LLAMA_3),
+    ("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 8_030_261_248, shapes.LLAMA_31_8B, BASE, LLAMA_31),
+    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, shapes.LLAMA_31_8B, CHAT, LLAMA_31),
+    ("llama-3.1-70b", "meta-llama/Llama-3.1-70B", L70, shapes.LLAMA_31_70B, BASE, LLAMA_31),
+    (
+        "llama-3.1-70b-instruct",
+        "meta-llama/Llama-3.1-70B-Instruct",
+        70_553_706_496,
+        shapes.LLAMA_31_70B,
+        CHAT,
+        LLAMA_31,
+    ),
+    ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, shapes.LLAMA_32_1B, BASE, LLAMA_32),
+    ("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, shapes.LLAMA_32_1B, CHAT, LLAMA_32),
+    ("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 3_212_749_824, shapes.LLAMA_32_3B, BASE, LLAMA_32),
+    ("llama-3.2-3b-instruct", "meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, shapes.LLAMA_32_3B, CHAT, LLAMA_32),
+    (
+        "llama-3.3-70b-instruct",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        70_553_706_496,
+        shapes.LLAMA_31_70B,
+        CHAT,
+        LLAMA_33,
+    ),
+    ("gemma-2b", "google/gemma-2b", 2_506_172_416, shapes.GEMMA_2B, BASE, GEMMA_TERMS),
+    ("gemma-2b-it", "google/gemma-2b-it", 2_506_172_416, shapes.GEMMA_2B, CHAT, GEMMA_TERMS),
+    ("gemma-7b", "google/gemma-7b", 8_537_680_896, shapes.GEMMA_7B, BASE, GEMMA_TERMS),
+    ("gemma-7b-it", "google/gemma-7b-it", 8_537_680_896, shapes.GEMMA_7B, CHAT, GEMMA_TERMS),
+    ("gemma-2-2b", "google/gemma-2-2b", 2_614_341_888, shapes.GEMMA_2_2B, BASE, GEMMA_TERMS),
+    ("gemma-2-2b-it", "google/gemma-2-2b-it", 2_614_341_888, shapes.GEMMA_2_2B, CHAT, GEMMA_TERMS),
+    ("gemma-2-9b", "google/gemma-2-9b", 9_241_705_984, shapes.GEMMA_2_9B, BASE, GEMMA_TERMS),
+    ("gemma-2-9b-it", "google/gemma-2-9b-it", 9_241_705_984, shapes.GEMMA_2_9B, CHAT, GEMMA_TERMS),
+    ("gemma-2-27b", "google/gemma-2-27b", 27_227_128_320, shapes.GEMMA_2_27B, BASE, GEMMA_TERMS),
+    ("gemma-2-27b-it", "google/gemma-2-27b-it", 27_227_128_320, shapes.GEMMA_2_27B, CHAT, GEMMA_TERMS),
+    ("gemma-3-270m", "google/gemma-3-270m", 268_098_176, shapes.GEMMA_3_270M, BASE, GEMMA_TERMS),
+    ("gemma-3-270m-it", "google/gemma-3-270m-it", 268_098_176, shapes.GEMMA_3_270M, CHAT, GEMMA_TERMS),
+    ("gemma-3-1b", "google/gemma-3-1b-pt", 999_885_952, shapes.GEMMA_3_1B, BASE, GEMMA_TERMS),
+    ("gemma-3-1b-it", "google/gemma-3-1b-it", 999_885_952, shapes.GEMMA_3_1B, CHAT, GEMMA_TERMS),
+    ("gemma-3-4b", "google/gemma-3-4b-pt", 3_880_263_168, shapes.GEMMA_3_4B, BASE, GEMMA_TERMS),
+    ("gemma-3-4b-it", "google/gemma-3-4b-it", 3_880_263_168, shapes.GEMMA_3_4B, CHAT, GEMMA_TERMS),
+    ("gemma-3-12b", "google/gemma-3-12b-pt", 11_766_034_176, shapes.GEMMA_3_12B, BASE, GEMMA_TERMS),
+    ("gemma-3-12b-it", "google/gemma-3-12b-it", 11_766_034_176, shapes.GEMMA_3_12B, CHAT, GEMMA_TERMS),
+    ("gemma-3-27b", "google/gemma-3-27b-pt", 27_009_346_304, shapes.GEMMA_3_27B, BASE, GEMMA_TERMS),
+    ("gemma-3-27b-it", "google/gemma-3-27b-it", 27_009_346_304, shapes.GEMMA_3_27B, CHAT, GEMMA_TERMS),
+    ("gemma-4-e2b-it", "google/gemma-4-E2B-it", 4_628_569_344, shapes.GEMMA_4_E2B, CHAT, APACHE),
+    ("gemma-4-e4b-it", "google/gemma-4-E4B-it", 7_463_013_376, shapes.GEMMA_4_E4B, CHAT, APACHE),
+    ("gemma-4-31b-it", "google/gemma-4-31B-it", 30_697_345_280, shapes.GEMMA_4_31B, CHAT, APACHE),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1", 7_241_732_096, shapes.MISTRAL_7B, BASE, GATED),
+    ("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3", 7_248_023_552, shapes.MISTRAL_7B_V03, BASE, GATED),
+    ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, shapes.MISTRAL_7B_V03, CHAT, GATED),
+    ("mistral-nemo-12b", "mistralai/Mistral-Nemo-Base-2407", 12_247_782_400, shapes.MISTRAL_NEMO, BASE, GATED),
     (
         "mistral-nemo-12b-instruct",
         "mistralai/Mistral-Nemo-Instruct-2407",
         12_247_782_400,
-        MISTRAL_NEMO,
+        shapes.MISTRAL_NEMO,
         CHAT,
         GATED,
     ),
-    ("opt-125m", "facebook/opt-125m", 125_239_296, _opt(768, 12, 12), BASE, OPT),
-    ("opt-1.3b", "facebook/opt-1.3b", 1_315_758_080, _opt(2048, 24, 32), BASE, OPT),
-    ("opt-6.7b", "facebook/opt-6.7b", 6_658_473_984, _opt(4096, 32, 32), BASE, OPT),
-    ("opt-13b", "facebook/opt-13b", 12_853_473_280, _opt(5120, 40, 40), BASE, OPT),
-    ("opt-30b", "facebook/opt-30b", 29_974_540_288, _opt(7168, 48, 56), BASE, OPT),
-    ("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, QWEN25_05B, CHAT, APACHE),
-    ("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, QWEN25_1B5, CHAT, APACHE),
-    ("qwen2.5-7b", "Qwen/Qwen2.5-7B", 7_615_616_512, QWEN25_7B, BASE, APACHE),
-    ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, QWEN25_7B, CHAT, APACHE),
-    ("qwen2.5-14b", "Qwen/Qwen2.5-14B", 14_770_033_664, QWEN25_14B, BASE, APACHE),
-    ("qwen2.5-14b-instruct", "Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, QWEN25_14B, CHAT, APACHE),
-    ("qwen2.5-32b-instruct", "Qwen/Qwen2.5-32B-Instruct", 32_763_876_352, QWEN25_32B, CHAT, APACHE),
-    ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, QWEN3_06B, CHAT, APACHE),
-    ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, QWEN3_1B7, CHAT, APACHE),
-    ("qwen3-4b", "Qwen/Qwen3-4B", 4_022_468_096, QWEN3_4B, CHAT, APACHE),
-    ("qwen3-8b", "Qwen/Qwen3-8B", 8_190_735_360, QWEN3_8B, CHAT, APACHE),
-    ("qwen3-14b", "Qwen/Qwen3-14B", 14_768_307_200, QWEN3_14B, CHAT, APACHE),
-    ("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, QWEN3_32B, CHAT, APACHE),
-    ("qwen2.5-3b-instruct", "Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, QWEN25_3B, CHAT, QWEN_RESEARCH),
-    ("qwen2.5-72b-instruct", "Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, QWEN25_72B, CHAT, QWEN),
+    ("mistral-small-3", "mistralai/Mistral-Small-24B-Instruct-2501", MS, shapes.MISTRAL_SMALL_3, CHAT, GATED),
+    ("mistral-small-3.1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", MS, shapes.MISTRAL_SMALL_31, CHAT, GATED),
+    ("mistral-small-3.2", "mistralai/Mistral-Small-3.2-24B-Instruct-2506", MS, shapes.MISTRAL_SMALL_31, CHAT, GATED),
+    ("ministral-3-3b", "mistralai/Ministral-3-3B-Instruct-2512", 3_429_006_336, shapes.MINISTRAL_3_3B, CHAT, GATED),
+    ("ministral-3-8b", "mistralai/Ministral-3-8B-Instruct-2512", 8_489_553_920, shapes.MINISTRAL_3_8B, CHAT, GATED),
+    ("ministral-3-14b", "mistralai/Ministral-3-14B-Instruct-2512", 13_506_073_600, shapes.MINISTRAL_3_14B, CHAT, GATED),
+    ("opt-125m", "facebook/opt-125m", 125_239_296, shapes.opt(768, 12, 12), BASE, OPT),
+    ("opt-1.3b", "facebook/opt-1.3b", 1_315_758_080, shapes.opt(2048, 24, 32), BASE, OPT),
+    ("opt-6.7b", "facebook/opt-6.7b", 6_658_473_984, shapes.opt(4096, 32, 32), BASE, OPT),
+    ("opt-13b", "facebook/opt-13b", 12_853_473_280, shapes.opt(5120, 40, 40), BASE, OPT),
+    ("opt-30b", "facebook/opt-30b", 29_974_540_288, shapes.opt(7168, 48, 56), BASE, OPT),
+    ("phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct", 3_836_021_760, shapes.PHI_4_MINI, CHAT, MIT),
+    ("phi-4", "microsoft/phi-4", 14_659_507_200, shapes.PHI_4, CHAT, MIT),
+    ("granite-4.0-h-micro", "ibm-granite/granite-4.0-h-micro", 3_191_396_096, shapes.GRANITE_4_H_MICRO, CHAT, APACHE),
+    ("granite-4.0-micro", "ibm-granite/granite-4.0-micro", 3_402_836_480, shapes.GRANITE_4_MICRO, CHAT, APACHE),
+    ("granite-4.0-h-tiny", "ibm-granite/granite-4.0-h-tiny", 6_939_037_248, shapes.GRANITE_4_H_TINY, CHAT, APACHE),
+    ("olmo-2-7b-instruct", "allenai/OLMo-2-1124-7B-Instruct", 7_298_617_344, shapes.OLMO_2_7B, CHAT, APACHE),
+    ("olmo-2-13b-instruct", "allenai/OLMo-2-1124-13B-Instruct", 13_716_198_400, shapes.OLMO_2_13B, CHAT, APACHE),
+    ("olmo-3-7b-instruct", "allenai/Olmo-3-7B-Instruct", 7_298_011_136, shapes.OLMO_3_7B, CHAT, APACHE),
+    ("olmo-3-32b-think", "allenai/Olmo-3-32B-Think", 32_233_522_176, shapes.OLMO_3_32B, CHAT, APACHE),
+    ("glm-4-9b", "zai-org/GLM-4-9B-0414", 9_400_279_040, shapes.GLM_4_9B, CHAT, MIT),
+    ("glm-4.5-air", "zai-org/GLM-4.5-Air", 106_852_245_504, shapes.GLM_45_AIR, CHAT, MIT),
+    ("nemotron-3-nano-4b", "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16", 3_973_556_832, shapes.NEMOTRON_3_4B, CHAT, NVIDIA),
+    ("nemotron-nano-9b-v2", "nvidia/NVIDIA-Nemotron-Nano-9B-v2", 8_888_227_328, shapes.NEMOTRON_2_9B, CHAT, NVIDIA),
+    ("nemotron-nano-12b-v2", "nvidia/NVIDIA-Nemotron-Nano-12B-v2", 12_310_001_152, shapes.NEMOTRON_2_12B, CHAT, NVIDIA),
+    ("nemotron-70b", "nvidia/Llama-3.1-Nemotron-70B-Instruct-HF", L70, shapes.LLAMA_31_70B, CHAT, NEMOTRON_70B),
+    ("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, shapes.QWEN25_05B, CHAT, APACHE),
+    ("qwen2.5-1.5b-instruct", "Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, shapes.QWEN25_1B5, CHAT, APACHE),
+    ("qwen2.5-3b-instruct", "Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, shapes.QWEN25_3B, CHAT, QWEN_RESEARCH),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B", 7_615_616_512, shapes.QWEN25_7B, BASE, APACHE),
+    ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, shapes.QWEN25_7B, CHAT, APACHE),
+    ("qwen2.5-14b", "Qwen/Qwen2.5-14B", 14_770_033_664, shapes.QWEN25_14B, BASE, APACHE),
+    ("qwen2.5-14b-instruct", "Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, shapes.QWEN25_14B, CHAT, APACHE),
+    ("qwen2.5-32b-instruct", "Qwen/Qwen2.5-32B-Instruct", 32_763_876_352, shapes.QWEN25_32B, CHAT, APACHE),
+    ("qwen2.5-72b-instruct", "Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, shapes.QWEN25_72B, CHAT, QWEN),
+    ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 596_049_920, shapes.QWEN3_06B, CHAT, APACHE),
+    ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1_720_574_976, shapes.QWEN3_1B7, CHAT, APACHE),
+    ("qwen3-4b", "Qwen/Qwen3-4B", 4_022_468_096, shapes.QWEN3_4B, CHAT, APACHE),
+    ("qwen3-4b-instruct-2507", "Qwen/Qwen3-4B-Instruct-2507", 4_022_468_096, shapes.QWEN3_4B_2507, CHAT, APACHE),
+    ("qwen3-8b", "Qwen/Qwen3-8B", 8_190_735_360, shapes.QWEN3_8B, CHAT, APACHE),
+    ("qwen3-14b", "Qwen/Qwen3-14B", 14_768_307_200, shapes.QWEN3_14B, CHAT, APACHE),
+    ("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, shapes.QWEN3_32B, CHAT, APACHE),
+    ("qwen3.5-0.8b", "Qwen/Qwen3.5-0.8B", 752_393_024, shapes.QWEN35_08B, CHAT, APACHE),
+    ("qwen3.5-4b", "Qwen/Qwen3.5-4B", 4_205_751_296, shapes.QWEN35_4B, CHAT, APACHE),
+    ("qwen3.5-9b", "Qwen/Qwen3.5-9B", 8_953_803_264, shapes.QWEN35_9B, CHAT, APACHE),
+    ("qwen3.5-27b", "Qwen/Qwen3.5-27B", 26_895_998_464, shapes.QWEN35_27B, CHAT, APACHE),
+    ("qwen3.6-27b", "Qwen/Qwen3.6-27B", 26_895_998_464, shapes.QWEN35_27B, CHAT, APACHE),
+    ("qwen3.8-27b", "Qwen/Qwen3.8-27B", 26_895_998_464, shapes.QWEN35_27B, CHAT, APACHE),
 )
 # alias -> (wheels, hash of the GGUF file that they make up)
 _WHEELS = {

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.which_files import weight_files_of
-from ..errors import BudgetError, CheckpointError, FetchError, GriffinError, ModelNotFound, one_line
+from ..errors import (
+    BudgetError,
+    CheckpointError,
+    FetchError,
+    GriffinError,
+    ModelNotFound,
+    UnsupportedArchitecture,
+    one_line,
+)
 from ..files import FULL
 from ..model.architecture import architecture
+from ..model.wrappers import refuse_wrapper
 from ..paths import has_config, require_disk
 
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
@@ -73,9 +82,7 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
     api = HfApi(library_name="griffin-offload")
     try:
         info, revision = _info(api, hub_id, None), "main"
-        model_type = (info.config or {}).get("model_type")
-        if model_type:
-            architecture(model_type)  # refuse before many gigabytes come
+        _refuse(hub_id, info.config or {})  # before many gigabytes come
         if not _has_weights(info):
             info, revision = _converted_by_the_hub(api, hub_id)
         cache = Path(constants.HF_HUB_CACHE)
@@ -95,6 +102,20 @@ def fetch(hub_id: str, *, licence: str = "", gated: bool = False, on_progress: P
             f"{hub_id} is not whole on the hub: a shard, its config or its tokenizer is missing there"
         )
     return folder
+
+
+def _refuse(hub_id: str, config: dict[str, Any]) -> None:
+    """Raises UnsupportedArchitecture for a model that would be refused once it is there, by what the hub says of it."""
+    if isinstance(model_type := config.get("model_type"), str):
+        architecture(model_type)
+        refuse_wrapper(model_type)
+    if isinstance(facts := config.get("quantization_config"), dict) and facts.get("quant_method"):
+        from ..checkpoint.quantized.find import method_of
+
+        try:
+            method_of(facts)
+        except UnsupportedArchitecture as error:
+            raise UnsupportedArchitecture(f"{hub_id}: {error}") from None
 
 
 @contextmanager
@@ -214,6 +235,8 @@ def _explained(hub_id: str, gated: bool, error: Exception) -> GriffinError:
         return FetchError(f"the hub refuses {hub_id} ({status}): check the token (`hf auth whoami`, HF_TOKEN)")
     if isinstance(error, OSError) and error.errno in FULL:
         return BudgetError(f"the disk became full while {hub_id} was fetched; make room, and it goes on from there")
+    if status is not None and status >= 500 and from_hub:
+        return UnreachableError(f"the hub ({constants.ENDPOINT}) answers {hub_id} with an error ({status}): try later")
     return UnreachableError(
         f"the hub ({constants.ENDPOINT}) cannot be reached for {hub_id}: {one_line(error)}; give a folder "
         f"that holds the model, set HF_ENDPOINT to a mirror, or run `hf download {hub_id}` where there is a network "

@@ -16,6 +16,7 @@ from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
 from ..model.architecture import ARCHITECTURES
+from ..model.wrappers import WRAPPERS
 from ..paths import cache_folder, require_disk
 from ..units import MIB
 from . import hub
@@ -32,6 +33,7 @@ __all__ = [
     "find",
     "gguf_link",
     "local_models",
+    "only_known",
     "origin",
     "resolve",
     "weight_files",
@@ -73,6 +75,12 @@ def find(name: str | Path) -> Path | None:
     return _local(_source(name))
 
 
+def only_known(name: str | Path) -> CatalogueModel | None:
+    """The catalogue's model of a name, if it is not on this machine. Raises like `resolve` for a name of no model."""
+    source = _source(name)
+    return source if isinstance(source, CatalogueModel) and _local(source) is None else None
+
+
 def local_models() -> list[LocalModel]:
     """The models on this machine: the catalogue's, then others in the hub's cache, then GGUF files."""
     found: dict[Path, str] = {}
@@ -81,7 +89,7 @@ def local_models() -> list[LocalModel]:
             found[path] = alias
     for hub_id in hub.cached_ids():
         path = hub.cached_snapshot(hub_id)
-        if path is not None and path not in found and _model_type(path) in ARCHITECTURES:
+        if path is not None and path not in found and _model_type(path) in ARCHITECTURES.keys() | WRAPPERS:
             found[path] = hub_id
     named = {path: LocalModel(name, path, _bytes(path)) for path, name in found.items()}
     for path in sorted((cache_folder() / "gguf").glob("*")):

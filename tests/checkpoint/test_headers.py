@@ -156,7 +156,7 @@ def test_an_unknown_dtype_refuses_only_who_needs_it(tmp_path: Path, dtype: str) 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     needed = {name: shapes[name] for name in "ac"}
     assert checkpoint.match(needed, {}, {name: pieces[name] for name in "ac"}).pieces.keys() == needed.keys()
-    with pytest.raises(CheckpointError, match=r"b is .*, a quantized checkpoint"):
+    with pytest.raises(CheckpointError, match=r"b is .*, quantized, and config.json does not say"):
         checkpoint.match(shapes, {}, pieces)
 
 

@@ -4,8 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import Result
-from command_line import ANSWER, Run
+from command_line import ANSWER, Run, failed
 
 
 def chat(run: Run, model: Path, *lines: str, options: tuple[str, ...] = ()) -> Result:
@@ -65,9 +66,7 @@ def test_chat_set(run: Run, model: Path) -> None:
     assert "cut at max_new_tokens" in result.stderr
     assert chat(run, model, "/set sparsity 0.9", "one").stdout != plain
     assert "resident" in chat(run, model, "one", "/mem").stderr
-    result = chat(
-        run, model, "/set", "/set sparsity 2", "/set heat 1", "/set top_k", "/set temperature 1", "/mem", "one"
-    )
+    result = chat(run, model, "/set", "/set sparsity 2", "/set heat 1", "/set top", "/set temperature 1", "/mem", "one")
     assert re.search(r"^max_new_tokens: 8$", result.stderr, re.MULTILINE)
     assert result.stderr.count("error: ") == 4
     assert "nothing is resident" in result.stderr
@@ -77,7 +76,7 @@ def test_chat_set(run: Run, model: Path) -> None:
 def test_chat_help_exit_and_unknown_commands(run: Run, model: Path) -> None:
     result = chat(run, model, "/help", "/dance", "/exit", "one")
     assert result.stdout == ""
-    names = "/help /clear /undo /regen /system /set /mem /save /load /exit"
+    names = "/help /clear /undo /retry /edit /read /system /set /think /mem /save /load /export /session /exit"
     assert f"error: no command /dance: there are {names}\n" in result.stderr
     for name in names.split():
         assert re.search(rf"^{name}\b", result.stderr, re.MULTILINE)
@@ -116,3 +115,46 @@ def test_chat_tells_how_much_of_the_model_is_kept_and_what_to_set(run: Run, mode
     assert helps.format("") in result.stderr
     result = chat(run, model, "one", options=("--sparsity", "1", "--method", "griffin"))
     assert helps.format("method none and /set ") in result.stderr
+
+
+def test_a_session_is_saved_when_the_chat_ends_and_resumed(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIFFIN_STATE", str(tmp_path))
+    half = ("--sparsity", "0.5", "--rest", "drop")
+    whole = chat(run, model, "one", "two", "three", options=half).stdout
+    first = chat(run, model, "one", "/set max_new_tokens 8", options=(*half, "--session", "talk"))
+    assert re.search(r"saved the session: 2 messages, \d+ tokens, .* griffin chat --resume talk", first.stderr)
+    assert len(json.loads(run("sessions", "--json").stdout)) == 1
+    taken = run("chat", "--model", model, "--session", "talk", stdin="one")
+    failed(taken, 1, "the session talk exists: --resume talk goes on with it")
+    second = run("chat", "--resume", stdin="two\n/session\n")  # with the model and the options of before
+    assert second.exit_code == 0, second.output
+    assert re.search(r"talk: 2 messages, \d+ tokens that need not be computed", second.stderr)
+    assert "session: talk, saved when the chat ends" in second.stderr
+    third = run("chat", "--resume", "talk", "--temperature", "0", stdin="three\n/session other\n/session none\n")
+    assert first.stdout + second.stdout + third.stdout == whole
+    table = run("sessions").stdout
+    assert re.search(r"^ other .* 6 ", table, re.MULTILINE)
+    assert re.search(r"^ talk .* 4 ", table, re.MULTILINE)
+    failed(run("chat", "--resume", "gone", stdin="x"), 1, "there is no session gone; there are: other, talk")
+    failed(run("chat", "--resume", "talk", "--session", "x", stdin="x"), 2, "leave out --session")
+    (tmp_path / "sessions" / "talk.safetensors").write_bytes(b"x" * 100)
+    failed(run("chat", "--resume", "talk", stdin="x"), 1, "the session talk cannot be read")
+    assert "cannot be read" in run("sessions").stdout
+    assert run("sessions", "--delete", "talk", "--delete", "other").exit_code == 0
+    assert "no session is saved" in run("sessions").stderr
+    nothing = chat(run, model, "/session x", options=("--session", "talk"))
+    assert "nothing was said" in nothing.stderr
+    assert not list((tmp_path / "sessions").iterdir())
+
+
+def test_the_end_of_the_context_is_told(run: Run, model: Path) -> None:
+    lines = ("one " * 28, "two " * 60, "/set max_new_tokens 200", "/undo", "three")
+    told = chat(run, model, *lines, options=("--context", "120")).stderr
+    offers = "/undo takes back the last turn, /clear forgets the conversation"
+    assert re.search(rf"^\d+ of 120 tokens of context are used, \d+ are left: {offers}", told, re.MULTILINE)
+    refused = rf"^error: the prompt has 3\d\d tokens; .* reads at most 120 \(--context\), answer included: {offers}"
+    assert re.search(f"{refused}; the message is taken back$", told, re.MULTILINE)
+    assert "taken back: one one" in told
+    assert re.search(r"\d+ tokens · .* · the context of 120 tokens is full$", told, re.MULTILINE)

@@ -26,7 +26,7 @@ def test_the_answer_alone_is_on_stdout_and_the_report_on_stderr(run: Run, model:
 PLAIN = {
     *("text", "reply", "prompt_token_ids", "token_ids", "finish_reason"),
     *("model", "model_path", "sparsity", "dtype", "device", "kernels", "fold", "ffn_skip", "steps", "fidelity"),
-    *("overridden", "calibrated", "turn"),
+    *("overridden", "calibrated", "turn", "lossless", "refreshes"),
 }
 
 
@@ -133,7 +133,8 @@ def test_text_streams_to_stdout_as_it_is_made(model: Path, monkeypatch: pytest.M
         (["--sparsity", "-0.5"], ["sparsity", "-0.5"]),
         (["--sparsity", "nan"], ["sparsity", "nan"]),
         (["--max-new-tokens", "0"], ["max_new_tokens"]),
-        (["--temperature", "0"], ["temperature", "greedy"]),
+        (["--temperature", "-1"], ["temperature", "greedy"]),
+        (["--stop", ""], ["stop", "empty"]),
         (["--top-p", "1.5"], ["top_p"]),
         (["--top-k", "-1"], ["top_k"]),
         (["--seed", "-1"], ["seed"]),
@@ -220,3 +221,12 @@ def test_a_variable_names_the_default_device(run: Run, model: Path, monkeypatch:
     command = ("generate", "--model", model, "--prompt", "Hello", *ANSWER)
     failed(run(*command), 1, "GRIFFIN_DEVICE: there is no device 'toaster'", "cpu")
     assert run(*command, "--device", "cpu").exit_code == 0
+
+
+def test_lossless_gives_the_full_models_answer_and_tells_how(run: Run, model: Path) -> None:
+    whole = run("generate", "--model", model, "--prompt", "Hello", "--sparsity", "0", *ANSWER)
+    asked = ("--sparsity", "0.5", "--rest", "int4", "--lossless")
+    result = run("generate", "--model", model, "--prompt", "Hello", *asked, *ANSWER)
+    assert result.stdout == whole.stdout
+    assert re.search(r"^lossless +\d+ tokens by \d+ passes", result.stderr, re.MULTILINE)
+    assert "fidelity" not in result.stderr, "it is the full model's answer"

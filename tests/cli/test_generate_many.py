@@ -111,6 +111,19 @@ def test_ids_system_texts_and_messages(tmp_path: Path, model: Path) -> None:
     assert told[2]["text"] == told[3]["text"] != texts[2]
 
 
+def test_parts_of_a_message_are_read_and_media_refused(tmp_path: Path, model: Path) -> None:
+    """As other programs write conversations; a row with an image is refused by itself, with the reason."""
+    text, image = {"type": "text", "text": "Alice"}, {"type": "image_url", "image_url": {"url": "cat.png"}}
+    contents = ["Alice", [text], [image, text]]
+    source = write(tmp_path / "in.jsonl", [{"messages": [{"role": "user", "content": each}]} for each in contents])
+    with pytest.raises(GriffinError, match="1 of 3 prompts have no answer"):
+        many(source, model)
+    plain, parts, refused = read_rows(source.with_name("out.jsonl"))
+    assert parts["text"] == plain["text"]
+    assert "'image_url'" in refused["error"]
+    assert "reads no images" in refused["error"]
+
+
 def test_raw_leaves_out_the_template(source: Path, model: Path) -> None:
     engine = Engine(model, dtype="float32")
     alone = [engine.generate(engine.encode(prompt, raw=True), *CHOSEN).text for prompt in PROMPTS]

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from command_line import ANSWER, KEYS, Run, failed
+from tiny import tiny_checkpoint
 
+from griffin_offload.sources import hub
+from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
 from griffin_offload.units import MIB, parse_bytes
 
 
@@ -49,6 +52,40 @@ def test_mem_report_of_the_last_run(run: Run, model: Path, tmp_path: Path, monke
     failed(run("mem-report", "--last"), 1, "another version")
 
 
+def test_mem_report_of_a_model_that_is_only_known_by_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its shape; nothing is fetched."""
+    monkeypatch.setattr(hub, "fetch", lambda *args, **kwargs: pytest.fail("fetched"))
+    facts = json.loads(run("mem-report", "--model", "llama-2-13b", "--device-memory", "8GiB", "--json").stdout)
+    assert (facts["model"], facts["model_path"], facts["dtype"]) == ("llama-2-13b", None, "bfloat16")
+    assert len(facts["layers"]) == 40
+    assert facts["full_bytes"] > 24 * 2**30
+    assert any(rung["taken"] and rung["fits"] for rung in facts["ladder"])
+    screen = run("mem-report", "--model", "meta-llama/Llama-2-13b-hf", "--device-memory", "8GiB").stdout
+    assert screen.startswith("llama-2-13b is not on this machine: planned from its shape. `griffin pull llama-2-13b`")
+    assert "fetches meta-llama/Llama-2-13b-hf, 24.24 GiB in bfloat16 (licence: Llama 2 Community, gated" in screen
+    half = run("mem-report", "--model", "llama-2-13b", "--device-memory", "8GiB", "--sparsity", "0.1", "--rest", "drop")
+    failed(half, 1, "llama-2-13b at sparsity 0.1 needs")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3_5_text", "mixtral", "gpt2"])
+def test_a_plan_from_a_shape_is_that_of_the_checkpoint(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", kind)
+    config = json.loads((folder / "config.json").read_text())
+    known = CatalogueModel("known", "owner/known", "MIT", False, 1, config)
+    monkeypatch.setitem(CATALOGUE, "known", known)
+    common = ("--dtype", "float32", "--prompt-tokens", "20", "--max-new-tokens", "10", "--json")
+    found = [
+        json.loads(run("mem-report", "--model", name, *options, *common).stdout)
+        for options in ([], ["--sparsity", "0.5"])
+        for name in ("known", folder)
+    ]
+    for known_plan, plan in zip(found[::2], found[1::2], strict=True):
+        for key in ("resident_bytes", "full_bytes", "layers", "precision", "sparsity"):
+            assert known_plan[key] == plan[key], key
+
+
 def test_mem_report_of_this_machine(run: Run) -> None:
     facts = json.loads(run("mem-report", "--device-memory", "24GiB", "--json").stdout)
     assert facts["machine"]["budget"] == 24 * 2**30
@@ -64,3 +101,21 @@ def test_mem_report_of_this_machine(run: Run) -> None:
     assert "24.00 GiB" in screen
     for name in ("RAM", "GPU", "disk", "llama-2-13b", "smollm2-135m"):
         assert name in screen
+
+
+def test_every_format_has_a_name_and_a_context_bounds_the_cache(run: Run, model: Path) -> None:
+    facts = json.loads(run("mem-report", "--model", "llama-2-13b", "--device-memory", "9GiB", "--json").stdout)
+    assert facts["precision"] == {"experts": "int4", "others": "int4", "head": "int8", "rest": None}
+    bounded = ("--context", "100", "--prompt-tokens", "90", "--max-new-tokens", "50", "--json")
+    for name in ("llama-2-13b", model):
+        facts = json.loads(run("mem-report", "--model", name, *bounded).stdout)
+        assert facts["max_new_tokens"] == 10
+    assert facts["precision"] == {"experts": "float32", "others": "float32", "head": "float32", "rest": None}
+    failed(run("mem-report", "--model", "llama-2-13b", "--context", "5000"), 1, "reads at most 4096 tokens")
+    failed(run("mem-report", "--context", "50"), 2, "--context needs --model NAME")
+
+
+def test_models_by_a_word(run: Run) -> None:
+    names = [row["name"] for row in json.loads(run("models", "llama-2-13", "--json").stdout)]
+    assert names == ["llama-2-13b", "llama-2-13b-chat"]
+    failed(run("models", "nonsense"), 1, "'nonsense'")

@@ -9,7 +9,7 @@ import pytest
 from tiny import CONTEXT, tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine
-from griffin_offload.errors import PromptError
+from griffin_offload.errors import ContextError, OptionError, PromptError
 
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -55,3 +55,37 @@ def test_a_prompt_up_to_the_context_is_answered(
         assert len(got) == count
     with pytest.raises(PromptError, match=f"reads at most {length}"):
         engine.plan(length)
+
+
+def test_a_context_that_is_asked_for_bounds_the_plan_and_refuses_longer_prompts(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", "llama")
+    engine, whole = Engine(folder, context=40), Engine(folder)
+    assert (engine.context_length, whole.context_length) == (40, 256)
+
+    def cache(engine: Engine) -> int:
+        plan = engine.plan(30, 200, sparsity=0.5)
+        return next(row.bytes for row in plan.rows if row.name == "KV cache with the answer")
+
+    assert cache(engine) < cache(whole)
+    ids = tiny_prompt(30)
+    answer = engine.generate(ids, sparsity=0.5, max_new_tokens=200, greedy=True)
+    assert len(answer.token_ids) == answer.report.plan.max_new_tokens == 10
+    assert answer.finish_reason == "length"
+    expected = whole.generate(ids, sparsity=0.5, max_new_tokens=10, greedy=True)
+    assert answer.token_ids == expected.token_ids
+    with pytest.raises(ContextError, match=r"has 40 tokens; .* reads at most 40 \(--context\), answer included"):
+        engine.generate(tiny_prompt(40), sparsity=0.5)
+    with pytest.raises(OptionError, match=r"--context 300: .* reads at most 256"):
+        Engine(folder, context=300)
+    assert not Engine(folder, context=256).sizes.bounded
+
+
+def test_the_models_prior_is_the_same_whatever_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "llama", "llama", chat=True)
+    priors = []
+    for number, context in enumerate((16, None)):
+        monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / str(number)))
+        prior = Engine(folder, context=context).prior()
+        assert prior is not None
+        priors.append([block.tolist() for layer in prior.scores for block in layer])
+    assert priors[0] == priors[1]

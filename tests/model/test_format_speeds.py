@@ -12,7 +12,7 @@ import torch
 from cases import Case
 from tiny import tiny_prompt
 
-from griffin_offload import Engine, open_model
+from griffin_offload import Engine
 from griffin_offload.model import format_speeds
 from griffin_offload.model.bandwidth import memory_bandwidth
 from griffin_offload.model.format_speeds import Speeds, known_speeds, measure_speeds, measured_speeds, speeds_key
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 @pytest.fixture
 def engine(case: Callable[[str], Case], file: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine whose model is not too small to be worth a measurement."""
-    monkeypatch.setattr(open_model, "SMALL", 0)
+    monkeypatch.setattr(format_speeds, "SMALL", 0)
     return Engine(case("llama").folder, device="cpu")
 
 

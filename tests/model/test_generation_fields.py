@@ -11,7 +11,7 @@ from tiny import tiny_checkpoint, tiny_prompt, tiny_tokenizer
 
 from griffin_offload import Engine
 from griffin_offload.errors import CheckpointError, OptionError, UnsupportedArchitecture
-from griffin_offload.generation import Answer
+from griffin_offload.run import Answer
 
 PROMPT, COUNT = tiny_prompt(), 12
 PENALTIES: dict[str, Any] = {

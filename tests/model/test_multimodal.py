@@ -22,8 +22,9 @@ from transformers.models.auto.modeling_auto import (
 
 from griffin_offload import Engine
 from griffin_offload.errors import PromptError, UnsupportedArchitecture
-from griffin_offload.model.multimodal import TWINS, WRAPPERS, text_config
+from griffin_offload.model.multimodal import TWINS, text_config
 from griffin_offload.model.refused import REFUSED_WRAPPERS
+from griffin_offload.model.wrappers import WRAPPERS
 
 PROMPT, NEW = tiny_prompt(), 12
 # The same wrapper around another text model, as Ministral 3, InternVL 3.5 and LLaVA's many models come.

@@ -1,5 +1,7 @@
 """Rotary embeddings that change with the length: a prompt is read in a batch, and after others, as it is alone."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,27 @@ def test_reading_again_at_the_switch_is_in_the_plan(folder: Path) -> None:
     for tokens in (SWITCH + 1, SWITCH - COUNT):
         assert "the text again" not in [row.name for row in engine.plan(tokens, COUNT, sparsity=0).rows]
     assert "the text again" not in [row.name for row in engine.plan(SWITCH - 4, COUNT, sparsity=0.5).rows]
+
+
+def masked(folder: Path, prompt: list[int]) -> list[int]:
+    """The answer of the full model with the other neurons set to zero, as each forward of transformers has it."""
+    model = oracle.load(folder)
+    return oracle.masked_generate(model, prompt, oracle.experts(model, prompt, 0.5), COUNT)[0]
+
+
+def test_a_pruned_answer_is_the_masked_models(folder: Path, tmp_path: Path) -> None:
+    """Where an answer may pass the switch of a type that would read all again there, it is the answer of a model that
+    has the long factors alone. transformers' PhiMoE has one kind of factors, and changes its scale."""
+    engine = Engine(folder, device_memory="8GiB")
+    config = json.loads((folder / "config.json").read_text())
+    rope = config["rope_parameters"]
+    long = ["long_mscale"] if config["model_type"] == "phimoe" else ["long_factor"] if "long_factor" in rope else []
+    always_long = {name.replace("long", "short"): rope[name] for name in long}
+    changed = tmp_path / "long"
+    shutil.copytree(folder, changed)
+    (changed / "config.json").write_text(json.dumps(config | {"rope_parameters": rope | always_long}))
+    for prompt in (tiny_prompt(SWITCH - COUNT), *PROMPTS):
+        crosses = len(prompt) <= SWITCH < len(prompt) + COUNT and config["model_type"].startswith("phi")
+        expected = masked(changed if crosses else folder, prompt)
+        answer = engine.generate(prompt, sparsity=0.5, method="griffin", max_new_tokens=COUNT, greedy=True)
+        assert answer.token_ids == expected, len(prompt)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint, tiny_prompt
+from tiny_wrappers import tiny_wrapper
 from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.errors import CheckpointError
+from griffin_offload.units import format_bytes
 
-LAST = "model.layers.2."
+LAST, WORDS = "model.layers.2.", "layers that draft further tokens"
 
 
 def changed(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
@@ -33,13 +35,40 @@ def one_more_layer(tensors: dict[str, Tensor]) -> None:
     tensors.update(more)
 
 
+def heads_of_their_own(tensors: dict[str, Tensor]) -> None:
+    """As Qwen3.5's and Nemotron's are published."""
+    more = {name.replace(LAST, "mtp.layers.0."): tensor.clone() for name, tensor in tensors.items() if LAST in name}
+    tensors.update(more | {"mtp.fc.weight": torch.randn(32, 64)})
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", "llama", "mixtral"])
-def test_a_layer_behind_the_last(tmp_path: Path, kind: str) -> None:
-    folder = changed(tiny_checkpoint(tmp_path / "m", kind), one_more_layer)
+@pytest.mark.parametrize(("change", "module"), [(one_more_layer, "model.layers.3"), (heads_of_their_own, "mtp")])
+def test_layers_that_draft(tmp_path: Path, kind: str, change: Callable[[dict[str, Tensor]], None], module: str) -> None:
+    """They are neither read nor counted, and known by name and size."""
+    plain = Engine(tiny_checkpoint(tmp_path / "plain", kind), device_memory="8GiB")
+    folder = changed(tiny_checkpoint(tmp_path / "m", kind), change)
     engine = Engine(folder, device_memory="8GiB")
     got = engine.generate(tiny_prompt(), sparsity=0, max_new_tokens=8, greedy=True)
     assert got.token_ids == oracle.full_generate(oracle.load(folder), tiny_prompt(), 8)[0]
-    assert got.report.overridden[0].startswith("layers 3 to 3 of the files")
+    tensors = load_file(folder / "model.safetensors")
+    extra = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{module}.")}
+    found = engine.opened.extra_layers
+    assert found.modules == (module,)
+    assert sorted(info.name for info in found.tensors) == sorted(extra)
+    assert found.bytes == sum(tensor.nbytes for tensor in extra.values())
+    assert got.report.overridden[0] == f"{module} of the files ({format_bytes(found.bytes)}): {WORDS}"
+    assert 0 <= got.report.checkpoint_bytes - plain.opened.checkpoint.bytes < 4096  # a longer header
+    assert engine.sizes == plain.sizes
+
+
+def test_layers_that_draft_in_a_wrapper(tmp_path: Path) -> None:
+    """The vision tower has more layers than the text model; they are no such layers."""
+    tiny_wrapper(tmp_path / "m", "qwen3_5")
+    folder = changed(tmp_path / "m", lambda tensors: tensors.update({"mtp.fc.weight": torch.ones(4, 8)}))
+    tower = {f"model.visual.blocks.{layer}.norm1.bias": torch.ones(4) for layer in (7, 8)}
+    opened = Engine(changed(folder, lambda tensors: tensors.update(tower)), device_memory="8GiB").opened
+    assert [info.name for info in opened.extra_layers.tensors] == ["mtp.fc.weight"]
+    assert opened.extra_layers.bytes == 128
 
 
 def test_a_part_of_a_mixture_behind_the_last(tmp_path: Path) -> None:
@@ -55,8 +84,8 @@ def test_tensors_of_any_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = changed(tiny_checkpoint(tmp_path / "m", "llama"), lambda tensors: tensors.update(more))
     engine = Engine(folder, device_memory="8GiB")
     assert engine.dtype == "float32"
-    got = engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", max_new_tokens=4, greedy=True)
-    assert got.report.overridden == ()
+    engine.generate(tiny_prompt(), sparsity=0.5, rest="drop", max_new_tokens=4, greedy=True)
+    assert engine.opened.extra_layers.modules == ("mtp",)
 
 
 def test_fewer_layers_than_the_config_asks_for(tmp_path: Path) -> None:

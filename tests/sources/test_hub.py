@@ -86,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         siblings = [{"rfilename": n, "size": self.server.sizes.get(n, len(b))} for n, b in files.items()]
-        config = {"model_type": json.loads(files["config.json"])["model_type"]} if "config.json" in files else None
+        told = json.loads(files.get("config.json", b"{}"))
+        config = {name: told[name] for name in ("model_type", "quantization_config") if name in told} or None
         body = {"id": hub_id, "modelId": hub_id, "sha": sha, "siblings": siblings, "config": config, "tags": []}
         return self.reply(200, json.dumps(body).encode())
 
@@ -254,12 +255,29 @@ def test_a_disk_too_small_is_refused_before_a_byte_comes(server: Hub, sharded: d
     assert not server.sent
 
 
-def test_an_unsupported_architecture_is_refused_before_a_byte_comes(server: Hub, sharded: dict[str, bytes]) -> None:
-    config = json.loads(sharded["config.json"]) | {"model_type": "mamba"}
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "mamba"}, "'mamba' is not supported: recurrent"),
+        ({"model_type": "mllama"}, "'mllama' is not supported: its layers look at images"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "own/tiny: its weights are quantized by 'hqq'"),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_a_byte_comes(
+    server: Hub, sharded: dict[str, bytes], fields: dict[str, Any], words: str
+) -> None:
+    config = json.loads(sharded["config.json"]) | fields
     server.files["own/tiny", SHA] = sharded | {"config.json": json.dumps(config).encode()}
-    with pytest.raises(UnsupportedArchitecture, match=r"'mamba' is not supported: recurrent"):
+    with pytest.raises(UnsupportedArchitecture, match=words):
         models.resolve("own/tiny")
     assert not server.sent
+
+
+def test_a_wrapper_in_the_hubs_cache_is_among_the_models(server: Hub, sharded: dict[str, bytes]) -> None:
+    config = json.loads(sharded["config.json"]) | {"model_type": "gemma3"}
+    server.files["own/tiny", SHA] = sharded | {"config.json": json.dumps(config).encode()}
+    models.resolve("own/tiny")
+    assert "own/tiny" in {model.name for model in models.local_models()}
 
 
 def test_pickled_weights_are_never_fetched(server: Hub, sharded: dict[str, bytes]) -> None:

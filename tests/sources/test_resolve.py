@@ -10,6 +10,7 @@ import venv
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from griffin_offload.errors import CheckpointError, FetchError, ModelNotFound
 from griffin_offload.model.architecture import ARCHITECTURES
+from griffin_offload.model.skeleton import Skeleton
+from griffin_offload.planning.catalogue_fit import catalogue_sizes, layers_are_alike
+from griffin_offload.planning.sizes import model_sizes
 from griffin_offload.sources import resolve as models
 from griffin_offload.sources import wheels
 from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel, Wheel
@@ -36,10 +40,10 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE)
 def test_every_entry_describes_the_model_that_it_names(model: CatalogueModel) -> None:
-    """The parameters that transformers would make of the config are the published number. Counted from one layer and
-    from two: layers are alike."""
-    one, two = (_parameters(model.config | {"num_hidden_layers": layers}) for layers in (1, 2))
-    assert one + (model.config["num_hidden_layers"] - 1) * (two - one) == model.parameters
+    """The parameters that transformers makes of the shape are the number beside it, and those of a plan."""
+    config = json.dumps(model.config)
+    assert _parameters(config) == model.parameters
+    assert 0 <= _planned_bytes(config) - model.bytes < 2**22, "padding, and norms that are kept in float32"
     assert model.bytes == 2 * model.parameters
     assert model.config["model_type"] in ARCHITECTURES
     assert re.fullmatch(r"[a-z0-9.-]+", model.alias)
@@ -47,17 +51,37 @@ def test_every_entry_describes_the_model_that_it_names(model: CatalogueModel) ->
     assert model.licence
 
 
-def _parameters(config: dict[str, object]) -> int:
+@cache
+def _parameters(config: str) -> int:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config)))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@cache
+def _planned_bytes(config: str) -> int:
+    return catalogue_sizes(json.loads(config)).full
+
+
+def test_layers_are_counted_from_one_where_they_are_alike() -> None:
+    """Which they are in models whose shapes list no layers: the sizes of one layer, so many times, are those of all."""
+    some = ["llama-3.2-1b", "gemma-3-4b", "olmo-3-7b-instruct", "smollm3-3b", "ministral-3-3b", "qwen3.5-0.8b"]
+    for alias in [*some, "gemma-4-e2b-it", "granite-4.0-h-micro", "glm-4.5-air", "nemotron-3-nano-4b"]:
+        config = CATALOGUE[alias].config
+        whole = Skeleton(AutoConfig.for_model(**config), torch.bfloat16)
+        assert catalogue_sizes(config) == model_sizes(whole.published_layout), alias
+    assert all(layers_are_alike(AutoConfig.for_model(**CATALOGUE[alias].config)) for alias in some[:-1])
 
 
 def test_the_catalogue_as_a_whole() -> None:
     assert models.DEFAULT_MODEL == "smollm2-135m"
     assert {"llama-2-13b", "llama-2-13b-chat", "gemma-7b", "mistral-7b", "opt-6.7b", "llama-3.1-8b"} <= CATALOGUE.keys()
     assert len({model.hub_id.lower() for model in CATALOGUE.values()}) == len(CATALOGUE)
-    assert all(model.gated for model in CATALOGUE.values() if model.hub_id.split("/")[0] in ("meta-llama", "google"))
+    asks = [model for model in CATALOGUE.values() if model.licence.startswith(("Llama", "Gemma"))]
+    assert all(model.gated for model in asks if model.hub_id.split("/")[0] in ("meta-llama", "google"))
+    kinds = {model.config["model_type"] for model in CATALOGUE.values()}
+    today = "qwen3 qwen3_5_text gemma3_text gemma4_text mistral ministral3 llama phi3 granitemoehybrid olmo3 smollm3"
+    assert {*today.split(), "glm4", "glm4_moe", "nemotron_h"} <= kinds
     assert {alias for alias, model in CATALOGUE.items() if model.wheels} == {"smollm2-135m", "gemma-3-270m"}
     hashes = [wheel.sha256 for model in CATALOGUE.values() for wheel in model.wheels]
     assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in hashes)
@@ -69,7 +93,7 @@ def test_the_real_folder_is_what_the_catalogue_says(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     for model in CATALOGUE.values():
         if model.config["model_type"] == config["model_type"]:
-            assert model.config.keys() <= config.keys() | {"dtype", "head_dim", "sliding_window"}
+            assert model.config.keys() <= config.keys() | {"dtype", "head_dim", "sliding_window", "pad_token_id"}
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

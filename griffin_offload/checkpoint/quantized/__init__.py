@@ -3,6 +3,7 @@
 formats.py             the table of formats
 find.py                which tensors of a checkpoint hold one weight together
 decode.py              a weight's stored rows -> their places in the dense weight
+sides.py               a weight's scales, zero points ..., held while its parts are read
 rows.py                a few stored rows of a weight
 bits.py                integers of a few bits out of words, FP8 numbers in float32
 fp8.py                 FP8 with a scale for each block (DeepSeek, Qwen, Mistral)

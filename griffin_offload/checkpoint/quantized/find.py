@@ -41,7 +41,7 @@ def dense_weights(checkpoint: Checkpoint, facts: Mapping[str, Any], dtype: torch
     """The same checkpoint with a tensor for each weight, of `dtype` when it is read. `facts`: of `quantization`.
 
     Raises UnsupportedArchitecture for a method or form that is not read, CheckpointError where tensors do not fit."""
-    method = _method(facts)
+    method = method_of(facts)
     try:
         settings = _settings(method, facts)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -64,7 +64,8 @@ def dense_weights(checkpoint: Checkpoint, facts: Mapping[str, Any], dtype: torch
     return replace(checkpoint, tensors=tensors)
 
 
-def _method(facts: Mapping[str, Any]) -> str:
+def method_of(facts: Mapping[str, Any]) -> str:
+    """The method that a quantization_config names. Raises UnsupportedArchitecture for one that is not read."""
     old = "bitsandbytes" if facts.get("load_in_4bit") or facts.get("load_in_8bit") else ""
     method = facts.get("quant_method") or old
     if isinstance(method, str) and method in METHODS:
@@ -84,7 +85,9 @@ def _refuse(method: str, what: str) -> UnsupportedArchitecture:
 def _settings(method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of the config that a format needs. Raises UnsupportedArchitecture for forms that are not read."""
     if method == "fp8":
-        blocks = facts.get("weight_block_size") or (0, 0)
+        blocks = list(facts.get("weight_block_size") or (0, 0))
+        if len(blocks) != 2:
+            raise ValueError(f"weight_block_size is {blocks}, not rows and columns")
         return {"block_rows": int(blocks[0]), "block_columns": int(blocks[1])}
     if method == "gptq":
         return _gptq_settings(facts)

@@ -44,6 +44,7 @@ class Format:
 _ZERO = {"zero": "weight_zero_point", "order": "weight_g_idx"}
 FORMATS = {
     "fp8": Format("fp8", "", "", {"scale": "_scale_inv"}, FP8, fp8.shape, fp8.dense),
+    "fp8-autofp8": Format("fp8", "weight", "weight", {"scale": "weight_scale"}, FP8, fp8.shape, fp8.dense),
     "compressed-packed": Format(
         "compressed-tensors",
         "weight_packed",

@@ -1,6 +1,7 @@
 """FP8 with a scale for each block of rows and columns (DeepSeek-V3, section 3.3; transformers' Fp8Dequantize).
 
-R rows, C columns, of blocks of B_r x B_c: W = q * scale[r // B_r, c // B_c]. Without blocks there is one scale."""
+R rows, C columns, of blocks of B_r x B_c: W = q * scale[r // B_r, c // B_c]. Without blocks there is one scale. AutoFP8
+names the scale `weight_scale`, the others `weight_scale_inv`; both are multiplied with."""
 
 from collections.abc import Mapping
 from math import prod

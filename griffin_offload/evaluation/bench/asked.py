@@ -9,7 +9,8 @@ from pathlib import Path
 from ...errors import OptionError
 from ...options import AUTO, FfnSkip, Pruning, check
 
-METHODS = ("full", "accelerate", "magnitude", "griffin", "llama-cpp")
+METHODS = ("full", "accelerate", "magnitude", "griffin", "lossless", "llama-cpp")
+WITH_TEXT = ("lossless",)  # methods whose speed depends on what the text says
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def parse_lengths(text: str) -> list[Lengths]:
 def parse_methods(text: str | None, ggufs: Sequence[Path]) -> list[str]:
     """'full,griffin' -> names; None: all that can run. Raises OptionError."""
     if text is None:
-        return [name for name in METHODS if name != "llama-cpp" or ggufs]
+        return [name for name in METHODS if name not in WITH_TEXT and (name != "llama-cpp" or ggufs)]
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         check(name, METHODS, "method")
@@ -57,7 +58,7 @@ class Asked:
     `sparsities`, `resident_dtypes`, `ffn_skips` (shares of skipped blocks, beside none): of Griffin's rows, a row for
     each combination, with the first of `rests`; then, of the first row, one for each of the other `rests`, one without
     options (`auto`) and one with compiled layers (`compiles`). `ggufs`: files of the same weights for llama.cpp, a row
-    each. Raises OptionError."""
+    each. `prompt`: token ids that all answer; none: random ones. Raises OptionError."""
 
     name: str
     folder: Path
@@ -81,6 +82,7 @@ class Asked:
     auto: bool = False
     compiles: bool = False
     stop_after: float | None = None
+    prompt: Sequence[int] = ()
 
     @property
     def on_gpu(self) -> bool:

@@ -17,12 +17,24 @@ from .page_cache import fill_cache
 from .rows import BenchRow, bench_rows
 from .runner import Conditions, Model, Result, Runner, look, model_files, try_conditions
 
-__all__ = ["Asked", "Bench", "BenchRow", "Lengths", "bench", "bench_rows", "draw", "parse_lengths", "parse_methods"]
+__all__ = [
+    "Asked",
+    "Bench",
+    "BenchRow",
+    "Lengths",
+    "bench",
+    "bench_rows",
+    "draw",
+    "encode",
+    "parse_lengths",
+    "parse_methods",
+]
 
 MEDIANS = (
     *("load_s", "ttft_s", "total_s", "peak_bytes", "ram_peak_bytes", "group_peak_bytes", "rchar", "read_bytes"),
-    *("planned_peak_bytes", "bytes_per_token", "skipped", "read_bandwidth"),
+    *("planned_peak_bytes", "bytes_per_token", "skipped", "read_bandwidth", "streamed_per_token"),
 )
+WHOLE = ("full", "accelerate")  # methods that run the whole model
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,24 @@ class Bench:
             "of_limit": speed / limit if speed and limit and speed <= limit else None,
             "limit_disturbed": bool(speed and limit and speed > limit),
             **{name: row.median(name) for name in MEDIANS},
+            "same_tokens": self.same_tokens(row),
             "extrapolated": row.extrapolated,
             "runs": len(row.good),
             "note": row.note or None,
             "error": row.error or None,
         }
+
+    def same_tokens(self, row: BenchRow) -> list[int] | None:
+        """How many of the answer's first tokens are those of the whole model by transformers, and of how many that
+        both have made; None where it was not run, and for its own row."""
+        mine = next((run["token_ids"] for run in row.good if "token_ids" in run), None)
+        others = (other for other in self.rows if other.method in WHOLE and other.lengths == row.lengths)
+        runs = (run["token_ids"] for other in others for run in other.good)
+        if row.method in WHOLE or mine is None or (whole := next(runs, None)) is None:
+            return None
+        both = min(len(mine), len(whole))
+        same = next((i for i in range(both) if mine[i] != whole[i]), both)
+        return [same, both]
 
     def machine(self) -> Result:
         """The machine, its limits, and what the runs are held to."""
@@ -150,6 +175,13 @@ def bench(
         on_result(done.summary(row))
     on_result({"kind": "memory", **done.new_memory})
     return done
+
+
+def encode(folder: Path, text: str) -> list[int]:
+    """Token ids of a user's turn in the model's chat template, or of the bare text where it has none."""
+    from ...engine import Engine
+
+    return Engine(folder, device="cpu").encode(text)
 
 
 def _run_row(runner: Runner, row: BenchRow) -> None:

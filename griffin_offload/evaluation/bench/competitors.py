@@ -57,8 +57,9 @@ def _transformers(job: Job, **placement: Any) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype or "auto", **placement).eval()
     begin, clock = time.perf_counter(), Clock()
     ids = torch.tensor([job.prompt()], device=job.device)
-    model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **_greedy(job))
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **_greedy(job))
     result = usage.measured(begin - usage.start, clock.times, begin, clock.times[1] - begin)
+    result["token_ids"] = text[0, ids.shape[1] :].tolist()
     if job.again:
         again = Clock()
         model.generate(ids, attention_mask=torch.ones_like(ids), streamer=again, max_new_tokens=1, do_sample=False)
@@ -72,8 +73,8 @@ def _transformers(job: Job, **placement: Any) -> dict[str, Any]:
 
 
 def griffin(job: Job) -> dict[str, Any]:
-    """This package, with the job's pruning. Where the prompt is answered twice, the speed is the second answer's: the
-    first one also prepares kernels."""
+    """This package, with the job's pruning, or lossless. Where the prompt is answered twice, the speed is the second
+    answer's: the first one also prepares kernels."""
     from ...engine import Engine
     from ...planning.ladder import describe
 
@@ -84,7 +85,9 @@ def griffin(job: Job) -> dict[str, Any]:
     begin = time.perf_counter()
     usage.keep()
     peaks = [usage.peak]
-    report = engine.generate(job.prompt(), job.pruning, compile=job.compiles, **_greedy(job)).report
+    options = {"compile": job.compiles, "lossless": job.method == "lossless", **_greedy(job)}
+    answer = engine.generate(job.prompt(), job.pruning, **options)
+    report = answer.report
     first = begin + report.time_to_first_token_s
     # Between the first and the last token only the number of times counts.
     times = [first - report.prompt_s, *[first] * (report.tokens - 1), first + report.decode_s][: report.tokens + 1]
@@ -92,15 +95,21 @@ def griffin(job: Job) -> dict[str, Any]:
     peaks.append(report.measured_peak)
     if job.again:
         result["first_decode_s"] = report.decode_s
-        report = engine.generate(job.prompt(), job.pruning, compile=job.compiles, **_greedy(job)).report
+        report = engine.generate(job.prompt(), job.pruning, **options).report
         result |= {"prompt_again_s": report.prompt_s, "decode_s": report.decode_s, "tokens": report.tokens}
         usage.keep()  # of RAM: the device's peak is the report's
         peaks.append(report.measured_peak)
     chosen = job.pruning.sparsity is None or (job.pruning.rest in (None, AUTO) and report.plan.prunes)
-    note = {"note": f"took {describe(report.plan)}"} if chosen else {}
+    note = f"took {describe(report.plan)}" if chosen else ""
+    verified: dict[str, Any] = {}
+    if report.lossless:
+        note += f"; {report.lossless}"
+        verified = {"lossless": report.lossless.to_json(), "streamed_per_token": report.lossless.bytes_per_token}
     return {
         **result,
-        **note,
+        **({"note": note} if note else {}),
+        **verified,
+        "token_ids": answer.token_ids,
         **usage.peaks(max(peaks)),
         "planned_peak_bytes": report.plan.peak,
         "resident_bytes": report.plan.resident_bytes,
@@ -154,6 +163,7 @@ METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "accelerate": accelerate,
     "magnitude": griffin,
     "griffin": griffin,
+    "lossless": griffin,
     "llama-cpp": llama_cpp,
     "reading": reading,
     "arithmetic": arithmetic,

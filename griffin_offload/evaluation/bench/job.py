@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class Job:
 
     `ram`: bytes of RAM for weights, None: what is free; `capped`: the device's allocator is held to the budget;
     `gpu_layers`: layers that llama.cpp puts on the GPU, -1: all; `compiles`: Griffin compiles its layers;
-    `threads`: Griffin's, None: as many as fit the moment."""
+    `threads`: Griffin's, None: as many as fit the moment; `ids`: of the prompt, () for random ones."""
 
     method: str
     model: str
@@ -39,6 +40,7 @@ class Job:
     gpu_layers: int = 0
     compiles: bool = False
     threads: int | None = None
+    ids: Sequence[int] = ()
 
     @property
     def on_gpu(self) -> bool:
@@ -50,7 +52,9 @@ class Job:
         return self.on_gpu or bool(self.ram)
 
     def prompt(self) -> list[int]:
-        """The same random ids for every method."""
+        """The same ids for every method."""
+        if self.ids:
+            return list(self.ids)
         ids = random.Random(0)
         return [ids.randrange(self.vocabulary) for _ in range(self.prompt_tokens)]
 
@@ -61,7 +65,8 @@ class Job:
     def from_json(cls, text: str) -> "Job":
         values = json.loads(text)
         pruning = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("pruning").items()}
-        return cls(**values, pruning=build(Pruning, pruning))
+        ids = tuple(values.pop("ids"))
+        return cls(**values, ids=ids, pruning=build(Pruning, pruning))
 
 
 class Clock:

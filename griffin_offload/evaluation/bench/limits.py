@@ -73,9 +73,9 @@ def arithmetic(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ...model.compute_dtype import compute_dtype
     from ...model.modules import multiply_by_the_quicker_way
     from ...model.pretrained import read_headers
-    from ...model.skeleton import compute_dtype
     from ...quant.products import choose, chosen
 
     config, checkpoint = read_headers(Path(job.model))
@@ -86,7 +86,7 @@ def arithmetic(job: Job) -> dict[str, Any]:
         config.layer_types = config.layer_types[:few]
     # The head sees one token: a small one takes no time, where a large one would be counted with every layer.
     config.vocab_size, config.pad_token_id = min(config.vocab_size, 1024), None
-    dtype = getattr(torch, job.dtype) if job.dtype else compute_dtype(checkpoint)
+    dtype, _ = compute_dtype(checkpoint, job.device, job.dtype)
     with torch.device(job.device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     facts = {}

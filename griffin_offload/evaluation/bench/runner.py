@@ -181,6 +181,7 @@ class Runner:
             gpu_layers=gpu_layers(gguf.stat().st_size, resident, self.model.layers) if gguf else 0,
             compiles=compiles,
             threads=asked.threads,
+            ids=list(asked.prompt),
         )
 
 

@@ -47,6 +47,7 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
     config.architectures = [type(skeleton.model).__name__]
     config.pad_token_id, config.bos_token_id, config.eos_token_id = (SPECIALS.index(t) for t in (PAD, BOS, EOS))
     shapes = {name: shape for name, shape in skeleton.layout.shapes.items() if name not in skeleton.layout.aliases}
+    buffers = {name: skeleton.model.state_dict()[name] for name in skeleton.layout.buffers}  # scales, a router's bias
     need = 2 * sum(map(math.prod, shapes.values())) + 64 * MIB
     require_disk(folder, need, f"a synthetic {model.alias}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
     work = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         work.mkdir()
-        _write_weights(work, shapes, NORM_OF_ONE.get(config.model_type, 1.0), model.alias, on_progress)
+        _write_weights(work, shapes, buffers, NORM_OF_ONE.get(config.model_type, 1.0), model.alias, on_progress)
         _write_rest(work, config)
         work.rename(folder)
     except OSError as error:
@@ -68,13 +69,21 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
 
 
 def _write_weights(
-    folder: Path, shapes: dict[str, tuple[int, ...]], norm: float, alias: str, on_progress: Progress | None
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    buffers: dict[str, Tensor],
+    norm: float,
+    alias: str,
+    on_progress: Progress | None,
 ) -> None:
-    """Matrices of random numbers with STD, norms' weights `norm`, biases 0; the same ones every time."""
+    """Matrices of random numbers with STD, norms' weights `norm`, biases 0, the same ones every time; buffers as they
+    are."""
     generator = torch.Generator().manual_seed(0)
     block = torch.empty(BLOCK).normal_(std=STD, generator=generator).bfloat16()
     total = 2 * sum(map(math.prod, shapes.values()))
-    with CheckpointWriter(folder, shapes, torch.bfloat16) as writer:
+    with CheckpointWriter(folder, shapes | {n: tuple(b.shape) for n, b in buffers.items()}, torch.bfloat16) as writer:
+        for name, buffer in buffers.items():
+            writer.write(name, buffer.bfloat16())
         sizes = (
             size
             for name, shape in shapes.items()

@@ -2,6 +2,7 @@
 models against the oracle on these."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracle
@@ -16,10 +17,12 @@ from transformers import AutoModelForCausalLM
 from griffin_offload import Engine
 from griffin_offload.checkpoint.headers import Packed
 from griffin_offload.checkpoint.parts import part, unit
+from griffin_offload.checkpoint.parts import pieces as parts_of
 from griffin_offload.checkpoint.quantized import decode
 from griffin_offload.checkpoint.quantized.bits import to_float, unpack
 from griffin_offload.checkpoint.reader import Reader
 from griffin_offload.errors import CheckpointError, UnsupportedArchitecture
+from griffin_offload.model.compute_dtype import TOLD, compute_dtype
 from griffin_offload.model.pretrained import read_headers
 
 PROMPT, NEW = tiny_prompt(), 12
@@ -48,7 +51,7 @@ def test_each_weight_is_the_one_that_it_stands_for(
             assert torch.equal(target, expected[name]), name
     assert expected.keys() <= checkpoint.tensors.keys()
     stored = load_file(folder / "model.safetensors")
-    unread = ("weight_shape", "weight_format", "activation_scale", "bitsandbytes__nf4")
+    unread = ("weight_shape", "weight_format", "activation_scale", "input_scale", "bitsandbytes__nf4")
     assert reader.bytes == sum(t.nbytes for name, t in stored.items() if not name.endswith(unread))
 
 
@@ -57,6 +60,23 @@ def test_a_model_answers_as_the_dense_one(tmp_path: Path, kind: str) -> None:
     folder, dense = made(tmp_path, kind)
     for sparsity in (0.0, 0.5):
         assert_equals_oracle(dense, PROMPT, sparsity, Engine(folder, dtype="float32"), NEW)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "bnb-4"])
+def test_float16_of_a_quantized_checkpoint_is_bfloat16_on_a_cpu(tmp_path: Path, kind: str) -> None:
+    """Where products in float16 are many times slower. The report says so; what is asked for is taken."""
+    folder, dense = made(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    engine = Engine(folder)
+    assert engine.dtype == "bfloat16"
+    answer, _ = greedy(engine, PROMPT, 0.5, NEW)
+    assert answer.token_ids == greedy(Engine(dense, dtype="bfloat16"), PROMPT, 0.5, NEW)[0].token_ids
+    assert answer.report.overridden == (TOLD,)
+    asked = Engine(folder, dtype="float16")
+    assert (asked.dtype, asked.opened.overridden) == ("float16", ())
+    _, checkpoint = read_headers(folder)
+    assert compute_dtype(checkpoint, "cuda") == (torch.float32, []), "that of the other tensors here"
 
 
 @pytest.mark.parametrize("options", [{}, {"resident_dtype": "int8"}])
@@ -99,6 +119,22 @@ def test_a_device_gets_the_weights_in_parts(tmp_path: Path, kind: str, monkeypat
     monkeypatch.setattr("griffin_offload.memory.upload.PIECE", 2**15)
     folder, dense = made(tmp_path, kind)
     assert_equals_oracle(dense, PROMPT, 0.5, copying(folder, dtype="float32"), NEW)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_byte_is_read_once_by_threads_that_take_parts(tmp_path: Path, kind: str) -> None:
+    folder, dense = made(tmp_path, kind)
+    expected = load_file(dense / "model.safetensors")
+    _, checkpoint = read_headers(folder)
+    wanted = {info: torch.full(info.shape, torch.nan) for info in checkpoint.tensors.values() if info.name in expected}
+    work = parts_of(wanted, {}, 2**14)
+    assert len(work) > 2 * len([info for info in wanted if info.encoding]), "several parts of a weight"
+    reader = Reader()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda parts: reader.read({each.info: each.target for each in parts}), work))
+    assert reader.bytes == sum(info.all_bytes for info in wanted)
+    for info, tensor in wanted.items():
+        assert torch.equal(tensor, expected[info.name]), info.name
 
 
 @pytest.mark.parametrize("kind", ["fp8", "gptq"])
@@ -198,6 +234,7 @@ def test_other_forms_are_refused_with_the_way_out(tmp_path: Path, facts: object,
     "facts",
     [
         {"quant_method": "fp8", "weight_block_size": "x"},
+        {"quant_method": "fp8", "weight_block_size": [128]},
         {"quant_method": "compressed-tensors", "config_groups": 3},
         {"quant_method": "compressed-tensors", "config_groups": {"a": 3}},
         {"quant_method": "gptq", "bits": [4]},
@@ -235,3 +272,25 @@ def test_tensors_that_do_not_fit_are_a_damaged_checkpoint(tmp_path: Path, kind: 
     save_file(tensors | {name: damage(tensors[name])}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"layers\.1"):
         Engine(folder).generate(PROMPT, sparsity=0.5, max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"), [("gptq", "qweight"), ("fp8", "weight"), ("compressed-int4", "weight_packed")]
+)
+def test_a_config_that_does_not_say_how_weights_are_quantized(tmp_path: Path, kind: str, mark: str) -> None:
+    folder, _ = made(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"\.{mark}\b.*config\.json does not say how.*quantization_config"):
+        Engine(folder)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("gptq", "scales"), ("awq", "qzeros"), ("fp8", "weight_scale_inv")])
+def test_a_weight_whose_scales_are_missing(tmp_path: Path, kind: str, scale: str) -> None:
+    folder, _ = made(tmp_path, kind)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(f"model.layers.1.mlp.up_proj.{scale}")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*without all the tensors that hold"):
+        Engine(folder)

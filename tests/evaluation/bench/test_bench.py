@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from griffin_offload.cli.bench import cells, short, show
 from griffin_offload.cli.main import griffin
-from tiny import tiny_checkpoint
+from tiny import TINY, tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from griffin_offload import Engine
@@ -110,6 +110,17 @@ def test_a_synthetic_checkpoint_is_one_for_transformers_and_for_griffin(tmp_path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer("Häuser, 24")["input_ids"], skip_special_tokens=True) == "Häuser, 24"
     assert len(Engine(folder, device="cpu").generate([5, 6, 7], max_new_tokens=6, do_sample=False).token_ids) == 6
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "glm4_moe", "nemotron_h", "qwen3_5_text", "granitemoehybrid"])
+def test_a_synthetic_checkpoint_of_todays_types_is_whole(tmp_path: Path, kind: str) -> None:
+    """With the tensors that are no parameters: scales of layers, the bias of a router."""
+    known = CatalogueModel("tiny", "a/tiny", "none", False, 0, {"model_type": kind, **TINY[kind]})
+    folder = synthetic.synthesise(known, tmp_path / "synthetic" / "tiny")
+    _, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    answer = Engine(folder, device="cpu").generate([5, 6, 7], sparsity=0.5, max_new_tokens=6, do_sample=False)
+    assert len(answer.token_ids) == 6
 
 
 def test_a_synthetic_checkpoint_is_found_again(tmp_path: Path) -> None:
@@ -532,3 +543,25 @@ def test_synthetic_is_written_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path))
     assert command.folder_of("Tiny", None) == tmp_path / "synthetic" / "tiny"
     assert (tmp_path / "synthetic" / "tiny" / "model.safetensors").is_file()
+
+
+def test_lossless_answers_a_text_and_its_tokens_are_those_of_the_whole_model(llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "p.txt"
+    text.write_text("What is said here is answered.")
+    asked = ("--methods", "lossless,full", "--prompt-file", text, "--lengths", "3+6", "--repeats", "1", "--uncapped")
+    result = invoke("--model", llama, *asked, "--warm", "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = {line["method"]: line for line in lines if line["kind"] == "row"}
+    assert rows["lossless"]["same_tokens"] == [6, 6]
+    assert rows["full"]["same_tokens"] is None
+    assert rows["lossless"]["prompt_tokens"] == len(Engine(llama).encode(text.read_text()))
+    assert "nothing is drafted" in rows["lossless"]["note"]
+
+
+def test_tokens_that_differ_are_counted_up_to_the_first(tmp_path: Path) -> None:
+    given = asked(tmp_path, methods=["accelerate", "lossless"])
+    done = bench.Bench(given, Model(1, 1, 1, 1), Conditions(GIB, "", ""), {}, {}, bench.bench_rows(given))
+    whole, mine = done.rows
+    whole.runs.append({"token_ids": [1, 2, 3]})
+    mine.runs.append({"token_ids": [1, 2, 4, 5]})
+    assert done.same_tokens(mine) == [2, 3]

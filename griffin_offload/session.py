@@ -1,0 +1,168 @@
+"""A chat in one file: its messages and settings, and what its next turn needs so that no prompt is computed again.
+
+The weights are not in it: the first turn after a session was resumed reads them once, as it passes its own tokens
+through the full model. A session belongs to one checkpoint, by `checkpoint_key`, and one dtype."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .chat import Chat, Conversation
+from .checkpoint.key import checkpoint_key
+from .checkpoint.one_file import read_facts, reading, write_file
+from .engine import Engine
+from .errors import GriffinError, OptionError
+from .files import reason
+from .offload.saved_turns import pack, unpack
+from .options import Decoding, Pruning, as_dict, build
+from .paths import state_folder
+from .version import __version__
+
+FORMAT, VERSION = "griffin-session", 1
+NAME = re.compile(r"[\w][\w.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session's file says without its tensors. `tokens`: whose keys and values it has; 0: none."""
+
+    name: str
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        return str(self.facts["model"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.facts["dtype"])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.facts["tokens"])
+
+    @property
+    def messages(self) -> int:
+        return len(self.facts["conversation"]["messages"])
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def saved(self) -> float:
+        """When it was saved: seconds since 1970."""
+        return self.path.stat().st_mtime
+
+    def options(self, group: type[Any], **given: Any) -> Any:
+        """Pruning or Decoding as the session had them, but for what is `given`. Raises OptionError."""
+        stored = self.facts["pruning" if group is Pruning else "decoding"]
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return build(group, {**values, **given})
+
+    def resume(self, engine: Engine, pruning: Pruning, decoding: Decoding) -> Chat:
+        """The chat as it was. Raises GriffinError for the session of another model, and for a damaged file; nothing of
+        the engine has changed then."""
+        self.check(engine)
+        chat = Chat(engine, pruning, decoding)
+        try:
+            chat.conversation = Conversation.from_json(self.facts["conversation"])
+            if self.tokens:
+                with reading(self.path) as read:
+                    names = set(self.facts["tensors"])
+                    unpack(engine.resident, engine.opened.cache_for, read, names, self.facts["turns"])
+                    engine.resident.turns.pruning = self.options(Pruning)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, GriffinError) as error:
+            engine.resident.turns.clear()
+            told = str(error) if isinstance(error, GriffinError) else f"it is damaged ({error})"
+            raise GriffinError(f"the session {self.name} cannot be resumed: {told}") from error
+        return chat
+
+    def check(self, engine: Engine) -> None:
+        """Raises GriffinError where the engine's model is not the session's."""
+        if self.facts["key"] != checkpoint_key(engine.checkpoint):
+            raise GriffinError(
+                f"the session {self.name} is of {self.model}, and {engine.name} is another model, or another version "
+                "of it: start a new chat"
+            )
+        if self.dtype != engine.dtype:
+            raise GriffinError(f"the session {self.name} ran in {self.dtype}: give --dtype {self.dtype}")
+
+
+def save_session(chat: Chat, name: str) -> Session:
+    """Saves a chat: whole or not at all, for its owner alone. Raises GriffinError."""
+    if not len(chat.conversation):
+        raise GriffinError("there is nothing to save yet: the conversation has no message")
+    path, engine = session_path(name), chat.engine
+    tensors, turns = pack(engine.resident) or ({}, {})
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "griffin": __version__,
+        "model": engine.name if not Path(engine.name).exists() else str(Path(engine.name).absolute()),
+        "key": checkpoint_key(engine.checkpoint),
+        "dtype": engine.dtype,
+        "conversation": chat.conversation.to_json(),
+        "pruning": as_dict(chat.pruning),
+        "decoding": as_dict(chat.decoding),
+        "tokens": len(tensors["token_ids"]) if tensors else 0,
+        "tensors": list(tensors),
+        "turns": turns,
+    }
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(path, tensors, facts)
+    except (OSError, TypeError, ValueError) as error:
+        raise GriffinError(f"cannot save the session {name} as {path}: {reason(error)}") from error
+    return Session(name, path, facts)
+
+
+def open_session(name: str | None) -> Session:
+    """A saved session; None: the one that was saved last. Raises GriffinError for none, a damaged one, or one of
+    another version of Griffin."""
+    if name is None:
+        names = session_names()
+        if not names:
+            raise GriffinError("no session is saved: griffin chat --session NAME saves one")
+        name = names[0]
+    path = session_path(name)
+    if not path.exists():
+        known = ", ".join(session_names()[:8]) or "none"
+        raise GriffinError(f"there is no session {name}; there are: {known}")
+    try:
+        facts = read_facts(path)
+    except GriffinError as error:
+        raise GriffinError(f"the session {name} cannot be read: {error}") from error
+    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+        raise GriffinError(
+            f"the session {name} was saved by another version of Griffin (format {facts.get('version')!r}; this one "
+            f"reads {VERSION}): start a new chat, or use that version"
+        )
+    return Session(name, path, facts)
+
+
+def delete_session(name: str) -> None:
+    """Raises GriffinError where there is none."""
+    path = session_path(name)
+    if not path.exists():
+        raise GriffinError(f"there is no session {name}; `griffin sessions` lists them")
+    path.unlink()
+
+
+def session_names() -> list[str]:
+    """The saved sessions, the newest first."""
+    paths = sorted(sessions_folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.stem for path in paths if NAME.fullmatch(path.stem)]
+
+
+def session_path(name: str) -> Path:
+    """Raises OptionError for a name that could leave the folder."""
+    if not NAME.fullmatch(name):
+        raise OptionError(f"{name!r} names no session: use letters, digits, dots, - and _, and begin with a letter")
+    return sessions_folder() / f"{name}.safetensors"
+
+
+def sessions_folder() -> Path:
+    return state_folder() / "sessions"
