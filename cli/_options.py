@@ -346,6 +346,7 @@ def quiet_option(command: F) -> F:
 
     def told(context: click.Context, parameter: click.Parameter, value: bool) -> None:
         console.be_quiet(value)
+        context.call_on_close(lambda: console.be_quiet(False))  # where several commands run in one process
 
     text = "Print the answer and errors alone: no notes, no progress, no report."
     wrap = click.option("--quiet", "-q", is_flag=True, expose_value=False, is_eager=True, callback=told, help=text)

@@ -230,3 +230,11 @@ def test_lossless_gives_the_full_models_answer_and_tells_how(run: Run, model: Pa
     assert result.stdout == whole.stdout
     assert re.search(r"^lossless +\d+ tokens by \d+ passes", result.stderr, re.MULTILINE)
     assert "fidelity" not in result.stderr, "it is the full model's answer"
+
+
+def test_quiet_is_for_one_command(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("generate", "--model", model, "--prompt", "Hello", "--quiet", *ANSWER).stderr == ""
+    assert (
+        "AutoModelForCausalLM"
+        in run("export-pruned", "--model", model, "--prompt", "a", "--out", tmp_path / "o").stderr
+    )
