@@ -21,6 +21,7 @@ hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token
 rotary.py          rotary embeddings that change with the length, row by row
 kv_cache.py        the KV cache, allocated once
+cache_layers.py    its layers: memory for all tokens
 recurrent.py       recurrent states in the cache, and copies of them
 read_again.py      the KV cache as it was before a prompt's last tokens
 static_cache.py    the KV cache at fixed addresses

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .kv_cache import RoomyLayer, SlidingLayer
+from .cache_layers import RoomyLayer, SlidingLayer
 from .recurrent import KeepsStates
 
 

@@ -1,7 +1,7 @@
 """The KV cache while an answer is decoded by a static step: keys and values at fixed addresses.
 
-A fixed layer is a view of the memory of a layer of kv_cache.py. The place of the next token is a tensor on the device,
-so that the same kernels with the same arguments do the work of every token.
+A fixed layer is a view of the memory of a layer of cache_layers.py. The place of the next token is a tensor on the
+device, so that the same kernels with the same arguments do the work of every token.
 B batch, H key and value heads, S slots, D head size."""
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .kv_cache import InRoom, SlidingLayer
+from .cache_layers import InRoom, SlidingLayer
 from .recurrent import KeepsStates
 
 

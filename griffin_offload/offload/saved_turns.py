@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.kv_cache import InRoom
+from ..model.cache_layers import InRoom
 from ..model.recurrent import KeepsStates
 from ..quant.precision import Precision
 from .earlier_turns import Statistics

@@ -1,6 +1,6 @@
 """What measuring the fidelity takes (see offload/fidelity_meter.py): how many tokens are read again, and bytes."""
 
-from ..model.kv_cache import READ_AGAIN
+from ..model.cache_layers import READ_AGAIN
 from ..pruning.fidelity import ROOM
 from .sizes import Kept, ModelSizes
 

@@ -7,8 +7,9 @@ from functools import lru_cache
 
 from ..errors import OptionError
 from ..memory.arena import padded
+from ..model.cache_layers import capacity
 from ..model.config_facts import context_length, experts_per_token
-from ..model.kv_cache import capacity, windows
+from ..model.kv_cache import windows
 from ..model.layout import Block, Layer, ModelLayout
 from ..model.modules import PIECE
 from ..model.rotary import switch_length

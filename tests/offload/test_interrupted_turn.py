@@ -107,12 +107,12 @@ def test_an_answer_interrupted_within_a_forward(
 def test_a_window_interrupted_while_it_changes_is_not_used(
     case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from griffin_offload.model.kv_cache import _Room
+    from griffin_offload.model.cache_layers import Room
 
     folder = case("mistral").folder
     engine, whole = Engine(folder), Engine(folder)
     first, _ = turn(engine, FIRST, **PAPER)
-    put, calls = _Room.put, 0
+    put, calls = Room.put, 0
 
     def interrupt(self: Any, *args: Any) -> Any:
         nonlocal calls
@@ -122,7 +122,7 @@ def test_a_window_interrupted_while_it_changes_is_not_used(
         return put(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Room, "put", interrupt)
+        patch.setattr(Room, "put", interrupt)
         with pytest.raises(KeyboardInterrupt):
             turn(engine, [*FIRST, *first.token_ids, *SECOND], **PAPER)
     answer = assert_as_whole(engine, whole, [*FIRST, *first.token_ids, *THIRD], **PAPER)
