@@ -3,7 +3,7 @@
 options -> plan -> prompt pass -> kept neurons, resident -> tokens -> report"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,11 @@ from .pruning.fidelity import Fidelity
 from .row_ends import DraftedRow, row_options
 from .run import Answer, Asked, Measured, Run, report
 from .text_stream import BatchStreamer, Streamer
+
+OUTPUTS = (
+    "return_dict_in_generate",
+    *(f"output_{what}" for what in ("scores", "logits", "attentions", "hidden_states")),
+)
 
 
 def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Answer]:
@@ -88,7 +93,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     if pruning.skip.share:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
     if decoding.lossless:
-        check_lossless(opened.skeleton.model, pruning, len(prompts))
+        check_lossless(opened.skeleton.model, pruning, len(prompts), options)
     make_plan = partial(
         opened.plan,
         max(map(len, prompts), default=0) if all(prompts) else 0,
@@ -112,7 +117,9 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         plan=plan,
         selection=selection,
         reader=opened.reader(),
-        streamers=[Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token, decoding.stop) for _ in prompts],
+        streamers=[
+            Streamer(opened.tokenizer, opened.end_tokens(options), asked.on_token, decoding.stop) for _ in prompts
+        ],
         options=options,
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, why_not),
@@ -120,7 +127,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     )
 
 
-def check_lossless(model: Any, pruning: Pruning, prompts: int) -> None:
+def check_lossless(model: Any, pruning: Pruning, prompts: int, options: Mapping[str, Any]) -> None:
     """Raises OptionError where the full model cannot verify drafts."""
     if prompts > 1:
         raise OptionError(f"lossless answers one prompt at a time: {prompts} are given")
@@ -129,9 +136,15 @@ def check_lossless(model: Any, pruning: Pruning, prompts: int) -> None:
         why_no_crop(model.config),
         "its state cannot go back" if model._is_stateful else "",
         "its rotary embedding changes with the length" if rope_changes(model.config) else "",
+        "SynthID's watermark has a state, which drafts would change" if _has_synthid(model, options) else "",
     )
     if why_not := next(filter(None, found), ""):
         raise OptionError(f"lossless is not for this model as it runs: {why_not}; leave it out")
+
+
+def _has_synthid(model: Any, options: Mapping[str, Any]) -> bool:
+    given = options.get("watermarking_config") or model.generation_config.watermarking_config
+    return type(given).__name__.startswith("SynthID")
 
 
 def with_prior(opened: OpenModel, resident: ResidentModel, run: Run) -> Run:
@@ -277,6 +290,7 @@ def decode(
     if run.plan.drafts:
         streamer = DraftedRow(ids, streamers[0], options.get("stopping_criteria") or [])
         options |= {"stopping_criteria": [streamer.ended], "prompt_lookup_num_tokens": 1}  # which asks for candidates
+        options |= dict.fromkeys(OUTPUTS, False)  # of each pass they would keep all drafts'
     with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
         opened.skeleton.model.generate(
             ids,

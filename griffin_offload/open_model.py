@@ -1,6 +1,6 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,6 +101,12 @@ class OpenModel:
     def eos_token_ids(self) -> set[int]:
         end = self.skeleton.model.generation_config.eos_token_id
         return set(end if isinstance(end, list) else [end]) - {None}
+
+    def end_tokens(self, options: Mapping[str, Any]) -> set[int]:
+        """The tokens that end an answer made with these options of transformers' `generate`."""
+        given = (options.get("eos_token_id"), getattr(options.get("generation_config"), "eos_token_id", None))
+        end = next((each for each in given if each is not None), None)
+        return self.eos_token_ids if end is None else set(torch.as_tensor(end).flatten().tolist())
 
     @property
     def has_chat_template(self) -> bool:

@@ -4,56 +4,98 @@ Each part is a turn of a conversation that goes on (offload/earlier_turns.py): w
 the part's own tokens are computed again in one pass, and their statistics are added to those before."""
 
 from dataclasses import replace
+from typing import Any
 
 from .errors import OptionError
 from .generation import answer
 from .offload.resident_model import ResidentModel
 from .open_model import OpenModel
+from .options import Decoding
 from .planning.refresh import Refreshes
+from .row_ends import StopText
 from .run import Answer, Asked
 from .text_stream import Streamer, Token
 
+# Options of transformers' `generate` that count from the prompt, or over the whole answer.
+WHOLE = (
+    *("forced_eos_token_id", "begin_suppress_tokens", "exponential_decay_length_penalty", "max_time", "min_length"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
+)
+NONE = (None, 0, 1.0)
+
 
 def answer_refreshed(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Answer:
-    """The answer to one prompt, refreshed every so many tokens as its decoding asks. Raises what `answer` does."""
-    decoding, every = asked.decoding, asked.decoding.refresh
-    assert every
-    if len(asked.prompts) != 1:
-        raise OptionError(f"refresh is for one prompt at a time: {len(asked.prompts)} are given")
-    if decoding.lossless:
-        raise OptionError("lossless tokens are the full model's already: leave out refresh, or lossless")
+    """The answer to one prompt, refreshed every so many tokens as its decoding asks. Raises what `answer` does.
+
+    A KeyboardInterrupt after the first token ends it; before it, it is raised."""
+    decoding = asked.decoding
+    _check(opened, asked)
     (prompt,) = asked.prompts
     # Refuses at once what the last part would not have room for.
     opened.plan(len(prompt), decoding.max_new_tokens, asked.pruning, fidelity=not decoding.no_fidelity)
-    whole = Streamer(opened.tokenizer, opened.eos_token_ids, asked.on_token)
+    ends = opened.end_tokens(decoding.generate_options(asked.pruning.selection))
+    whole = Streamer(opened.tokenizer, ends, asked.on_token, decoding.stop)
 
     def on_token(token: Token) -> None:
         if token.id is not None:
             whole.put(token.id)
 
     parts: list[Answer] = []
-    left = decoding.max_new_tokens
-    while not parts or (parts[-1].finish_reason == "length" and left > 0):
-        number = len(parts)
-        seed = None if decoding.seed is None else (decoding.seed + number) % 2**32
-        part = replace(decoding, refresh=None, max_new_tokens=min(every, left), seed=seed)
-        part = replace(part, no_fidelity=part.no_fidelity or number > 0)
-        ids = [*prompt, *whole.token_ids]
-        now = replace(asked, prompts=[ids], decoding=part, on_token=on_token, continues=True)
-        parts.append(answer(opened, resident, now if not number else replace(now, on_plan=None))[0])
-        left -= len(parts[-1].token_ids)
-        if not parts[-1].report.plan.reads_again and left > 0:  # the full model made the part: go on to the end
-            every = left
+    every = decoding.refresh or decoding.max_new_tokens
+    try:
+        while not parts or (parts[-1].finish_reason == "length" and len(whole.token_ids) < decoding.max_new_tokens):
+            part = _part(decoding, len(parts), every, whole)
+            now = replace(
+                asked, prompts=[[*prompt, *whole.token_ids]], decoding=part, on_token=on_token, continues=True
+            )
+            parts.append(answer(opened, resident, replace(now, on_plan=None) if parts else now)[0])
+            if not parts[-1].report.plan.reads_again:  # the full model made the part: go on to the end
+                every = decoding.max_new_tokens
+    except KeyboardInterrupt:
+        if not parts:
+            raise
+        parts[-1] = replace(parts[-1], finish_reason="interrupted")
+    finally:
+        if not asked.continues:
+            resident.turns.clear()
     whole.end()
-    if not asked.continues:
-        resident.turns.clear()
     return _joined(parts, prompt, whole, decoding.refresh or every)
+
+
+def _check(opened: OpenModel, asked: Asked) -> None:
+    """Raises OptionError for what does not go with parts."""
+    if len(asked.prompts) != 1:
+        raise OptionError(f"refresh is for one prompt at a time: {len(asked.prompts)} are given")
+    if asked.decoding.lossless:
+        raise OptionError("lossless tokens are the full model's already: leave out refresh, or lossless")
+    more, settings = asked.decoding.more, opened.skeleton.model.generation_config
+    for name in WHOLE:
+        given = more.get(name, getattr(more.get("generation_config"), name, None) or getattr(settings, name, None))
+        if given not in NONE:
+            raise OptionError(f"refresh makes an answer in parts, and {name} is of the whole: leave one of them out")
+
+
+def _part(decoding: Decoding, number: int, every: int, whole: Streamer) -> Decoding:
+    """How the next part is decoded, `whole` the answer so far."""
+    done, more = len(whole.token_ids), dict[str, Any](decoding.more)
+    more["stopping_criteria"] = [*(more.get("stopping_criteria") or ()), StopText([whole])]
+    longest = min(every, decoding.max_new_tokens - done)
+    if least := more.get("min_new_tokens"):
+        more["min_new_tokens"] = min(longest, max(0, least - done))
+    return replace(
+        decoding,
+        refresh=None,
+        stop=(),
+        max_new_tokens=longest,
+        seed=None if decoding.seed is None else (decoding.seed + number) % 2**32,
+        no_fidelity=decoding.no_fidelity or number > 0,
+        more=more,
+    )
 
 
 def _joined(parts: list[Answer], prompt: list[int], whole: Streamer, every: int) -> Answer:
     """One answer of several parts. Its report is the first part's, with what all of them took."""
     first, *others = [part.report for part in parts]
-    last = parts[-1]
     passes = [each for each in others if each.plan.reads_again]
     refreshes = Refreshes(
         every, len(passes), sum(each.prompt_s for each in passes), sum(each.bytes_read for each in passes)
@@ -68,4 +110,5 @@ def _joined(parts: list[Answer], prompt: list[int], whole: Streamer, every: int)
         tokens=len(whole.token_ids),
         refreshes=refreshes,
     )
-    return Answer(whole.text, list(prompt), whole.token_ids, last.finish_reason, report, whole.reply)
+    end = "stop" if whole.stopped else parts[-1].finish_reason
+    return Answer(whole.text, list(prompt), whole.token_ids, end, report, whole.reply)

@@ -31,7 +31,7 @@ def row_options(
         criteria.append(StopStringCriteria(tokenizer, strings))
         changed["stop_strings"] = None
     if any(streamer.searches for streamer in streamers):
-        criteria.append(_StopText(streamers))
+        criteria.append(StopText(streamers))
     if criteria:
         changed["stopping_criteria"] = [_Watched(each, streamers, mask.shape[1]) for each in criteria]
     least, padding = asked("min_length"), (mask == 0).sum(-1)
@@ -62,7 +62,7 @@ class _Watched(StoppingCriteria):  # type: ignore[misc]
         return done
 
 
-class _StopText(StoppingCriteria):  # type: ignore[misc]
+class StopText(StoppingCriteria):  # type: ignore[misc]
     """Ends the rows in whose text their streamers have found a stop string. transformers' own criterion first searches
     the whole vocabulary: with 262144 entries that takes seconds and hundreds of MiB."""
 

@@ -154,7 +154,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
             streamer.text,
             list(ids),
             streamer.token_ids,
-            _finish_reason(opened, plan, streamer, measured),
+            _finish_reason(opened, run, streamer, measured),
             made,
             streamer.reply,
         )
@@ -180,13 +180,13 @@ def _skipped(opened: OpenModel, resident: ResidentModel, run: Run) -> tuple[Plan
     return run.plan, run.skipper.result() if run.skipper else None
 
 
-def _finish_reason(opened: OpenModel, plan: Plan, streamer: Streamer, measured: Measured) -> str:
+def _finish_reason(opened: OpenModel, run: Run, streamer: Streamer, measured: Measured) -> str:
     if measured.interrupted:
         return "interrupted"
     ended = (
         streamer.stopped
-        or len(streamer.token_ids) < plan.max_new_tokens
-        or streamer.token_ids[-1] in opened.eos_token_ids
+        or len(streamer.token_ids) < run.plan.max_new_tokens
+        or streamer.token_ids[-1] in opened.end_tokens(run.options)
     )
     return "stop" if ended else "length"
 

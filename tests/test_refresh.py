@@ -97,8 +97,59 @@ def test_an_interruption_ends_it(engine: Engine) -> None:
     assert 5 < len(answer.token_ids) < 24
 
 
+@pytest.mark.parametrize("every", [1, 3, 5, 6, 24])
+def test_a_stop_text_is_found_across_parts_and_left_out(engine: Engine, every: int) -> None:
+    whole = engine.generate(PROMPT, refresh=every, max_new_tokens=24, **PAPER)
+    for begin in range(1, len(whole.text) - 3, 4):
+        stop, pieces = whole.text[begin : begin + 3], list[str]()
+        if "\ufffd" in stop:
+            continue
+        answer = engine.generate(PROMPT, refresh=every, max_new_tokens=24, stop=stop, on_text=pieces.append, **PAPER)
+        assert answer.text == "".join(pieces) == whole.text[: whole.text.index(stop)]
+        assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("every", [4, 5, 6, 24])
+def test_an_end_of_its_own_as_a_parts_last_token(engine: Engine, every: int) -> None:
+    whole = engine.generate(PROMPT, refresh=every, max_new_tokens=24, **PAPER).token_ids
+    for end in {whole[every - 1], whole[-1], whole[9]}:
+        answer = engine.generate(PROMPT, refresh=every, max_new_tokens=24, eos_token_id=[end], **PAPER)
+        assert answer.token_ids == whole[: whole.index(end) + 1]
+        assert answer.finish_reason == "stop"
+
+
+def test_a_least_length_is_of_the_whole_answer(engine: Engine) -> None:
+    whole = engine.generate(PROMPT, refresh=24, max_new_tokens=24, **PAPER).token_ids
+    first = next(i for i in range(2, 24) if whole[i] not in whole[:i])
+    options: dict[str, Any] = {"refresh": 4, "max_new_tokens": 24, "eos_token_id": whole[first], **PAPER}
+    before = engine.generate(PROMPT, **options).token_ids
+    assert len(before) < 15
+    assert len(engine.generate(PROMPT, min_new_tokens=15, **options).token_ids) >= 15
+    assert engine.generate(PROMPT, min_new_tokens=1, **options).token_ids == before
+
+
+@pytest.mark.parametrize("forwards", range(2, 26, 4))
+def test_interrupted_anywhere(engine: Engine, forwards: int) -> None:
+    count = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == forwards:
+            raise KeyboardInterrupt
+
+    handle = engine.skeleton.modules[1].register_forward_hook(interrupt)
+    answer = engine.generate(PROMPT, refresh=3, max_new_tokens=24, no_fidelity=True, **PAPER)
+    handle.remove()
+    assert answer.finish_reason == "interrupted"
+    assert answer.token_ids
+    assert engine.resident.turns.cache is None
+
+
 def test_what_it_does_not_go_with(engine: Engine) -> None:
     with pytest.raises(OptionError, match="leave out refresh, or lossless"):
         engine.generate(PROMPT, refresh=5, lossless=True)
     with pytest.raises(OptionError, match="one prompt at a time: 2 are given"):
         engine.generate_batch([PROMPT, MORE], refresh=5)
+    with pytest.raises(OptionError, match="forced_eos_token_id is of the whole"):
+        engine.generate(PROMPT, refresh=5, forced_eos_token_id=5)

@@ -137,9 +137,11 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
         best = max(fitting, key=lambda found: found[0])[1]
         return replace(best, why_rest="the fastest drafts that fit the budget")
     draft, least = min(plans, key=lambda pair: pair[1].peak)
+    if whole.peak <= least.peak:
+        draft, least = Draft("bfloat16", 0.0, "drop", 1.0), whole
     rung = Rung(draft.resident_dtype, draft.sparsity, draft.rest, 0.0)
     raise BudgetError(
-        f"{name} needs at least {format_bytes(least.peak)} to draft ({rung}; {least.prompt_tokens} + "
+        f"{name} needs at least {format_bytes(least.peak)} ({rung}; {least.prompt_tokens} + "
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
         f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless"
     )

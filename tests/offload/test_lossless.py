@@ -11,6 +11,7 @@ import torch
 from cases import Case
 from engines import copying, reading_threads
 from tiny import EOS_ID, tiny_checkpoint, tiny_prompt
+from transformers import SynthIDTextWatermarkingConfig
 from transformers.generation import utils
 
 from griffin_offload import Engine
@@ -298,6 +299,22 @@ def test_a_stream_that_is_closed(engine: Engine, drafts_on: None) -> None:
 def test_options_that_go_with_no_drafts(engine: Engine, options: dict[str, Any], why: str) -> None:
     with pytest.raises(OptionError, match=why):
         lossless(engine, **{**INT4, **options})
+
+
+def test_outputs_of_every_pass_are_not_kept(engine: Engine, drafts_on: None) -> None:
+    more = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_attentions": True}
+    assert lossless(engine, **more).token_ids == lossless(engine).token_ids
+
+
+def test_a_watermark_with_a_state_is_refused(engine: Engine) -> None:
+    with pytest.raises(OptionError, match="SynthID's watermark"):
+        lossless(engine, watermarking_config=SynthIDTextWatermarkingConfig(keys=[654, 400], ngram_len=5))
+
+
+def test_an_end_of_its_own_as_the_last_token_is_an_end(engine: Engine) -> None:
+    last = lossless(engine).token_ids[-1]
+    if last not in lossless(engine).token_ids[:-1]:
+        assert lossless(engine, eos_token_id=last).finish_reason == "stop"
 
 
 def test_several_prompts_are_refused(engine: Engine) -> None:
