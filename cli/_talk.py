@@ -126,6 +126,10 @@ def footer(answer: "Answer", chat: Chat) -> str:
     parts += [f"{speed:.1f} tokens/s"] if speed else []  # one token has no speed
     parts += [f"{format_bytes(facts['memory']['resident_bytes'])} resident", f"first token after {first:.2f} s"]
     parts += [f"{answer.report.turn}, {format_bytes(facts['io']['bytes_read'])} read"] if answer.report.turn else []
+    verified = answer.report.lossless
+    parts += (
+        [f"{verified.passes} passes of {verified.tokens_per_pass:.1f} tokens"] if verified and verified.passes else []
+    )
     parts += [str(answer.report.fidelity)] if answer.report.fidelity else []
     longer = "cut at max_new_tokens (/set max_new_tokens N)"
     end = ending(answer, chat.decoding.max_new_tokens, chat.engine.context_length, longer)

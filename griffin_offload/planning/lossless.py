@@ -3,8 +3,10 @@
 Cost of a round: k drafted tokens of t_d seconds and a pass of t_v; it gives (1 - a^(k+1)) / (1 - a) tokens, where a
 drafted token is accepted with probability a (Leviathan et al. 2023, arXiv:2211.17192)."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from ..errors import BudgetError
@@ -16,6 +18,7 @@ from .request import Request
 from .sizes import ModelSizes
 
 MOST_DRAFTS = 32  # tokens: where three of a hundred fail, more add little
+FEWER = (MOST_DRAFTS // 2, MOST_DRAFTS // 4)  # where memory is short: logits over a large vocabulary take a lot of it
 STREAM = 2e9  # bytes a second from a disk, as long as none was measured: what is resident hardly depends on it
 MEMORY = 2e10  # bytes a second of a token's products, where no speed was measured
 EXPECTED, DROPPED = 0.97, 0.69  # acceptance of a draft with all neurons, and with half of them dropped
@@ -123,15 +126,18 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
     request = check_request(sizes, request, name)
     asked = (pruning.sparsity, pruning.resident_dtype, pruning.rest)
     if any(each not in (None, "auto") for each in asked):
-        plan = best_plan(sizes, request, pruning, name)
-        return plan if plan.reads_again else replace(plan, drafts=0)
+        for drafts in (request.drafts, *FEWER[:-1]):
+            with suppress(BudgetError):
+                return _as_asked(sizes, replace(request, drafts=drafts), pruning, name)
+        return _as_asked(sizes, replace(request, drafts=FEWER[-1]), pruning, name)
     whole = make_plan(sizes, replace(request, sparsity=0.0, drafts=0))
     if whole.fits:
         return whole
     plans = []
-    for draft in DRAFTS:
+    for draft, count in product(DRAFTS, (request.drafts, *FEWER)):
         formats = request.formats(draft.resident_dtype, draft.rest)
-        plans.append((draft, make_plan(sizes, replace(request, sparsity=draft.sparsity, precision=formats))))
+        way = replace(request, sparsity=draft.sparsity, precision=formats, drafts=count)
+        plans.append((draft, make_plan(sizes, way)))
     fitting = [(expected_tokens_per_s(plan, draft.acceptance), plan) for draft, plan in plans if plan.fits]
     if fitting:
         best = max(fitting, key=lambda found: found[0])[1]
@@ -145,6 +151,11 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
         f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless"
     )
+
+
+def _as_asked(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) -> Plan:
+    plan = best_plan(sizes, request, pruning, name)
+    return plan if plan.reads_again else replace(plan, drafts=0)
 
 
 def expected_tokens_per_s(plan: Plan, acceptance: float) -> float:
