@@ -99,6 +99,8 @@ class Responder:
                 if answering.ended:
                     break
         answer = stream.answer
+        if answer.finish_reason == "interrupted" and not answering.ended:  # while it was refreshed
+            raise Cancelled
         for delta in answering.end():
             yield Delta(index, *delta)
         reason = "tool_calls" if answering.reply.called else "stop" if answering.ended else answer.finish_reason
