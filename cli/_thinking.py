@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from ..marks import first_of, partial_tail
+
 OnPart = Callable[[str], None]
 MARKS = {  # how thinking begins -> how it ends
     "<think>": "</think>",
@@ -30,12 +32,12 @@ class Parting:
 
     def __call__(self, piece: str) -> None:
         self._held += piece
-        while found := self._next_mark():
+        while (found := first_of(self._held, self._marks))[0] >= 0:
             at, mark = found
             self._pass(at)
             self._held = self._held[len(mark) :]
             self._until, self._blank = MARKS.get(mark, ""), True
-        self._pass(len(self._held) - _undecided(self._held, self._marks))
+        self._pass(len(self._held) - partial_tail(self._held, self._marks))
 
     def close(self) -> None:
         """No more text follows."""
@@ -45,10 +47,6 @@ class Parting:
     def _marks(self) -> Sequence[str]:
         return (self._until,) if self._until else tuple(MARKS)
 
-    def _next_mark(self) -> tuple[int, str] | None:
-        found = [(at, mark) for mark in self._marks if (at := self._held.find(mark)) >= 0]
-        return min(found, default=None)
-
     def _pass(self, end: int) -> None:
         ready, self._held = self._held[:end], self._held[end:]
         if self._blank:
@@ -56,11 +54,3 @@ class Parting:
         if ready:
             self._blank = False
             self._on[bool(self._until)](ready)
-
-
-def _undecided(text: str, marks: Sequence[str]) -> int:
-    """The length of the longest end of a text that a mark begins with."""
-    longest = max(map(len, marks))
-    return next(
-        (n for n in range(min(longest - 1, len(text)), 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0
-    )

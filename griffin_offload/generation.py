@@ -36,7 +36,7 @@ from .open_model import OpenModel
 from .options import Pruning
 from .planning.lossless import Lossless
 from .pruning.fidelity import Fidelity
-from .row_ends import DraftedRow, row_options
+from .row_ends import DraftedRow, StopText, row_options
 from .run import Answer, Asked, Measured, Run, report
 from .text_stream import BatchStreamer, Streamer
 
@@ -289,7 +289,7 @@ def decode(
     streamer: Any = BatchStreamer(streamers)
     if run.plan.drafts:
         streamer = DraftedRow(ids, streamers[0], options.get("stopping_criteria") or [])
-        options |= {"stopping_criteria": [streamer.ended], "prompt_lookup_num_tokens": 1}  # which asks for candidates
+        options |= {"stopping_criteria": [StopText(streamers)], "prompt_lookup_num_tokens": 1}  # asks for candidates
         options |= dict.fromkeys(OUTPUTS, False)  # of each pass they would keep all drafts'
     with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
         opened.skeleton.model.generate(

@@ -63,8 +63,8 @@ class _Watched(StoppingCriteria):  # type: ignore[misc]
 
 
 class StopText(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows in whose text their streamers have found a stop string. transformers' own criterion first searches
-    the whole vocabulary: with 262144 entries that takes seconds and hundreds of MiB."""
+    """Ends the rows whose streamers have stopped, by a stop string in their text for one. transformers' own criterion
+    first searches the whole vocabulary: with 262144 entries that takes seconds and hundreds of MiB."""
 
     def __init__(self, streamers: Sequence[Streamer]) -> None:
         self._streamers = streamers
@@ -96,10 +96,6 @@ class DraftedRow(BaseStreamer):  # type: ignore[misc]
 
     def end(self) -> None:
         self._streamer.end()
-
-    def ended(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """A criterion of transformers' own: whether one of these has ended the row."""
-        return torch.full((1,), self._streamer.stopped, dtype=torch.bool, device=input_ids.device)
 
 
 class _OwnLeastLength(LogitsProcessor):  # type: ignore[misc]

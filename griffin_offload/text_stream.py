@@ -11,6 +11,7 @@ from greenlet import getcurrent, greenlet
 from transformers.generation.streamers import BaseStreamer
 
 from .errors import GriffinError
+from .marks import first_of, partial_tail
 from .model.channels import Channels
 
 T = TypeVar("T")
@@ -25,12 +26,6 @@ class Token(NamedTuple):
 
 
 OnToken = Callable[[Token], None]
-
-
-def partial_tail(text: str, marks: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of a mark that is not there yet."""
-    longest = min(max(map(len, marks), default=1) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in marks)), 0)
 
 
 class UntilStop:
@@ -48,9 +43,9 @@ class UntilStop:
         if self.done:
             return ""
         self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        self.done = bool(found)
-        return self._pass(min(found) if found else len(self._held) - partial_tail(self._held, self._stops))
+        at, _ = first_of(self._held, self._stops)
+        self.done = at >= 0
+        return self._pass(at if self.done else len(self._held) - partial_tail(self._held, self._stops))
 
     def close(self) -> str:
         """No more text follows: what was held back is no stop string."""

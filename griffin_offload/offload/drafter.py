@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -125,9 +126,9 @@ class Drafter(CandidateGenerator):  # type: ignore[misc]
         seconds, accepted = time.perf_counter() - self._armed, int(num_matches)
         self._length.learn(self._probabilities, accepted, self._draft_s, seconds)
         done = self.done
-        self.done = Lossless(
+        self.done = replace(
+            done,
             passes=done.passes + 1,
-            pass_bytes=done.pass_bytes,
             drafted=done.drafted + len(self._probabilities),
             accepted=done.accepted + accepted,
             failed=done.failed + (accepted < len(self._probabilities)),

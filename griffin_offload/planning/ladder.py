@@ -21,14 +21,16 @@ from .sizes import Kept, ModelSizes
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way to keep a model. `divergence`: KL of the next token's distribution from the whole model's, in nats: the
-    larger of two small models' on WikiText-2 (docs/results.md). Larger models lose less."""
+class Way:
+    """One way to keep a model."""
 
     resident_dtype: str
     sparsity: float
     rest: str
-    divergence: float
+
+    def asked(self, request: Request) -> Request:
+        """The request, to keep the model this way."""
+        return replace(request, sparsity=self.sparsity, precision=request.formats(self.resident_dtype, self.rest))
 
     def __str__(self) -> str:
         """'int8', 'int4, 50 % dropped', 'int8, 75 % in int4'."""
@@ -36,6 +38,14 @@ class Rung:
             return self.resident_dtype
         rest = "dropped" if self.rest == "drop" else f"in {self.rest}"
         return f"{self.resident_dtype}, {self.sparsity:.0%} {rest}"
+
+
+@dataclass(frozen=True)
+class Rung(Way):
+    """`divergence`: KL of the next token's distribution from the whole model's, in nats: the larger of two small
+    models' on WikiText-2 (docs/results.md). Larger models lose less."""
+
+    divergence: float
 
 
 LADDER = (
@@ -64,7 +74,7 @@ INT8_IS_FREE = 0.25  # share of dropped neurons from which on int8 costs no qual
 def describe(plan: Plan) -> str:
     """What a plan keeps, as a rung says it."""
     kept, rest = plan.precision.kept or RESIDENT_DTYPES[0], plan.precision.rest or "drop"
-    return str(Rung(kept, plan.sparsity, rest, 0.0))
+    return str(Way(kept, plan.sparsity, rest))
 
 
 def chooses_format(pruning: Pruning, plan: Plan) -> bool:
@@ -88,11 +98,7 @@ def best_that_fits(plans: Iterable[tuple[float, Plan]], resident: Resident = Non
 
 def climb(sizes: ModelSizes, request: Request, rungs: Sequence[Rung] = LADDER) -> list[tuple[Rung, Plan]]:
     """The plan of every rung, whether or not it fits."""
-    plans = []
-    for rung in rungs:
-        asked = replace(request, sparsity=rung.sparsity, precision=request.formats(rung.resident_dtype, rung.rest))
-        plans.append((rung, make_plan(sizes, asked)))
-    return plans
+    return [(rung, make_plan(sizes, rung.asked(request))) for rung in rungs]
 
 
 Choose = Callable[[ModelSizes, Request, Pruning, str], Plan]

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import BudgetError
 from ..options import Pruning
 from ..units import format_bytes
-from .ladder import Rung, best_plan
+from .ladder import Way, best_plan
 from .plan import Plan, check_request, enough, make_plan
 from .request import Request
 from .sizes import ModelSizes
@@ -25,13 +25,10 @@ EXPECTED, DROPPED = 0.97, 0.69  # acceptance of a draft with all neurons, and wi
 
 
 @dataclass(frozen=True)
-class Draft:
+class Draft(Way):
     """A way to keep a model that drafts, and the share of its tokens that the full model accepts: the lower of two
     models' (docs/results.md), where neurons are dropped another one's."""
 
-    resident_dtype: str
-    sparsity: float
-    rest: str
     acceptance: float
 
 
@@ -133,11 +130,8 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
     whole = make_plan(sizes, replace(request, sparsity=0.0, drafts=0))
     if whole.fits:
         return whole
-    plans = []
-    for draft, count in product(DRAFTS, (request.drafts, *FEWER)):
-        formats = request.formats(draft.resident_dtype, draft.rest)
-        way = replace(request, sparsity=draft.sparsity, precision=formats, drafts=count)
-        plans.append((draft, make_plan(sizes, way)))
+    counts = product(DRAFTS, (request.drafts, *FEWER))
+    plans = [(draft, make_plan(sizes, draft.asked(replace(request, drafts=count)))) for draft, count in counts]
     fitting = [(expected_tokens_per_s(plan, draft.acceptance), plan) for draft, plan in plans if plan.fits]
     if fitting:
         best = max(fitting, key=lambda found: found[0])[1]
@@ -145,9 +139,8 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
     draft, least = min(plans, key=lambda pair: pair[1].peak)
     if whole.peak <= least.peak:
         draft, least = Draft("bfloat16", 0.0, "drop", 1.0), whole
-    rung = Rung(draft.resident_dtype, draft.sparsity, draft.rest, 0.0)
     raise BudgetError(
-        f"{name} needs at least {format_bytes(least.peak)} ({rung}; {least.prompt_tokens} + "
+        f"{name} needs at least {format_bytes(least.peak)} ({draft}; {least.prompt_tokens} + "
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
         f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless"
     )

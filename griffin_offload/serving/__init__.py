@@ -8,7 +8,6 @@
 - tools.py  the forms in which templates have tools called: found, forced, parsed
 - grammar.py  JSON schemas -> which tokens may come next, by llguidance
 - processors.py  what acts on a token's logits: penalties, a grammar, logprobs
-- marks.py  where a mark begins in a text
 - reply.py  an answer's text, as it comes -> reply, thinking and calls of tools
 - respond.py  one prompt -> events, on the engine
 - worker.py  the queue, and the one thread that answers

@@ -3,8 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from ..text_stream import partial_tail
-from .marks import first_of
+from ..marks import first_of, partial_tail
 from .tools import Call, CallForm
 
 # How models mark thinking. Those with channels of messages are written as <think> by model/channels.py.
