@@ -92,11 +92,14 @@ def run(arguments: list[str], group: Path) -> tuple[int, int, str]:
 def smallest_budget(arguments: list[str]) -> int:
     """Bytes that a command says it needs. Raises ValueError if it says none."""
     asked = [*GRIFFIN, *arguments, "--device-memory", TOO_SMALL]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False).stderr
-    found = re.search(r"--device-memory (\d+)MiB", told.replace("\n", " "))
-    if not found:
-        raise ValueError(told.strip().splitlines()[-1] if told.strip() else "it refused nothing")
-    return int(found[1]) * MIB
+    return advised(subprocess.run(asked, capture_output=True, text=True, check=False).stderr)
+
+
+def advised(told: str) -> int:
+    """The bytes that a refusal says would do. Raises ValueError if it says none."""
+    if found := re.search(r"--device-memory (\d+)MiB", told.replace("\n", " ")):
+        return int(found[1]) * MIB
+    raise ValueError(told.strip().splitlines()[-1] if told.strip() else "it refused nothing")
 
 
 def files(folder: Path) -> dict[str, str]:
