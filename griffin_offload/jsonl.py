@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +132,16 @@ class Results:
             ) from error
         self.rows.append(row)
         self._done.add(_key(row, self._keys))
+
+    def sort(self, ids: Iterable[Any]) -> None:
+        """Puts the rows of a whole run in this order of their ids, where they are in another. Raises OSError."""
+        by_id = {json.dumps(row["id"]): row for row in self.rows}
+        order = [by_id[json.dumps(each)] for each in ids]
+        if order == self.rows:
+            return
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in order)
+        write_text(self.path, "".join(lines), sync=True)
+        self.rows = order
 
     def __enter__(self) -> "Results":
         return self
