@@ -238,7 +238,7 @@ def _gguf_folder(file: Path) -> Path:
 def _model_type(folder: Path) -> str:
     try:
         return str(json.loads(read_input(folder / "config.json"))["model_type"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
