@@ -58,7 +58,7 @@ def _named_by_config(folder: Path) -> str | None:
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or len(parts) != 1:
         raise CheckpointError(
-            f"{folder}/config.json: transformers_weights names {shown(repr(name), 120)}, which is not in the folder itself"
+            f"{folder}/config.json: transformers_weights names {shown(repr(name), 120)}, which is elsewhere"
         )
     return name
 
