@@ -101,7 +101,7 @@ def command(
         found = results(written.rows)
     if as_json:
         facts = {"model": engine.name, "dtype": engine.dtype, "results": [result.to_json() for result in found]}
-        click.echo(json.dumps(facts))
+        out(json.dumps(facts))
         return
     for share in shares:
         show([result for result in found if result.share in (0, share)], f"{engine.name}, {share:.0%} left out")

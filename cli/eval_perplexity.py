@@ -11,6 +11,7 @@ from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
+from ._print import out
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def command(
             "windows": windows,
             "results": [to_json(result, grid) for result in results],
         }
-        click.echo(json.dumps(facts))
+        out(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
     columns = (

@@ -10,7 +10,6 @@ import torch
 
 from .errors import GriffinError
 from .files import reason, write_text
-from .inputs import read_input
 from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
@@ -21,6 +20,7 @@ from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
+from .small_json import read_object
 from .units import format_bytes, format_rate
 
 
@@ -244,7 +244,7 @@ def save_last(report: Report, folder: Path) -> None:
 def load_last(folder: Path) -> dict[str, Any]:
     """The run that `save_last` saved. Raises GriffinError if there is none."""
     try:
-        return dict(json.loads(read_input(folder / "last.json")))
+        return read_object(folder / "last.json")
     except FileNotFoundError:
         raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..files import reason
+from ..foreign import shown
 from ..units import MIB, format_bytes
 from .which_files import weight_files_of
 
@@ -228,8 +229,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 def _shown(text: str) -> str:
     """Text of a file that is not trusted -> one short line."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+    return shown(text, 120)
 
 
 def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..foreign import shown
 from ..inputs import VOCABULARY, read_input
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,12 +53,12 @@ def _named_by_config(folder: Path) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
-        shown = ascii(name)[:120]
-        raise CheckpointError(f"{folder}/config.json: transformers_weights is {shown}; Griffin reads safetensors only")
+        told = shown(repr(name), 120)
+        raise CheckpointError(f"{folder}/config.json: transformers_weights is {told}; Griffin reads safetensors only")
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or len(parts) != 1:
         raise CheckpointError(
-            f"{folder}/config.json: transformers_weights names {ascii(name)[:120]}, which is not in the folder itself"
+            f"{folder}/config.json: transformers_weights names {shown(repr(name), 120)}, which is elsewhere"
         )
     return name
 

@@ -45,7 +45,7 @@ class ChatTemplate:
         try:
             return self._render(messages, *self._forms, **options)
         except Exception as error:  # the template is the checkpoint's own program (jinja)
-            raise PromptError(f"{self._name}'s chat template refused the conversation: {error}") from None
+            raise PromptError(f"{self._name}'s chat template refused the conversation: {one_line(error)}") from None
 
     def _render(self, messages: Sequence[Message], system: Form, others: Form, **options: Any) -> Any:
         told = [_in_form(m, system if m.get("role") == "system" else others) for m in messages]
