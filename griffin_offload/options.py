@@ -67,6 +67,18 @@ class Option:
     prefix: str = ""
     several: bool = False
 
+    def takes(self, value: Any) -> bool:
+        """Whether a value, such as a file of ours holds, is of the type that the option has. None is a default."""
+        if value is None:
+            return True
+        if self.parse in (parse_pair, parse_texts) or isinstance(value, tuple):
+            kind: tuple[type, ...] = {parse_pair: (int,), parse_texts: (str,)}.get(self.parse, (int, float))
+            several = self.parse in (parse_pair, parse_texts, parse_shares) and isinstance(value, tuple)
+            return (
+                several and all(type(each) in kind for each in value) and (self.parse != parse_pair or len(value) == 2)
+            )
+        return type(value) in {int: (int,), str: (str,), parse_switch: (bool,)}.get(self.parse, (int, float))
+
     def check(self, name: str, value: Any) -> None:
         """Raises OptionError for a value (or one of several) that is outside the range or no choice."""
         if value is None:
