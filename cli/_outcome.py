@@ -16,7 +16,7 @@ import click
 from ..errors import GriffinError
 from ..files import reason
 from ..foreign import ERROR, printable, sentence
-from ._print import is_terminal, out
+from ._print import echo, is_terminal
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 USERS = (GriffinError, OSError, MemoryError)  # for the user to fix, as far as is known
@@ -87,7 +87,7 @@ def fail_interrupted() -> NoReturn:
 def leave(text: str, code: int) -> NoReturn:
     """The last line, and the end. What stdout could not take is dropped: Python would try it again, and complain."""
     with suppress(OSError, ValueError):
-        out(text, err=True)
+        echo(text, err=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -109,9 +109,9 @@ def hook_threads() -> None:
         if debugging():
             at_the_end(facts.exc_type, facts.exc_value, facts.exc_traceback)
         else:
-            out(f"error: {describe(facts.exc_value)}", err=True)
+            echo(f"error: {describe(facts.exc_value)}", err=True)
 
     def at_the_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        out(printable("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
+        echo(printable("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
 
     threading.excepthook, sys.excepthook = in_thread, at_the_end

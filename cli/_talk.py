@@ -11,7 +11,7 @@ from ..options import as_dict
 from ..units import format_bytes
 from . import _console as console
 from ._options import choice_note, remember
-from ._print import out
+from ._print import echo
 from ._text import ending
 from ._thinking import Parting, open_mark
 
@@ -138,7 +138,7 @@ class Shown:
             self._parts.close()
             self._screen.close()
         elif self._begun or (ended and self._screen is None):
-            out()
+            echo()
 
 
 def footer(answer: "Answer", chat: Chat) -> str:

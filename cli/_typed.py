@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from . import _console as console
-from ._print import out
+from ._print import echo
 
 BLOCK = '"""'
 SIGN, MORE = "> ", "… "
@@ -57,7 +57,7 @@ class Lines:
     def _line(self, sign: str) -> str:
         if self.terminal:
             if not console.is_terminal(sys.stdout):  # the sign is for people; the answers go to a file
-                out(sign, err=True, end="")
+                echo(sign, err=True, end="")
                 sign = ""
             return input(sign).encode("utf-8", "replace").decode("utf-8")
         line = sys.stdin.buffer.readline() if sys.stdin else b""

@@ -20,7 +20,7 @@ from . import _console as console
 from ._chat_commands import ALIASES, COMMANDS, rescue, run, save, words
 from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
 from ._outcome import debugging, describe
-from ._print import out
+from ._print import echo
 from ._talk import Talk
 from ._text import check_text
 from ._typed import Lines, typing
@@ -157,14 +157,14 @@ def converse(talk: Talk, asks: "Terminal | Lines") -> None:
                 if not asks.terminal:
                     raise
                 if isinstance(asks, Lines):
-                    out(err=True)
+                    echo(err=True)
                 console.note(LEAVE)
                 continue
             turn(talk, asks, text)
     finally:
         asks.close()
     if isinstance(asks, Lines) and asks.terminal and not talk.leaving:
-        out(err=True)  # the shell's prompt gets its own line
+        echo(err=True)  # the shell's prompt gets its own line
 
 
 def turn(talk: Talk, asks: "Terminal | Lines", text: str) -> None:
@@ -188,7 +188,7 @@ def turn(talk: Talk, asks: "Terminal | Lines", text: str) -> None:
 def tell(talk: Talk, error: BaseException) -> None:
     """What went wrong in a turn or a command, after which the chat goes on."""
     if debugging():
-        out("".join(traceback.format_exception(error)), err=True)
+        echo("".join(traceback.format_exception(error)), err=True)
     console.error(describe(error) + ("; the message is taken back" if talk.asking and talk.failed else ""))
     if not talk.asking:
         return

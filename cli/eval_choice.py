@@ -11,6 +11,7 @@ from ..errors import OptionError
 from ..options import MODES
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine
+from ._print import echo
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -71,7 +72,7 @@ def command(
             "questions": len(questions),
             "results": [result.to_json() for result in results],
         }
-        out(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {len(questions)} questions of {data.name}, {mode} mode"
     console.table(title, ("pruned", "accuracy", "±", "normalised", "±"), [cells(result) for result in results])

@@ -11,6 +11,7 @@ from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import _console as console
 from ._options import count, file, json_option, opens_engine, seed_option, several, switch
+from ._print import echo
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def command(
         found = results(written.rows)
     if as_json:
         facts = {"model": engine.name, "dtype": engine.dtype, "results": [result.to_json() for result in found]}
-        out(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     for share in shares:
         show([result for result in found if result.share in (0, share)], f"{engine.name}, {share:.0%} left out")

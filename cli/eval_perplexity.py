@@ -11,7 +11,7 @@ from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
-from ._print import out
+from ._print import echo
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
             "windows": windows,
             "results": [to_json(result, grid) for result in results],
         }
-        out(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
     columns = (

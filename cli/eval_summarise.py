@@ -10,6 +10,7 @@ import click
 from ..jsonl import Results, read_rows
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, switch
+from ._print import echo
 from .generate_many import Pace
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def command(
                 pace.step()
     summaries = [mean_scores(results.rows, variant) for variant in variants]
     if as_json:
-        out(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
+        echo(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
     else:
         mode = "drawn at temperature 0.3" if decoding["sampled"] else "greedy"
         title = f"{engine.name}, {engine.dtype}, {len(rows)} articles of {data.name}, {mode}; ± is the standard error"

@@ -18,6 +18,7 @@ from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_s
 from ..units import format_bytes
 from . import _console as console
 from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
+from ._print import echo
 from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def command(
             with console.layer_progress("Reading") as on_layer:
                 options.save(engine.score_samples(calibration, on_layer, host_memory=room))
             path = str(options.prior_out)
-            out(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
+            echo(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
             return
         with console.layer_progress("Reading and writing") as on_layer:
             export, scores = engine.export_static(
@@ -249,7 +250,7 @@ def command(
         with console.layer_progress("Reading and writing") as on_layer:
             export = engine.export(ids, *writing, prompt_text=text, seed=options.seed, force=force, on_layer=on_layer)
     told = {"model": engine.name, "sparsity": pruning.sparsity, **export.to_json()}
-    out(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
+    echo(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
     tell(export, export_format, engine.sizes.full, time.perf_counter() - start)
 
 

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from ..foreign import ERROR, sentence
 from ..version import __version__
 from ._outcome import debugging, fail, fail_interrupted, hook_threads, told
-from ._print import out
+from ._print import echo
 from ._settings import apply, source_of
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
@@ -140,7 +140,7 @@ def griffin(ctx: click.Context, debug: bool) -> None:
     if debug:
         os.environ["GRIFFIN_DEBUG"] = "1"
     if ctx.invoked_subcommand is None:
-        out(ctx.get_help())
+        echo(ctx.get_help())
 
 
 def main() -> None:
