@@ -20,7 +20,7 @@ from . import _console as console
 from ._chat_commands import ALIASES, COMMANDS, rescue, run, save, words
 from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
 from ._outcome import debugging, describe
-from ._print import echo
+from ._print import echo, is_terminal
 from ._talk import Talk
 from ._text import check_text
 from ._typed import Lines, typing
@@ -66,7 +66,7 @@ def command(
     """
     system = check_text(system, "--system") if system is not None else None
     check_session(session, resume)
-    is_typed = console.is_terminal(sys.stdin)
+    is_typed = is_terminal(sys.stdin)
     draws = is_typed and console.draws(sys.stdout)
     with typing(shown=False) if draws else nullcontext():
         if resume is None:

@@ -71,13 +71,14 @@ class Option:
         """Whether a value, such as a file of ours holds, is of the type that the option has. None is a default."""
         if value is None:
             return True
-        if self.parse in (parse_pair, parse_texts) or isinstance(value, tuple):
-            kind: tuple[type, ...] = {parse_pair: (int,), parse_texts: (str,)}.get(self.parse, (int, float))
-            several = self.parse in (parse_pair, parse_texts, parse_shares) and isinstance(value, tuple)
-            return (
-                several and all(type(each) in kind for each in value) and (self.parse != parse_pair or len(value) == 2)
-            )
-        return type(value) in {int: (int,), str: (str,), parse_switch: (bool,)}.get(self.parse, (int, float))
+        each = value if isinstance(value, tuple) else ()
+        if self.parse is parse_pair:
+            return len(each) == 2 and all(type(one) is int for one in each)
+        if self.parse is parse_texts:
+            return isinstance(value, tuple) and all(type(one) is str for one in each)
+        if self.parse is parse_switch or self.parse in (int, str):
+            return type(value) is (bool if self.parse is parse_switch else self.parse)
+        return all(type(one) in (int, float) for one in each or (value,))
 
     def check(self, name: str, value: Any) -> None:
         """Raises OptionError for a value (or one of several) that is outside the range or no choice."""

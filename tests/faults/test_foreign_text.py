@@ -94,6 +94,11 @@ class Terminal(io.StringIO):
         sys.stdout, sys.stderr = self.before
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))  # what is calibrated here is of no other test
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("TERM", "xterm")
