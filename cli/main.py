@@ -1,6 +1,7 @@
 """The command `griffin`: a click group that imports a command's module only when that command is asked for.
 
-Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted.
+Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted, 143 and 129
+ended by SIGTERM and SIGHUP.
 GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error instead of its line.
 """
 
@@ -19,6 +20,7 @@ from click.shell_completion import CompletionItem
 from ..errors import GriffinError
 from ..version import __version__
 from ._settings import apply, source_of
+from ._signals import stopping
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
@@ -187,4 +189,5 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:  # a model writes any character; a terminal that cannot show it gets '?'
             reconfigure(errors="replace")
-    griffin()
+    with stopping():
+        griffin()
