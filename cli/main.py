@@ -1,7 +1,7 @@
 """The command `griffin`: a click group that imports a command's module only when that command is asked for.
 
-Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted, 143 and 129
-ended by SIGTERM and SIGHUP.
+Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted, 143 and
+129 ended by SIGTERM and SIGHUP.
 GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error instead of its line.
 """
 

@@ -7,13 +7,12 @@ its answer ends where the user would speak.
 
 import json
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
-from .files import reason
+from .files import reason, write_whole
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
@@ -85,17 +84,12 @@ class Conversation:
                 Conversation.load(path)
             except GriffinError:
                 raise GriffinError(f"{path} exists and is not a saved conversation: choose another name") from None
-        content = self.to_json()
         try:
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
+            with write_whole(path, make_folder=False) as temporary:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(content, file, ensure_ascii=False, indent=1)
+                    json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
                     file.write("\n")
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
         except (OSError, ValueError) as error:
             raise GriffinError(f"cannot save the conversation as {path}: {reason(error)}") from error
 

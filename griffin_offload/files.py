@@ -4,15 +4,17 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BudgetError, FetchError
+from .errors import BudgetError, FetchError, GriffinError
 from .workspace import remove, workspace
 
 DISK_RESERVE = 64 * 2**20  # of a disk, left free
+FIGURE = "Griffin Offload"  # in the metadata of our figures
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says where there is no room
+BESIDE_A_MODEL = (".jsonl", ".html", ".png", ".pdf", ".svg")  # outputs that nobody takes for a part of one
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -53,6 +55,22 @@ def put(temporary: Path, path: Path, *, new: bool) -> None:
             raise
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         temporary.replace(path)
+
+
+def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Raises GriffinError where `out`, or a file beside it that belongs to it, is one of the files and folders that are
+    read, holds one, or would be taken for a part of one. Links count as what they lead to."""
+    ours = [path for path in (out, Path(f"{out}.state")) if os.path.exists(path)]
+    place = Path(os.path.realpath(out))
+    for each in inputs:
+        real = Path(os.path.realpath(each))
+        read = [real, *real.iterdir()] if real.is_dir() else [real]
+        if any(os.path.samefile(path, file) for path in ours for file in read if file.exists()):
+            raise GriffinError(f"{out} is an input too ({each}): give the output another name")
+        if real.is_relative_to(place):
+            raise GriffinError(f"{out} holds {each}, which is an input: give the output another name")
+        if real.is_dir() and place.is_relative_to(real) and place.suffix.lower() not in BESIDE_A_MODEL:
+            raise GriffinError(f"{out} would be in {each}, among the model's files: give the output another place")
 
 
 @contextmanager

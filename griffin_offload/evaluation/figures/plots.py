@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
+from ...files import FIGURE, write_whole
 from ...units import GIB, MIB
 from .observe import Point, chance_overlap, kept_at
 
@@ -242,5 +243,8 @@ def canvas(path: Path, width: float, height: float, title: str) -> "Iterator[Fig
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.suptitle(title)
         yield figure
-        dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix.lower())
-        figure.savefig(path, metadata={dated: None} if dated else None)
+        facts = {".png": {"Software": FIGURE}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[
+            path.suffix.lower()
+        ]
+        with write_whole(path, make_folder=False) as temporary:
+            figure.savefig(temporary, metadata=facts if "Software" in facts else {**facts, "Creator": FIGURE})
