@@ -18,6 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import GriffinError
+from ..files import reason
 from ..version import __version__
 from ._settings import apply, source_of
 from ._signals import stopping
@@ -133,7 +134,7 @@ def describe(error: BaseException) -> str:
     """What went wrong, as one line. Python's own errors may have no text: then their name."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return f"{name}{error.strerror.lower()}"
+        return f"{name}{reason(error)}"
     if isinstance(error, MemoryError):
         return "out of memory: set --device-memory lower, or close what else is running"
     return " ".join(str(error).split()) or type(error).__name__

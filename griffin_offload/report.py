@@ -10,6 +10,7 @@ import torch
 
 from .errors import GriffinError
 from .files import reason, write_text
+from .inputs import read_input
 from .memory.stage_clock import Stages
 from .model.format_speeds import DISTURBED
 from .model.static_step import Steps
@@ -243,10 +244,10 @@ def save_last(report: Report, folder: Path) -> None:
 def load_last(folder: Path) -> dict[str, Any]:
     """The run that `save_last` saved. Raises GriffinError if there is none."""
     try:
-        return dict(json.loads((folder / "last.json").read_text()))
+        return dict(json.loads(read_input(folder / "last.json")))
     except FileNotFoundError:
         raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GriffinError(
             f"{folder / 'last.json'} cannot be read ({reason(error)}); the next run writes a new one"
         ) from None

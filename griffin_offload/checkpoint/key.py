@@ -3,6 +3,7 @@
 import hashlib
 import os
 
+from ..inputs import read_input
 from .headers import Checkpoint
 
 SAMPLES, SAMPLE_BYTES = 16, 4096
@@ -13,7 +14,7 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
 
     It changes with size, format or precision, and with training that changed one of the sampled places. It does not
     change with the folder's name or place."""
-    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    digest = hashlib.sha256(read_input(checkpoint.folder / "config.json"))
     tensors = sorted(checkpoint.tensors.values(), key=lambda info: info.name)
     for info in tensors:
         place = (info.name, str(info.dtype), info.shape, info.file.name, info.begin, info.end)

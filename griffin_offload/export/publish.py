@@ -58,7 +58,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def is_export(folder: Path, whole: bool = False) -> bool:
-    """Whether a folder has the files of an export of ours and nothing else. `whole`: and they are as long as written."""
+    """Whether a folder has the files of an export of ours and nothing else. `whole`: and as long as written."""
     sizes = read_facts(folder).get("files")
     if not isinstance(sizes, dict):
         return False

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..files import write_text
+from ..inputs import read_input
 from ..version import __version__
 from .measure import processor_name
 
@@ -35,7 +36,7 @@ def instructions() -> str:
 def read_entry(path: Path, key: str) -> tuple[float, dict[str, Any]]:
     """Age in seconds, and the entry: empty where the file has none."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(path.read_text("utf-8"))[key]
+        entry = json.loads(read_input(path).decode("utf-8"))[key]
         return time.time() - float(entry["time"]), dict(entry)
     return 0.0, {}
 
@@ -46,7 +47,7 @@ def add_entry(path: Path, key: str, **values: Any) -> None:
     `time` among the values: when it was measured; default: now."""
     entries: object = None
     with suppress(OSError, ValueError):
-        entries = json.loads(path.read_text("utf-8"))
+        entries = json.loads(read_input(path).decode("utf-8"))
     entry = {"time": time.time(), **values}
     entries = {**entries, key: entry} if isinstance(entries, dict) else {key: entry}
     with suppress(OSError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import PromptError, one_line
+from ..inputs import read_input
 
 Message = Mapping[str, Any]
 Form = Literal["text", "parts"]
@@ -25,7 +26,7 @@ def take_processors_template(folder: Path, tokenizer: Any) -> None:
         if getattr(tokenizer, "chat_template", None):
             return
         with suppress(OSError, ValueError, AttributeError, RecursionError):
-            tokenizer.chat_template = json.loads((folder / name).read_bytes()).get("chat_template")
+            tokenizer.chat_template = json.loads(read_input(folder / name)).get("chat_template")
 
 
 class ChatTemplate:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import CheckpointError, GriffinError
 from ..files import write_text
+from ..inputs import read_input
 from .selection import kept_neurons
 
 RATE = 5.0  # a layer's loss falls as exp(-RATE share); 3 to 8 do about as well on two models (docs/results.md)
@@ -105,7 +106,7 @@ def save_curves(path: Path, curves: Curves) -> None:
 def load_curves(path: Path) -> Curves | None:
     """The curves in a file, checked; None without a file. Raises GriffinError for a file of something else."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_input(path))
         values: dict[str, Any] = {name: _text(content[name]) for name in ("key", "text_sha256", "dtype")}
         values |= {name: _count(content[name]) for name in ("prompt_tokens", "continue_tokens", "windows")}
         values |= {"shares": _numbers(content["shares"]), "others": _numbers([content["others"]])[0]}

@@ -19,6 +19,7 @@ from ..errors import (
     one_line,
 )
 from ..files import FULL
+from ..inputs import read_input
 from ..model.architecture import architecture
 from ..model.wrappers import refuse_wrapper
 from ..paths import has_config, require_disk
@@ -48,7 +49,7 @@ def snapshot_of(repository: Path) -> Path | None:
     """The folder of a complete snapshot in a repository's folder of the hub's cache (models--owner--name), or None."""
     for ref in (repository / "refs" / "main", *sorted(repository.glob("refs/refs/pr/*"))):
         if ref.is_file():
-            snapshot = repository / "snapshots" / ref.read_text().strip()
+            snapshot = repository / "snapshots" / read_input(ref).decode().strip()
             if is_complete(snapshot):
                 return snapshot
     return None

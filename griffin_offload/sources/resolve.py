@@ -15,6 +15,7 @@ from ..checkpoint.gguf.link import NOTE, gguf_link
 from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
+from ..inputs import VOCABULARY, read_input
 from ..model.architecture import ARCHITECTURES
 from ..model.wrappers import WRAPPERS
 from ..paths import cache_folder, require_disk
@@ -109,7 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
 def origin(folder: Path) -> str:
     """The GGUF file or the wheels that a folder of our cache was made from; '' for other folders."""
     try:
-        return str(json.loads((folder / NOTE).read_bytes())["source"])
+        return str(json.loads(read_input(folder / NOTE, VOCABULARY))["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -236,8 +237,8 @@ def _gguf_folder(file: Path) -> Path:
 
 def _model_type(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "config.json").read_bytes())["model_type"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads(read_input(folder / "config.json"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

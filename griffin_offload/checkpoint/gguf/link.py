@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError
 from ...files import reason
+from ...inputs import VOCABULARY, read_input
 from ...paths import cache_folder, has_config
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def write_link(folder: Path, link: Link) -> None:
 def read_link(folder: Path) -> Link | None:
     """The note in a folder, or None. Only notes in our own folders can be trusted."""
     try:
-        note = json.loads((folder / NOTE).read_bytes())
+        note = json.loads(read_input(folder / NOTE, VOCABULARY))
         tensors = {name: StoredTensor(**t | {"shape": tuple(t["shape"])}) for name, t in note["tensors"].items()}
         return Link(Path(note["source"]), int(note["size"]), int(note["mtime_ns"]), tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

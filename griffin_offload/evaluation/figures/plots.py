@@ -243,8 +243,7 @@ def canvas(path: Path, width: float, height: float, title: str) -> "Iterator[Fig
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.suptitle(title)
         yield figure
-        facts = {".png": {"Software": FIGURE}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[
-            path.suffix.lower()
-        ]
+        dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix.lower())
+        facts = {"Creator": FIGURE, dated: None} if dated else {"Software": FIGURE}
         with write_whole(path, make_folder=False) as temporary:
-            figure.savefig(temporary, metadata=facts if "Software" in facts else {**facts, "Creator": FIGURE})
+            figure.savefig(temporary, metadata=facts)
