@@ -11,13 +11,16 @@ from ..errors import GriffinError
 from ..files import FIGURE, reason, refuse_inputs
 from ..sources.resolve import find, weight_files
 from ..units import MIB
+from ..workspace import sweep
 
 READ = "griffin.read"  # in click's `meta`: files whose content took their names' place among the parameters
 
 
 def check_outputs(*names: str) -> None:
     """Raises GriffinError where one of the current command's parameters of these names, its outputs, is a file that
-    another parameter has the command read, or would replace one; or where two are the same."""
+    another parameter has the command read, or would replace one; or where two are the same.
+
+    Removes what killed processes left beside them."""
     context = click.get_current_context()
     given = [context.params[name] for name in names if context.params.get(name) is not None]
     outputs = [Path(value) for value in given if "\0" not in str(value)]  # that is no name: told when it is opened
@@ -27,6 +30,7 @@ def check_outputs(*names: str) -> None:
         raise GriffinError(f"{outputs[0]} is to be two outputs: give each its own name")
     for out in outputs:
         refuse_inputs(out, inputs)
+        sweep(out.parent)
 
 
 def check_figure(path: Path, force: bool) -> None:

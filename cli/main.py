@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from ..errors import GriffinError
 from ..files import reason
+from ..paths import sweep_ours
 from ..version import __version__
 from ._settings import apply, source_of
 from ._signals import stopping
@@ -178,6 +179,8 @@ def griffin(ctx: click.Context, debug: bool) -> None:
         os.environ["GRIFFIN_DEBUG"] = "1"
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    else:
+        sweep_ours()
 
 
 def main() -> None:

@@ -156,10 +156,8 @@ class Results:
             if kind is None and not self.finished:
                 with self._writing("the rows may be lost"):
                     self._check()
-                    self._state.unlink(missing_ok=True)
-                if self._remembered:
-                    with suppress(OSError):  # it only saves a person a --force
-                        write_text(self._remembered, json.dumps(self._as_finished()))
+                    if self._remember():
+                        self._state.unlink(missing_ok=True)
         finally:
             self._leave(error)
 
@@ -177,9 +175,11 @@ class Results:
             raise OSError("another program has changed it")
 
     def _leave(self, error: BaseException | None) -> None:
-        """Closes the file; where a run fails before its first row, removes it."""
+        """Closes the file; where a run fails before its first row, removes it. No state stays without its file."""
         with suppress(OSError):
-            if isinstance(error, Exception) and self._begun and not self.rows:
+            if not self.path.exists():
+                self._state.unlink(missing_ok=True)
+            elif isinstance(error, Exception) and self._begun and not self.rows:
                 check_same(self._file.fileno(), self.path)
                 self._state.unlink(missing_ok=True)
                 self.path.unlink()
@@ -218,6 +218,15 @@ class Results:
             self._file.truncate(0)
         self._size = 0
         return []
+
+    def _remember(self) -> bool:
+        """Whether the state is needed no more: it also tells that all rows are there, where nothing else does."""
+        if self._remembered:
+            try:
+                write_text(self._remembered, json.dumps(self._as_finished()))
+            except OSError:
+                return False
+        return True
 
     def _as_finished(self) -> dict[str, Any]:
         return {**json.loads(json.dumps(self._settings)), "output": _hash(self.path.read_bytes())}

@@ -39,15 +39,15 @@ def sweep(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder and what is in it, following no links. What cannot be removed stays.
+    """Removes a folder and what is in it, following no links. What cannot be removed stays, and the lock with it.
 
     shutil.rmtree would need two open files for each level."""
     with suppress(OSError):
-        for name in sorted(os.listdir(folder), key=lambda name: name == LOCK):  # the lock last: it says whose it is
+        for name in sorted(os.listdir(folder), key=lambda name: name == LOCK):
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 remove(path)
-            else:
+            elif name != LOCK or os.listdir(folder) == [LOCK]:
                 with suppress(OSError):
                     path.unlink()
         folder.rmdir()

@@ -109,10 +109,11 @@ def _publish(path: Path, out: Path, ours: Callable[[Path], bool], force: bool) -
         if not out.exists():
             backup.rename(out)
         raise
-    if not (replaced and ours(backup)):
-        return backup
-    backup.rename(path.with_name(backup.name))  # it is removed with the hidden folder
-    return None
+    with suppress(OSError):
+        if replaced and ours(backup):
+            backup.rename(path.with_name(backup.name))  # it is removed with the hidden folder
+            return None
+    return backup
 
 
 def _place(path: Path, out: Path, *, new: bool) -> None:
