@@ -26,8 +26,12 @@ def workspace(folder: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        os.close(lock)  # first: removing takes an open file, of which there may be no other
-        remove(work)
+        try:
+            os.close(lock)  # first: removing takes an open file, of which there may be no other
+            remove(work)
+        except BaseException:  # a signal came meanwhile
+            remove(work)
+            raise
 
 
 def sweep(folder: Path) -> None:

@@ -33,8 +33,8 @@ class Inputs:
         return str(self.folder / name)
 
 
-def make_inputs(folder: Path) -> Inputs:
-    tiny_checkpoint(folder / "model", "llama", chat=True, num_hidden_layers=2)
+def make_inputs(folder: Path, layers: int = 2) -> Inputs:
+    tiny_checkpoint(folder / "model", "llama", chat=True, num_hidden_layers=layers)
     texts = {
         "p.txt": "What is the sky?\n",
         "long.txt": text_paragraph() * 2,
