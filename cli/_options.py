@@ -31,6 +31,7 @@ from ..options import (
 from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
+from ._outputs import READ
 from ._settings import source_of
 from ._text import read_file
 
@@ -66,6 +67,8 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
             return None
         text = value
         if os.path.isfile(value):
+            if ctx:
+                ctx.meta.setdefault(READ, []).append(Path(value))
             text = read_file(value, SETTINGS).strip().removeprefix("[").removesuffix("]")
         try:
             return parse_shares(text)

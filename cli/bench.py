@@ -12,6 +12,7 @@ from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
 from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
+from ._outputs import check_figure, check_outputs
 from ._print import echo
 from ._text import read_file
 
@@ -116,7 +117,7 @@ OPTIONAL = ("again (s)", "a token streams", "same tokens", "peak of RAM", "note"
     "[default: cold where that is allowed]",
 )
 @json_option("Print JSON lines: the machine, every run, every row.")
-@file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
+@file("--plot", "Draw the rows too: a .png, .pdf or .svg file, new or an earlier figure.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Measure time and memory of several ways to run a model, each run in its own process.
 
@@ -134,11 +135,13 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
 
     On a GPU full, the whole model, takes what it needs, whatever --device-memory says.
     """
+    check_outputs("plot")
     asked = read_options(**options)
     from ..evaluation.bench import bench
     from ..evaluation.figures import plots
 
     if plot:
+        check_figure(plot, force=False)
         plots.check(plot)
     done = bench.bench(asked, console.note, print_json if as_json else lambda result: None)
     if plot:

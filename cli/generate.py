@@ -10,6 +10,7 @@ import click
 from ..options import Decoding, Pruning, as_dict
 from . import _console as console
 from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
+from ._outputs import check_outputs
 from ._page import check_page, recorded, write_page
 from ._print import echo
 from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
@@ -55,6 +56,7 @@ def command(
     if words and prompt is not None:
         raise click.UsageError("the prompt is given twice: leave out --prompt, or the argument")
     prompt = " ".join(words) if words else prompt
+    check_outputs("output", "page")
     if (many["source"] is None) != (many["output"] is None):
         raise click.UsageError("--input and --output go together")
     if many["source"] is not None:

@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..foreign import ERROR, sentence
+from ..paths import sweep_ours
 from ..version import __version__
 from ._outcome import debugging, fail, fail_interrupted, hook_threads, told
 from ._print import echo
@@ -142,6 +143,8 @@ def griffin(ctx: click.Context, debug: bool) -> None:
         os.environ["GRIFFIN_DEBUG"] = "1"
     if ctx.invoked_subcommand is None:
         echo(ctx.get_help())
+    else:
+        sweep_ours()
 
 
 def main() -> None:

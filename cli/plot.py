@@ -12,7 +12,8 @@ import click
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, count, decorate, file, json_option, opens_engine, several
+from ._options import F, count, decorate, file, json_option, opens_engine, several, switch
+from ._outputs import check_figure, check_outputs
 from ._print import echo
 from ._text import read_file, read_prompt
 
@@ -50,20 +51,23 @@ class Figure:
 
 
 def draws(command: F) -> F:
-    """Gives a command --out and --json; it gets `figure`. Raises GriffinError for a name that is no figure's."""
+    """Gives a command --out, --force and --json; it gets `figure`. Raises GriffinError."""
 
     @wraps(command)
-    def run(*, out: Path, as_json: bool, **values: Any) -> Any:
+    def run(*, out: Path, force: bool, as_json: bool, **values: Any) -> Any:
+        check_outputs("out")
+        check_figure(out, force)
         return command(figure=Figure(out, as_json), **values)
 
     return decorate(
         cast(F, run),
         file(
             "--out",
-            "The figure: a .png, .pdf or .svg file. An existing one is replaced.",
+            "The figure: a .png, .pdf or .svg file. An earlier figure is replaced.",
             required=True,
             dir_okay=False,
         ),
+        switch("--force", "Replace any other file too."),
         json_option("Print the numbers in the figure as one JSON object."),
     )
 

@@ -7,14 +7,12 @@ its answer ends where the user would speak.
 
 import json
 import os
-import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
-from .files import reason
+from .files import reason, write_whole
 from .inputs import TEXT, read_input
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 from .small_json import is_text
@@ -94,22 +92,14 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write as JSON: whole or not at all. Replaces only another saved conversation. Raises GriffinError."""
-        content = self.to_json()
         try:
             if os.path.lexists(path):
                 self._check_ours(path)
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
+            with write_whole(path, sync=True, make_folder=False) as temporary:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(content, file, ensure_ascii=False, indent=1)
+                    json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
                     file.write("\n")
-                    file.flush()
-                    os.fsync(descriptor)
-                os.replace(name, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name)
-                raise
         except (OSError, ValueError) as error:
             raise GriffinError(f"cannot save the conversation as {path}: {reason(error)}") from error
 
