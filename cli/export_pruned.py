@@ -17,7 +17,7 @@ from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
+from ._options import F, Some, count, decorate, file, json_option, opens_engine, seed_option, switch, takes
 from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def takes_calibration(command: F) -> F:
             help='Choose the neurons by many texts, not by one prompt: a text, or a .jsonl file of {"text": ...} or '
             '{"question": ..., "answer": ..., "rationale": ...}. Give several to mix them, by their shares.',
         ),
-        click.option("--samples", type=int, metavar="N", help=f"Samples to draw in all. [default: {SAMPLES}]"),
-        click.option(
+        count("--samples", None, f"Samples to draw in all. [default: {SAMPLES}]"),
+        count(
             "--tokens",
-            type=int,
+            None,
+            f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
             metavar="T",
-            help=f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
         ),
         click.option(
             "--calibration-format",
@@ -76,7 +76,7 @@ def takes_calibration(command: F) -> F:
             help="RAM for the hidden states of calibration samples between layers; what does not fit goes to a file "
             "beside --out. On the CPU it is part of --device-memory. [default: all that is left]",
         ),
-        count("--seed", 0, "Seed of the samples, and of selections and scores that draw.", low=0),
+        seed_option("Seed of the samples, and of selections and scores that draw."),
     )
 
 

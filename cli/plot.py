@@ -12,7 +12,7 @@ import click
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, count, decorate, file, json_option, opens_engine, several
+from ._options import F, count, decorate, file, json_option, opens_engine, seed_option, several
 from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ def command() -> None:
 @click.option("--prompt-file", required=True, metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @layers_option
 @several("--order", "orders", ("original",), ORDER, type=click.Choice(ORDERS))
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the permutation and of random tokens."
-)
+@seed_option("Seed of the permutation and of random tokens.")
 @count("--tokens", 512, "Tokens to draw.")
 @count("--features", 512, "Neurons to draw.")
 @opens_engine()

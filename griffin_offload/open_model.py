@@ -48,7 +48,7 @@ from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
-from .units import parse_bytes
+from .units import parse_budget
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def open_model(
         checkpoint=checkpoint,
         skeleton=skeleton,
         rows=rows,
-        budget=device_budget(device) if size is None else parse_bytes(size),
+        budget=device_budget(device) if size is None else parse_budget(size),
         host_memory=room_for_layers(placement.host_memory, copies),
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
