@@ -18,7 +18,7 @@ from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_s
 from ..units import format_bytes
 from . import _console as console
 from ._options import F, Some, count, decorate, file, json_option, opens_engine, seed_option, switch, takes
-from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
+from ._text import check_text, looks_like_a_file, read_file, read_prompt, refuse_missing_file, takes_form
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -301,11 +301,10 @@ def with_share(name: str) -> tuple[Path, float]:
 
 def file_or_text(prompt: str) -> str:
     """The prompt is a file's name or the text itself; says on stderr which. Raises PromptError."""
-    if os.path.isfile(prompt):
+    refuse_missing_file(prompt, "--prompt", "give --prompt the name of a file, or a text")
+    if os.path.isfile(prompt) or (looks_like_a_file(prompt) and os.path.exists(prompt)):
         console.note(f"prompt: the text in the file {prompt}")
         text = read_file(prompt)
-    elif looks_like_a_file(prompt):
-        raise PromptError(f"there is no file {prompt}: give --prompt the name of a file, or a text of several words")
     else:
         console.note("prompt: the text given with --prompt (no file has this name)")
         text = check_text(prompt, "the prompt")

@@ -11,7 +11,7 @@ from ..options import Decoding, Pruning, as_dict
 from . import _console as console
 from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
 from ._page import check_page, recorded, write_page
-from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
+from ._text import PromptForm, ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
 from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def command(
         return
     if many["batch_size"] > 1 or many["per_prompt"] or many["force"]:
         raise click.UsageError("--batch-size, --per-prompt and --force need --input and --output")
+    if prompt is not None:
+        refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):
         console.note(f"the prompt is the text {prompt}: --prompt-file {prompt} would read a file")
     text = read_prompt(prompt, prompt_file)
