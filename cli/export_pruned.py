@@ -132,7 +132,7 @@ class CalibrationOptions:
         if self.tokens is not None and self.tokens > room:
             raise OptionError(f"--tokens {self.tokens}: {engine.name} reads at most {room}")
         drawn = draw_samples(
-            lambda text: engine.encode(text, raw=True),
+            lambda text: engine.encode(text, raw=True, cut=True),
             sources,
             samples=SAMPLES if self.samples is None else self.samples,
             tokens=min(TOKENS, room) if self.tokens is None else self.tokens,

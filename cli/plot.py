@@ -118,11 +118,12 @@ def flocking(
     """
     text = read_prompt(None, prompt_file)
     from ..evaluation.figures import observe, plots
+    from ..model.long_texts import first_tokens
 
     plots.check(figure.out)
     engine = open_engine()
     chosen = observe.check_layers(engine, layers)
-    ids = engine.encode(text, raw=True)[:tokens]
+    ids = first_tokens(lambda part: engine.encode(part, raw=True, cut=True), text, tokens)[:tokens]
     panels = {}
     for order in dict.fromkeys(orders):
         with console.layer_progress() as on_layer:
