@@ -17,7 +17,7 @@ ENDLESS = {
     "a range": "{% for i in range(10 ** 9) %}{% endfor %}",
     "loops within loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a macro that calls itself": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-    "a macro with itself in it twice": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "a macro twice in itself": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
     "a text repeated": "{{ 'a' * 10 ** 10 }}",
     "a list repeated": "{{ [0] * 10 ** 10 }}",
