@@ -9,7 +9,7 @@ import click
 
 from ..options import AUTO, RESTS
 from ..sources.resolve import CATALOGUE, resolve
-from ..units import format_bytes, format_rate, parse_bytes
+from ..units import format_bytes, format_rate, parse_budget, parse_bytes
 from . import _console as console
 from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
 from ._outputs import check_figure, check_outputs
@@ -183,7 +183,7 @@ def read_options(
     asked = {
         "name": synthetic or model,
         "device": device,
-        "budget": device_budget(device) if device_memory is None else parse_bytes(device_memory),
+        "budget": device_budget(device) if device_memory is None else parse_budget(device_memory),
         "ram": None if host_memory is None else parse_bytes(host_memory),
         "lengths": bench.parse_lengths(lengths),
         "methods": bench.parse_methods(methods, ggufs),

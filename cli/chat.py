@@ -22,7 +22,7 @@ from ._options import Opening, given_options, opens_engine, quiet_option, switch
 from ._outcome import debugging, describe
 from ._print import echo, is_terminal
 from ._talk import Talk
-from ._text import check_text
+from ._text import check_text, refuse_missing_file
 from ._typed import Lines, typing
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def command(
     End a line with a backslash to continue it on the next; put a text of several lines between two lines of \"\"\".
     A paste is one message.
     """
-    system = check_text(system, "--system") if system is not None else None
+    if system is not None:
+        refuse_missing_file(check_text(system, "--system"), "--system")
     check_session(session, resume)
     is_typed = is_terminal(sys.stdin)
     draws = is_typed and console.draws(sys.stdout)

@@ -66,7 +66,9 @@ def command(
 
     if prior is not None or prior_weights:
         variants = with_prior(engine, variants, prior or AUTO, prior_weights)
-    ids, before = perplexity.encode_text(engine, text, bos=lengths["bos"])
+    ids, before = perplexity.encode_text(
+        engine, text, bos=lengths["bos"], most=windows * (max(prompt_tokens) + max(continue_tokens))
+    )
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:
         results = perplexity.perplexity(

@@ -17,10 +17,10 @@ from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, OnLayer, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
+from ._options import F, Some, count, decorate, file, json_option, opens_engine, seed_option, switch, takes
 from ._outputs import check_outputs
 from ._print import echo
-from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
+from ._text import check_text, looks_like_a_file, read_file, read_prompt, refuse_missing_file, takes_form
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -47,12 +47,12 @@ def takes_calibration(command: F) -> F:
             help='Choose the neurons by many texts, not by one prompt: a text, or a .jsonl file of {"text": ...} or '
             '{"question": ..., "answer": ..., "rationale": ...}. Give several to mix them, by their shares.',
         ),
-        click.option("--samples", type=int, metavar="N", help=f"Samples to draw in all. [default: {SAMPLES}]"),
-        click.option(
+        count("--samples", None, f"Samples to draw in all. [default: {SAMPLES}]"),
+        count(
             "--tokens",
-            type=int,
+            None,
+            f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
             metavar="T",
-            help=f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
         ),
         click.option(
             "--calibration-format",
@@ -78,7 +78,7 @@ def takes_calibration(command: F) -> F:
             help="RAM for the hidden states of calibration samples between layers; what does not fit goes to a file "
             "beside --out. On the CPU it is part of --device-memory. [default: all that is left]",
         ),
-        count("--seed", 0, "Seed of the samples, and of selections and scores that draw.", low=0),
+        seed_option("Seed of the samples, and of selections and scores that draw."),
     )
 
 
@@ -134,7 +134,7 @@ class CalibrationOptions:
         if self.tokens is not None and self.tokens > room:
             raise OptionError(f"--tokens {self.tokens}: {engine.name} reads at most {room}")
         drawn = draw_samples(
-            lambda text: engine.encode(text, raw=True),
+            lambda text: engine.encode(text, raw=True, cut=True),
             sources,
             samples=SAMPLES if self.samples is None else self.samples,
             tokens=min(TOKENS, room) if self.tokens is None else self.tokens,
@@ -345,11 +345,10 @@ def with_share(name: str) -> tuple[Path, float]:
 
 def file_or_text(prompt: str) -> str:
     """The prompt is a file's name or the text itself; says on stderr which. Raises PromptError."""
-    if os.path.isfile(prompt):
+    refuse_missing_file(prompt, "--prompt", "give --prompt the name of a file, or a text")
+    if os.path.isfile(prompt) or (looks_like_a_file(prompt) and os.path.exists(prompt)):
         console.note(f"prompt: the text in the file {prompt}")
         text = read_file(prompt)
-    elif looks_like_a_file(prompt):
-        raise PromptError(f"there is no file {prompt}: give --prompt the name of a file, or a text of several words")
     else:
         console.note("prompt: the text given with --prompt (no file has this name)")
         text = check_text(prompt, "the prompt")

@@ -13,7 +13,7 @@ from ._options import choice_note, count, file, json_option, opens_engine, quiet
 from ._outputs import check_outputs
 from ._page import check_page, recorded, write_page
 from ._print import echo
-from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
+from ._text import PromptForm, ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
 from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def command(
         return
     if many["batch_size"] > 1 or many["per_prompt"] or many["force"]:
         raise click.UsageError("--batch-size, --per-prompt and --force need --input and --output")
+    if prompt is not None:
+        refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):
         console.note(f"the prompt is the text {prompt}: --prompt-file {prompt} would read a file")
     text = read_prompt(prompt, prompt_file)

@@ -11,7 +11,7 @@ import click
 from ..errors import GriffinError
 from ..options import Placement, Pruning
 from ..small_json import need
-from ..units import MIB, format_bytes, format_rate, parse_bytes
+from ..units import MIB, format_bytes, format_rate, parse_budget
 from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 from ._print import echo
@@ -117,7 +117,7 @@ def request_here(placement: Placement) -> "Request":
         PROMPT_TOKENS,
         ANSWER_TOKENS,
         0.0,
-        parse_bytes(size) if size is not None else device_budget(device),
+        parse_budget(size) if size is not None else device_budget(device),
         device,
         held_memory(device),
         how_known(device),

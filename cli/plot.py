@@ -12,7 +12,7 @@ import click
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, count, decorate, file, json_option, opens_engine, several, switch
+from ._options import F, count, decorate, file, json_option, opens_engine, seed_option, several, switch
 from ._outputs import check_figure, check_outputs
 from ._print import echo
 from ._text import read_file, read_prompt
@@ -100,9 +100,7 @@ def command() -> None:
 @click.option("--prompt-file", required=True, metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @layers_option
 @several("--order", "orders", ("original",), ORDER, type=click.Choice(ORDERS))
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the permutation and of random tokens."
-)
+@seed_option("Seed of the permutation and of random tokens.")
 @count("--tokens", 512, "Tokens to draw.")
 @count("--features", 512, "Neurons to draw.")
 @opens_engine()
@@ -125,11 +123,12 @@ def flocking(
     """
     text = read_prompt(None, prompt_file)
     from ..evaluation.figures import observe, plots
+    from ..model.long_texts import first_tokens
 
     plots.check(figure.out)
     engine = open_engine()
     chosen = observe.check_layers(engine, layers)
-    ids = engine.encode(text, raw=True)[:tokens]
+    ids = first_tokens(lambda part: engine.encode(part, raw=True, cut=True), text, tokens)[:tokens]
     panels = {}
     for order in dict.fromkeys(orders):
         with console.layer_progress() as on_layer:

@@ -41,7 +41,7 @@ from .run import Answer, Asked
 from .sources.resolve import DEFAULT_MODEL, weight_files
 from .streamer import texts_to
 from .text_stream import OnToken, TokenStream
-from .units import parse_bytes
+from .units import parse_budget, parse_bytes
 from .version import __version__
 
 
@@ -82,7 +82,7 @@ class Engine:
 
     @budget.setter
     def budget(self, size: int | str) -> None:
-        self.opened = replace(self.opened, budget=parse_bytes(size))
+        self.opened = replace(self.opened, budget=parse_budget(size))
 
     def plan(
         self,

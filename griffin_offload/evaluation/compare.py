@@ -96,7 +96,7 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
     common = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": engine.tokenizer.bos_token_id}
     found = {}
     for name, (sources, options) in data.sources().items():
-        drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **common, **options)
+        drawn = draw_samples(lambda text: engine.encode(text, raw=True, cut=True), sources, **common, **options)
         found[name] = Calibration(drawn.ids, facts=drawn.facts)
     draw = Random(f"tokens {data.seed}")
     words = text_tokens(engine)

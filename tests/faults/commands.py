@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from griffin_offload.cli._outcome import describe
+from griffin_offload.cli._outcome import UNFORESEEN, describe
 from griffin_offload.cli.main import griffin
 from tiny import text_paragraph, tiny_checkpoint
 
@@ -247,7 +247,9 @@ def run(command: Command, inputs: Inputs, place: Path) -> Outcome:
 
 def run_line(arguments: tuple[str, ...]) -> Outcome:
     result = CliRunner().invoke(griffin, arguments)
-    unforeseen = None if isinstance(result.exception, SystemExit) else result.exception
+    unforeseen = result.exception if result.exit_code == UNFORESEEN else None
+    if not isinstance(result.exception, SystemExit | None):
+        unforeseen = result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr, unforeseen)
 
 
