@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..files import reason
 from ..units import MIB, format_bytes
 from .which_files import weight_files_of
@@ -156,7 +156,7 @@ class Checkpoint:
         marks = [tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)]
         own = next((mark for mark in marks if mark.startswith(name.removesuffix("weight"))), None)
         mark = own or next(iter(marks), None)
-        return f"; {_shown(mark)} is there, {self._why_not_read}" if mark else ""
+        return f"; {shown(mark)} is there, {self._why_not_read}" if mark else ""
 
     @property
     def _why_not_read(self) -> str:
@@ -173,7 +173,7 @@ class Checkpoint:
         inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
         if info.unknown or info.dtype not in WEIGHT_DTYPES:
-            stored = _shown(info.unknown) or str(info.dtype).removeprefix("torch.")
+            stored = shown(info.unknown) or str(info.dtype).removeprefix("torch.")
             raise CheckpointError(f"{info.file}: {info.name} is {stored}, quantized, {self._why_not_read}")
         if info.shape != asked:
             raise CheckpointError(
@@ -222,14 +222,8 @@ def read_header(path: Path) -> list[TensorInfo]:
     infos = sorted((_entry(path, start, size, name, e) for name, e in entries.items()), key=lambda i: (i.begin, i.end))
     for before, after in pairwise(infos):
         if after.begin < before.end:
-            raise CheckpointError(f"{path} is damaged: {_shown(before.name)} and {_shown(after.name)} overlap")
+            raise CheckpointError(f"{path} is damaged: {shown(before.name)} and {shown(after.name)} overlap")
     return infos
-
-
-def _shown(text: str) -> str:
-    """Text of a file that is not trusted -> one short line."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:
@@ -241,18 +235,18 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
         if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its entry for {_shown(name)} is not of the format") from None
+        raise CheckpointError(f"{path} is damaged: its entry for {shown(name)} is not of the format") from None
     if start + end > size:
         raise CheckpointError(
-            f"{path} is cut short: {_shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
+            f"{path} is cut short: {shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
     if end < begin:
-        raise CheckpointError(f"{path} is damaged: {_shown(name)} ends before it begins")
+        raise CheckpointError(f"{path} is damaged: {shown(name)} ends before it begins")
     if dtype not in DTYPES:  # no matter, unless the model needs the tensor
         return TensorInfo(name, torch.uint8, shape, path, start + begin, start + end, unknown=dtype)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
-            f"{path} is damaged: {_shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
+            f"{path} is damaged: {shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
         )
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
@@ -269,6 +263,6 @@ def _inside(folder: Path, name: str, index: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
         raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
     if not stays:
-        what = f"{folder / index} names {_shown(name)}" if index else f"{path} is a link"
+        what = f"{folder / index} names {shown(name)}" if index else f"{path} is a link"
         raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path
