@@ -18,6 +18,7 @@ import torch
 from ..errors import CheckpointError, shown
 from ..files import reason
 from ..units import MIB, format_bytes
+from .identity import Files, Identity, identities
 from .which_files import weight_files_of
 
 DTYPES = {
@@ -101,7 +102,8 @@ class Checkpoint:
     """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
 
     `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
-    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold."""
+    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold. `files`: all of the
+    folder as they were when it was opened; those of the weights as their headers were read."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
@@ -109,18 +111,21 @@ class Checkpoint:
     said: Mapping[str, str] = field(default_factory=dict)
     pieces: Mapping[str, list["Piece"]] | None = None
     others: Mapping[str, TensorInfo] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads and checks the index and every header. Raises CheckpointError."""
+        files = identities(folder)  # first: what changes from now on is seen
         found = weight_files_of(folder)
         tensors: dict[str, TensorInfo] = {}
         total = 0
         for name in found.names:
             path = _inside(folder, name, found.index)
-            tensors |= {info.name: info for info in read_header(path)}  # of a name twice, transformers reads the last
-            total += path.stat().st_size
-        return cls(folder, tensors, total, found.said)
+            infos, files[path] = read_file(path)
+            tensors |= {info.name: info for info in infos}  # of a name twice, transformers reads the last
+            total += files[path].size
+        return cls(folder, tensors, total, found.said, files=files)
 
     def match(
         self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
@@ -199,11 +204,17 @@ class Matched:
 
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of a safetensors file, in the order of their bytes. Raises CheckpointError."""
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[list[TensorInfo], Identity]:
+    """What `read_header` gives, and which file it was."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a file")
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            identity = Identity.of(os.fstat(file.fileno()))
+            size = identity.size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
                 wrong = f"its header would take {format_bytes(length)} of {format_bytes(size)}"
@@ -223,7 +234,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     for before, after in pairwise(infos):
         if after.begin < before.end:
             raise CheckpointError(f"{path} is damaged: {shown(before.name)} and {shown(after.name)} overlap")
-    return infos
+    return infos, identity
 
 
 def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:
