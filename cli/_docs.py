@@ -7,6 +7,7 @@ from inspect import cleandoc
 import click
 
 from ._chat_commands import COMMANDS
+from ._print import out
 from .main import griffin
 
 HEAD = """# The commands
@@ -76,4 +77,4 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(document(), nl=False)
+    out(document(), end="")

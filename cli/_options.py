@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from ..errors import GriffinError, OptionError
+from ..inputs import SETTINGS
 from ..options import (
     AUTO,
     OFF,
@@ -65,7 +66,7 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
             return None
         text = value
         if os.path.isfile(value):
-            text = read_file(value).strip().removeprefix("[").removesuffix("]")
+            text = read_file(value, SETTINGS).strip().removeprefix("[").removesuffix("]")
         try:
             return parse_shares(text)
         except ValueError:

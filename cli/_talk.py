@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import click
-
 from ..chat import Chat
 from ..errors import ContextError
 from ..units import format_bytes
 from . import _console as console
 from ._options import choice_note, remember
+from ._print import out
 from ._text import ending
 from ._thinking import Parting, open_mark
 
@@ -115,7 +114,7 @@ class Shown:
             self._parts.close()
             self._screen.close()
         elif self._begun or (ended and self._screen is None):
-            click.echo("")
+            out()
 
 
 def footer(answer: "Answer", chat: Chat) -> str:

@@ -5,9 +5,8 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import click
-
 from . import _console as console
+from ._print import out
 
 BLOCK = '"""'
 SIGN, MORE = "> ", "… "
@@ -58,7 +57,7 @@ class Lines:
     def _line(self, sign: str) -> str:
         if self.terminal:
             if not console.is_terminal(sys.stdout):  # the sign is for people; the answers go to a file
-                click.echo(sign, nl=False, err=True)
+                out(sign, err=True, end="")
                 sign = ""
             return input(sign).encode("utf-8", "replace").decode("utf-8")
         line = sys.stdin.buffer.readline() if sys.stdin else b""

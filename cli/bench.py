@@ -12,6 +12,7 @@ from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_bytes
 from . import _console as console
 from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
+from ._print import out
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def folder_of(synthetic: str | None, model: str | None) -> Path:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    click.echo(json.dumps(result))
+    out(json.dumps(result))
 
 
 def show(done: "Bench") -> None:

@@ -17,6 +17,7 @@ from ..units import format_bytes
 from . import _console as console
 from ._chat_commands import ALIASES, COMMANDS, run, save, words
 from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
+from ._print import out
 from ._talk import Talk
 from ._text import check_text
 from ._typed import Lines, typing
@@ -136,14 +137,14 @@ def converse(talk: Talk, asks: "Terminal | Lines") -> None:
                 if not asks.terminal:
                     raise
                 if isinstance(asks, Lines):
-                    click.echo("", err=True)
+                    out(err=True)
                 console.note(LEAVE)
                 continue
             turn(talk, asks, text)
     finally:
         asks.close()
     if isinstance(asks, Lines) and asks.terminal and not talk.leaving:
-        click.echo("", err=True)  # the shell's prompt gets its own line
+        out(err=True)  # the shell's prompt gets its own line
 
 
 def turn(talk: Talk, asks: "Terminal | Lines", text: str) -> None:

@@ -71,7 +71,7 @@ def command(
             "questions": len(questions),
             "results": [result.to_json() for result in results],
         }
-        click.echo(json.dumps(facts))
+        out(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {len(questions)} questions of {data.name}, {mode} mode"
     console.table(title, ("pruned", "accuracy", "±", "normalised", "±"), [cells(result) for result in results])

@@ -11,7 +11,7 @@ from ..jsonl import Results, read_rows
 from ..units import format_bytes
 from . import _console as console
 from ._options import count, file, json_option, opens_engine, seed_option, several, switch
-from ._text import decode
+from ._text import read_file
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -85,7 +85,7 @@ def command(
         rouge_scorer()  # if it is not installed, fail before the first measurement
     rows = read_rows(summaries, fault) if summaries else []
     force = data.pop("force")
-    texts = Data(text=decode(text.read_bytes(), str(text)), articles=rows, **data)
+    texts = Data(text=read_file(str(text)), articles=rows, **data)
     engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
@@ -101,7 +101,7 @@ def command(
         found = results(written.rows)
     if as_json:
         facts = {"model": engine.name, "dtype": engine.dtype, "results": [result.to_json() for result in found]}
-        click.echo(json.dumps(facts))
+        out(json.dumps(facts))
         return
     for share in shares:
         show([result for result in found if result.share in (0, share)], f"{engine.name}, {share:.0%} left out")

@@ -11,7 +11,8 @@ from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
-from ._text import decode
+from ._print import out
+from ._text import read_file
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -58,7 +59,7 @@ def command(
     if prior_weights and prior == OFF:
         raise click.UsageError("--prior-weight needs --prior auto, or a file")
     prompt_tokens, continue_tokens = lengths["prompts"], lengths["continuations"]
-    text = decode(data.read_bytes(), str(data))
+    text = read_file(str(data))
     engine = open_engine()
     from ..evaluation import perplexity
     from ..evaluation.scoring.variant import with_prior
@@ -88,7 +89,7 @@ def command(
             "windows": windows,
             "results": [to_json(result, grid) for result in results],
         }
-        click.echo(json.dumps(facts))
+        out(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
     columns = (

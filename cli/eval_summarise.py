@@ -68,7 +68,7 @@ def command(
                 pace.step()
     summaries = [mean_scores(results.rows, variant) for variant in variants]
     if as_json:
-        click.echo(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
+        out(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
     else:
         mode = "drawn at temperature 0.3" if decoding["sampled"] else "greedy"
         title = f"{engine.name}, {engine.dtype}, {len(rows)} articles of {data.name}, {mode}; ± is the standard error"

@@ -234,7 +234,7 @@ def command(
             with console.layer_progress("Reading") as on_layer:
                 options.save(engine.score_samples(calibration, on_layer, host_memory=room))
             path = str(options.prior_out)
-            click.echo(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
+            out(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
             return
         with console.layer_progress("Reading and writing") as on_layer:
             export, scores = engine.export_static(
@@ -249,7 +249,7 @@ def command(
         with console.layer_progress("Reading and writing") as on_layer:
             export = engine.export(ids, *writing, prompt_text=text, seed=options.seed, force=force, on_layer=on_layer)
     told = {"model": engine.name, "sparsity": pruning.sparsity, **export.to_json()}
-    click.echo(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
+    out(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
     tell(export, export_format, engine.sizes.full, time.perf_counter() - start)
 
 

@@ -11,6 +11,7 @@ from ..options import Decoding, Pruning, as_dict
 from . import _console as console
 from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
 from ._page import check_page, recorded, write_page
+from ._print import out
 from ._text import PromptForm, ending, looks_like_a_file, read_prompt, takes_form
 from .generate_many import Job, generate_many
 
@@ -82,7 +83,7 @@ def command(
     show = None if as_json else console.stream
     with console.layer_progress() as on_layer, recorded(page, engine.device) as samples:
         answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
-    click.echo(json.dumps(answer.to_json()) if as_json else "")
+    out(json.dumps(answer.to_json()) if as_json else "")
     longer = "--max-new-tokens N allows more"
     if end := ending(answer, decoding.max_new_tokens, engine.context_length, longer):
         console.note(f"the answer is {end}")

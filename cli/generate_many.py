@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
 from ..jsonl import Results, Row, read_rows
 from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
 from ..paths import cache_folder
 from . import _console as console
+from ._print import out
 from ._text import PromptForm
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
             Rows(engine, job, pruning, decoding).answer(rows, results)
         failed = sum("error" in row for row in results.rows)
     if job.as_json:
-        click.echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
+        out(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
     done = "are answered already in" if results.finished else "answered in"

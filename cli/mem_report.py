@@ -13,6 +13,7 @@ from ..options import Placement, Pruning
 from ..units import MIB, format_bytes, format_rate, parse_bytes
 from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
+from ._print import out
 
 if TYPE_CHECKING:
     import torch
@@ -132,10 +133,10 @@ def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) 
         dtype = str(planned.dtype).removeprefix("torch.")
         facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
         facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
-        click.echo(json.dumps(facts | {"ladder": rungs}))
+        out(json.dumps(facts | {"ladder": rungs}))
         return
     if planned.note:
-        click.echo(f"{planned.name} is {planned.note}\n")
+        out(f"{planned.name} is {planned.note}\n")
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
     if rungs:
@@ -214,10 +215,10 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
-        click.echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
+        out(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
         return
     console.pairs(machine_rows(here, device, budget), err=False)
-    click.echo("")
+    out()
     columns = ("model", "full", "resident, 50 % dropped", "75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
@@ -266,7 +267,7 @@ def show_last(as_json: bool) -> None:
 
     last = load_last(cache_folder())
     if as_json:
-        click.echo(json.dumps(last))
+        out(json.dumps(last))
         return
     try:
         title, rows = last_rows(last)

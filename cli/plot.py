@@ -13,6 +13,7 @@ from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
 from ._options import F, count, decorate, file, json_option, opens_engine, several
+from ._print import out
 from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Figure:
 
     def done(self, **summary: Any) -> None:
         """The figure's path on stdout, or with --json the path and what it shows."""
-        click.echo(json.dumps({"out": str(self.out), **summary}) if self.as_json else str(self.out))
+        out(json.dumps({"out": str(self.out), **summary}) if self.as_json else str(self.out))
 
 
 def draws(command: F) -> F:

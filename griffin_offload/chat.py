@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
 from .files import reason
+from .inputs import TEXT, read_input
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Conversation:
     def load(cls, path: Path) -> "Conversation":
         """Read what `save` wrote, checking every field. Raises GriffinError."""
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = json.loads(read_input(path, TEXT).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise GriffinError(f"cannot load a conversation from {path}: {reason(error)}") from error
 

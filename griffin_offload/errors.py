@@ -13,6 +13,8 @@ GriffinError
 └── ExportError               the output cannot be written, or its format cannot say what the model is
 """
 
+from .foreign import NAME, sentence
+
 
 class GriffinError(Exception):
     """Base of every error that the user can fix."""
@@ -60,10 +62,4 @@ class ExportError(GriffinError):
 
 def one_line(error: object) -> str:
     """Another library's error, short and on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def shown(text: str, most: int = 120) -> str:
-    """Text of a file that is not trusted -> one short line that can be printed."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= most else f"{text[:most]}..."
+    return sentence(error, NAME) or type(error).__name__

@@ -78,7 +78,8 @@ def free_disk(folder: Path) -> int:
 def reason(error: Exception) -> str:
     """Why a file could not be read or written, without its name: 'permission denied'."""
     if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
+        told = error.strerror or str(error)
+        return told[:1].lower() + told[1:]
     if isinstance(error, UnicodeError):
         return "it is not UTF-8 text"
     if isinstance(error, RecursionError):

@@ -15,20 +15,28 @@ from typing import Any
 
 from .errors import GriffinError
 from .files import reason, write_text
+from .inputs import ROWS, read_input
 
 Row = dict[str, Any]
 Fault = Callable[[Row], str | None]  # row -> what is wrong with it
 
 
-def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",)) -> list[Row]:
+def read_content(path: Path) -> bytes:
+    """The bytes of a file of rows, or of a pipe, which can be read once. Raises GriffinError."""
+    try:
+        return read_input(path, ROWS, pipe=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
+
+
+def read_rows(
+    path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",), *, content: bytes | None = None
+) -> list[Row]:
     """The rows of a file, without blank lines. Raises GriffinError that names file and line.
 
     A row without an "id" (a text or a whole number) gets the number of its line. `keys`: fields whose values together
-    must differ in all rows."""
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
+    must differ in all rows. `content`: what `read_content` gave, where it is needed beside the rows."""
+    content = read_content(path) if content is None else content
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError
 from ..files import reason
+from ..foreign import NAME, shown
 from ..units import MIB, format_bytes
 from .identity import Files, Identity, identities
 from .which_files import weight_files_of
@@ -161,7 +162,7 @@ class Checkpoint:
         marks = [tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)]
         own = next((mark for mark in marks if mark.startswith(name.removesuffix("weight"))), None)
         mark = own or next(iter(marks), None)
-        return f"; {shown(mark)} is there, {self._why_not_read}" if mark else ""
+        return f"; {shown(mark, NAME)} is there, {self._why_not_read}" if mark else ""
 
     @property
     def _why_not_read(self) -> str:
@@ -178,7 +179,7 @@ class Checkpoint:
         inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
         if info.unknown or info.dtype not in WEIGHT_DTYPES:
-            stored = shown(info.unknown) or str(info.dtype).removeprefix("torch.")
+            stored = shown(info.unknown, NAME) or str(info.dtype).removeprefix("torch.")
             raise CheckpointError(f"{info.file}: {info.name} is {stored}, quantized, {self._why_not_read}")
         if info.shape != asked:
             raise CheckpointError(
@@ -233,7 +234,9 @@ def read_file(path: Path) -> tuple[list[TensorInfo], Identity]:
     infos = sorted((_entry(path, start, size, name, e) for name, e in entries.items()), key=lambda i: (i.begin, i.end))
     for before, after in pairwise(infos):
         if after.begin < before.end:
-            raise CheckpointError(f"{path} is damaged: {shown(before.name)} and {shown(after.name)} overlap")
+            raise CheckpointError(
+                f"{path} is damaged: {shown(before.name, NAME)} and {shown(after.name, NAME)} overlap"
+            )
     return infos, identity
 
 
@@ -246,18 +249,18 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
         if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its entry for {shown(name)} is not of the format") from None
+        raise CheckpointError(f"{path} is damaged: its entry for {shown(name, NAME)} is not of the format") from None
     if start + end > size:
         raise CheckpointError(
-            f"{path} is cut short: {shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
+            f"{path} is cut short: {shown(name, NAME)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
     if end < begin:
-        raise CheckpointError(f"{path} is damaged: {shown(name)} ends before it begins")
+        raise CheckpointError(f"{path} is damaged: {shown(name, NAME)} ends before it begins")
     if dtype not in DTYPES:  # no matter, unless the model needs the tensor
         return TensorInfo(name, torch.uint8, shape, path, start + begin, start + end, unknown=dtype)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
-            f"{path} is damaged: {shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
+            f"{path} is damaged: {shown(name, NAME)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
         )
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
@@ -274,6 +277,6 @@ def _inside(folder: Path, name: str, index: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
         raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
     if not stays:
-        what = f"{folder / index} names {shown(name)}" if index else f"{path} is a link"
+        what = f"{folder / index} names {shown(name, NAME)}" if index else f"{path} is a link"
         raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path

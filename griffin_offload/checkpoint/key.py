@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import reason
+from ..inputs import SETTINGS
 from .headers import Checkpoint
 from .identity import require_same
 
@@ -17,7 +18,7 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
 
     It changes with size, format or precision, and with training that changed one of the sampled places. It does not
     change with the folder's name or place. Raises CheckpointError for a file that has changed since it was opened."""
-    digest = hashlib.sha256(_read(checkpoint, checkpoint.folder / "config.json"))
+    digest = hashlib.sha256(_read(checkpoint, checkpoint.folder / "config.json", 0, SETTINGS))
     tensors = sorted(checkpoint.tensors.values(), key=lambda info: info.name)
     for info in tensors:
         place = (info.name, str(info.dtype), info.shape, info.file.name, info.begin, info.end)
@@ -29,7 +30,7 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _read(checkpoint: Checkpoint, path: Path, begin: int = 0, count: int = -1) -> bytes:
+def _read(checkpoint: Checkpoint, path: Path, begin: int, count: int) -> bytes:
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(begin)

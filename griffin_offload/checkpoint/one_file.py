@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import GriffinError
 from ..files import reason, write_at, write_whole
+from ..small_json import parse_object
 from .reader import as_bytes
 from .safetensors_writer import NAMES
 
@@ -52,14 +53,14 @@ def write_file(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts alone. Raises GriffinError for a file that `write_file` did not write."""
     with _open(path) as (_, metadata):
-        return dict(json.loads(metadata["facts"]))
+        return parse_object(metadata["facts"])
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """Yields what reads a tensor by name. Raises GriffinError, from within the block too, for a damaged file."""
     with _open(path) as (file, metadata):
-        sums = json.loads(metadata["crc32"])
+        sums = parse_object(metadata["crc32"])
 
         def read(name: str) -> Tensor:
             tensor: Tensor = file.get_tensor(name)

@@ -86,8 +86,9 @@ class Reader:
         self.clock.add("read", time.perf_counter() - start)
 
     def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D). Raises CheckpointError, or PromptError
-        for a row that it does not have."""
+        """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D).
+
+        Raises CheckpointError, and PromptError for a row that it does not have."""
         if (wrong := next((row for row in rows if not 0 <= row < info.shape[0]), None)) is not None:
             raise PromptError(f"token {wrong} has no row in {info.name}, which has {info.shape[0]}")
         out = torch.empty(len(rows), info.shape[1], dtype=dtype)

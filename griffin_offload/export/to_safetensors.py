@@ -11,6 +11,7 @@ from ..checkpoint.quantized.find import QUANTIZATION
 from ..checkpoint.safetensors_writer import CheckpointWriter
 from ..errors import ExportError
 from ..files import reason
+from ..inputs import read_input
 from .card import write_card
 from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
 from .publish import new_output, real_path
@@ -40,7 +41,7 @@ def export_checkpoint(job: ExportJob) -> Export:
 def _config(job: ExportJob, smaller: Smaller) -> dict[str, Any]:
     """The exported config.json: the source's (of a multimodal wrapper its text model's), with the sizes of what is
     kept."""
-    config: dict[str, Any] = json.loads((job.source.path / "config.json").read_text())
+    config: dict[str, Any] = json.loads(read_input(job.source.path / "config.json"))
     own = job.skeleton.config
     if config.get("model_type") != own.model_type:
         config = dict(own.to_diff_dict())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import PromptError, one_line
+from ..inputs import read_input
 
 Message = Mapping[str, Any]
 Form = Literal["text", "parts"]
@@ -25,7 +26,7 @@ def take_processors_template(folder: Path, tokenizer: Any) -> None:
         if getattr(tokenizer, "chat_template", None):
             return
         with suppress(OSError, ValueError, AttributeError, RecursionError):
-            tokenizer.chat_template = json.loads((folder / name).read_bytes()).get("chat_template")
+            tokenizer.chat_template = json.loads(read_input(folder / name)).get("chat_template")
 
 
 class ChatTemplate:
@@ -44,7 +45,7 @@ class ChatTemplate:
         try:
             return self._render(messages, *self._forms, **options)
         except Exception as error:  # the template is the checkpoint's own program (jinja)
-            raise PromptError(f"{self._name}'s chat template refused the conversation: {error}") from None
+            raise PromptError(f"{self._name}'s chat template refused the conversation: {one_line(error)}") from None
 
     def _render(self, messages: Sequence[Message], system: Form, others: Form, **options: Any) -> Any:
         told = [_in_form(m, system if m.get("role") == "system" else others) for m in messages]

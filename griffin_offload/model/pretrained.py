@@ -14,6 +14,7 @@ from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
 from ..errors import CheckpointError, UnsupportedArchitecture, one_line
+from ..inputs import read_input
 from .architecture import architecture
 from .multimodal import text_checkpoint, text_config
 
@@ -81,7 +82,7 @@ def _model_type(folder: Path) -> str:
     """What is wrong with a folder's model_type. Raises UnsupportedArchitecture, with the reason, for a refused type."""
     kind = None
     with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        kind = json.loads(read_input(folder / "config.json")).get("model_type")
     if not isinstance(kind, str):
         return "its model_type is missing"
     architecture(kind)

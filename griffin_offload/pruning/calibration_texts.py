@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import GriffinError, OptionError, PromptError
 from ..files import reason
-from ..jsonl import Row, read_rows
+from ..inputs import TEXT, read_input
+from ..jsonl import Row, read_content, read_rows
 from ..options import FORMS, check
 
 SAMPLES, TOKENS = 128, 2048  # default count and length
@@ -69,10 +70,11 @@ class Samples:
 def read_source(path: Path, share: float = 1.0) -> CalibrationText:
     """Reads a file of rows (.jsonl, .json) or a text. Raises GriffinError that names the file and the row's line."""
     if path.suffix.lower() in (".jsonl", ".json"):
-        rows = read_rows(path, _fault)
-        return CalibrationText(path.name, rows, share, hashlib.sha256(path.read_bytes()).hexdigest())
+        content = read_content(path)
+        rows = read_rows(path, _fault, content=content)
+        return CalibrationText(path.name, rows, share, hashlib.sha256(content).hexdigest())
     try:
-        content = path.read_bytes()
+        content = read_input(path, TEXT, pipe=True)
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or no UTF-8
         raise GriffinError(f"cannot read {path}: {reason(error)}") from None

@@ -244,7 +244,7 @@ def in_gguf(data: bytes, random: Random, words: Sequence[str] = ()) -> bytes:
 
 
 def _tensor_values(tensor: list[Any], random: Random) -> list[list[Any]]:
-    name, shape, kind, offset = tensor
+    name, shape, _, offset = tensor
     shapes = [[], [0], [1], [2**63, 2], [2**32, 2**32], [*shape, 1], shape[::-1], shape[:1], [1] * 5]
     names = [b"", name + b"x", b"\xff", b"x" * 100, b"a\nb", b"token_embd.weight", b"rope_freqs.weight"]
     return [

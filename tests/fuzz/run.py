@@ -95,7 +95,8 @@ def _hush() -> None:
 
 
 def work(number: int, made: Path, cases: Any, current: Any, results: Any) -> None:
-    """A process: takes chunks of cases until there are none. `current[number]`: (target, seed, since), for the parent."""
+    """A process: takes chunks of cases until there are none. `current`, of three numbers a process: (target, seed,
+    since), for the parent."""
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     root = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=made.parent))
     inputs = Inputs(made).copy(root / "inputs")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line, shown
+from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line
+from ...foreign import NAME, shown
 from .fields import check_fields, one_for_all
 from .header import GgufFile
 from .rope import FACTORS, SCALING_FIELDS, llama3_rope, scaling, scaling_fields
@@ -82,7 +83,7 @@ def require_supported(file: GgufFile, name: str) -> None:
         raise CheckpointError(f"{name} is a projector for images (mmproj), not a model: give the model's own file")
     if architecture not in GGUF_ARCHS:
         raise UnsupportedArchitecture(
-            f"{name} holds a {shown(architecture)!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
+            f"{name} holds a {shown(architecture, NAME)!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
             "Its original safetensors folder may still work"
         )
     if not file.tensors:

@@ -5,7 +5,8 @@ What a field does: src/llama-model.cpp and src/llama-hparams.h of https://github
 import math
 from typing import Any
 
-from ...errors import UnsupportedArchitecture, shown
+from ...errors import UnsupportedArchitecture
+from ...foreign import NAME, shown
 from .values import Values
 
 WAY_OUT = "use the original safetensors"
@@ -59,7 +60,7 @@ def check_fields(header: Values, applied: set[str], config: Any, prefix: str) ->
             fine = not value or value == "none"
         if not fine:
             told = f", and the others make it {expected[key]}" if type(expected.get(key)) is int else ""
-            said = f"{prefix}.{shown(key)} {shown(str(value), 60)}{told}"
+            said = f"{prefix}.{shown(key, NAME)} {shown(str(value), 60)}{told}"
             raise UnsupportedArchitecture(
                 f"{header.name}: its header says {said}, which Griffin cannot apply: {WAY_OUT}"
             )

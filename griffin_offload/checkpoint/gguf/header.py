@@ -12,8 +12,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import CheckpointError, UnsupportedArchitecture, shown
+from ...errors import CheckpointError, UnsupportedArchitecture
 from ...files import reason
+from ...foreign import NAME, shown
 from ...units import MIB
 from .values import Values
 
@@ -66,7 +67,7 @@ class GgufFile:
         """Raises CheckpointError for tensors that overlap."""
         for before, after in pairwise(sorted(self.tensors, key=lambda tensor: tensor.begin)):
             if after.begin < before.begin + before.bytes:
-                names = f"{shown(before.name)} and {shown(after.name)}"
+                names = f"{shown(before.name, NAME)} and {shown(after.name, NAME)}"
                 raise CheckpointError(f"{self.fields.name} is damaged: {names} overlap; fetch it again")
 
     def dense(self, tensor: GgufTensor) -> "NDArray[np.float32]":
@@ -94,7 +95,7 @@ def read_gguf(path: Path, name: str) -> GgufFile:
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {reason(error)}") from None
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
-        why = shown(str(error))
+        why = shown(str(error), NAME)
         raise CheckpointError(f"{name} is damaged: its header cannot be read ({why}); fetch it again") from error
     return GgufFile(path, Values(fields, name), tensors, places)
 
@@ -170,8 +171,8 @@ class _Cursor:
         number, offset = self._read("IQ")
         if number not in {*GGMLQuantizationType}:
             raise UnsupportedArchitecture(
-                f"{shown(name)} is of the type {number}, which the gguf package does not know: bring it up to date, or "
-                "use the original safetensors"
+                f"{shown(name, NAME)} is of the type {number}, which the gguf package does not know: bring it up to "
+                "date, or use the original safetensors"
             )
         kind = GGMLQuantizationType(number)
         block, block_bytes = GGML_QUANT_SIZES[kind]

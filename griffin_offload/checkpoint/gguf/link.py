@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError
 from ...files import reason
+from ...inputs import VOCABULARY
 from ...paths import cache_folder, has_config
+from ...small_json import read_object
 
 if TYPE_CHECKING:
     from ..headers import Checkpoint, TensorInfo
@@ -91,10 +93,10 @@ def write_link(folder: Path, link: Link) -> None:
 def read_link(folder: Path) -> Link | None:
     """The note in a folder, or None. Only notes in our own folders can be trusted."""
     try:
-        note = json.loads((folder / NOTE).read_bytes())
+        note = read_object(folder / NOTE, VOCABULARY)
         tensors = {name: StoredTensor(**t | {"shape": tuple(t["shape"])}) for name, t in note["tensors"].items()}
         return Link(Path(note["source"]), int(note["size"]), int(note["mtime_ns"]), tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

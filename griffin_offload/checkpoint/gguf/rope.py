@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UnsupportedArchitecture, shown
+from ...errors import UnsupportedArchitecture
+from ...foreign import shown
 from .fields import WAY_OUT
 from .values import Values
 

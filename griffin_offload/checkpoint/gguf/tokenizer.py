@@ -7,7 +7,8 @@ https://github.com/ggml-org/llama.cpp, and write a name only if llama.cpp splits
 import json
 from typing import Any
 
-from ...errors import ExportError, UnsupportedArchitecture, shown
+from ...errors import ExportError, UnsupportedArchitecture
+from ...foreign import shown
 from .values import Values
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?"

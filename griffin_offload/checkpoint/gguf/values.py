@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import CheckpointError, shown
+from ...errors import CheckpointError
+from ...foreign import NAME, shown
 
 MOST = 2**32 - 1  # of a count: uint32 is what they are written in
 
@@ -43,7 +44,7 @@ class Values(dict[str, Any]):
         return Values({key.removeprefix(prefix): v for key, v in self.items() if key.startswith(prefix)}, self.name)
 
     def _refuse(self, key: str, meant: str) -> Any:
-        value = shown(repr(self[key]))
+        value = shown(repr(self[key]), NAME)
         raise CheckpointError(
-            f"{self.name}: its header says {shown(key)} {value}; it should be {meant}: fetch it again"
+            f"{self.name}: its header says {shown(key, NAME)} {value}; it should be {meant}: fetch it again"
         )

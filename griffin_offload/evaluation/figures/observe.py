@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ...engine import Engine
 from ...errors import OptionError, PromptError, UnsupportedArchitecture
+from ...files import reason
+from ...inputs import TEXT, read_input
 from ...options import ORDERS, OnLayer, check
 from ...pruning.selection import select_neurons
 from ...pruning.statistic import neuron_statistic
@@ -218,13 +220,13 @@ class _Measured(NamedTuple):
 
 def _read_results(path: Path) -> list[_Measured]:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_input(path, TEXT, pipe=True))
         rows = [
             _measured(facts | result) for result in facts["results"]
         ]  # lengths stand with a result where they differ
     except OSError as error:
-        raise OptionError(f"cannot read the results {path}: {str(error.strerror).lower()}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"cannot read the results {path}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise OptionError(
             f"{path} is not what `griffin eval perplexity --json` prints ({type(error).__name__}: {error})"
         ) from error
