@@ -229,6 +229,8 @@ class _Answer(Markdown):
             for child in token.children or ():
                 if child.type == "softbreak":
                     child.type, child.tag = "hardbreak", "br"
+                child.content = printable(child.content)  # Markdown can say a character by its number: &#x202e;
+            token.content, token.info = printable(token.content), printable(token.info)
 
 
 def _parse(markup: str) -> list[Token]:

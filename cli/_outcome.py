@@ -15,11 +15,10 @@ import click
 
 from ..errors import GriffinError
 from ..files import reason
-from ..foreign import ERROR, printable, sentence
-from ._print import is_terminal, out
+from ..foreign import ERROR, NAME, printable, sentence
+from ._print import echo, is_terminal
 
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
-USERS = (GriffinError, OSError, MemoryError)  # for the user to fix, as far as is known
 CLICKS = (SystemExit, click.ClickException, click.Abort, click.exceptions.Exit)
 
 
@@ -36,31 +35,42 @@ def told() -> Iterator[None]:
         fail_interrupted()
     except BrokenPipeError:
         raise  # a closed pipe is the reader's choice: click leaves quietly
-    except USERS as error:
-        if debugging():
-            raise
-        fail(describe(error), 1)
     except BaseException as error:
         if debugging():
             raise
-        fail(unforeseen(error), UNFORESEEN)
+        fail(describe(error), 1 if is_users(error) else UNFORESEEN)
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is for the user to fix, as far as is known."""
+    return isinstance(error, GriffinError | OSError) or is_out_of_memory(error) or is_installation(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+
+
+def is_installation(error: BaseException) -> bool:
+    """Whether a package is not there, or damaged, and not a file of Griffin's own."""
+    return isinstance(error, ImportError) and not (error.name or "").startswith("griffin_offload")
 
 
 def describe(error: BaseException) -> str:
     """What went wrong, as one line. Python's own errors may have no text: then their name."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "out of memory: set --device-memory lower, or close what else is running"
     if isinstance(error, GriffinError | OSError):
         name = error.filename if isinstance(error, OSError) and error.strerror else None
         named = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
-        return named + (reason(error) if isinstance(error, OSError) else sentence(error) or type(error).__name__)
+        text = reason(error) if isinstance(error, OSError) else sentence(error)
+        return named + (text or type(error).__name__)
+    if is_installation(error):
+        return f"a package is missing or damaged ({sentence(error, NAME)}): install griffin-offload again"
     return unforeseen(error)
 
 
 def unforeseen(error: BaseException) -> str:
-    """An error that nobody foresaw, in a line: a fault of Griffin's, or an installation that is not whole."""
-    if isinstance(error, ImportError) and not (error.name or "").startswith("griffin_offload"):
-        return f"a package is missing or damaged ({sentence(error, 200)}): install griffin-offload again"
+    """An error that nobody foresaw, in a line."""
     name, text = type(error).__name__, sentence(error, 300)
     return (
         f"this is a fault of Griffin's ({name}{f': {text}' if text else ''}), not yours: GRIFFIN_DEBUG=1 shows its "
@@ -87,7 +97,7 @@ def fail_interrupted() -> NoReturn:
 def leave(text: str, code: int) -> NoReturn:
     """The last line, and the end. What stdout could not take is dropped: Python would try it again, and complain."""
     with suppress(OSError, ValueError):
-        out(text, err=True)
+        echo(text, err=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -109,9 +119,9 @@ def hook_threads() -> None:
         if debugging():
             at_the_end(facts.exc_type, facts.exc_value, facts.exc_traceback)
         else:
-            out(f"error: {describe(facts.exc_value)}", err=True)
+            echo(f"error: {describe(facts.exc_value)}", err=True)
 
     def at_the_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        out(printable("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
+        echo(printable("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
 
     threading.excepthook, sys.excepthook = in_thread, at_the_end

@@ -13,7 +13,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def out(text: Any = "", *, err: bool = False, end: str = "\n") -> None:
+def echo(text: Any = "", *, err: bool = False, end: str = "\n") -> None:
     """A line to stdout, or to stderr. A pipe or a file gets a result as it is; a terminal, and stderr, which people
     read, get nothing that a terminal would obey."""
     stream = sys.stderr if err else sys.stdout

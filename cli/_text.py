@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import select
 import stat
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..run import Answer
 
+ENDING = re.compile(r"[^.]\.[A-Za-z][A-Za-z0-9]{0,5}$")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -46,7 +48,9 @@ def takes_form(command: F) -> F:
     def run(*, system: str | None, raw: bool, **values: Any) -> Any:
         if raw and system is not None:
             raise click.UsageError("--raw cannot be combined with --system, which needs the chat template")
-        return command(form=PromptForm(system and check_text(system, "--system"), raw), **values)
+        if system:
+            refuse_missing_file(check_text(system, "--system"), "--system")
+        return command(form=PromptForm(system, raw), **values)
 
     return cast(F, run)
 
@@ -101,8 +105,16 @@ def _piped(pipe: BinaryIO) -> str:
 
 
 def looks_like_a_file(text: str) -> bool:
-    """Whether a text is rather the name of a file than a prompt: one word such as p.txt or notes/p."""
-    return len(text.split()) == 1 and (text.lower().endswith((".txt", ".md", ".json", ".jsonl")) or os.sep in text)
+    """Whether a text is rather the name of a file than a prompt: without white space, such as p.txt or notes/p."""
+    return not re.search(r"\s", text) and bool(os.sep in text or ENDING.search(text))
+
+
+def refuse_missing_file(text: str, flag: str, way_out: str = "") -> None:
+    """Raises PromptError for a text that looks like a file's name where there is no such file."""
+    if looks_like_a_file(text) and not os.path.exists(text):
+        raise PromptError(
+            f"there is no file {text}: {way_out or f'{flag} takes a text'}; if this is the text, put a space before it"
+        )
 
 
 def ending(answer: "Answer", asked: int, context: int, longer: str) -> str | None:

@@ -11,7 +11,7 @@ from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
-from ._print import out
+from ._print import echo
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def command(
 
     if prior is not None or prior_weights:
         variants = with_prior(engine, variants, prior or AUTO, prior_weights)
-    ids, before = perplexity.encode_text(engine, text, bos=lengths["bos"])
+    ids, before = perplexity.encode_text(
+        engine, text, bos=lengths["bos"], most=windows * (max(prompt_tokens) + max(continue_tokens))
+    )
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:
         results = perplexity.perplexity(
@@ -89,7 +91,7 @@ def command(
             "windows": windows,
             "results": [to_json(result, grid) for result in results],
         }
-        out(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
     columns = (

@@ -3,16 +3,18 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, GriffinError, NumericError, OptionError, PromptError
-from ..jsonl import Results, Row, read_rows
+from ..jsonl import Results, Row, read_content, read_rows
 from ..options import AUTO, OFF, Decoding, OnLayer, Pruning
 from ..paths import cache_folder
 from . import _console as console
-from ._print import out
+from ._print import echo
+from ._signals import Stopped
 from ._text import PromptForm
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Job:
 
 
 class Pace:
-    """Tells on stderr how far a long run is: call `step` after each row. Ctrl-C in the block tells it too.
+    """Tells on stderr how far a long run is: call `step` after each row. A signal that ends the block tells it too.
 
     `total`: rows in all, some of which may be in `results` already. At most one line in `every` seconds."""
 
@@ -53,9 +55,10 @@ class Pace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is KeyboardInterrupt:
+        if kind and issubclass(kind, KeyboardInterrupt | Stopped):
             done = f"{len(self._results.rows)} of {self._total} {self._what}"
-            console.note(f"{done} are in {self._results.path}; the same command continues")
+            with suppress(OSError):  # the terminal may be gone
+                console.note(f"{done} are in {self._results.path}; the same command continues")
 
     def step(self) -> None:
         now, done = time.monotonic(), len(self._results.rows)
@@ -80,7 +83,8 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
     Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
     if pruning.skip.share and job.batch_size > 1:
         raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
-    rows = read_rows(job.source, lambda row: fault(row, job.form.raw))
+    content = read_content(job.source)
+    rows = read_rows(job.source, lambda row: fault(row, job.form.raw), content=content)
     engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
@@ -89,13 +93,13 @@ def generate_many(job: Job, open_engine: Callable[[], "Engine"], pruning: Prunin
         "batch_size": 1 if job.per_prompt else job.batch_size,  # where the prompts of a batch share their kept neurons
         **recorded(with_allocation(engine, pruning), decoding),
     }
-    memory = cache_folder() / "finished"
-    with Results(job.output, settings, source=job.source, force=job.force, memory=memory) as results:
+    given: dict[str, Any] = {"source": job.source, "content": content, "force": job.force}
+    with Results(job.output, settings, **given, memory=cache_folder() / "finished") as results:
         if not results.finished:
             Rows(engine, job, pruning, decoding).answer(rows, results)
         failed = sum("error" in row for row in results.rows)
     if job.as_json:
-        out(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
+        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
     done = "are answered already in" if results.finished else "answered in"

@@ -1,7 +1,7 @@
 """The command `griffin`: a click group that imports a command's module only when that command is asked for.
 
 Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 70 a fault of Griffin's
-(one line), 130 interrupted.
+(one line), 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
 GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error instead of its line.
 """
 
@@ -16,10 +16,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..foreign import ERROR, sentence
+from ..paths import sweep_ours
 from ..version import __version__
 from ._outcome import debugging, fail, fail_interrupted, hook_threads, told
-from ._print import out
+from ._print import echo
 from ._settings import apply, source_of
+from ._signals import stopping
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
@@ -140,7 +142,9 @@ def griffin(ctx: click.Context, debug: bool) -> None:
     if debug:
         os.environ["GRIFFIN_DEBUG"] = "1"
     if ctx.invoked_subcommand is None:
-        out(ctx.get_help())
+        echo(ctx.get_help())
+    else:
+        sweep_ours()
 
 
 def main() -> None:
@@ -154,4 +158,5 @@ def main() -> None:
         if reconfigure:  # a model writes any character; a terminal that cannot show it gets '?'
             reconfigure(errors="replace")
     hook_threads()
-    griffin()
+    with stopping():
+        griffin()

@@ -2,7 +2,7 @@
 
 import click
 
-from ._print import out
+from ._print import echo
 
 
 @click.command("pull", short_help="Fetch a model now, to run it later.")
@@ -25,4 +25,4 @@ def command(*, name: str) -> None:
             path = resolve(name, on_progress=update)
         if made_from := origin(path):
             console.note(f"made from {made_from}")
-    out(path)
+    echo(path)

@@ -60,17 +60,17 @@ def as_kind(value: Any, kind: type, name: str) -> Any:
         raise ValueError(f"{name} is not a finite number")
     if type(value) is not kind:
         raise ValueError(f"{name} is not {_WORDS[kind]} but {_kind(value)}")
-    if kind is str and not _is_unicode(value):
+    if kind is str and not is_text(value):
         raise ValueError(f"{name} is not Unicode text")
     return value
 
 
-def _is_unicode(text: str) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a value is text without halves of characters, which JSON can say and no tokenizer takes."""
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # a half of a character, which JSON can say
+        return isinstance(value, str) and bool(value.encode("utf-8") or True)
+    except UnicodeEncodeError:
         return False
-    return True
 
 
 def _kind(value: Any) -> str:

@@ -66,10 +66,12 @@ def total_memory(device: str) -> int:
 
 
 def device_budget(device: str) -> int:
-    """The default of --device-memory, in bytes: what this process holds, and what is free less a margin."""
+    """The default of --device-memory, in bytes: what this process holds, and what is free less a margin.
+
+    In RAM no more than a container's limit: what is held has pages of libraries, which its use of memory may not."""
     if device == "cuda":
         return cuda.held() + int(cuda.free() * (1 - MARGIN))
-    return resident_set() + int(available_memory() * (1 - MARGIN))
+    return min(resident_set() + int(available_memory() * (1 - MARGIN)), total_memory("cpu"))
 
 
 def held_memory(device: str) -> int:

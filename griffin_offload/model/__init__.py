@@ -16,7 +16,9 @@ config_fields.py   fields of a config that act against our own cache and attenti
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
 pretrained.py      a folder's config and tokenizer, checked
 channels.py        what special tokens say of an answer's text: thinking, and the reply
+long_texts.py      token ids of texts longer than a model reads
 chat_template.py   a tokenizer's chat template: which one, and the form of messages that it reads
+template_sandbox.py  bounds of the time and memory that a template takes
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token

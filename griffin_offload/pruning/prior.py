@@ -3,6 +3,7 @@
 A score is one of statistic.STATISTICS: by default GRIFFIN's Σ z̄² over all tokens of all texts (arXiv:2404.01365). All
 are sums, so that shares of them can be mixed. F neurons, E routed experts."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,14 @@ class Prior:
     def shapes(self) -> list[list[list[int]]]:
         return [[list(score.shape) for score in layer] for layer in self.scores]
 
+    def __repr__(self) -> str:
+        """Two that differ in any number have different ones."""
+        digest = hashlib.sha256(json.dumps(dict(self.facts), default=repr, sort_keys=True).encode())
+        for layer in self.scores:
+            for score in layer:
+                digest.update(score.float().cpu().contiguous().numpy().tobytes())
+        return f"Prior({digest.hexdigest()[:16]})"
+
     def join(self, statistic: Tensor, layer: int, block: int, weight: float | None) -> Tensor:
         """A prompt's statistic (F,) or (E, F) and the prior's scores, each scaled to sum 1, mixed: float32.
 
@@ -74,8 +83,8 @@ def prior_path(cache_folder: Path, key: str) -> Path:
     return cache_folder / "prior" / f"{key[:16]}.safetensors"
 
 
-def save_prior(path: Path, prior: Prior) -> None:
-    """Writes a prior as safetensors, whole or not at all. Raises GriffinError."""
+def save_prior(path: Path, prior: Prior, *, new: bool = False) -> None:
+    """Writes a prior as safetensors, whole or not at all; `new`: over no file. Raises GriffinError."""
     tensors = {
         f"{number}.{place}": score.float().cpu().contiguous()
         for number, layer in enumerate(prior.scores)
@@ -83,7 +92,7 @@ def save_prior(path: Path, prior: Prior) -> None:
     }
     facts = {"layers": len(prior.scores), **prior.facts}
     try:
-        with write_whole(path) as temporary:
+        with write_whole(path, new=new) as temporary:
             save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
     except (OSError, SafetensorError) as error:
         raise GriffinError(f"the prior cannot be written to {path}: {reason(error)}") from None
