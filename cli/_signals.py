@@ -48,9 +48,9 @@ def stopping() -> Iterator[None]:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
 
-    for number in numbers:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, stop)
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
     hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
@@ -61,3 +61,5 @@ def stopping() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
