@@ -349,7 +349,7 @@ def test_no_input_is_an_output(inputs: Inputs, tmp_path: Path, name: str, throug
     before = files(inputs.folder)
     result = run_line(tuple(words))
     assert (result.code, result.traceback) == (1, None), result.stderr
-    assert "is an input too" in result.stderr
+    assert "of the input" in result.stderr
     assert files(inputs.folder) == before
 
 
@@ -358,7 +358,7 @@ def test_the_state_of_results_is_no_input(inputs: Inputs, tmp_path: Path) -> Non
     before = Path(source).read_bytes()
     result = many(inputs, source, tmp_path / "q")
     assert result.code == 1
-    assert "is an input too" in result.stderr
+    assert "of the input" in result.stderr
     assert Path(source).read_bytes() == before
 
 
