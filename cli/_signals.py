@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 WORDS = {"SIGTERM": "terminated", "SIGHUP": "hung up"}
@@ -46,7 +47,9 @@ def stopping() -> Iterator[None]:
             return
         raised = -PATIENCE
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
+        main = threading.main_thread().ident or 0
+        again = partial(signal.pthread_kill, main) if hasattr(signal, "pthread_kill") else _thread.interrupt_main
+        threading.Timer(0.01, again, (number,)).start()
 
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
