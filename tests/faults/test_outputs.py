@@ -552,3 +552,24 @@ def test_a_stopped_run_says_what_is_missing(inputs: Inputs, tmp_path: Path, monk
     went_on = many(inputs, inputs["rows.jsonl"], out)
     assert "continuing after 2 of 3 prompts" in went_on.stderr
     assert went_on.code == 0
+
+
+def test_an_export_whose_tokenizer_cannot_be_found_fails(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search for names in a folder that cannot be read finds none, and says nothing."""
+    engine, scandir, listdir = Engine(inputs["model"]), os.scandir, os.listdir
+
+    def refused(real: Callable[..., object]) -> Callable[..., object]:
+        def call(path: object = ".") -> object:
+            if str(path) == inputs["model"] and list(tmp_path.glob(".griffin-*/out/config.json")):
+                raise PermissionError(13, "no", str(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refused(scandir))
+    monkeypatch.setattr(os, "listdir", refused(listdir))
+    with pytest.raises(ExportError):
+        engine.export([1, 9, 8], tmp_path / "out", **PLAIN)
+    assert not (tmp_path / "out").exists()
