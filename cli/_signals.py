@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 WORDS = {"SIGTERM": "terminated", "SIGHUP": "hung up"}
@@ -46,11 +47,13 @@ def stopping() -> Iterator[None]:
             return
         raised = -PATIENCE
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
+        main = threading.main_thread().ident or 0
+        again = partial(signal.pthread_kill, main) if hasattr(signal, "pthread_kill") else _thread.interrupt_main
+        threading.Timer(0.01, again, (number,)).start()
 
-    for number in numbers:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, stop)
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
     hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
@@ -61,3 +64,5 @@ def stopping() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -225,6 +225,8 @@ def compare(*, results: Path, figure: Figure) -> None:
 
     plots.check(figure.out)
     found = compare.results(read_rows(results, compare.fault, compare.KEYS))
+    if Path(f"{results}.state").exists():
+        console.note(f"{results} is of a run that was stopped: `griffin eval compare` has not measured everything yet")
     panels = {
         title: [(result.way, result.share, *result.values[name]) for result in found if name in result.values]
         for name, title in MEASURES.items()

@@ -66,7 +66,8 @@ def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
         real = Path(os.path.realpath(each))
         read = [real, *real.iterdir()] if real.is_dir() else [real]
         if any(os.path.samefile(path, file) for path in ours for file in read if file.exists()):
-            raise GriffinError(f"{out} is an input too ({each}): give the output another name")
+            what = "a folder" if out.is_dir() else "a file"
+            raise GriffinError(f"{out} exists and is {what} of the input ({each}): give the output another name")
         if real.is_relative_to(place):
             raise GriffinError(f"{out} holds {each}, which is an input: give the output another name")
         if real.is_dir() and place.is_relative_to(real) and place.suffix.lower() not in BESIDE_A_MODEL:

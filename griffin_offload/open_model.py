@@ -314,7 +314,7 @@ class OpenModel:
     def reader(self) -> Reader:
         """Past the page cache where it lacks a part of a large checkpoint. A small one is read through it: the next run
         finds it there."""
-        return Reader(direct=self._is_large)
+        return Reader(self._is_large, self.checkpoint.files)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64.
@@ -356,7 +356,7 @@ def open_model(
     config, checkpoint = read_headers(path)
     overridden = override_fields(path, config)
     check_layers(path, config, checkpoint)
-    rows = Reader()
+    rows = Reader(files=checkpoint.files)
     dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
     skeleton = _skeleton(path, config, checkpoint, dtype, rows)
     used = {info.name for info in skeleton.layout.infos}

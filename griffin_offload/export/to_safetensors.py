@@ -1,7 +1,9 @@
 """Writes a pruned checkpoint that plain transformers loads, layer by layer as the sweep passes."""
 
 import json
+import os
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def checked_folder(out: Path, request: str, force: bool) -> Path:
 
 def _write_config(config: dict[str, Any], source: ExportSource, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for pattern in COPIED:
-        for path in source.path.glob(pattern):
-            if path.is_file() and path.suffix != ".safetensors":
-                shutil.copyfile(path, folder / path.name)
+    for name in sorted(os.listdir(source.path)):  # glob finds nothing in a folder that it cannot read
+        path = source.path / name
+        if any(fnmatch(name, pattern) for pattern in COPIED) and path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, folder / name)

@@ -61,7 +61,7 @@ _REFUSED_KEYWORDS = {
     "custom_generate": "only transformers' own generate is run",
     "past_key_values": _CACHE,
 }
-_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")
+_TOKENS = ("forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
 
 
 def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, list[str]]:

@@ -326,7 +326,7 @@ def test_force_keeps_any_other_folder_as_a_backup(tmp_path: Path, llama: Path) -
 
 def test_the_model_itself_is_no_output(tmp_path: Path, llama: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "m")
-    for out, words in ((folder, "is an input"), (folder / "x", "among the model's files"), (tmp_path, "holds")):
+    for out, words in ((folder, "of the input"), (folder / "x", "among the model's files"), (tmp_path, "holds")):
         with pytest.raises(GriffinError, match=words):
             export(folder, out, force=True)
     left_nothing(tmp_path, {f"m/{name}": content for name, content in files(llama).items()})

@@ -11,6 +11,7 @@ import pytest
 from disk import files
 from faults.commands import Inputs, Outcome, make_inputs, places, run_line
 from faults.injection import Faults
+from griffin_offload.cli._signals import Stopped
 
 from griffin_offload.engine import Engine
 from griffin_offload.errors import ExportError, GriffinError
@@ -349,7 +350,7 @@ def test_no_input_is_an_output(inputs: Inputs, tmp_path: Path, name: str, throug
     before = files(inputs.folder)
     result = run_line(tuple(words))
     assert (result.code, result.traceback) == (1, None), result.stderr
-    assert "is an input too" in result.stderr
+    assert "of the input" in result.stderr
     assert files(inputs.folder) == before
 
 
@@ -358,7 +359,7 @@ def test_the_state_of_results_is_no_input(inputs: Inputs, tmp_path: Path) -> Non
     before = Path(source).read_bytes()
     result = many(inputs, source, tmp_path / "q")
     assert result.code == 1
-    assert "is an input too" in result.stderr
+    assert "of the input" in result.stderr
     assert Path(source).read_bytes() == before
 
 
@@ -520,3 +521,55 @@ def test_a_cache_that_cannot_be_written_does_not_undo_a_job(
     monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "file"))
     command, (out,), _ = finished(inputs, tmp_path)["generate"]
     again(command, Path(out))
+
+
+def test_a_figure_of_a_stopped_run_says_so(tmp_path: Path) -> None:
+    results = tmp_path / "compared.jsonl"
+    row = {"task": "text", "way": "dense", "share": 0.0, "id": 0, "resident_bytes": 9, "loss": 1.0}
+    results.write_text(json.dumps(row) + "\n")
+    command = ("plot", "compare", "--results", str(results), "--out", str(tmp_path / "o.svg"))
+    assert "stopped" not in run_line(command).stderr
+    results.with_name("compared.jsonl.state").write_text("{}")
+    result = run_line(command)
+    assert result.code == 0
+    assert "of a run that was stopped" in result.stderr
+
+
+def test_a_stopped_run_says_what_is_missing(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "o.jsonl", Results.add
+
+    def add(results: Results, row: dict[str, object]) -> None:
+        real(results, row)
+        if len(results.rows) == 2:
+            raise Stopped(15)
+
+    monkeypatch.setattr(Results, "add", add)
+    stopped = many(inputs, inputs["rows.jsonl"], out)
+    assert "2 of 3 prompts are in" in stopped.stderr
+    assert "the same command continues" in stopped.stderr
+    monkeypatch.undo()
+    monkeypatch.setenv("GRIFFIN_CACHE", str(tmp_path / "cache"))
+    went_on = many(inputs, inputs["rows.jsonl"], out)
+    assert "continuing after 2 of 3 prompts" in went_on.stderr
+    assert went_on.code == 0
+
+
+def test_an_export_whose_tokenizer_cannot_be_found_fails(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search for names in a folder that cannot be read finds none, and says nothing."""
+    engine, scandir, listdir = Engine(inputs["model"]), os.scandir, os.listdir
+
+    def refused(real: Callable[..., object]) -> Callable[..., object]:
+        def call(path: object = ".") -> object:
+            if str(path) == inputs["model"] and list(tmp_path.glob(".griffin-*/out/config.json")):
+                raise PermissionError(13, "no", str(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refused(scandir))
+    monkeypatch.setattr(os, "listdir", refused(listdir))
+    with pytest.raises(ExportError):
+        engine.export([1, 9, 8], tmp_path / "out", **PLAIN)
+    assert not (tmp_path / "out").exists()
