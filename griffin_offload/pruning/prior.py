@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ..errors import GriffinError, OptionError
 from ..files import reason, write_whole
+from ..inputs import require_plain
 from ..units import MIB
 
 FORMAT = "griffin-prior"
+LARGEST = 1024 * MIB
+MOST_LAYERS = 2**14
 Scores = tuple[tuple[Tensor, ...], ...]  # by layer and block
 TOKENS = 64.0  # of a prompt: a prior counts as much as so many, where nobody gives it a weight (docs/results.md)
 
@@ -86,17 +89,19 @@ def save_prior(path: Path, prior: Prior) -> None:
 def load_prior(path: Path) -> Prior:
     """Reads what `save_prior` wrote. Raises GriffinError."""
     try:
-        if path.stat().st_size > 1024 * MIB:
-            raise ValueError("it is larger than any prior")
+        require_plain(path, LARGEST)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError("its header does not say so")
             facts = json.loads(metadata["facts"])
+            layers = int(facts["layers"])
+            if not 0 < layers <= MOST_LAYERS:
+                raise ValueError(f"it says that it has {layers} layers")
             places = [tuple(int(part) for part in name.split(".")) for name in file.keys()]  # noqa: SIM118
             scores = tuple(
                 tuple(file.get_tensor(f"{layer}.{block}") for block in range(sum(i == layer for i, _ in places)))
-                for layer in range(int(facts["layers"]))
+                for layer in range(layers)
             )
     except FileNotFoundError:
         raise GriffinError(f"{path} does not exist: `griffin export-pruned --calibration` writes a prior") from None
