@@ -1,4 +1,5 @@
 # make demo: the main job on a real model.    make test: the tests.    make quick: those for every commit, in a minute.
+# make faults: every call of the system fails once, and signals at random moments; an hour.
 # make check: style and types.    make docs: writes docs/commands.md.    (README: "Try it", CONTRIBUTING.md)
 # SYSTEM_SITE=1: use the packages of PYTHON where they are new enough, so that its CUDA build of torch is not fetched twice.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PROMPT ?= The Library of Alexandria was one of the largest libraries of the ancient world. Explain in a few sentences why people still talk about it today.
 
-.PHONY: demo test quick check docs clean setup
+.PHONY: demo test quick check faults docs clean setup
 
 demo: setup
 	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
@@ -22,6 +23,10 @@ test: setup
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick
+
+faults: setup
+	$(BIN)/python tests/faults/every_call.py
+	$(BIN)/python tests/faults/every_signal.py
 
 check: setup
 	$(BIN)/python -m ruff check .

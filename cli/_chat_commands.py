@@ -3,6 +3,8 @@
 import difflib
 import os
 import shlex
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from ..files import reason, write_text
 from ..options import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS
 from ..units import format_bytes
 from . import _console as console
-from ._talk import Talk
+from ._talk import Talk, shown_value
 from ._text import read_file
 from ._typed import typing
 
@@ -83,7 +85,7 @@ def _help(talk: Talk, argument: str) -> None:
 
 def _clear(talk: Talk, argument: str) -> None:
     talk.chat.conversation.clear()
-    talk.read = ""
+    talk.read, talk.failed = "", None
     console.note("forgot the conversation; the system text stays")
 
 
@@ -93,7 +95,7 @@ def _undo(talk: Talk, argument: str) -> None:
 
 
 def _retry(talk: Talk, argument: str) -> None:
-    talk.answer(talk.chat.regenerate)
+    talk.retry()
 
 
 def _edit(talk: Talk, argument: str) -> None:
@@ -144,9 +146,7 @@ def _set(talk: Talk, argument: str) -> None:
         talk.chat.set(name, value.strip())
     settings = talk.chat.settings()
     for key in [name] if name else settings:
-        found = settings[key]
-        shown = ",".join(map(str, found)) if isinstance(found, tuple) else found
-        console.note(f"{key}: {'default' if found is None or found == () else shown}".replace("\n", "\\n"))
+        console.note(f"{key}: {shown_value(settings[key])}".replace("\n", "\\n"))
 
 
 def _think(talk: Talk, argument: str) -> None:
@@ -217,6 +217,32 @@ def save(talk: Talk, name: str | None = None) -> str | None:
     return name
 
 
+def rescue(talk: Talk) -> None:
+    """Saves the texts of a chat that ends unasked, at once: as its session, or as one that gets a name; where that
+    cannot be written, in the folder for temporary files. Says where. Raises nothing."""
+    from ..session import save_session
+
+    if not len(talk.chat.conversation):
+        return
+    new = time.strftime("rescued-%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+    told = "cannot be saved"
+    try:
+        for name in dict.fromkeys((talk.session or new, new)):
+            with suppress(Exception):
+                save_session(talk.chat, name, cache=False)
+                told = f"is saved: griffin chat --resume {name} goes on with it"
+                return
+        with suppress(Exception):
+            path = Path(tempfile.gettempdir()) / f"griffin-{new}.json"
+            talk.chat.conversation.save(path)
+            told = f"is saved: /load {path} goes on with it"
+    finally:
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            console.error(f"the chat has ended; its conversation of {len(talk.chat.conversation)} messages {told}")
+            if talk.failed:
+                console.note(f"not answered: {shorten(talk.failed)}")
+
+
 def _exit(talk: Talk, argument: str) -> None:
     talk.leaving = True
 
@@ -225,7 +251,7 @@ COMMANDS = {
     "/help": Command("[COMMAND]", "list the commands", _help),
     "/clear": Command("", "forget the conversation; the system text stays", _clear),
     "/undo": Command("", "take back the last question and its answer", _undo),
-    "/retry": Command("", "answer the last question again (also /regen)", _retry),
+    "/retry": Command("", "ask again what got no answer, or answer the last question again (also /regen)", _retry),
     "/edit": Command("[TEXT]", "write a message in $EDITOR", _edit),
     "/read": Command("FILE [QUESTION]", "put a file's text before the question, or before the next message", _read),
     "/system": Command("[TEXT]", "show or change the system message; 'none' removes it", _system),

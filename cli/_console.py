@@ -31,7 +31,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from ..foreign import ERROR, NAME, printable, sentence, shown
 from ..units import format_bytes
+from ._print import is_terminal
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -46,11 +48,6 @@ def console(*, err: bool = False) -> Console:
     stream = sys.stderr if err else sys.stdout
     width = None if is_terminal(stream) else WIDE
     return Console(file=stream, stderr=err, width=width, highlight=False, markup=False, emoji=False)
-
-
-def is_terminal(stream: IO[str] | None) -> bool:
-    """False also for a stream that was closed before the program began."""
-    return stream is not None and stream.isatty()
 
 
 def draws(stream: IO[str] | None) -> bool:
@@ -83,12 +80,13 @@ def note(text: str) -> None:
 
 def error(text: str) -> None:
     """An error that a program goes on after, on stderr."""
-    console(err=True).print(Text(printable(f"error: {' '.join(text.split())}")))
+    console(err=True).print(Text(f"error: {sentence(text, ERROR)}"))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, err: bool = False) -> None:
     """A titled table on stdout. A column of nothing but amounts is aligned right."""
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else shown(cell) for cell in row] for row in rows]
+    title = shown(title)
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         amounts = cells and all(AMOUNT.fullmatch(row[index]) for row in cells)
@@ -102,7 +100,7 @@ def pairs(rows: Iterable[tuple[str, str]], *, err: bool = True) -> None:
     """Two columns without a frame: label, value."""
     grid = Table.grid(padding=(0, 2))
     for label, value in rows:
-        grid.add_row(Text(label, style="dim"), Text(value))
+        grid.add_row(Text(shown(label), style="dim"), Text(shown(value)))
     show(grid, err=err)
 
 
@@ -137,7 +135,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
         yield lambda what, done, total: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -154,7 +152,7 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
                 bar.start()
             if what not in tasks:
                 doing = what if what.startswith("converting ") else f"{description} {what}".strip()
-                tasks[what] = bar.add_task(doing[:1].upper() + doing[1:], total=total)
+                tasks[what] = bar.add_task(shown(doing[:1].upper() + doing[1:], NAME), total=total)
         bar.update(tasks[what], completed=done, total=total)
 
     try:
@@ -170,7 +168,7 @@ def layer_progress(description: str = "Reading the model") -> Iterator[Callable[
         yield lambda done, total: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("layers"),
@@ -195,11 +193,6 @@ def layer_progress(description: str = "Reading the model") -> Iterator[Callable[
 
 
 # Answers
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would take as a command."""
-    return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
 
 
 def stream(text: str) -> None:
@@ -236,6 +229,8 @@ class _Answer(Markdown):
             for child in token.children or ():
                 if child.type == "softbreak":
                     child.type, child.tag = "hardbreak", "br"
+                child.content = printable(child.content)  # Markdown can say a character by its number: &#x202e;
+            token.content, token.info = printable(token.content), printable(token.info)
 
 
 def _parse(markup: str) -> list[Token]:
@@ -284,9 +279,9 @@ class AnswerScreen:
         else:
             text = self._blanks + printable(text)
             self._blanks = text[len(text.rstrip()) :]
-            if shown := text.rstrip():
+            if told := text.rstrip():
                 self._begun = True
-                sys.stdout.write(f"\x1b[2m{shown}\x1b[22m")
+                sys.stdout.write(f"\x1b[2m{told}\x1b[22m")
                 sys.stdout.flush()
 
     def close(self) -> None:

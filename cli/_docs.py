@@ -7,12 +7,15 @@ from inspect import cleandoc
 import click
 
 from ._chat_commands import COMMANDS
+from ._print import echo
 from .main import griffin
 
 HEAD = """# The commands
 
 Made by `make docs` from the commands themselves; `griffin COMMAND --help` says the same. Sizes are given as `4GiB`,
-`4900MB` or bytes. Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted.
+`4900MB` or bytes. Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 70 a fault of Griffin's own (one
+line that asks for a report; `GRIFFIN_DEBUG=1` shows the traceback), 130 interrupted, 143 and 129 ended by SIGTERM and
+SIGHUP.
 """
 DEFAULT = re.compile(r" *\[default: (.*)\]$")
 
@@ -76,4 +79,4 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(document(), nl=False)
+    echo(document(), end="")

@@ -13,8 +13,11 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from ..errors import GriffinError, OptionError
+from ..inputs import SETTINGS
 from ..options import (
     AUTO,
+    MOST,
+    MOST_TOKENS,
     OFF,
     Decoding,
     ExportFormat,
@@ -30,6 +33,7 @@ from ..options import (
 from ..sources.resolve import DEFAULT_MODEL, find
 from ..units import format_bytes
 from . import _console as console
+from ._outputs import READ
 from ._settings import source_of
 from ._text import read_file
 
@@ -65,7 +69,9 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
             return None
         text = value
         if os.path.isfile(value):
-            text = read_file(value).strip().removeprefix("[").removesuffix("]")
+            if ctx:
+                ctx.meta.setdefault(READ, []).append(Path(value))
+            text = read_file(value, SETTINGS).strip().removeprefix("[").removesuffix("]")
         try:
             return parse_shares(text)
         except ValueError:
@@ -127,7 +133,7 @@ def option(name: str, *, shown: Any = None, help: str | None = None, **changes: 
 
 def kind(told: Option) -> Any:
     if told.strict:
-        return click.IntRange(int(told.low))
+        return click.IntRange(int(told.low), MOST)
     return click.Choice(told.choices) if told.choices else TYPES.get(told.parse, told.parse)
 
 
@@ -322,8 +328,15 @@ def compares(command: F) -> F:
 def count(
     flag: str, default: Any, help: str, *names: str, low: int = 1, metavar: str = "N", **changes: Any
 ) -> Decorator:
-    """A whole number, `low` or more, that is not in options.py. A default of None is told in `help`."""
-    facts = {"type": click.IntRange(low), "default": default, "show_default": default is not None, "metavar": metavar}
+    """A whole number, `low` or more up to what a run counts, that is not in options.py. A default of None is told in
+    `help`."""
+    high = MOST_TOKENS if "token" in flag else MOST
+    facts = {
+        "type": click.IntRange(low, high),
+        "default": default,
+        "show_default": default is not None,
+        "metavar": metavar,
+    }
     return click.option(flag, *names, help=help, **{**facts, **changes})
 
 

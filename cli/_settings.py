@@ -15,6 +15,7 @@ import click
 
 from ..errors import GriffinError
 from ..files import reason
+from ..inputs import read_input
 from ..options import parse_switch
 from ..paths import config_file
 
@@ -61,11 +62,11 @@ class File:
         self.path = path
         self._content: dict[str, Any] = {}
         try:
-            self._content = tomllib.loads(path.read_text("utf-8"))
+            self._content = tomllib.loads(read_input(path).decode("utf-8"))
         except FileNotFoundError:
             if os.environ.get(f"{PREFIX}CONFIG"):
                 raise GriffinError(f"{PREFIX}CONFIG names {path}, which is not there") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise GriffinError(f"{path} cannot be read: {reason(error)}") from None
 
     def at(self, command: tuple[str, ...]) -> dict[str, Any]:

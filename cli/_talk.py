@@ -3,15 +3,15 @@
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from ..chat import Chat
 from ..errors import ContextError
+from ..options import as_dict
 from ..units import format_bytes
 from . import _console as console
 from ._options import choice_note, remember
+from ._print import echo
 from ._text import ending
 from ._thinking import Parting, open_mark
 
@@ -31,20 +31,41 @@ class Talk:
         self.last: Answer | None = None
         self.leaving = False
         self.read = ""  # a text that goes before the next message
+        self.failed: str | None = None  # the last message, until it is answered
+        self.asking = False  # whether what was typed last has asked the model
+        self.worked = chat.pruning, chat.decoding  # of the last answer, or of the beginning
         self.session: str | None = None  # under which the chat is saved when it ends
 
     def send(self, text: str) -> None:
-        """Asks a message, and shows the answer. Raises GriffinError."""
-        text = "\n\n".join(part for part in (self.read, text) if part)
+        """Asks a message, and shows the answer. Raises what the engine raises; the conversation is as before then."""
+        self.failed, question = text, "\n\n".join(part for part in (self.read, text) if part)
         try:
-            self.answer(lambda **callbacks: self.chat.ask(text, **callbacks))
+            answered = self.answer(lambda **callbacks: self.chat.ask(question, **callbacks))
         except ContextError as error:
-            offers = f": {OFFERS}" if len(self.chat.conversation) else ""
-            raise ContextError(f"{error}{offers}; the message is taken back") from error
-        self.read = ""
+            raise ContextError(f"{error}{f': {OFFERS}' if len(self.chat.conversation) else ''}") from error
+        if answered:
+            self.failed, self.read = None, ""
 
-    def answer(self, ask: Callable[..., "Answer"]) -> None:
-        """Shows the answer that `ask(on_text, on_layer)` makes, and what it took."""
+    def retry(self) -> None:
+        """Asks the message again that got no answer, or the last one that got one."""
+        if self.failed is None:
+            self.answer(self.chat.regenerate)
+        else:
+            self.send(self.failed)
+
+    def take_back(self) -> None:
+        """After an error in a turn: options that have changed since the last answer are as they were at that."""
+        before, now = (
+            {**as_dict(pruning), **as_dict(decoding)}
+            for pruning, decoding in (self.worked, (self.chat.pruning, self.chat.decoding))
+        )
+        self.chat.pruning, self.chat.decoding = self.worked
+        if changed := [f"{name} {shown_value(before[name])}" for name in before if before[name] != now[name]]:
+            console.note(f"set back, as at the last answer: {', '.join(changed)}")
+
+    def answer(self, ask: Callable[..., "Answer"]) -> bool:
+        """Shows the answer that `ask(on_text, on_layer)` makes, and what it took. False: Ctrl-C came before it."""
+        self.asking = True
         show = Shown(self)
         try:
             with console.layer_progress() as on_layer:
@@ -52,12 +73,14 @@ class Talk:
         except KeyboardInterrupt:  # before the first token: later, the engine ends the answer
             show.close()
             console.note("stopped before the first token: the question is taken back")
-            return
+            return False
         except BaseException:
             show.close()
             raise
+        self.worked = self.chat.pruning, self.chat.decoding
         show.close(ended=True)
         self._tell(answer)
+        return True
 
     def _tell(self, answer: "Answer") -> None:
         report = answer.report
@@ -115,7 +138,7 @@ class Shown:
             self._parts.close()
             self._screen.close()
         elif self._begun or (ended and self._screen is None):
-            click.echo("")
+            echo()
 
 
 def footer(answer: "Answer", chat: Chat) -> str:
@@ -147,6 +170,13 @@ def context_note(chat: Chat) -> str | None:
         return None
     shorter = SHORTER if left < chat.decoding.max_new_tokens else ""
     return f"{used:,} of {context:,} tokens of context are used, {left:,} are left: {OFFERS}{shorter}"
+
+
+def shown_value(value: Any) -> str:
+    """A setting as /set shows it."""
+    if value is None or value == ():
+        return "default"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def as_settings(text: str) -> str:

@@ -21,6 +21,8 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from ..foreign import shown
+from ._print import command
 from ._typed import MORE, SIGN, goes_on, is_block, message_of
 
 MOST = 2**20  # bytes of history that are kept
@@ -46,7 +48,8 @@ class Complete(Completer):
             return
         words = self._words(name.lower(), rest)
         if words is None:
-            yield from self._files.get_completions(Document(rest, len(rest)), complete_event)
+            for file in self._files.get_completions(Document(rest, len(rest)), complete_event):
+                yield Completion(file.text, file.start_position, shown(file.display_text))
             return
         last = rest.rpartition(" ")[2]
         yield from (Completion(word, -len(last), word.rstrip()) for word in words if word.startswith(last))
@@ -92,20 +95,16 @@ class Terminal:
         try:
             text = self._session.prompt().encode("utf-8", "replace").decode("utf-8")
         finally:
-            self._say(PASTES)  # while an answer comes, too: what is pasted then is the next message
+            command(PASTES)  # while an answer comes, too: what is pasted then is the next message
         if self._pasted and "\n" in text:  # as it is: no command, no block
             return " " + text.strip("\n")
         return message_of(text)
 
     def close(self) -> None:
-        self._say(PASTES_NO_MORE)
-
-    def _say(self, sequence: str) -> None:
-        sys.stdout.write(sequence)
-        sys.stdout.flush()
+        command(PASTES_NO_MORE)
 
     def _toolbar(self) -> StyleAndTextTuples:
-        return [("", self._status[: self._session.output.get_size().columns - 1])]
+        return [("", shown(self._status)[: self._session.output.get_size().columns - 1])]
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()

@@ -2,23 +2,28 @@
 
 import io
 import os
+import re
 import select
 import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import click
 
 from ..errors import PromptError
+from ..files import reason
+from ..inputs import PROMPT, TEXT, read_input
 from ..many.rows import PromptForm
+from ..units import MIB, format_bytes
 from . import _console as console
 
 if TYPE_CHECKING:
     from ..run import Answer
 
+ENDING = re.compile(r"[^.]\.[A-Za-z][A-Za-z0-9]{0,5}$")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,7 +36,9 @@ def takes_form(command: F) -> F:
     def run(*, system: str | None, raw: bool, **values: Any) -> Any:
         if raw and system is not None:
             raise click.UsageError("--raw cannot be combined with --system, which needs the chat template")
-        return command(form=PromptForm(system and check_text(system, "--system"), raw), **values)
+        if system:
+            refuse_missing_file(check_text(system, "--system"), "--system")
+        return command(form=PromptForm(system, raw), **values)
 
     return cast(F, run)
 
@@ -46,12 +53,12 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     if prompt is not None:
         text = "\n\n".join(part for part in (piped_text(), check_text(prompt, "the prompt")) if part.strip())
     elif prompt_file is not None and prompt_file != "-":
-        text = read_file(prompt_file)
+        text = read_file(prompt_file, PROMPT)
     else:
         pipe = sys.stdin.buffer if sys.stdin else io.BytesIO()
         if prompt_file is None and (sys.stdin is None or pipe.isatty()):
             raise click.UsageError("no prompt: give TEXT, --prompt TEXT or --prompt-file FILE, or pipe one in")
-        text = decode(pipe.read(), "stdin")
+        text = _piped(pipe)
     if not text.strip():
         raise PromptError("the prompt is empty: give it some text")
     return text
@@ -66,18 +73,36 @@ def piped_text(patience: float = 3.0) -> str:
         mode = os.fstat(pipe.fileno()).st_mode
     except (OSError, ValueError):  # no file of the system's: a program runs the command within itself
         with suppress(OSError):
-            return decode(pipe.read(), "stdin")
+            return _piped(pipe)
         return ""
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
         return ""
     if not select.select([pipe], [], [], patience)[0]:
         console.note("waiting for the end of stdin, which goes before the prompt (< /dev/null leaves it out)")
-    return decode(pipe.read(), "stdin")
+    return _piped(pipe)
+
+
+def _piped(pipe: BinaryIO) -> str:
+    """The text that comes through a pipe. Raises PromptError for more than a prompt can be."""
+    content = bytearray()
+    while piece := pipe.read(MIB):
+        content += piece
+        if len(content) > PROMPT:
+            raise PromptError(f"stdin gives more than {format_bytes(PROMPT)}, the most that is read as a prompt")
+    return decode(bytes(content), "stdin")
 
 
 def looks_like_a_file(text: str) -> bool:
-    """Whether a text is rather the name of a file than a prompt: one word such as p.txt or notes/p."""
-    return len(text.split()) == 1 and (text.lower().endswith((".txt", ".md", ".json", ".jsonl")) or os.sep in text)
+    """Whether a text is rather the name of a file than a prompt: without white space, such as p.txt or notes/p."""
+    return not re.search(r"\s", text) and bool(os.sep in text or ENDING.search(text))
+
+
+def refuse_missing_file(text: str, flag: str, way_out: str = "") -> None:
+    """Raises PromptError for a text that looks like a file's name where there is no such file."""
+    if looks_like_a_file(text) and not os.path.exists(text):
+        raise PromptError(
+            f"there is no file {text}: {way_out or f'{flag} takes a text'}; if this is the text, put a space before it"
+        )
 
 
 def ending(answer: "Answer", asked: int, context: int, longer: str) -> str | None:
@@ -89,14 +114,12 @@ def ending(answer: "Answer", asked: int, context: int, longer: str) -> str | Non
     return "empty: the model ended its answer at once" if not answer.text.strip() else None
 
 
-def read_file(name: str) -> str:
-    """A text file, without the newline at its end. Raises PromptError."""
+def read_file(name: str, limit: int = TEXT) -> str:
+    """A text file of at most `limit` bytes, without the newline at its end. Raises PromptError."""
     try:
-        with open(name, "rb") as file:
-            return decode(file.read(), name)
+        return decode(read_input(name, limit, pipe=True), name)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise PromptError(f"cannot read the prompt file {name}: {reason.lower()}") from error
+        raise PromptError(f"cannot read the prompt file {name}: {reason(error)}") from error
 
 
 def decode(content: bytes, source: str) -> str:

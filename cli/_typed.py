@@ -5,9 +5,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import click
-
-from . import _console as console
+from ._print import echo, is_terminal
 
 BLOCK = '"""'
 SIGN, MORE = "> ", "… "
@@ -37,7 +35,7 @@ class Lines:
     """Messages from a pipe, or from a terminal that can no more than show a line (dumb, or its output is elsewhere)."""
 
     def __init__(self) -> None:
-        self.terminal = console.is_terminal(sys.stdin)
+        self.terminal = is_terminal(sys.stdin)
         if self.terminal:
             with suppress(ImportError):  # Windows: the terminal has its own
                 import readline  # noqa: F401  importing it gives input() its line editing and history
@@ -57,8 +55,8 @@ class Lines:
 
     def _line(self, sign: str) -> str:
         if self.terminal:
-            if not console.is_terminal(sys.stdout):  # the sign is for people; the answers go to a file
-                click.echo(sign, nl=False, err=True)
+            if not is_terminal(sys.stdout):  # the sign is for people; the answers go to a file
+                echo(sign, err=True, end="")
                 sign = ""
             return input(sign).encode("utf-8", "replace").decode("utf-8")
         line = sys.stdin.buffer.readline() if sys.stdin else b""

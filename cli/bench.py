@@ -9,9 +9,11 @@ import click
 
 from ..options import AUTO, RESTS
 from ..sources.resolve import CATALOGUE, resolve
-from ..units import format_bytes, format_rate, parse_bytes
+from ..units import format_bytes, format_rate, parse_budget, parse_bytes
 from . import _console as console
 from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
+from ._outputs import check_figure, check_outputs
+from ._print import echo
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ OPTIONAL = ("again (s)", "a token streams", "same tokens", "peak of RAM", "note"
     "[default: cold where that is allowed]",
 )
 @json_option("Print JSON lines: the machine, every run, every row.")
-@file("--plot", "Draw the rows too: a .png, .pdf or .svg file.", dir_okay=False)
+@file("--plot", "Draw the rows too: a .png, .pdf or .svg file, new or an earlier figure.", dir_okay=False)
 def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Measure time and memory of several ways to run a model, each run in its own process.
 
@@ -133,11 +135,13 @@ def command(*, as_json: bool, plot: Path | None, **options: Any) -> None:
 
     On a GPU full, the whole model, takes what it needs, whatever --device-memory says.
     """
+    check_outputs("plot")
     asked = read_options(**options)
     from ..evaluation.bench import bench
     from ..evaluation.figures import plots
 
     if plot:
+        check_figure(plot, force=False)
         plots.check(plot)
     done = bench.bench(asked, console.note, print_json if as_json else lambda result: None)
     if plot:
@@ -179,7 +183,7 @@ def read_options(
     asked = {
         "name": synthetic or model,
         "device": device,
-        "budget": device_budget(device) if device_memory is None else parse_bytes(device_memory),
+        "budget": device_budget(device) if device_memory is None else parse_budget(device_memory),
         "ram": None if host_memory is None else parse_bytes(host_memory),
         "lengths": bench.parse_lengths(lengths),
         "methods": bench.parse_methods(methods, ggufs),
@@ -210,7 +214,7 @@ def folder_of(synthetic: str | None, model: str | None) -> Path:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    click.echo(json.dumps(result))
+    echo(json.dumps(result))
 
 
 def show(done: "Bench") -> None:

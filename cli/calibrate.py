@@ -9,6 +9,7 @@ import click
 
 from . import _console as console
 from ._options import count, json_option, opens_engine, switch
+from ._print import echo
 from ._text import read_file
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def command(*, data: str | None, open_engine: Callable[[], "Engine"], as_json: b
     with console.layer_progress("Measuring, layer by layer") as on_progress:
         path, curves = calibrate(engine, text, on_progress=on_progress, **windows)
     if as_json:
-        click.echo(json.dumps({"path": str(path), **asdict(curves)}))
+        echo(json.dumps({"path": str(path), **asdict(curves)}))
         return
     title = f"{engine.name}: the layers that matter most, of {len(curves.kl)}"
     columns = ("layer", "weight (average: about 1)", "kept at sparsity 0.5", "kept at sparsity 0.25")

@@ -1,7 +1,9 @@
 """`griffin chat`: a conversation at the terminal, or through pipes. Answers alone go to stdout."""
 
 import sys
-from contextlib import nullcontext
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,16 +11,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..chat import Chat
-from ..errors import GriffinError
+from ..errors import CheckpointError, GriffinError, ModelNotFound, PromptError
 from ..options import Decoding, Pruning, as_dict
 from ..paths import state_folder
 from ..sources.resolve import CATALOGUE
 from ..units import format_bytes
 from . import _console as console
-from ._chat_commands import ALIASES, COMMANDS, run, save, words
+from ._chat_commands import ALIASES, COMMANDS, rescue, run, save, words
 from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
+from ._outcome import debugging, describe
+from ._print import echo, is_terminal
 from ._talk import Talk
-from ._text import check_text
+from ._text import check_text, refuse_missing_file
 from ._typed import Lines, typing
 
 if TYPE_CHECKING:
@@ -60,9 +64,10 @@ def command(
     End a line with a backslash to continue it on the next; put a text of several lines between two lines of \"\"\".
     A paste is one message.
     """
-    system = check_text(system, "--system") if system is not None else None
+    if system is not None:
+        refuse_missing_file(check_text(system, "--system"), "--system")
     check_session(session, resume)
-    is_typed = console.is_terminal(sys.stdin)
+    is_typed = is_terminal(sys.stdin)
     draws = is_typed and console.draws(sys.stdout)
     with typing(shown=False) if draws else nullcontext():
         if resume is None:
@@ -72,11 +77,28 @@ def command(
             chat.conversation.system = chat.conversation.system if system is None else system
         talk = Talk(chat, terminal=is_typed, plain=plain)
         talk.session = session
-        try:
+        with kept(talk):
             converse(talk, terminal(talk) if draws else Lines())
-        finally:
+
+
+@contextmanager
+def kept(talk: Talk) -> Iterator[None]:
+    """The chat is saved when this block ends, if it has a session; where a signal, a fault or a full disk ends it, its
+    texts in any case."""
+    try:
+        try:
+            yield
+        except KeyboardInterrupt:
             if talk.session:
                 save(talk)
+            raise
+        if talk.session:
+            save(talk)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        rescue(talk)
+        raise
 
 
 def check_session(session: str | None, resume: str | None) -> None:
@@ -136,26 +158,43 @@ def converse(talk: Talk, asks: "Terminal | Lines") -> None:
                 if not asks.terminal:
                     raise
                 if isinstance(asks, Lines):
-                    click.echo("", err=True)
+                    echo(err=True)
                 console.note(LEAVE)
                 continue
             turn(talk, asks, text)
     finally:
         asks.close()
     if isinstance(asks, Lines) and asks.terminal and not talk.leaving:
-        click.echo("", err=True)  # the shell's prompt gets its own line
+        echo(err=True)  # the shell's prompt gets its own line
 
 
 def turn(talk: Talk, asks: "Terminal | Lines", text: str) -> None:
     """Does what a message asks for. What is typed meanwhile waits for the next one."""
     dumb = isinstance(asks, Lines) and asks.terminal
+    talk.asking = False
     try:
         with typing(shown=False) if dumb else nullcontext():
             if text.startswith("/"):
                 run(talk, text)
             elif text.strip():
                 talk.send(text.strip())
-    except GriffinError as error:
-        console.error(str(error))
     except KeyboardInterrupt:
         console.note(LEAVE)
+    except (SystemExit, BrokenPipeError):  # the process is to end, or nobody reads on
+        raise
+    except BaseException as error:
+        tell(talk, error)
+
+
+def tell(talk: Talk, error: BaseException) -> None:
+    """What went wrong in a turn or a command, after which the chat goes on."""
+    if debugging():
+        echo("".join(traceback.format_exception(error)), err=True)
+    console.error(describe(error) + ("; the message is taken back" if talk.asking and talk.failed else ""))
+    if not talk.asking:
+        return
+    if not isinstance(error, GriffinError | OSError):  # what is resident may be half a turn's
+        with suppress(Exception):
+            talk.chat.engine.unload()
+    if not isinstance(error, PromptError | CheckpointError | ModelNotFound):
+        talk.take_back()

@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from ._print import echo
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -18,4 +20,4 @@ def command(context: click.Context, *, shell: str) -> None:
     made = get_completion_class(shell)
     assert made
     script = made(context.find_root().command, {}, "griffin", "_GRIFFIN_COMPLETE")
-    click.echo(script.source_template % script.source_vars())
+    echo(script.source_template % script.source_vars())

@@ -9,6 +9,7 @@ import click
 from ..errors import GriffinError
 from ..paths import config_file
 from ._options import json_option
+from ._print import echo
 from ._settings import LIBRARY, PREFIX, Setting, as_typed, options_of, settings_of, walk
 
 SECTIONS = "Keys are the options' names: `temperature = 0.7` for all commands, or under [chat] for one."
@@ -30,7 +31,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
     if as_json:
         told = [dict(zip(("command", "option", "value", "source"), row, strict=True)) for row in rows]
         facts: dict[str, Any] = {"path": str(path), "exists": path.exists(), "settings": told, "unknown": unknown}
-        click.echo(json.dumps(facts, indent=2))
+        echo(json.dumps(facts, indent=2))
         return
     console.note(f"{path}{'' if path.exists() else ' (not there yet)'}. {SECTIONS}")
     if rows:

@@ -2,15 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import OptionError
+from ..jsonl import Results, read_content
 from ..options import MODES
+from ..paths import cache_folder
 from . import _console as console
-from ._options import compares, count, file, json_option, opens_engine
+from ._options import compares, count, file, json_option, opens_engine, switch
+from ._outputs import check_outputs
+from ._print import echo
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 )
 @count("--limit", None, "Only the first N questions.")
 @file("--out", "Write every question's scores, as JSONL.", dir_okay=False)
+@switch("--force", "Replace what the --out file holds.")
 @compares
 @opens_engine()
 @json_option()
@@ -43,6 +49,7 @@ def command(
     mode: str,
     limit: int | None,
     out: Path | None,
+    force: bool,
     variants: "list[Variant]",
     open_engine: Callable[[], "Engine"],
     as_json: bool,
@@ -52,16 +59,38 @@ def command(
     Normalised: the highest log-likelihood per character. A space is put between context and choice where neither has
     one.
     """
+    check_outputs("out")
     if out and not out.parent.is_dir():
         raise OptionError(f"{out}: the folder {out.parent} does not exist: create it first")
     from ..evaluation import choice
 
-    questions = choice.read_questions(data)[:limit]
+    content = read_content(data)
+    questions = choice.read_questions(data, content)[:limit]
     engine = open_engine()
-    with console.layer_progress() as on_layer:
-        results = choice.answer(engine, questions, variants, mode, on_layer=on_layer)
-    if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in by_question(questions, results)), encoding="utf-8")
+    settings = {
+        "model": str(engine.path.resolve()),
+        "dtype": engine.dtype,
+        "mode": mode,
+        "limit": limit,
+        "variants": [json.loads(json.dumps(asdict(variant), default=repr)) for variant in variants],
+    }
+
+    def answer() -> "list[Answers]":
+        with console.layer_progress() as on_layer:
+            return choice.answer(engine, questions, variants, mode, on_layer=on_layer)
+
+    if out is None:
+        results = answer()
+    else:
+        given: dict[str, Any] = {"source": data, "content": content, "keys": (), "force": force}
+        with Results(out, settings, **given, memory=cache_folder() / "finished") as written:
+            if written.finished:
+                console.note(f"the scores of {len(questions)} questions are in {out} already; --force makes them again")
+                results = [choice.summed(v, questions, totals(written.rows, i)) for i, v in enumerate(variants)]
+            else:
+                results = answer()
+                for row in list(by_question(questions, results))[len(written.rows) :]:
+                    written.add(row)
     if as_json:
         facts = {
             "model": engine.name,
@@ -71,10 +100,15 @@ def command(
             "questions": len(questions),
             "results": [result.to_json() for result in results],
         }
-        click.echo(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {len(questions)} questions of {data.name}, {mode} mode"
     console.table(title, ("pruned", "accuracy", "±", "normalised", "±"), [cells(result) for result in results])
+
+
+def totals(rows: Sequence[dict[str, Any]], variant: int) -> Iterator[float]:
+    """Log-likelihoods of all choices of all questions by a variant, of its number, from the --out file's rows."""
+    return (float(one) for row in rows for one in row["results"][variant]["log_likelihoods"])
 
 
 def cells(result: "Answers") -> tuple[str, ...]:

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..jsonl import Results, read_rows
+from ..errors import GriffinError
+from ..jsonl import Results, read_content, read_rows
+from ..paths import cache_folder
 from ..units import format_bytes
 from . import _console as console
 from ._options import count, file, json_option, opens_engine, seed_option, several, switch
+from ._outputs import check_outputs
+from ._print import echo
 from ._text import decode
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ def command(
     sums in words (correct answers, and the likelihood of the correct one) and ROUGE of summaries, with standard errors.
     A model that `griffin calibrate` has not measured is measured first.
     """
+    check_outputs("out")
     if summaries is None and "summaries" in tasks:
         raise click.UsageError("--task summaries needs --summaries FILE")
     chosen = [task for task in TASKS if task in (tasks or TASKS) and (task != "summaries" or summaries)]
@@ -85,7 +90,8 @@ def command(
         rouge_scorer()  # if it is not installed, fail before the first measurement
     rows = read_rows(summaries, fault) if summaries else []
     force = data.pop("force")
-    texts = Data(text=decode(text.read_bytes(), str(text)), articles=rows, **data)
+    content = read_content(text)
+    texts = Data(text=decode(content, str(text)), articles=rows, **data)
     engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
@@ -94,18 +100,22 @@ def command(
         "articles": [row["id"] for row in rows],
         **data,
     }
-    with Results(out, settings, source=text, keys=KEYS, force=force) as written:
-        with console.layer_progress("Reading") as on_layer:
-            for row in compare(engine, texts, shares, chosen, skip=written.has, on_layer=on_layer):
-                written.add(row)
+    given: dict[str, Any] = {"source": text, "content": content, "keys": KEYS, "force": force}
+    with Results(out, settings, **given, memory=cache_folder() / "finished") as written:
+        if written.finished and not {row["task"] for row in written.rows}.issuperset(chosen):
+            raise GriffinError(f"{out} exists, with other tasks: choose another name, or --force to replace it")
+        if not written.finished:
+            with console.layer_progress("Reading") as on_layer:
+                for row in compare(engine, texts, shares, chosen, skip=written.has, on_layer=on_layer):
+                    written.add(row)
         found = results(written.rows)
     if as_json:
         facts = {"model": engine.name, "dtype": engine.dtype, "results": [result.to_json() for result in found]}
-        click.echo(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     for share in shares:
         show([result for result in found if result.share in (0, share)], f"{engine.name}, {share:.0%} left out")
-    console.note(f"every measurement is in {out}")
+    console.note(f"every measurement is in {out}" + " already; --force makes them again" * written.finished)
 
 
 def show(found: Sequence["Result"], title: str) -> None:

@@ -11,7 +11,8 @@ from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
-from ._text import decode
+from ._print import echo
+from ._text import read_file
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -58,14 +59,16 @@ def command(
     if prior_weights and prior == OFF:
         raise click.UsageError("--prior-weight needs --prior auto, or a file")
     prompt_tokens, continue_tokens = lengths["prompts"], lengths["continuations"]
-    text = decode(data.read_bytes(), str(data))
+    text = read_file(str(data))
     engine = open_engine()
     from ..evaluation import perplexity
     from ..evaluation.scoring.variant import with_prior
 
     if prior is not None or prior_weights:
         variants = with_prior(engine, variants, prior or AUTO, prior_weights)
-    ids, before = perplexity.encode_text(engine, text, bos=lengths["bos"])
+    ids, before = perplexity.encode_text(
+        engine, text, bos=lengths["bos"], most=windows * (max(prompt_tokens) + max(continue_tokens))
+    )
     pairs = perplexity.windows(ids, max(prompt_tokens), max(continue_tokens), windows)
     with console.layer_progress() as on_layer:
         results = perplexity.perplexity(
@@ -88,7 +91,7 @@ def command(
             "windows": windows,
             "results": [to_json(result, grid) for result in results],
         }
-        click.echo(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     title = f"{engine.name}, {engine.dtype}, {windows} windows of {data.name}"
     columns = (

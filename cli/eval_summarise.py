@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..jsonl import Results, read_rows
+from ..jsonl import Results, read_content, read_rows
+from ..paths import cache_folder
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, switch
+from ._outputs import check_outputs
+from ._print import echo
 from .generate_many import Pace
 
 if TYPE_CHECKING:
@@ -47,11 +50,13 @@ def command(
 
     For each article, the neurons that it uses are kept, as in any run. Sparsity 0 is the full model.
     """
+    check_outputs("out")
     decoding["seed"] = click.get_current_context().params["seed"]
     from ..evaluation.summarise import KEYS, fault, mean_scores, named, rouge_scorer, summarise
 
     rouge_scorer()  # if it is not installed, fail before the first summary
-    rows = read_rows(data, fault)[:limit]
+    content = read_content(data)
+    rows = read_rows(data, fault, content=content)[:limit]
     engine = open_engine()
     settings = {
         "model": str(engine.path.resolve()),
@@ -60,20 +65,22 @@ def command(
         "limit": limit,
         **decoding,
     }
-    with Results(out, settings, source=data, keys=KEYS, force=force) as results:
-        total = len(rows) * len(variants)
-        with Pace(results, total, "summaries") as pace, console.layer_progress() as on_layer:
-            for prediction in summarise(engine, rows, variants, skip=results.has, on_layer=on_layer, **decoding):
-                results.add(prediction)
-                pace.step()
+    given: dict[str, Any] = {"source": data, "content": content, "keys": KEYS, "force": force}
+    with Results(out, settings, **given, memory=cache_folder() / "finished") as results:
+        if not results.finished:
+            total = len(rows) * len(variants)
+            with Pace(results, total, "summaries") as pace, console.layer_progress() as on_layer:
+                for prediction in summarise(engine, rows, variants, skip=results.has, on_layer=on_layer, **decoding):
+                    results.add(prediction)
+                    pace.step()
     summaries = [mean_scores(results.rows, variant) for variant in variants]
     if as_json:
-        click.echo(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
+        echo(json.dumps({"model": engine.name, "results": [summary.to_json() for summary in summaries]}))
     else:
         mode = "drawn at temperature 0.3" if decoding["sampled"] else "greedy"
         title = f"{engine.name}, {engine.dtype}, {len(rows)} articles of {data.name}, {mode}; ± is the standard error"
         console.table(title, ("pruned", "ROUGE-1", "ROUGE-2", "ROUGE-L", "rows", "too long"), map(cells, summaries))
-    console.note(f"every prediction is in {out}")
+    console.note(f"every prediction is in {out}" + " already; --force makes them again" * results.finished)
 
 
 def cells(summary: "Summary") -> tuple[str, ...]:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GriffinError, OptionError, PromptError
-from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, Pruning
+from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, OnLayer, Pruning
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import F, Some, count, decorate, file, json_option, opens_engine, switch, takes
-from ._text import check_text, looks_like_a_file, read_file, read_prompt, takes_form
+from ._options import F, Some, count, decorate, file, json_option, opens_engine, seed_option, switch, takes
+from ._outputs import check_outputs
+from ._print import echo
+from ._text import check_text, looks_like_a_file, read_file, read_prompt, refuse_missing_file, takes_form
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -45,12 +47,12 @@ def takes_calibration(command: F) -> F:
             help='Choose the neurons by many texts, not by one prompt: a text, or a .jsonl file of {"text": ...} or '
             '{"question": ..., "answer": ..., "rationale": ...}. Give several to mix them, by their shares.',
         ),
-        click.option("--samples", type=int, metavar="N", help=f"Samples to draw in all. [default: {SAMPLES}]"),
-        click.option(
+        count("--samples", None, f"Samples to draw in all. [default: {SAMPLES}]"),
+        count(
             "--tokens",
-            type=int,
+            None,
+            f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
             metavar="T",
-            help=f"Longest sample, in tokens. [default: {TOKENS}, or the model's context length if shorter]",
         ),
         click.option(
             "--calibration-format",
@@ -76,7 +78,7 @@ def takes_calibration(command: F) -> F:
             help="RAM for the hidden states of calibration samples between layers; what does not fit goes to a file "
             "beside --out. On the CPU it is part of --device-memory. [default: all that is left]",
         ),
-        count("--seed", 0, "Seed of the samples, and of selections and scores that draw.", low=0),
+        seed_option("Seed of the samples, and of selections and scores that draw."),
     )
 
 
@@ -132,7 +134,7 @@ class CalibrationOptions:
         if self.tokens is not None and self.tokens > room:
             raise OptionError(f"--tokens {self.tokens}: {engine.name} reads at most {room}")
         drawn = draw_samples(
-            lambda text: engine.encode(text, raw=True),
+            lambda text: engine.encode(text, raw=True, cut=True),
             sources,
             samples=SAMPLES if self.samples is None else self.samples,
             tokens=min(TOKENS, room) if self.tokens is None else self.tokens,
@@ -145,24 +147,40 @@ class CalibrationOptions:
             console.note(note)
         return Calibration(drawn.ids, score, self.seed, drawn.facts)
 
-    def check_prior_out(self, force: bool) -> None:
-        """Before the model is read for it. Raises GriffinError."""
+    def check_prior_out(self, force: bool) -> dict[str, Any]:
+        """Before the model is read for it. Returns the facts of the prior that is there. Raises GriffinError."""
         path = self.prior_out
         if path is None:
-            return
+            return {}
         if path.is_dir():
             raise GriffinError(f"{path} is a folder: give --prior-out the name of a file")
         if path.exists() and not force:
-            raise GriffinError(f"{path} exists: give --prior-out another name, or --force to replace it")
+            from ..pruning.prior import load_prior
+
+            try:
+                return dict(load_prior(path).facts)
+            except GriffinError:
+                raise self.exists() from None
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise GriffinError(f"{path} cannot be written: no file can be created in {folder}")
+        return {}
 
-    def save(self, prior: "Prior") -> None:
+    def exists(self) -> GriffinError:
+        return GriffinError(f"{self.prior_out} exists: give --prior-out another name, or --force to replace it")
+
+    def is_saved(self, engine: "Engine", calibration: "Calibration", before: dict[str, Any]) -> bool:
+        """Whether --prior-out is there by these texts already. Raises GriffinError for a prior by others."""
+        same = {**engine.opened.facts, **calibration.to_json()}
+        if before and {name: before.get(name) for name in same} != json.loads(json.dumps(same)):
+            raise self.exists()
+        return bool(before)
+
+    def save(self, prior: "Prior", force: bool) -> None:
         from ..pruning.prior import save_prior
 
         if self.prior_out is not None:
-            save_prior(self.prior_out, prior)
+            save_prior(self.prior_out, prior, new=not force)
             told = prior.facts
             console.note(
                 f"score {told['score']} of {told['samples']} samples, {told['tokens']} tokens: {self.prior_out}"
@@ -206,6 +224,7 @@ def command(
     """
     prompt, prompt_file, form = (more.pop(name) for name in ("prompt", "prompt_file", "form"))
     options = CalibrationOptions(**more)
+    check_outputs("out", "prior_out")
     if out is None and options.prior_out is None:
         raise click.UsageError("Missing option '--out': what to write (or --prior-out, for the scores alone)")
     check_format(export_format, out, packed or (pruning.rest if pruning.rest not in (None, AUTO, "drop") else None))
@@ -226,31 +245,56 @@ def command(
     writing: tuple[Any, ...] = (out, pruning, export_format)
     if options.asked:
         sources = options.sources()
-        options.check_prior_out(force)
+        before = options.check_prior_out(force)
         engine = open_engine()
         calibration = options.draw(engine, sources)
+        saved = options.is_saved(engine, calibration, before)
         start, room = time.perf_counter(), options.host_memory
-        if out is None:
-            with console.layer_progress("Reading") as on_layer:
-                options.save(engine.score_samples(calibration, on_layer, host_memory=room))
-            path = str(options.prior_out)
-            click.echo(json.dumps({"model": engine.name, "prior": path, **calibration.to_json()}) if as_json else path)
-            return
-        with console.layer_progress("Reading and writing") as on_layer:
+
+        def export_static(on_layer: OnLayer) -> "Export":
             export, scores = engine.export_static(
                 calibration, *writing, force=force, host_memory=room, on_layer=on_layer
             )
-        options.save(scores)
+            if not saved:
+                options.save(scores, force)
+            return export
+
+        export = None if out is None else written(export_static)
+        if export is None:
+            if not saved and options.prior_out is not None:
+                with console.layer_progress("Reading") as on_layer:
+                    options.save(engine.score_samples(calibration, on_layer, host_memory=room), force)
+            elif out is None:
+                console.note(f"{options.prior_out} is there already; --force measures it again")
+            path = str(out or options.prior_out)
+            told = {"model": engine.name, "path" if out else "prior": path, **calibration.to_json()}
+            echo(json.dumps(told) if as_json else path)
+            return
     else:
         text = file_or_text(prompt) if prompt is not None and prompt_file is None else read_prompt(prompt, prompt_file)
         engine = open_engine()
         ids = form.encode(engine, text)
         start = time.perf_counter()
-        with console.layer_progress("Reading and writing") as on_layer:
-            export = engine.export(ids, *writing, prompt_text=text, seed=options.seed, force=force, on_layer=on_layer)
+        more = {"prompt_text": text, "seed": options.seed, "force": force}
+        export = written(lambda on_layer: engine.export(ids, *writing, **more, on_layer=on_layer))
+        if export is None:
+            echo(json.dumps({"model": engine.name, "path": str(out)}) if as_json else str(out))
+            return
     told = {"model": engine.name, "sparsity": pruning.sparsity, **export.to_json()}
-    click.echo(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
+    echo(json.dumps({**told, "seconds": time.perf_counter() - start}) if as_json else str(export.path))
     tell(export, export_format, engine.sizes.full, time.perf_counter() - start)
+
+
+def written(export: "Callable[[OnLayer], Export]") -> "Export | None":
+    """What is exported; None, and a note, where it is there already."""
+    from ..export.publish import AlreadyThere
+
+    try:
+        with console.layer_progress("Reading and writing") as on_layer:
+            return export(on_layer)
+    except AlreadyThere as there:
+        console.note(str(there))
+        return None
 
 
 def tell(export: "Export", export_format: ExportFormat, full_bytes: int, seconds: float) -> None:
@@ -301,11 +345,10 @@ def with_share(name: str) -> tuple[Path, float]:
 
 def file_or_text(prompt: str) -> str:
     """The prompt is a file's name or the text itself; says on stderr which. Raises PromptError."""
-    if os.path.isfile(prompt):
+    refuse_missing_file(prompt, "--prompt", "give --prompt the name of a file, or a text")
+    if os.path.isfile(prompt) or (looks_like_a_file(prompt) and os.path.exists(prompt)):
         console.note(f"prompt: the text in the file {prompt}")
         text = read_file(prompt)
-    elif looks_like_a_file(prompt):
-        raise PromptError(f"there is no file {prompt}: give --prompt the name of a file, or a text of several words")
     else:
         console.note("prompt: the text given with --prompt (no file has this name)")
         text = check_text(prompt, "the prompt")

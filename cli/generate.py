@@ -21,8 +21,10 @@ from ._options import (
     switch,
     takes,
 )
+from ._outputs import check_outputs
 from ._page import check_page, recorded, write_page
-from ._text import ending, looks_like_a_file, read_prompt, takes_form
+from ._print import echo
+from ._text import ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
 from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def command(
     if words and prompt is not None:
         raise click.UsageError("the prompt is given twice: leave out --prompt, or the argument")
     prompt = " ".join(words) if words else prompt
+    check_outputs("output", "page")
     if (many["source"] is None) != (many["output"] is None):
         raise click.UsageError("--input and --output go together")
     if many["source"] is not None:
@@ -81,6 +84,8 @@ def command(
         return
     if many["batch_size"] > 1 or many["workers"] or many["per_prompt"] or many["force"]:
         raise click.UsageError("--batch-size, --workers, --per-prompt and --force need --input and --output")
+    if prompt is not None:
+        refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):
         console.note(f"the prompt is the text {prompt}: --prompt-file {prompt} would read a file")
     text = read_prompt(prompt, prompt_file)
@@ -98,7 +103,7 @@ def command(
     show = None if as_json else console.stream
     with console.layer_progress() as on_layer, recorded(page, engine.device) as samples:
         answer = engine.generate(ids, pruning, decoding, on_text=show, on_layer=on_layer, on_plan=on_plan)
-    click.echo(json.dumps(answer.to_json()) if as_json else "")
+    echo(json.dumps(answer.to_json()) if as_json else "")
     longer = "--max-new-tokens N allows more"
     if end := ending(answer, decoding.max_new_tokens, engine.context_length, longer):
         console.note(f"the answer is {end}")

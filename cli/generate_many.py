@@ -3,15 +3,13 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..errors import BudgetError, GriffinError, OptionError
-from ..jsonl import Results, Row, read_rows
+from ..jsonl import Results, Row, read_content, read_rows
 from ..many.batches import Batch, cut
 from ..many.rows import PromptForm, fault
 from ..options import AUTO, OFF, Decoding, Pruning
@@ -19,6 +17,8 @@ from ..paths import cache_folder
 from ..sources.resolve import resolve
 from . import _console as console
 from ._options import Opening, open_engine
+from ._print import echo
+from ._signals import Stopped
 
 if TYPE_CHECKING:
     from ..many.workers import Answerers
@@ -40,7 +40,7 @@ class Job:
 
 
 class Pace:
-    """Tells on stderr how far a long run is: call `step` after each row. Ctrl-C in the block tells it too.
+    """Tells on stderr how far a long run is: call `step` after each row. A signal that ends the block tells it too.
 
     `total`: rows in all, some of which may be in `results` already. At most one line in `every` seconds."""
 
@@ -55,9 +55,10 @@ class Pace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is KeyboardInterrupt:
+        if kind and issubclass(kind, KeyboardInterrupt | Stopped):
             done = f"{len(self._results.rows)} of {self._total} {self._what}"
-            console.note(f"{done} are in {self._results.path}; the same command continues")
+            with suppress(OSError):  # the terminal may be gone
+                console.note(f"{done} are in {self._results.path}; the same command continues")
 
     def step(self) -> None:
         now, done = time.monotonic(), len(self._results.rows)
@@ -82,7 +83,8 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
     Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
     if pruning.skip.share and job.batch_size > 1:
         raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
-    rows = read_rows(job.source, lambda row: fault(row, job.form.raw))
+    content = read_content(job.source)
+    rows = read_rows(job.source, lambda row: fault(row, job.form.raw), content=content)
     with answerers(job, opening, pruning, decoding) as answers:
         facts = answers.call("facts")
         settings = {
@@ -92,14 +94,14 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
             "batch_size": 1 if job.per_prompt else job.batch_size,  # where a batch's prompts share their kept neurons
             **recorded(replace(pruning, allocation=facts.allocation), decoding),
         }
-        memory = cache_folder() / "finished"
-        with Results(job.output, settings, source=job.source, force=job.force, memory=memory) as results:
+        given: dict[str, Any] = {"source": job.source, "content": content, "force": job.force}
+        with Results(job.output, settings, **given, memory=cache_folder() / "finished") as results:
             if not results.finished:
                 answer_rows(answers, job, rows, results)
                 results.sort(row["id"] for row in rows)
             failed = sum("error" in row for row in results.rows)
     if job.as_json:
-        click.echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
+        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
     done = "are answered already in" if results.finished else "answered in"

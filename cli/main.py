@@ -1,24 +1,27 @@
 """The command `griffin`: a click group that imports a command's module only when that command is asked for.
 
-Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 130 interrupted.
+Exit codes: 0 done, 1 an error of the user's (one line on stderr), 2 wrong usage (one line), 70 a fault of Griffin's
+(one line), 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
 GRIFFIN_DEBUG=1, or `griffin --debug COMMAND`, shows the traceback of an error instead of its line.
 """
 
 import importlib
 import os
-import shutil
 import sys
-import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import GriffinError
+from ..foreign import ERROR, sentence
+from ..paths import sweep_ours
 from ..version import __version__
+from ._outcome import debugging, fail, fail_interrupted, hook_threads, told
+from ._print import echo
 from ._settings import apply, source_of
+from ._signals import stopping
 
 # name -> (module in this package, help line). The line stands here too so that `griffin --help` imports no command.
 COMMANDS = {
@@ -101,13 +104,14 @@ class Griffin(LazyGroup):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            with told():
+                code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.UsageError as error:
             parameter = error.param if isinstance(error, click.BadParameter) else None
             if parameter and (source := source_of(error.ctx, parameter.name)):
-                fail(f"{source}: {' '.join(error.message.split())}", 1)
+                fail(f"{source}: {error.message}", 1)
             path = error.ctx.command_path if error.ctx else prog_name
-            fail(f"{' '.join(error.format_message().split()).rstrip('.')}. See '{path} --help'.", 2)
+            fail(f"{sentence(error.format_message(), ERROR - 100).rstrip('.')}. See '{path} --help'.", 2)
         except click.ClickException as error:
             fail(error.format_message(), error.exit_code)
         except click.Abort:
@@ -115,45 +119,9 @@ class Griffin(LazyGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        """As click's; here already, since click would take an EOFError for Ctrl-D."""
+        with told():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            if debugging():
-                raise
-            fail_interrupted()
-        except (GriffinError, OSError, MemoryError) as error:
-            if debugging() or isinstance(error, BrokenPipeError):
-                raise  # a closed pipe is the reader's choice: click leaves quietly
-            fail(describe(error), 1)
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong, as one line. Python's own errors may have no text: then their name."""
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return f"{name}{error.strerror.lower()}"
-    if isinstance(error, MemoryError):
-        return "out of memory: set --device-memory lower, or close what else is running"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def debugging() -> bool:
-    return os.environ.get("GRIFFIN_DEBUG", "0") not in ("", "0")
-
-
-def fail(message: str, code: int) -> NoReturn:
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)  # a name may hold a terminal's commands
-    text = f"error: {shown}"
-    if sys.stderr is not None and sys.stderr.isatty():  # whole words, as far as they are no longer than the screen
-        width = shutil.get_terminal_size().columns
-        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    click.echo(text, err=True)
-    sys.exit(code)
-
-
-def fail_interrupted() -> NoReturn:
-    click.echo("interrupted", err=True)
-    sys.exit(130)
 
 
 @click.group(
@@ -174,7 +142,9 @@ def griffin(ctx: click.Context, debug: bool) -> None:
     if debug:
         os.environ["GRIFFIN_DEBUG"] = "1"
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        echo(ctx.get_help())
+    else:
+        sweep_ours()
 
 
 def main() -> None:
@@ -187,4 +157,6 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:  # a model writes any character; a terminal that cannot show it gets '?'
             reconfigure(errors="replace")
-    griffin()
+    hook_threads()
+    with stopping():
+        griffin()

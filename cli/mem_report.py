@@ -10,9 +10,11 @@ import click
 
 from ..errors import GriffinError
 from ..options import Placement, Pruning
-from ..units import MIB, format_bytes, format_rate, parse_bytes
+from ..small_json import need
+from ..units import MIB, format_bytes, format_rate, parse_budget
 from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
+from ._print import echo
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +117,7 @@ def request_here(placement: Placement) -> "Request":
         PROMPT_TOKENS,
         ANSWER_TOKENS,
         0.0,
-        parse_bytes(size) if size is not None else device_budget(device),
+        parse_budget(size) if size is not None else device_budget(device),
         device,
         held_memory(device),
         how_known(device),
@@ -132,10 +134,10 @@ def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) 
         dtype = str(planned.dtype).removeprefix("torch.")
         facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
         facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
-        click.echo(json.dumps(facts | {"ladder": rungs}))
+        echo(json.dumps(facts | {"ladder": rungs}))
         return
     if planned.note:
-        click.echo(f"{planned.name} is {planned.note}\n")
+        echo(f"{planned.name} is {planned.note}\n")
     console.plan(plan)
     console.table("Layers", ("layer", "neurons kept", "of", "full", "resident"), layer_rows(plan))
     if rungs:
@@ -214,10 +216,10 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
-        click.echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
+        echo(json.dumps({"machine": facts, "models": [asdict(row) for row in rows]}))
         return
     console.pairs(machine_rows(here, device, budget), err=False)
-    click.echo("")
+    echo()
     columns = ("model", "full", "resident, 50 % dropped", "75 %", "the best that fits here", "resident")
     console.table(f"What fits in {format_bytes(budget)}", columns, catalogue_cells(rows))
 
@@ -266,36 +268,42 @@ def show_last(as_json: bool) -> None:
 
     last = load_last(cache_folder())
     if as_json:
-        click.echo(json.dumps(last))
+        echo(json.dumps(last))
         return
     try:
         title, rows = last_rows(last)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise GriffinError("the report of the last run was written by another version of Griffin: run again") from error
+    except (ValueError, ZeroDivisionError) as error:
+        raise GriffinError(
+            f"the report of the last run is damaged, or of another version of Griffin ({error}): run again"
+        ) from error
     console.table(title, ("", "predicted", "measured", ""), rows)
 
 
 def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
-    """Title and cells: what, predicted, measured, how the two compare."""
-    memory, io, times = last["memory"], last["io"], last["timings"]
-    planned, peak = memory["planned_peak_bytes"], memory["measured_peak_bytes"]
-    budget = memory["budget_bytes"]
+    """Title and cells: what, predicted, measured, how the two compare. Raises ValueError or ZeroDivisionError."""
+    memory, io, times = (need(last, name, dict) for name in ("memory", "io", "timings"))
+    planned, peak, budget = (
+        need(memory, f"{name}_bytes", float) for name in ("planned_peak", "measured_peak", "budget")
+    )
     side = "below" if peak <= budget else "ABOVE"
     within = f"{format_bytes(abs(budget - peak))} {side} the budget of {format_bytes(budget)}"
-    whole, read = io["checkpoint_bytes"], io["bytes_read"]
-    limit, pace, expected = times["limit_tokens_per_s"], times["decode_tokens_per_s"], times["expected_tokens_per_s"]
+    whole, read = (need(io, name, float) for name in ("checkpoint_bytes", "bytes_read"))
+    limit, pace = (need(times, f"{name}_tokens_per_s", float) for name in ("limit", "decode"))
+    expected = need({**times, "expected": times.get("expected_tokens_per_s") or 0.0}, "expected", float)
     rows: list[tuple[str, ...]] = [
         ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {within}"),
         ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
     ]
-    if predicted := memory["planned_host_peak_bytes"]:
-        held = memory["measured_host_peak_bytes"]
+    if predicted := need(memory, "planned_host_peak_bytes", float):
+        held = need(memory, "measured_host_peak_bytes", float)
         rows.insert(1, ("RAM", format_bytes(predicted), format_bytes(held), "layers for the next prompt, and buffers"))
-        if stages := io["stages"]:
-            longest = f"bound by {stages['bound_by']}: {stages[stages['longest']]:.2f} s"
-            rows.append(("prompt pass", "", f"{stages['total_s']:.2f} s", longest))
+        if stages := need({**io, "stages": io.get("stages") or {}}, "stages", dict):
+            seconds = need(stages, need(stages, "longest", str), float)
+            longest = f"bound by {need(stages, 'bound_by', str)}: {seconds:.2f} s"
+            rows.append(("prompt pass", "", f"{need(stages, 'total_s', float):.2f} s", longest))
     if pace and limit:
         share = f"{pace / limit:.0%} of what memory bandwidth allows"
         rows.append(("tokens/s", f"{expected or limit:.1f}", f"{pace:.1f}", share))
-    title = f"{last['model']} at {last['sparsity']:.0%} sparsity, {last['dtype']} on {last['device']}"
+    model, dtype, device = (need(last, name, str) for name in ("model", "dtype", "device"))
+    title = f"{model} at {need(last, 'sparsity', float):.0%} sparsity, {dtype} on {device}"
     return title, rows

@@ -7,6 +7,7 @@ import click
 
 from ..errors import GriffinError
 from ..units import format_bytes
+from ._print import echo
 
 
 @click.command("models", short_help="The models known by name, and those on this machine.")
@@ -25,7 +26,7 @@ def command(*, word: str | None, as_json: bool) -> None:
     if not rows:
         raise GriffinError(f"no model here or in the catalogue has {word!r} in its name: `griffin models` lists all")
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     columns = ["model", "parameters", "bf16", "licence", "gated", "on this machine"]
     console.table("Models", columns, [cells(row) for row in rows])

@@ -12,7 +12,9 @@ import click
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, count, decorate, file, json_option, opens_engine, several
+from ._options import F, count, decorate, file, json_option, opens_engine, seed_option, several, switch
+from ._outputs import check_figure, check_outputs
+from ._print import echo
 from ._text import read_file, read_prompt
 
 if TYPE_CHECKING:
@@ -45,24 +47,27 @@ class Figure:
 
     def done(self, **summary: Any) -> None:
         """The figure's path on stdout, or with --json the path and what it shows."""
-        click.echo(json.dumps({"out": str(self.out), **summary}) if self.as_json else str(self.out))
+        echo(json.dumps({"out": str(self.out), **summary}) if self.as_json else str(self.out))
 
 
 def draws(command: F) -> F:
-    """Gives a command --out and --json; it gets `figure`. Raises GriffinError for a name that is no figure's."""
+    """Gives a command --out, --force and --json; it gets `figure`. Raises GriffinError."""
 
     @wraps(command)
-    def run(*, out: Path, as_json: bool, **values: Any) -> Any:
+    def run(*, out: Path, force: bool, as_json: bool, **values: Any) -> Any:
+        check_outputs("out")
+        check_figure(out, force)
         return command(figure=Figure(out, as_json), **values)
 
     return decorate(
         cast(F, run),
         file(
             "--out",
-            "The figure: a .png, .pdf or .svg file. An existing one is replaced.",
+            "The figure: a .png, .pdf or .svg file. An earlier figure is replaced.",
             required=True,
             dir_okay=False,
         ),
+        switch("--force", "Replace any other file too."),
         json_option("Print the numbers in the figure as one JSON object."),
     )
 
@@ -95,9 +100,7 @@ def command() -> None:
 @click.option("--prompt-file", required=True, metavar="FILE", help="A UTF-8 text file with the prompt; - for stdin.")
 @layers_option
 @several("--order", "orders", ("original",), ORDER, type=click.Choice(ORDERS))
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the permutation and of random tokens."
-)
+@seed_option("Seed of the permutation and of random tokens.")
 @count("--tokens", 512, "Tokens to draw.")
 @count("--features", 512, "Neurons to draw.")
 @opens_engine()
@@ -120,11 +123,12 @@ def flocking(
     """
     text = read_prompt(None, prompt_file)
     from ..evaluation.figures import observe, plots
+    from ..model.long_texts import first_tokens
 
     plots.check(figure.out)
     engine = open_engine()
     chosen = observe.check_layers(engine, layers)
-    ids = engine.encode(text, raw=True)[:tokens]
+    ids = first_tokens(lambda part: engine.encode(part, raw=True, cut=True), text, tokens)[:tokens]
     panels = {}
     for order in dict.fromkeys(orders):
         with console.layer_progress() as on_layer:
@@ -221,6 +225,8 @@ def compare(*, results: Path, figure: Figure) -> None:
 
     plots.check(figure.out)
     found = compare.results(read_rows(results, compare.fault, compare.KEYS))
+    if Path(f"{results}.state").exists():
+        console.note(f"{results} is of a run that was stopped: `griffin eval compare` has not measured everything yet")
     panels = {
         title: [(result.way, result.share, *result.values[name]) for result in found if name in result.values]
         for name, title in MEASURES.items()

@@ -2,6 +2,8 @@
 
 import click
 
+from ._print import echo
+
 
 @click.command("pull", short_help="Fetch a model now, to run it later.")
 @click.argument("name")
@@ -23,4 +25,4 @@ def command(*, name: str) -> None:
             path = resolve(name, on_progress=update)
         if made_from := origin(path):
             console.note(f"made from {made_from}")
-    click.echo(path)
+    echo(path)

@@ -10,6 +10,7 @@ from ..options import Decoding, Pruning
 from ..units import format_bytes, parse_bytes
 from . import _console as console
 from ._options import Some, count, opens_engine, switch, takes
+from ._outcome import debugging
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -50,8 +51,6 @@ def command(
     only. The options below are the defaults; a request may change them. Ctrl-C stops the server.
     """
     import os
-
-    from .main import debugging
 
     try:  # before the engine is opened, which counts what is loaded
         from ..serving.server import Address, ApiServer

@@ -6,6 +6,7 @@ import time
 import click
 
 from ..units import format_bytes
+from ._print import echo
 
 
 @click.command("sessions", short_help="The saved chats, for griffin chat --resume.")
@@ -25,7 +26,7 @@ def command(*, delete: tuple[str, ...], as_json: bool) -> None:
         return
     rows = entries()
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     if not rows:
         console.note("no session is saved: griffin chat --session NAME saves one")

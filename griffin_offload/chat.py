@@ -7,14 +7,15 @@ its answer ends where the user would speak.
 
 import json
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GriffinError, OptionError
-from .files import reason
+from .files import reason, write_whole
+from .inputs import TEXT, read_input
 from .options import Decoding, OnLayer, OnText, Pruning, as_dict, with_text
+from .small_json import is_text
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -61,6 +62,17 @@ class Conversation:
             return self._turns.pop()["content"]
         return None
 
+    def asking(self, question: str, *, again: bool = False) -> "Conversation":
+        """Another conversation that ends with a question; `again`: the last one of this."""
+        other = Conversation(self.system)
+        other._turns = self._turns[: -2 if again else None]
+        other.add_user(question)
+        return other
+
+    def take(self, other: "Conversation") -> None:
+        """Its messages become another's, in one step."""
+        self._turns = other._turns
+
     def undo(self) -> str | None:
         """Remove the newest exchange, answered or not. Returns its user message; None if there is nothing."""
         self.drop_answer()
@@ -80,30 +92,29 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write as JSON: whole or not at all. Replaces only another saved conversation. Raises GriffinError."""
-        if path.exists():
-            try:
-                Conversation.load(path)
-            except GriffinError:
-                raise GriffinError(f"{path} exists and is not a saved conversation: choose another name") from None
-        content = self.to_json()
         try:
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
+            if os.path.lexists(path):
+                self._check_ours(path)
+            with write_whole(path, sync=True, make_folder=False) as temporary:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(content, file, ensure_ascii=False, indent=1)
+                    json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
                     file.write("\n")
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
         except (OSError, ValueError) as error:
             raise GriffinError(f"cannot save the conversation as {path}: {reason(error)}") from error
+
+    @staticmethod
+    def _check_ours(path: Path) -> None:
+        try:
+            Conversation.load(path)
+        except GriffinError:
+            raise GriffinError(f"{path} exists and is not a saved conversation: choose another name") from None
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """Read what `save` wrote, checking every field. Raises GriffinError."""
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = json.loads(read_input(path, TEXT).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise GriffinError(f"cannot load a conversation from {path}: {reason(error)}") from error
 
@@ -122,14 +133,14 @@ class Conversation:
 
         need(isinstance(content, dict) and content.get("format") == FORMAT, f'no "format": "{FORMAT}"')
         need(content.get("version") == 1, f"version {content.get('version')!r}; this Griffin reads version 1")
-        need(isinstance(content.get("system"), str | None), "the system text is not text")
+        need(content.get("system") is None or is_text(content["system"]), "the system text is not text")
         turns = content.get("messages")
         need(isinstance(turns, list), "no list of messages")
         need(len(turns) % 2 == 0, f"{len(turns)} messages: the last question has no answer")
         result = cls(content.get("system"))
         for index, turn in enumerate(turns):
             role = ("user", "assistant")[index % 2]
-            ok = isinstance(turn, dict) and turn.get("role") == role and isinstance(turn.get("content"), str)
+            ok = isinstance(turn, dict) and turn.get("role") == role and is_text(turn.get("content"))
             need(ok, f"message {index + 1} should have the role {role!r} and a text as its content")
             result._turns.append({"role": role, "content": turn["content"]})
         return result
@@ -210,44 +221,41 @@ class Chat:
         decoding.generate_options(pruning.selection)  # refuses greedy beside sampling
         self.pruning, self.decoding = pruning, decoding
 
-    def prompt_ids(self) -> list[int]:
-        """Token ids of the whole conversation, up to where the next answer begins."""
+    def prompt_ids(self, conversation: Conversation | None = None) -> list[int]:
+        """Token ids of the whole conversation (by default the chat's), up to where the next answer begins."""
+        messages = (conversation or self.conversation).messages
         if self.engine.has_chat_template:
-            return self.engine.encode_chat(self.conversation.messages)
-        return self.engine.encode(transcript(self.conversation.messages), raw=True)
+            return self.engine.encode_chat(messages)
+        return self.engine.encode(transcript(messages), raw=True)
 
     def ask(self, text: str, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Answer":
-        """Answer one more user message. If that fails, or is interrupted before the first token, it is taken back.
+        """Answer one more user message. If that fails, or is interrupted before the first token, the conversation is as
+        it was.
 
         An answer that is interrupted later is kept as far as it got (finish_reason "interrupted")."""
-        self.conversation.add_user(text)
-        try:
-            return self._answer(on_text, on_layer)
-        except BaseException:
-            self.conversation.undo()
-            raise
+        return self._answer(text, False, on_text, on_layer)
 
     def regenerate(self, *, on_text: OnText | None = None, on_layer: OnLayer | None = None) -> "Answer":
         """Answer the last user message again. If that fails, the old answer stays. Raises GriffinError."""
-        old = self.conversation.drop_answer()
-        if old is None:
+        question = self.conversation.last_user
+        if question is None or self.conversation.messages[-1]["role"] != "assistant":
             raise GriffinError("there is no answer yet to replace")
-        try:
-            return self._answer(on_text, on_layer)
-        except BaseException:
-            self.conversation.add_assistant(old)
-            raise
+        return self._answer(question, True, on_text, on_layer)
 
-    def _answer(self, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
-        ids, options = self.prompt_ids(), (self.pruning, self.decoding)
+    def _answer(self, question: str, again: bool, on_text: OnText | None, on_layer: OnLayer | None) -> "Answer":
+        """Whenever this is stopped, the conversation has the whole exchange or nothing of it."""
+        asked = self.conversation.asking(question, again=again)
+        ids, options = self.prompt_ids(asked), (self.pruning, self.decoding)
         self.prompt_end = str(self.engine.tokenizer.decode(ids[-16:]))
         if self.engine.has_chat_template:
             answer = self.engine.generate(ids, *options, on_text=on_text, on_layer=on_layer, continues=True)
-            self.conversation.add_assistant(answer.reply or answer.text)
+            asked.add_assistant(answer.reply or answer.text)
+            self.conversation.take(asked)
             return answer
         decoding = replace(self.decoding, stop=(*self.decoding.stop, STOP))
         on_text = _without_leading_blanks(on_text) if on_text else None
         more: dict[str, Any] = {"on_text": on_text, "on_layer": on_layer}
         answer = self.engine.generate(ids, self.pruning, decoding, continues=True, **more)
-        self.conversation.add_assistant(answer.text.strip())
+        asked.add_assistant(answer.text.strip())
+        self.conversation.take(asked)
         return answer

@@ -5,6 +5,8 @@ answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
 print(answer.text, answer.report.measured_peak)
 """
 
+import hashlib
+import json
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from .errors import OptionError
 from .export.pruned_model import Export, ExportJob, ExportSource
-from .export.to_gguf import GGUF_MULTIPLE, export_gguf, require_gguf
-from .export.to_safetensors import export_checkpoint
+from .export.to_gguf import GGUF_MULTIPLE, checked_file, export_gguf, require_gguf
+from .export.to_safetensors import checked_folder, export_checkpoint
+from .files import refuse_inputs
 from .generation import answer
 from .memory.out_of_memory import planned
 from .model_prior import known_prior, score_samples, with_known_prior
@@ -28,17 +31,18 @@ from .offload.neuron_scores import find_room
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip
 from .open_model import open_model
-from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, from_keywords
+from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, as_dict, from_keywords
 from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
 from .pruning.selection import Selection
 from .refresh import answer_refreshed
 from .run import Answer, Asked
-from .sources.resolve import DEFAULT_MODEL
+from .sources.resolve import DEFAULT_MODEL, weight_files
 from .streamer import texts_to
 from .text_stream import OnToken, TokenStream
-from .units import parse_bytes
+from .units import parse_budget, parse_bytes
+from .version import __version__
 
 
 class Engine:
@@ -78,7 +82,7 @@ class Engine:
 
     @budget.setter
     def budget(self, size: int | str) -> None:
-        self.opened = replace(self.opened, budget=parse_bytes(size))
+        self.opened = replace(self.opened, budget=parse_budget(size))
 
     def plan(
         self,
@@ -245,6 +249,9 @@ class Engine:
             fold_samples=sum(map(len, source.calibration.samples)) if source.calibration else 0,
             skip=pruning.skip if pruning.skip.share else None,
         )
+        request_hash = self._request_hash(source, seed, pruning, format)
+        real = (checked_file if gguf else checked_folder)(out.path, request_hash, out.force)
+        refuse_inputs(real, [self.path, *weight_files(self.path)])
         if source.calibration:
             folder = next(parent for parent in out.path.absolute().parents if parent.is_dir())
             layout = self.skeleton.layout
@@ -259,7 +266,8 @@ class Engine:
         selection = Selection(seed=seed) if source.calibration else self._selection(pruning, seed, plan)
         self.unload()
         reader = self.opened.reader()
-        job = ExportJob(self.skeleton, reader, plan, selection, source, out.path, out.force, out.on_layer)
+        where = (out.path, request_hash, out.force, out.on_layer)
+        job = ExportJob(self.skeleton, reader, plan, selection, source, *where)
         try:
             with self._planned(plan):
                 if gguf:
@@ -269,6 +277,13 @@ class Engine:
                 return replace(export, rest=plan.rest_to_json())
         finally:
             reader.close()
+
+    def _request_hash(self, source: ExportSource, seed: int, pruning: Pruning, format: ExportFormat) -> str:
+        """Of all that an export depends on: two of one hash are the same."""
+        calibration = source.calibration and [source.calibration.to_json(), list(source.calibration.samples)]
+        asked = [as_dict(pruning), as_dict(format), seed, source.prompt_ids, source.prompt_text, calibration]
+        told = [__version__, self.opened.facts, self.dtype, asked]
+        return hashlib.sha256(json.dumps(told, default=repr, sort_keys=True).encode()).hexdigest()[:32]
 
     def score_samples(
         self, calibration: Calibration, on_layer: OnLayer | None = None, *, host_memory: int | str | None = None

@@ -14,6 +14,8 @@ GriffinError
 └── WorkerError               a process that answered prompts has ended, or failed
 """
 
+from .foreign import NAME, sentence
+
 
 class GriffinError(Exception):
     """Base of every error that the user can fix."""
@@ -65,4 +67,4 @@ class WorkerError(GriffinError):
 
 def one_line(error: object) -> str:
     """Another library's error, short and on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return sentence(error, NAME) or type(error).__name__

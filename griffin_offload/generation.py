@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from .errors import OptionError
+from .errors import NumericError, OptionError, one_line
 from .memory.capture import Capture
 from .memory.measure import PeakMeter
 from .memory.out_of_memory import planned
@@ -70,6 +70,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
                 answer_each(opened, resident, run, measured)
             else:
                 answer_together(opened, resident, run, measured)
+    except (OverflowError, RuntimeError) as error:
+        if not isinstance(error, OverflowError) and "probability tensor" not in str(error):
+            raise
+        told = "the predictions become infinite by the sampling options or penalties, or by the generation config"
+        raise NumericError(f"{opened.name} draws no token: {told} ({one_line(error)})") from None
     except KeyboardInterrupt:
         if not all(streamer.times for streamer in run.streamers):
             raise

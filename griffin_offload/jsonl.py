@@ -7,28 +7,36 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .errors import GriffinError
-from .files import reason, write_text
+from .files import check_same, reason, write_text, write_whole
+from .inputs import ROWS, read_input
 
 Row = dict[str, Any]
 Fault = Callable[[Row], str | None]  # row -> what is wrong with it
 
 
-def read_rows(path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",)) -> list[Row]:
+def read_content(path: Path) -> bytes:
+    """The bytes of a file of rows, or of a pipe, which can be read once. Raises GriffinError."""
+    try:
+        return read_input(path, ROWS, pipe=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
+
+
+def read_rows(
+    path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",), *, content: bytes | None = None
+) -> list[Row]:
     """The rows of a file, without blank lines. Raises GriffinError that names file and line.
 
     A row without an "id" (a text or a whole number) gets the number of its line. `keys`: fields whose values together
-    must differ in all rows."""
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise GriffinError(f"cannot read {path}: {reason(error)}") from error
+    must differ in all rows. `content`: what `read_content` gave, where it is needed beside the rows."""
+    content = read_content(path) if content is None else content
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -78,13 +86,13 @@ def _key(row: Row, keys: Sequence[str]) -> str:
 class Results:
     """A file that rows are added to. Each is on the disk before `add` returns, so that a stop loses none.
 
-    `settings` (JSON types), and the content of the file `source`, are what the rows depend on. Opened again with the
+    `settings` (JSON types), and the `content` of the file `source`, are what the rows depend on. Opened again with the
     same, a file continues: `rows` has its rows, `has` finds one by `keys`, and half a line at the end is cut off. A
     file with other settings, or of a finished run, is refused, or with `force` begun again. A context manager: a block
-    without an exception finishes the run.
+    without an exception finishes the run; one that fails before its first row leaves no file.
 
-    `memory`: a folder that remembers finished runs. Opened again with the same settings, such a run is `finished`: all
-    its rows are there."""
+    `content`: what was read of `source`; None reads it now. `memory`: a folder that remembers finished runs. Opened
+    again with the same settings, such a run is `finished`: all its rows are there."""
 
     def __init__(
         self,
@@ -92,26 +100,33 @@ class Results:
         settings: dict[str, Any],
         *,
         source: Path,
+        content: bytes | None = None,
         keys: Sequence[str] = ("id",),
         force: bool = False,
         memory: Path | None = None,
     ) -> None:
-        """Raises GriffinError for a file that must not be written."""
-        self.finished = False
+        """Raises GriffinError for a file that must not be written, or cannot be."""
+        self.finished = self._begun = False
+        self.rows: list[Row] = []
         self._remembered = memory and memory / f"{_hash(str(path.resolve()).encode())}.json"
         self.path, self._keys = path, keys
         self._state = path.with_name(path.name + ".state")
         if path.exists() and not path.is_file():
             raise GriffinError(f"{path} is not a plain file: results are written to one")
-        if path.exists() and path.samefile(source):
-            raise GriffinError(f"{path} is the input too: write the results to another file")
-        self._settings = settings = {**settings, "input": _hash(source.read_bytes())}
-        self._file = path.open("a+b", buffering=0)
+        for ours in (path, self._state):
+            if ours.exists() and ours.samefile(source):
+                raise GriffinError(f"{ours} is the input too: write the results to another file")
+        content = read_content(source) if content is None else content
+        self._settings = {**settings, "input": _hash(content)}
+        try:
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise GriffinError(f"cannot write to {path}: {reason(error)}") from error
         try:
             self._lock()
-            self.rows = self._begin(settings, force)
-        except BaseException:
-            self._file.close()
+            self.rows = self._begin(self._settings, force)
+        except BaseException as error:
+            self._leave(error)
             raise
         self._done = {_key(row, keys) for row in self.rows}
 
@@ -122,25 +137,29 @@ class Results:
     def add(self, row: Row) -> None:
         """Writes a row. Raises GriffinError."""
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
-        try:
+        with self._writing("the same command goes on later"):
+            self._check()
             if self._file.write(line) < len(line):
                 raise OSError("no space left")
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise GriffinError(
-                f"cannot write to {self.path}: {reason(error)}; the same command goes on later"
-            ) from error
+        self._size += len(line)
         self.rows.append(row)
         self._done.add(_key(row, self._keys))
 
     def sort(self, ids: Iterable[Any]) -> None:
-        """Puts the rows of a whole run in this order of their ids, where they are in another. Raises OSError."""
+        """Puts the rows of a whole run in this order of their ids, where they are in another. Raises GriffinError."""
         by_id = {json.dumps(row["id"]): row for row in self.rows}
         order = [by_id[json.dumps(each)] for each in ids]
         if order == self.rows:
             return
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in order)
-        write_text(self.path, "".join(lines), sync=True)
+        with self._writing("its rows are there, in the order in which they were done"):
+            self._check()
+            write_text(self.path, "".join(lines), sync=True)
+            self._file.close()
+            self._file = self.path.open("a+b", buffering=0)
+            self._size = os.fstat(self._file.fileno()).st_size
+        self._lock()
         self.rows = order
 
     def __enter__(self) -> "Results":
@@ -149,35 +168,81 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self.finished:
-            self._state.unlink(missing_ok=True)
-            if self._remembered:
-                with suppress(OSError):  # it only saves a person a --force
-                    write_text(self._remembered, json.dumps(self._as_finished()))
+        try:
+            if kind is None and not self.finished:
+                with self._writing("the rows may be lost"):
+                    self._check()
+                    if self._remember():
+                        self._state.unlink(missing_ok=True)
+        finally:
+            self._leave(error)
+
+    @contextmanager
+    def _writing(self, way_out: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise GriffinError(f"cannot write to {self.path}: {reason(error)}; {way_out}") from error
+
+    def _check(self) -> None:
+        """Raises OSError where the file is not the one, or not as long, as this run left it."""
+        check_same(self._file.fileno(), self.path)
+        if os.fstat(self._file.fileno()).st_size != self._size:
+            raise OSError("another program has changed it")
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Closes the file; where a run fails before its first row, removes it. No state stays without its file."""
+        with suppress(OSError):
+            if not self.path.exists():
+                self._state.unlink(missing_ok=True)
+            elif isinstance(error, Exception) and self._begun and not self.rows:
+                check_same(self._file.fileno(), self.path)
+                self._state.unlink(missing_ok=True)
+                self.path.unlink()
         self._file.close()
 
     def _lock(self) -> None:
         """Locks the file until the process ends. Raises GriffinError if another run has it."""
+        busy = GriffinError(f"{self.path} is being written by another run: wait for it, or end it")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GriffinError(f"{self.path} is being written by another run: wait for it, or end it") from None
+            raise busy from None
         except OSError:  # a file system without locks
             pass
+        try:
+            check_same(self._file.fileno(), self.path)
+        except OSError:  # a run that failed has just removed it
+            raise busy from None
 
     def _begin(self, settings: dict[str, Any], force: bool) -> list[Row]:
         """The rows of an earlier run, or none in an emptied file."""
-        size = self._file.seek(0, os.SEEK_END)
-        if size and not force:
+        self._size = self._file.seek(0, os.SEEK_END)
+        if self._size and not force:
             if self._was_finished():
                 self.finished = True
-                return self._read()
-            self._check_settings(settings)
+            else:
+                self._check_settings(settings)
             return self._read()
-        # The state comes first, and to the disk: rows without one belong to no run.
-        write_text(self._state, json.dumps(settings), sync=True)
-        self._file.truncate(0)
+        self._begun = not self._size
+        with self._writing("nothing was written"), write_whole(self._state) as temporary:
+            temporary.write_text(json.dumps(settings), "utf-8")
+            with temporary.open("rb") as file:  # to the disk before any row: rows without a state belong to no run
+                os.fsync(file.fileno())
+            self._state.unlink(missing_ok=True)  # never beside rows of other settings
+            self._begun = True
+            self._file.truncate(0)
+        self._size = 0
         return []
+
+    def _remember(self) -> bool:
+        """Whether the state is needed no more: it also tells that all rows are there, where nothing else does."""
+        if self._remembered:
+            try:
+                write_text(self._remembered, json.dumps(self._as_finished()))
+            except OSError:
+                return False
+        return True
 
     def _as_finished(self) -> dict[str, Any]:
         return {**json.loads(json.dumps(self._settings)), "output": _hash(self.path.read_bytes())}
@@ -207,10 +272,12 @@ class Results:
 
     def _read(self) -> list[Row]:
         """The whole rows; cuts off half a row after the last newline, which a stopped run left."""
-        self._file.seek(0)
-        whole, newline, half = self._file.readall().rpartition(b"\n")
-        if half:
-            self._file.truncate(len(whole) + len(newline))
+        with self._writing("the same command goes on later"):
+            self._file.seek(0)
+            whole, newline, half = self._file.readall().rpartition(b"\n")
+            self._size = len(whole) + len(newline)
+            if half:
+                self._file.truncate(self._size)
         rows = []
         for number, line in enumerate(whole.split(b"\n") if newline else [], 1):
             where = f"{self.path}, line {number}"

@@ -15,7 +15,15 @@ from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
 from .checkpoint.reader import Reader, buffer_bytes
-from .errors import CheckpointError, GriffinError, OptionError, PromptError, one_line
+from .errors import (
+    BudgetError,
+    CheckpointError,
+    ContextError,
+    GriffinError,
+    OptionError,
+    PromptError,
+    one_line,
+)
 from .memory.heap import return_freed_memory
 from .memory.host_cache import room_for_layers
 from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
@@ -27,6 +35,7 @@ from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
 from .model.generation_fields import check_generation, load_generation_config
 from .model.kv_cache import make_cache
+from .model.long_texts import PIECE, has_more_tokens
 from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel
@@ -48,7 +57,7 @@ from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
 from .quant.products import choose, load_libraries
 from .sources.resolve import resolve
-from .units import parse_bytes
+from .units import format_bytes, parse_budget
 
 
 @dataclass(frozen=True)
@@ -112,26 +121,42 @@ class OpenModel:
     def has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def encode(self, prompt: str, *, system: str | None = None, raw: bool = False) -> list[int]:
-        """Token ids of one user turn in the chat template, or of the bare text (`raw`, or no template)."""
+    def encode(self, prompt: str, *, system: str | None = None, raw: bool = False, cut: bool = False) -> list[int]:
+        """Token ids of one user turn in the chat template, or of the bare text (`raw`, or no template). `cut`: the
+        text may be longer than the model reads. Raises PromptError, ContextError, BudgetError."""
         if not prompt.strip():
             raise PromptError("the prompt is empty: give some text")
         if raw or not self.has_chat_template:
             if system:
                 raise PromptError("--system needs a model with a chat template, and no --raw")
+            if not cut:
+                self._check_length(prompt)
             return self.check_tokens(list(self.tokenizer(prompt)["input_ids"]))
         turns = [{"role": "system", "content": system}] if system else []
         return self.encode_chat([*turns, {"role": "user", "content": prompt}])
 
     def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation up to where the answer begins. `options`: what the chat template may be told
-        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media."""
+        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media;
+        ContextError, BudgetError."""
         refuse_media(messages)
         if not self.has_chat_template:
             raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
-        return self.check_tokens(
-            list(self.chat_template.apply(messages, add_generation_prompt=True, return_dict=False, **options))
-        )
+        ids = self.chat_template.encode(messages, check=self._check_length, **options)
+        return self.check_tokens(ids)
+
+    def _check_length(self, text: str) -> None:
+        """Before a text is tokenized, which takes hundreds of bytes a token. Raises ContextError for more tokens than
+        the model reads, BudgetError for more than the budget has room for."""
+        if len(text) <= PIECE:
+            return
+        sizes, row = self.sizes, self.config.get_text_config().hidden_size * self.skeleton.layout.dtype.itemsize
+        fits = self.budget // row  # each has a hidden state
+        if has_more_tokens(self.tokenizer, text, min(sizes.context, fits)):
+            told = f"the prompt, {format_bytes(len(text))} of text, has more than {min(sizes.context, fits)} tokens"
+            if sizes.context <= fits:
+                raise ContextError(f"{told}; {self.name} reads at most {sizes.context}, answer included")
+            raise BudgetError(f"{told}, and {format_bytes(self.budget)} hold no more: give fewer, or more memory")
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -289,7 +314,7 @@ class OpenModel:
     def reader(self) -> Reader:
         """Past the page cache where it lacks a part of a large checkpoint. A small one is read through it: the next run
         finds it there."""
-        return Reader(direct=self._is_large)
+        return Reader(self._is_large, self.checkpoint.files)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64.
@@ -331,7 +356,7 @@ def open_model(
     config, checkpoint = read_headers(path)
     overridden = override_fields(path, config)
     check_layers(path, config, checkpoint)
-    rows = Reader()
+    rows = Reader(files=checkpoint.files)
     dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
     skeleton = _skeleton(path, config, checkpoint, dtype, rows)
     used = {info.name for info in skeleton.layout.infos}
@@ -365,7 +390,7 @@ def open_model(
         checkpoint=checkpoint,
         skeleton=skeleton,
         rows=rows,
-        budget=device_budget(device) if size is None else parse_bytes(size),
+        budget=device_budget(device) if size is None else parse_budget(size),
         host_memory=room_for_layers(placement.host_memory, copies),
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),

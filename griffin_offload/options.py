@@ -14,6 +14,9 @@ from .errors import OptionError
 SELECTIONS = ("topk", "sampling", "topk-sampling", "magnitude", "random")
 WITHOUT_STATISTIC = ("magnitude", "random")  # selections that no prior can join
 DRAWN = ("sampling", "topk-sampling", "random")  # the selections that a seed repeats
+COLD = 1e-4  # a temperature below it is 0, which is greedy: logits divided by less may be infinite
+MOST = 10**6  # of what a run counts one by one: samples, windows, questions
+MOST_TOKENS = 10**8
 ZERO = ("temperature", 0)  # which asks for no sampling
 AUTO = "auto"
 OFF = "off"
@@ -66,6 +69,19 @@ class Option:
     default: str = ""
     prefix: str = ""
     several: bool = False
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value, such as a file of ours holds, is of the type that the option has. None is a default."""
+        if value is None:
+            return True
+        each = value if isinstance(value, tuple) else ()
+        if self.parse is parse_pair:
+            return len(each) == 2 and all(type(one) is int for one in each)
+        if self.parse is parse_texts:
+            return isinstance(value, tuple) and all(type(one) is str for one in each)
+        if self.parse is parse_switch or self.parse in (int, str):
+            return type(value) is (bool if self.parse is parse_switch else self.parse)
+        return all(type(one) in (int, float) for one in each or (value,))
 
     def check(self, name: str, value: Any) -> None:
         """Raises OptionError for a value (or one of several) that is outside the range or no choice."""
@@ -382,7 +398,7 @@ class Decoding(_Checked):
         "Sampling temperature: below 1 is safer, above 1 more varied; 0 is --greedy.",
         metavar="T",
         low=0,
-        allowed="0 (the likeliest token every time, as greedy) or above",
+        allowed="0 (the likeliest token every time, as greedy; so is what is below 0.0001) or above",
     )
     top_p: float | None = number(
         None,
@@ -439,6 +455,8 @@ class Decoding(_Checked):
         if "" in stop:
             raise OptionError("stop is an empty text, which would end every answer at once: give some text")
         object.__setattr__(self, "stop", stop)
+        if isinstance(self.temperature, int | float) and 0 < self.temperature < COLD:
+            object.__setattr__(self, "temperature", 0.0)
         super().__post_init__()
 
     def sampling(self, selection: str = "topk") -> list[str]:

@@ -1,11 +1,14 @@
 """Folders and files: where models, chats and settings are kept, what a model's folder is called, and room for one."""
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import BudgetError
 from .files import free_disk
 from .units import format_bytes
+from .workspace import sweep
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -29,6 +32,17 @@ def state_folder() -> Path:
     if own := os.environ.get("GRIFFIN_STATE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "griffin"
+
+
+def sweep_ours() -> None:
+    """Removes what killed processes left in the cache, the state folder and the folder for temporary files."""
+    with suppress(OSError):
+        sweep(Path(tempfile.gettempdir()))
+    for folder in (cache_folder(), state_folder()):
+        sweep(folder)
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                sweep(folder / name)
 
 
 def has_config(folder: Path) -> bool:

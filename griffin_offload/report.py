@@ -20,6 +20,7 @@ from .planning.turn import Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
+from .small_json import read_object
 from .units import format_bytes, format_rate
 
 
@@ -243,10 +244,10 @@ def save_last(report: Report, folder: Path) -> None:
 def load_last(folder: Path) -> dict[str, Any]:
     """The run that `save_last` saved. Raises GriffinError if there is none."""
     try:
-        return dict(json.loads((folder / "last.json").read_text()))
+        return read_object(folder / "last.json")
     except FileNotFoundError:
         raise GriffinError("no run is remembered yet: griffin generate leaves one behind") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GriffinError(
             f"{folder / 'last.json'} cannot be read ({reason(error)}); the next run writes a new one"
         ) from None

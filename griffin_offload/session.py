@@ -4,6 +4,7 @@ The weights are not in it: the first turn after a session was resumed reads them
 through the full model. A session belongs to one checkpoint, by `checkpoint_key`, and one dtype."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from .chat import Chat, Conversation
 from .checkpoint.key import checkpoint_key
 from .checkpoint.one_file import read_facts, reading, write_file
 from .engine import Engine
-from .errors import GriffinError, OptionError
+from .errors import GriffinError, OptionError, one_line
 from .files import reason
 from .offload.saved_turns import pack, unpack
-from .options import Decoding, Pruning, as_dict, build
+from .options import Decoding, Pruning, as_dict, build, declared
 from .paths import state_folder
+from .small_json import as_kind, need
 from .version import __version__
 
 FORMAT, VERSION = "griffin-session", 1
@@ -60,7 +62,13 @@ class Session:
         """Pruning or Decoding as the session had them, but for what is `given`. Raises OptionError."""
         stored = self.facts["pruning" if group is Pruning else "decoding"]
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-        return build(group, {**values, **given})
+        try:
+            for name, told, _ in declared(group):
+                if name not in given and not told.takes(values.get(name)):
+                    raise OptionError(f"{name} cannot be {values[name]!r}")
+            return build(group, {**values, **given})
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise OptionError(f"the options of the session {self.name} are damaged: {one_line(error)}") from None
 
     def resume(self, engine: Engine, pruning: Pruning, decoding: Decoding) -> Chat:
         """The chat as it was. Raises GriffinError for the session of another model, and for a damaged file; nothing of
@@ -70,19 +78,22 @@ class Session:
         try:
             chat.conversation = Conversation.from_json(self.facts["conversation"])
             if self.tokens:
+                room = need(self.facts["turns"], "room", int)
+                if not 0 < room <= engine.context_length:
+                    raise ValueError(f"a cache for {room} tokens, of a context of {engine.context_length}")
                 with reading(self.path) as read:
                     names = set(self.facts["tensors"])
                     unpack(engine.resident, engine.opened.cache_for, read, names, self.facts["turns"])
                     engine.resident.turns.pruning = self.options(Pruning)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, GriffinError) as error:
+        except Exception as error:  # what the numbers of a file can make the model's cache raise
             engine.resident.turns.clear()
-            told = str(error) if isinstance(error, GriffinError) else f"it is damaged ({error})"
+            told = str(error) if isinstance(error, GriffinError) else f"it is damaged ({one_line(error)})"
             raise GriffinError(f"the session {self.name} cannot be resumed: {told}") from error
         return chat
 
     def check(self, engine: Engine) -> None:
         """Raises GriffinError where the engine's model is not the session's."""
-        if self.facts["key"] != checkpoint_key(engine.checkpoint):
+        if self.facts["key"] not in ("", checkpoint_key(engine.checkpoint)):
             raise GriffinError(
                 f"the session {self.name} is of {self.model}, and {engine.name} is another model, or another version "
                 "of it: start a new chat"
@@ -91,18 +102,23 @@ class Session:
             raise GriffinError(f"the session {self.name} ran in {self.dtype}: give --dtype {self.dtype}")
 
 
-def save_session(chat: Chat, name: str) -> Session:
-    """Saves a chat: whole or not at all, for its owner alone. Raises GriffinError."""
+def save_session(chat: Chat, name: str, *, cache: bool = True) -> Session:
+    """Saves a chat: whole or not at all, for its owner alone. `cache` False: its messages and options alone, at once;
+    so too where the model's files have changed or are gone. Raises GriffinError."""
     if not len(chat.conversation):
         raise GriffinError("there is nothing to save yet: the conversation has no message")
     path, engine = session_path(name), chat.engine
-    tensors, turns = pack(engine.resident) or ({}, {})
+    try:
+        key = checkpoint_key(engine.checkpoint)
+    except (OSError, GriffinError):
+        key, cache = "", False
+    tensors, turns = (pack(engine.resident) if cache else None) or ({}, {})
     facts = {
         "format": FORMAT,
         "version": VERSION,
         "griffin": __version__,
         "model": engine.name if not Path(engine.name).exists() else str(Path(engine.name).absolute()),
-        "key": checkpoint_key(engine.checkpoint),
+        "key": key,
         "dtype": engine.dtype,
         "conversation": chat.conversation.to_json(),
         "pruning": as_dict(chat.pruning),
@@ -140,7 +156,24 @@ def open_session(name: str | None) -> Session:
             f"the session {name} was saved by another version of Griffin (format {facts.get('version')!r}; this one "
             f"reads {VERSION}): start a new chat, or use that version"
         )
+    try:
+        _check(facts)
+    except ValueError as error:
+        raise GriffinError(f"the session {name} cannot be read: it is damaged ({one_line(error)})") from None
     return Session(name, path, facts)
+
+
+def _check(facts: dict[str, Any]) -> None:
+    """Raises ValueError where a field is missing, or of another kind."""
+    for field in ("model", "key", "dtype"):
+        need(facts, field, str)
+    for field in ("conversation", "pruning", "decoding", "turns"):
+        need(facts, field, dict)
+    if not 0 <= need(facts, "tokens", int) < 2**40:
+        raise ValueError("its tokens are no number of tokens")
+    for tensor in need(facts, "tensors", list):
+        as_kind(tensor, str, "the name of a tensor")
+    Conversation.from_json(facts["conversation"])
 
 
 def delete_session(name: str) -> None:
@@ -153,8 +186,11 @@ def delete_session(name: str) -> None:
 
 def session_names() -> list[str]:
     """The saved sessions, the newest first."""
-    paths = sorted(sessions_folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.stem for path in paths if NAME.fullmatch(path.stem)]
+    found = []
+    for path in sessions_folder().glob("*.safetensors"):
+        with suppress(OSError):  # deleted meanwhile, or a link to nothing
+            found.append((path.stat().st_mtime, path.stem))
+    return [name for _, name in sorted(found, reverse=True) if NAME.fullmatch(name)]
 
 
 def session_path(name: str) -> Path:

@@ -13,7 +13,7 @@ _UNITS |= {"KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 2**40, "KB": 10**3, "MB": 
 
 def parse_bytes(text: str | int) -> int:
     """'4GiB', '4900MB', '500 MiB', '1.5g' or a plain number of bytes -> bytes. Raises OptionError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2].upper() not in _UNITS:
         shown = str(text)[:60]
         raise OptionError(f"{shown!r} is not an amount of memory: write 4GiB, 4900MB, 500MiB or a number of bytes")
@@ -23,6 +23,13 @@ def parse_bytes(text: str | int) -> int:
     if count >= MOST:
         raise OptionError(f"{str(text)[:40]!r} is more memory than a machine can have: the most is below 8 EiB")
     return int(count)
+
+
+def parse_budget(text: str | int) -> int:
+    """As `parse_bytes`, of memory that a model runs in. Raises OptionError for none."""
+    if (size := parse_bytes(text)) < 1:
+        raise OptionError(f"device_memory {text} is outside its range: a model needs some, such as 4GiB")
+    return size
 
 
 def format_bytes(count: float) -> str:

@@ -79,6 +79,29 @@ def onednn_stays_on() -> Iterator[None]:
     assert mkldnn.enabled
 
 
+@pytest.fixture
+def foreseen() -> list[BaseException]:
+    """What a test has provoked of the handler for faults of Griffin's own: it takes out what it expects."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_is_hidden(monkeypatch: pytest.MonkeyPatch, foreseen: list[BaseException]) -> Iterator[None]:
+    """An exception that a user would see as one line fails the test, with its traceback, unless it was `foreseen`."""
+    from griffin_offload.cli import _outcome
+
+    told = _outcome.unforeseen
+
+    def unforeseen(error: BaseException) -> str:
+        foreseen.append(error)
+        return told(error)
+
+    monkeypatch.setattr(_outcome, "unforeseen", unforeseen)
+    yield
+    for error in foreseen:
+        raise error
+
+
 @pytest.fixture(scope="session")
 def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache folder of all tests that are not marked real."""

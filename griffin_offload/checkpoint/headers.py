@@ -17,7 +17,9 @@ import torch
 
 from ..errors import CheckpointError
 from ..files import reason
+from ..foreign import NAME, shown
 from ..units import MIB, format_bytes
+from .identity import Files, Identity, identities
 from .which_files import weight_files_of
 
 DTYPES = {
@@ -101,7 +103,8 @@ class Checkpoint:
     """A folder's tensors by name, and the total bytes of their files. `said`: a tensor's file, as an index says.
 
     `pieces`: which of them fill each parameter, where the model's own table does not say so: in a multimodal wrapper,
-    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold."""
+    whose text model alone is read (and counted). `others`: what else such a wrapper's files hold. `files`: all of the
+    folder as they were when it was opened; those of the weights as their headers were read."""
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
@@ -109,18 +112,21 @@ class Checkpoint:
     said: Mapping[str, str] = field(default_factory=dict)
     pieces: Mapping[str, list["Piece"]] | None = None
     others: Mapping[str, TensorInfo] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads and checks the index and every header. Raises CheckpointError."""
+        files = identities(folder)  # first: what changes from now on is seen
         found = weight_files_of(folder)
         tensors: dict[str, TensorInfo] = {}
         total = 0
         for name in found.names:
             path = _inside(folder, name, found.index)
-            tensors |= {info.name: info for info in read_header(path)}  # of a name twice, transformers reads the last
-            total += path.stat().st_size
-        return cls(folder, tensors, total, found.said)
+            infos, files[path] = read_file(path)
+            tensors |= {info.name: info for info in infos}  # of a name twice, transformers reads the last
+            total += files[path].size
+        return cls(folder, tensors, total, found.said, files=files)
 
     def match(
         self, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], found: Mapping[str, list["Piece"]]
@@ -156,7 +162,7 @@ class Checkpoint:
         marks = [tensor for tensor in self.tensors if tensor.endswith(QUANTIZED)]
         own = next((mark for mark in marks if mark.startswith(name.removesuffix("weight"))), None)
         mark = own or next(iter(marks), None)
-        return f"; {_shown(mark)} is there, {self._why_not_read}" if mark else ""
+        return f"; {shown(mark, NAME)} is there, {self._why_not_read}" if mark else ""
 
     @property
     def _why_not_read(self) -> str:
@@ -173,7 +179,7 @@ class Checkpoint:
         inside = not place or (isinstance(place[0], int) and place[0] < len(whole)) or isinstance(place[0], slice)
         asked = tuple(whole[place].shape if place else whole.shape) if inside else ()
         if info.unknown or info.dtype not in WEIGHT_DTYPES:
-            stored = _shown(info.unknown) or str(info.dtype).removeprefix("torch.")
+            stored = shown(info.unknown, NAME) or str(info.dtype).removeprefix("torch.")
             raise CheckpointError(f"{info.file}: {info.name} is {stored}, quantized, {self._why_not_read}")
         if info.shape != asked:
             raise CheckpointError(
@@ -199,11 +205,17 @@ class Matched:
 
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of a safetensors file, in the order of their bytes. Raises CheckpointError."""
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[list[TensorInfo], Identity]:
+    """What `read_header` gives, and which file it was."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a file")
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            identity = Identity.of(os.fstat(file.fileno()))
+            size = identity.size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
                 wrong = f"its header would take {format_bytes(length)} of {format_bytes(size)}"
@@ -222,14 +234,10 @@ def read_header(path: Path) -> list[TensorInfo]:
     infos = sorted((_entry(path, start, size, name, e) for name, e in entries.items()), key=lambda i: (i.begin, i.end))
     for before, after in pairwise(infos):
         if after.begin < before.end:
-            raise CheckpointError(f"{path} is damaged: {_shown(before.name)} and {_shown(after.name)} overlap")
-    return infos
-
-
-def _shown(text: str) -> str:
-    """Text of a file that is not trusted -> one short line."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+            raise CheckpointError(
+                f"{path} is damaged: {shown(before.name, NAME)} and {shown(after.name, NAME)} overlap"
+            )
+    return infos, identity
 
 
 def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorInfo:
@@ -241,18 +249,18 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
         if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its entry for {_shown(name)} is not of the format") from None
+        raise CheckpointError(f"{path} is damaged: its entry for {shown(name, NAME)} is not of the format") from None
     if start + end > size:
         raise CheckpointError(
-            f"{path} is cut short: {_shown(name)} ends at byte {start + end}, the file at {size}; fetch it again"
+            f"{path} is cut short: {shown(name, NAME)} ends at byte {start + end}, the file at {size}; fetch it again"
         )
     if end < begin:
-        raise CheckpointError(f"{path} is damaged: {_shown(name)} ends before it begins")
+        raise CheckpointError(f"{path} is damaged: {shown(name, NAME)} ends before it begins")
     if dtype not in DTYPES:  # no matter, unless the model needs the tensor
         return TensorInfo(name, torch.uint8, shape, path, start + begin, start + end, unknown=dtype)
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(
-            f"{path} is damaged: {_shown(name)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
+            f"{path} is damaged: {shown(name, NAME)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
         )
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
 
@@ -269,6 +277,6 @@ def _inside(folder: Path, name: str, index: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
         raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
     if not stays:
-        what = f"{folder / index} names {_shown(name)}" if index else f"{path} is a link"
+        what = f"{folder / index} names {shown(name, NAME)}" if index else f"{path} is a link"
         raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
     return path

@@ -2,8 +2,13 @@
 
 import hashlib
 import os
+from pathlib import Path
 
+from ..errors import CheckpointError
+from ..files import reason
+from ..inputs import SETTINGS
 from .headers import Checkpoint
+from .identity import require_same
 
 SAMPLES, SAMPLE_BYTES = 16, 4096
 
@@ -12,15 +17,25 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
     """SHA-256, in hex, of config.json, of every tensor's name, dtype, shape and place, and of 4 KiB in 16 tensors each.
 
     It changes with size, format or precision, and with training that changed one of the sampled places. It does not
-    change with the folder's name or place."""
-    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    change with the folder's name or place. Raises CheckpointError for a file that has changed since it was opened."""
+    digest = hashlib.sha256(_read(checkpoint, checkpoint.folder / "config.json", 0, SETTINGS))
     tensors = sorted(checkpoint.tensors.values(), key=lambda info: info.name)
     for info in tensors:
         place = (info.name, str(info.dtype), info.shape, info.file.name, info.begin, info.end)
         digest.update(repr(place).encode())
     for index in range(min(SAMPLES, len(tensors))):
         info = tensors[index * len(tensors) // min(SAMPLES, len(tensors))]
-        with info.file.open("rb", buffering=0) as file:
-            middle = info.begin + info.bytes // 2
-            digest.update(os.pread(file.fileno(), min(SAMPLE_BYTES, info.end - middle), middle))
+        middle = info.begin + info.bytes // 2
+        digest.update(_read(checkpoint, info.file, middle, min(SAMPLE_BYTES, info.end - middle)))
     return digest.hexdigest()
+
+
+def _read(checkpoint: Checkpoint, path: Path, begin: int, count: int) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            data = file.read(count)
+            require_same(path, os.fstat(file.fileno()), checkpoint.files)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+    return data

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..errors import GriffinError
 from ..files import reason, write_at, write_whole
+from ..inputs import require_plain
+from ..small_json import parse_object
 from .reader import as_bytes
 from .safetensors_writer import NAMES
 
@@ -52,14 +54,14 @@ def write_file(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts alone. Raises GriffinError for a file that `write_file` did not write."""
     with _open(path) as (_, metadata):
-        return dict(json.loads(metadata["facts"]))
+        return parse_object(metadata["facts"])
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """Yields what reads a tensor by name. Raises GriffinError, from within the block too, for a damaged file."""
     with _open(path) as (file, metadata):
-        sums = json.loads(metadata["crc32"])
+        sums = parse_object(metadata["crc32"])
 
         def read(name: str) -> Tensor:
             tensor: Tensor = file.get_tensor(name)
@@ -73,6 +75,7 @@ def reading(path: Path) -> Iterator[Callable[[str], Tensor]]:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
+        require_plain(path)
         with safe_open(path, "pt") as file:
             yield file, file.metadata() or {}
     except FileNotFoundError:

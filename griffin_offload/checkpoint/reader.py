@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, one_line
+from ..errors import CheckpointError, PromptError, one_line
 from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
 from ..memory.stage_clock import StageClock
@@ -26,6 +26,7 @@ from ..units import MIB
 from .gguf.blocks import block_type
 from .gguf.decode import SCRATCH, Decoder, place, step
 from .headers import Encoding, Packed, TensorInfo
+from .identity import Files, require_same
 from .page_cache import is_cached
 from .quantized import decode
 from .quantized.rows import Rows
@@ -35,15 +36,18 @@ BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
 WORD = 4  # bytes of the largest number in a block
 MAX_PARTS = 512  # below every system's IOV_MAX
+OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe in its place does not wait
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an interrupt
 
 
 class Reader:
     """Reads tensors of a checkpoint; counts bytes, and seconds by `clock`. Any number of threads may read at once: each
-    has buffers of its own, which go with it."""
+    has buffers of its own, which go with it. `files`: as they were when the checkpoint was opened; one that is another
+    by now is refused, so that nothing is read at places that another header told."""
 
-    def __init__(self, direct: bool = False) -> None:
+    def __init__(self, direct: bool = False, files: Files | None = None) -> None:
         self.bytes = 0
+        self._known = files or {}
         self.clock = StageClock()
         self._direct = direct and hasattr(os, "O_DIRECT")
         self._floods = direct  # if direct reads are not possible, the page cache is emptied after each read
@@ -60,7 +64,7 @@ class Reader:
     def read(self, wanted: Mapping[TensorInfo, Tensor]) -> None:
         """Fills each tensor: contiguous, on the CPU, of the info's shape, any float dtype.
 
-        Raises CheckpointError if a file cannot be read or is shorter than its header said."""
+        Raises CheckpointError if a file cannot be read, has changed, or is shorter than its header said."""
         start = time.perf_counter()
         for run in runs(wanted):
             together: list[TensorInfo] = []
@@ -82,7 +86,11 @@ class Reader:
         self.clock.add("read", time.perf_counter() - start)
 
     def read_rows(self, info: TensorInfo, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D). Raises CheckpointError."""
+        """Some rows of a matrix (R, D) without interleaved heads: (len(rows), D).
+
+        Raises CheckpointError, and PromptError for a row that it does not have."""
+        if (wrong := next((row for row in rows if not 0 <= row < info.shape[0]), None)) is not None:
+            raise PromptError(f"token {wrong} has no row in {info.name}, which has {info.shape[0]}")
         out = torch.empty(len(rows), info.shape[1], dtype=dtype)
         size = info.bytes // info.shape[0]
         stored = torch.empty(size, dtype=torch.uint8)
@@ -222,6 +230,7 @@ class Reader:
                     continue
                 raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
             if count == 0:
+                require_same(file, os.fstat(fd), self._known)
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
                 fd, direct = self._open(file), False
@@ -232,6 +241,7 @@ class Reader:
                 count -= len(views.pop(0))
             if count:
                 views[0] = views[0][count:]
+        require_same(file, os.fstat(fd), self._known)  # after it: what was read before a change is right
         if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 
@@ -240,7 +250,7 @@ class Reader:
             if (file, direct) in self._files:
                 return self._files[file, direct]
             try:
-                fd = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | (os.O_DIRECT if direct else 0))
+                fd = os.open(file, OPEN | (os.O_DIRECT if direct else 0))
             except OSError as error:
                 if not direct:
                     raise CheckpointError(f"{file} cannot be opened: {reason(error)}") from None

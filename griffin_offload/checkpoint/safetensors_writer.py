@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import write_at
+from ..files import check_same, write_at
 from ..memory.arena import PAGE
 from ..units import GIB
 from .headers import DTYPES
@@ -58,9 +58,10 @@ class CheckpointWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            for fd in self._fds:
-                if kind is None:
+            if kind is None:
+                for fd, path in zip(self._fds, self.files, strict=True):
                     os.fsync(fd)
+                    check_same(fd, path)
         finally:
             self._close()
         if kind is None:

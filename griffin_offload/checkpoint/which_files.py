@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..foreign import shown
+from ..inputs import VOCABULARY, read_input
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -34,7 +36,7 @@ def weight_files_of(folder: Path) -> WeightFiles:
         return WeightFiles((name,))
     path = folder / name
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = json.loads(read_input(path, VOCABULARY))["weight_map"]
         if not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -45,18 +47,18 @@ def weight_files_of(folder: Path) -> WeightFiles:
 def _named_by_config(folder: Path) -> str | None:
     """The file that config.json names; None where it names none. Raises CheckpointError for what is no safetensors."""
     try:
-        name = json.loads((folder / "config.json").read_bytes()).get("transformers_weights")
+        name = json.loads(read_input(folder / "config.json")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     if name is None:
         return None
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
-        shown = ascii(name)[:120]
-        raise CheckpointError(f"{folder}/config.json: transformers_weights is {shown}; Griffin reads safetensors only")
+        told = shown(repr(name), 120)
+        raise CheckpointError(f"{folder}/config.json: transformers_weights is {told}; Griffin reads safetensors only")
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or len(parts) != 1:
         raise CheckpointError(
-            f"{folder}/config.json: transformers_weights names {ascii(name)[:120]}, which is not in the folder itself"
+            f"{folder}/config.json: transformers_weights names {shown(repr(name), 120)}, which is elsewhere"
         )
     return name
 

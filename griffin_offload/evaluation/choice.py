@@ -5,7 +5,7 @@ paper's: all but the last token that the model reads is the prompt, choice inclu
 one alone. Of a choice of several tokens only the last one's probability is then a pruned model's. Texts are tokenized
 and lengths counted as in lm-eval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,10 @@ class Answers:
         return {name: value for name, value in asdict(self).items() if name not in by_question}
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Questions of a JSONL file, with the keys context (or question, or query), choices and answer. Raises
-    GriffinError that names line and key."""
-    rows = read_rows(path, _fault)
+def read_questions(path: Path, content: bytes | None = None) -> list[Question]:
+    """Questions of a JSONL file, with the keys context (or question, or query), choices and answer. `content`: what
+    it has, where it was read before. Raises GriffinError that names line and key."""
+    rows = read_rows(path, _fault, content=content)
     return [Question(row[_context_key(row)], tuple(row["choices"]), row["answer"]) for row in rows]
 
 
@@ -151,13 +151,13 @@ def answer(
     pairs = [encode_pair(encode, question.context, text) for question in questions for text in question.continuations()]
     found = log_likelihoods(engine, pairs, variants, mode, on_pair, on_layer)
     return [
-        _summarise(variant, questions, [of_pair[index].total for of_pair in found])
+        summed(variant, questions, [of_pair[index].total for of_pair in found])
         for index, variant in enumerate(variants)
     ]
 
 
-def _summarise(variant: Variant, questions: Sequence[Question], totals: Sequence[float]) -> Answers:
-    """`totals`: log-likelihoods of all choices of all questions, in their order."""
+def summed(variant: Variant, questions: Sequence[Question], totals: Iterable[float]) -> Answers:
+    """The results of a variant. `totals`: log-likelihoods of all choices of all questions, in their order."""
     left = iter(totals)
     rows = [tuple(next(left) for _ in question.choices) for question in questions]
     taken = [_best(row) for row in rows]

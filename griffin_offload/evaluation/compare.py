@@ -19,6 +19,7 @@ from ..options import OFF, FfnSkip, OnLayer
 from ..pruning.calibration import Calibration
 from ..pruning.calibration_texts import CalibrationText, draw_samples
 from ..pruning.prior import Prior
+from ..workspace import workspace
 from .arithmetic import few_shot, problems
 from .calibrate import CONTINUE_TOKENS, PROMPT_TOKENS, calibrate
 from .figures.observe import text_tokens
@@ -95,7 +96,7 @@ def calibration(engine: Engine, data: Data, on_layer: OnLayer | None = None) -> 
     common = {"samples": data.samples, "tokens": data.tokens, "seed": data.seed, "bos": engine.tokenizer.bos_token_id}
     found = {}
     for name, (sources, options) in data.sources().items():
-        drawn = draw_samples(lambda text: engine.encode(text, raw=True), sources, **common, **options)
+        drawn = draw_samples(lambda text: engine.encode(text, raw=True, cut=True), sources, **common, **options)
         found[name] = Calibration(drawn.ids, facts=drawn.facts)
     draw = Random(f"tokens {data.seed}")
     words = text_tokens(engine)
@@ -210,11 +211,11 @@ def _summaries(
         left = [row for row in articles if not (skip and skip({**of_way, "id": row["id"]}))]
         if variant.ablation in ONLY_SCORED or not left:
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        with workspace(Path(tempfile.gettempdir())) as folder:
             answering, way = engine, variant
             if variant.static:
                 samples = static[name.removeprefix("static: ")]
-                export, _ = engine.export_static(samples, Path(folder) / "static", sparsity=share, on_layer=on_layer)
+                export, _ = engine.export_static(samples, folder / "static", sparsity=share, on_layer=on_layer)
                 answering, way = Engine(export.path, device=engine.device, device_memory=engine.budget), FULL
             for row in left:
                 answer = answer_row(answering, row, way, scorer, on_layer=on_layer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import OptionError, PromptError
+from ..model.long_texts import first_tokens
 from ..options import OnLayer
 from .scoring.score import OnPair, score
 from .scoring.scored import Pair, Scored, mean_and_error
@@ -57,13 +58,13 @@ class Perplexity:
         return {**lengths, "label": self.label, **self.variant.facts(*VARIANT), **numbers}
 
 
-def encode_text(engine: Engine, text: str, *, bos: bool = False) -> tuple[list[int], list[int]]:
-    """Token ids of a whole text, without special ones, and the tokens to put before every prompt: none, or with `bos`
-    the model's BOS token. Raises OptionError where the model has none."""
+def encode_text(engine: Engine, text: str, *, bos: bool = False, most: int = 2**20) -> tuple[list[int], list[int]]:
+    """Token ids of a text, or of a long one at least the first `most`, without special ones; and the tokens to put
+    before every prompt: none, or with `bos` the model's BOS token. Raises OptionError where the model has none."""
     if bos and engine.tokenizer.bos_token_id is None:
         raise OptionError(f"{engine.name} has no BOS token: leave out --bos")
-    ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return engine.opened.check_tokens(list(ids)), [engine.tokenizer.bos_token_id] if bos else []
+    ids = first_tokens(lambda part: list(engine.tokenizer(part, add_special_tokens=False)["input_ids"]), text, most)
+    return engine.opened.check_tokens(ids), [engine.tokenizer.bos_token_id] if bos else []
 
 
 def windows(ids: Sequence[int], prompt: int, following: int, count: int) -> list[Pair]:

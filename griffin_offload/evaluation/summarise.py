@@ -13,6 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..engine import Engine
 from ..errors import OptionError, PromptError
 from ..jsonl import Row
+from ..model.long_texts import first_tokens
 from ..options import DRAWN, Decoding, OnLayer
 from .scoring.scored import mean_and_error
 from .scoring.variant import Variant
@@ -126,7 +127,7 @@ def rouge_scorer() -> Any:
 
 def encode_article(engine: Engine, text: str) -> list[int]:
     """Token ids that begin with the tokenizer's BOS where it has one: once, even if the tokenizer adds it too."""
-    ids = engine.encode(text, raw=True)
+    ids = first_tokens(lambda part: engine.encode(part, raw=True, cut=True), text, engine.context_length)
     bos = engine.tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 

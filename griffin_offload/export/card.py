@@ -10,10 +10,11 @@ from ..sources.catalogue import CATALOGUE
 from ..units import format_bytes
 from ..version import __version__
 from .pruned_model import ExportJob, ExportSource
+from .publish import FACTS
 
 
 def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
-    """griffin.json and README.md of an export: `kept_neurons` by layer, as lists."""
+    """README.md of an export, then griffin.json, which lists all files: `kept_neurons` by layer, as lists."""
     plan, selection, source = job.plan, job.selection, job.source
     neurons = plan.layers[0].neurons
     kept = [layer.kept for layer in plan.layers]
@@ -36,7 +37,6 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
         facts |= {"fold": plan.fold}
     if plan.skip:
         facts |= {"ffn_skip": plan.skip.share, "skipped_layers": skipped}
-    (folder / "griffin.json").write_text(json.dumps(facts) + "\n")
     known = CATALOGUE.get(source.name.lower())  # an alias is ours alone
     card = CARD.format(
         model=source.name,
@@ -51,6 +51,9 @@ def write_card(job: ExportJob, folder: Path, kept_neurons: list[Any]) -> None:
         **_words(source, selection),
     )
     (folder / "README.md").write_text(card)
+    facts["request"] = job.request
+    facts["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / FACTS).write_text(json.dumps(facts) + "\n")
 
 
 def _words(source: ExportSource, selection: Selection) -> dict[str, str]:

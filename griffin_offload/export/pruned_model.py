@@ -91,7 +91,8 @@ class Export:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export: what is pruned how, from where, to where. `force`: replace what is there."""
+    """One export: what is pruned how, from where, to where. `request`: a hash of all that was asked for; `force`:
+    replace what is there."""
 
     skeleton: Skeleton
     reader: Reader
@@ -99,6 +100,7 @@ class ExportJob:
     selection: Selection
     source: ExportSource
     out: Path
+    request: str
     force: bool = False
     on_layer: OnLayer | None = None
 

@@ -4,7 +4,7 @@ Our own reader reads the header back before any weight is read, and refuses mode
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
 from ..sources.gguf_convert import check_written, tensor_names
 from ..version import __version__
 from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
-from .publish import new_output, real_path
+from .publish import new_output, real_path, require_new
 
 GGUF_MULTIPLE = 32  # of neurons: q8_0, and most types that llama.cpp makes of a file, have blocks of 32 numbers
 BLOCK = 32
@@ -41,7 +41,7 @@ def require_gguf(model_type: str) -> None:
 def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Export:
     """Run the sweep over the samples and write what it keeps: matrices in `kind` (options.GGUF_TYPES), no block with
     fewer than `multiple` neurons. Raises ExportError, CheckpointError, NumericError."""
-    out = _checked_file(job.out, job.force)
+    out = checked_file(job.out, job.request, job.force)
     smaller = smaller_model(job.skeleton, job.plan, multiple)
     architecture = written_as(job.layout.config.model_type)
     assert architecture, "require_gguf comes first"
@@ -61,7 +61,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
 
     laid_out = lay_out(job)
     total = laid_out.bytes
-    with new_output(out, total, _is_export) as output, GgufWriter(output.path, laid_out) as writer:
+    with new_output(out, total, _is_export, job.force) as output, GgufWriter(output.path, laid_out) as writer:
         del laid_out  # a large vocabulary's header: it is in the file by now
         if factors is not None:
             _all(writer.write_pieces(FACTORS, [factors]))
@@ -105,6 +105,7 @@ def _general(job: ExportJob, architecture: str, kind: str) -> dict[str, Any]:
         "general.quantization_version": 2,
         "general.file_type": FILE_TYPES[kind],
         f"{OURS}version": __version__,
+        f"{OURS}request": job.request,
         f"{OURS}method": source.method(selection),
         f"{OURS}seed": selection.seed,
         f"{OURS}source_model": source.name,
@@ -148,20 +149,25 @@ def _check(path: Path, config: Any, source: ExportSource) -> None:
         raise ExportError(f"{reason} (as it would be in a GGUF file): use --format safetensors") from None
 
 
-def _checked_file(out: Path, force: bool) -> Path:
-    """The path of a new .gguf file, without links. Raises ExportError."""
+def checked_file(out: Path, request: str, force: bool) -> Path:
+    """The path of a new .gguf file, without links. Raises ExportError, AlreadyThere."""
     out = real_path(out, "file")
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a new .gguf file")
     if out.suffix.lower() != ".gguf":
         raise ExportError(f"{out} does not end in .gguf, by which a GGUF file is known")
     if out.exists() and not force:
-        raise ExportError(f"{out} exists: give another name, or --force to replace it")
+        require_new(out, _fields(out).get(f"{OURS}request") == request)
     return out
 
 
 def _is_export(path: Path) -> bool:
+    return f"{OURS}version" in _fields(path)
+
+
+def _fields(path: Path) -> Mapping[str, Any]:
+    """Of a file's header; {} where it cannot be read."""
     try:
-        return f"{OURS}version" in read_gguf(path, path.name).fields
+        return read_gguf(path, path.name).fields
     except (CheckpointError, UnsupportedArchitecture, OSError):
-        return False
+        return {}

@@ -4,7 +4,6 @@ import os
 import platform
 import resource
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from ..units import MIB
+from ..workspace import workspace
 from .cuda import context, give_back
 
 PROC = Path("/proc/self")
@@ -77,13 +77,13 @@ def disk_bandwidth(folder: Path, sample: Path | None = None, size: int = 256 * M
     Raises OSError."""
     if sample:
         return _read_speed(sample, size)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="griffin-") as file:
+    with workspace(folder) as work, (work / "sample").open("wb") as file:
         block = os.urandom(MIB)
         for _ in range(size // MIB):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        return _read_speed(Path(file.name), size)
+        return _read_speed(work / "sample", size)
 
 
 def _read_speed(path: Path, size: int) -> float:

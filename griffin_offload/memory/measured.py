@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..files import write_text
+from ..small_json import need, read_object
 from ..version import __version__
 from .measure import processor_name
 
@@ -34,9 +35,9 @@ def instructions() -> str:
 
 def read_entry(path: Path, key: str) -> tuple[float, dict[str, Any]]:
     """Age in seconds, and the entry: empty where the file has none."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(path.read_text("utf-8"))[key]
-        return time.time() - float(entry["time"]), dict(entry)
+    with suppress(OSError, ValueError):
+        entry: dict[str, Any] = need(read_object(path), key, dict)
+        return time.time() - need(entry, "time", float), entry
     return 0.0, {}
 
 
@@ -44,10 +45,9 @@ def add_entry(path: Path, key: str, **values: Any) -> None:
     """Adds an entry to the file, or begins a new one where it is broken. What cannot be written is not kept.
 
     `time` among the values: when it was measured; default: now."""
-    entries: object = None
+    entries: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        entries = json.loads(path.read_text("utf-8"))
-    entry = {"time": time.time(), **values}
-    entries = {**entries, key: entry} if isinstance(entries, dict) else {key: entry}
+        entries = read_object(path)
+    entries[key] = {"time": time.time(), **values}
     with suppress(OSError):
         write_text(path, json.dumps(entries, indent=1))

@@ -111,9 +111,9 @@ class Spill:
         return bring_back
 
     def _write(self, storage: Any, begin: int) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="griffin-", buffering=0)  # noqa: SIM115
         try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, prefix="griffin-", buffering=0)  # noqa: SIM115
             write_at(self._file.fileno(), _memory(storage), begin)
         except OSError as error:
             raise GriffinError(f"{self._folder} cannot hold the waiting hidden states: {reason(error)}") from None
@@ -122,7 +122,10 @@ class Spill:
         assert self._file
         view, done = _memory(storage), 0
         while done < len(view):
-            count = os.preadv(self._file.fileno(), [view[done:]], begin + done)
+            try:
+                count = os.preadv(self._file.fileno(), [view[done:]], begin + done)
+            except OSError as error:
+                raise GriffinError(f"{self._folder} holds the hidden states no more: {reason(error)}") from None
             assert count, "what was written is there"
             done += count
 

@@ -11,11 +11,14 @@ weight_slots.py    puts weights into the modules, and takes them out
 attention_sizes.py  sizes of keys and queries, from the modules
 compute_dtype.py       the dtype that a model computes in
 config_facts.py    sizes that a config tells
+config_bounds.py   bounds of its numbers, checked before anything is made of them
 config_fields.py   fields of a config that act against our own cache and attention
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
 pretrained.py      a folder's config and tokenizer, checked
 channels.py        what special tokens say of an answer's text: thinking, and the reply
+long_texts.py      token ids of texts longer than a model reads
 chat_template.py   a tokenizer's chat template: which one, and the form of messages that it reads
+template_sandbox.py  bounds of the time and memory that a template takes
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
 attention.py       attention of long prompts in chunks, and of one token

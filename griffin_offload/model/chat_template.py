@@ -4,12 +4,16 @@ Most templates read a message's content as a text. Those made for multimodal fam
 text nothing, or its letters: a short conversation, rendered in each form, tells which of them reaches the prompt."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from ..errors import PromptError, one_line
+from ..inputs import read_input
+from .template_sandbox import TemplateTooLarge, bounded
 
 Message = Mapping[str, Any]
 Form = Literal["text", "parts"]
@@ -25,7 +29,7 @@ def take_processors_template(folder: Path, tokenizer: Any) -> None:
         if getattr(tokenizer, "chat_template", None):
             return
         with suppress(OSError, ValueError, AttributeError, RecursionError):
-            tokenizer.chat_template = json.loads((folder / name).read_bytes()).get("chat_template")
+            tokenizer.chat_template = json.loads(read_input(folder / name)).get("chat_template")
 
 
 class ChatTemplate:
@@ -34,6 +38,17 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
         self._forms: tuple[Form, Form] | None = None  # of a system message, and of the others
+
+    def encode(self, messages: Sequence[Message], check: Callable[[str], None], **options: Any) -> list[int]:
+        """Token ids of a conversation up to where the answer begins. `check` hears of the text before it is tokenized.
+
+        Raises as `apply`, and what `check` raises."""
+        options |= {"add_generation_prompt": True}
+        if type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+            return list(self.apply(messages, return_dict=False, **options))
+        text = self.apply(messages, tokenize=False, **options)
+        check(text)
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def apply(self, messages: Sequence[Message], **options: Any) -> Any:
         """What transformers' apply_chat_template gives for a conversation.
@@ -44,11 +59,13 @@ class ChatTemplate:
         try:
             return self._render(messages, *self._forms, **options)
         except Exception as error:  # the template is the checkpoint's own program (jinja)
-            raise PromptError(f"{self._name}'s chat template refused the conversation: {error}") from None
+            raise PromptError(f"{self._name}'s chat template refused the conversation: {one_line(error)}") from None
 
     def _render(self, messages: Sequence[Message], system: Form, others: Form, **options: Any) -> Any:
         told = [_in_form(m, system if m.get("role") == "system" else others) for m in messages]
-        return self._tokenizer.apply_chat_template(told, chat_template=self._one_of_several(), **options)
+        template = self._one_of_several()
+        with bounded():
+            return self._tokenizer.apply_chat_template(told, chat_template=template, **options)
 
     def _one_of_several(self) -> str | None:
         """The name of the template to use; None where there is one alone, without a name. Raises PromptError."""
@@ -73,6 +90,8 @@ class ChatTemplate:
                 probe = [{"role": role, "content": _SAID[role]} for role in roles]
                 try:
                     text = self._render(probe, *forms, tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type]
+                except TemplateTooLarge as error:
+                    raise PromptError(f"{self._name}'s chat template is refused: {one_line(error)}") from None
                 except Exception as error:  # of what it does not take, such as a system message
                     refused = refused or error
                     continue

@@ -18,6 +18,7 @@ from ..native.library import chosen
 from ..paths import cache_folder
 from ..quant.formats import FORMATS, allocate_weight
 from ..quant.weight import Stored
+from ..small_json import need
 from ..units import MIB
 from .bandwidth import wait_for
 from .decode_kernels import own_kernels
@@ -25,6 +26,7 @@ from .decode_kernels import own_kernels
 SECONDS, MOST = 0.15, 0.6  # for each format; on a machine so busy that the best time is not seen three times
 DISTURBED = 1.25  # times as many tokens a second as expected
 FILLING = 0x3C  # any byte will do: as a number of every dtype it is finite, and not so small that products are slow
+SLOWEST, FASTEST = 1e3, 1e18  # bytes a second that can be true
 SMALL = 512 * MIB  # bytes of weights: four times what measuring the speed of each format takes on a CPU
 
 
@@ -162,9 +164,9 @@ def speeds_key(device: str, dtype: torch.dtype) -> str:
 def _load(path: Path, key: str) -> tuple[float, Speeds | None]:
     """Age in seconds, and speeds; None where the file has none, or none that can be true."""
     age, entry = read_entry(path, key)
-    with suppress(ValueError, TypeError, KeyError):
-        speeds = Speeds(tuple((format, float(entry["bytes_per_s"][format])) for format in FORMATS))
-        if all(math.isfinite(speed) and speed > 0 for _, speed in speeds.by_format):
+    with suppress(ValueError):
+        speeds = Speeds(tuple((format, need(need(entry, "bytes_per_s", dict), format, float)) for format in FORMATS))
+        if all(SLOWEST < speed < FASTEST for _, speed in speeds.by_format):
             return age, speeds
     return 0.0, None
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ..errors import CheckpointError, OptionError, one_line
+from ..options import COLD
 
 _CACHE = "the KV cache is Griffin's own"
 _ONE_BY_ONE = "tokens are decoded one by one, with the same answer"
@@ -60,7 +61,7 @@ _REFUSED_KEYWORDS = {
     "custom_generate": "only transformers' own generate is run",
     "past_key_values": _CACHE,
 }
-_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")
+_TOKENS = ("forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
 
 
 def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, list[str]]:
@@ -89,6 +90,10 @@ def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, l
     if pad is not None and not _inside(pad, rows):
         told.append(f"pad_token_id {one_line(pad)} of {name}: the table of embeddings has {rows} rows")
     settings.pad_token_id = next((token for token in (pad, *ends) if _inside(token, rows)), 0)
+    cold = settings.temperature
+    if isinstance(cold, int | float) and 0 < cold < COLD and settings.do_sample:
+        told.append(f"temperature {cold} of {name}: the likeliest token is taken every time")
+        settings.temperature, settings.do_sample = None, False
     for field, why in _OVERRIDDEN.items():
         value = getattr(settings, field, None)
         if why and value not in _USUAL:

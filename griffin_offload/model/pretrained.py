@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
 from ..errors import CheckpointError, UnsupportedArchitecture, one_line
+from ..files import reason
+from ..inputs import SETTINGS, VOCABULARY, read_input, require_plain
 from .architecture import architecture
+from .config_bounds import bounded_config
 from .multimodal import text_checkpoint, text_config
 
 
 def load_config(folder: Path) -> Any:
     """transformers' config. Raises CheckpointError; UnsupportedArchitecture for unknown types."""
+    _require_small_files(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        facts = bounded_config(PreTrainedConfig.get_config_dict(folder)[0])
+        config = _class_of(facts).from_dict(facts, name_or_path=str(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from None
     except KeyError as error:
         raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
     except Exception as error:  # transformers checks fields with exceptions of its own
@@ -29,6 +37,30 @@ def load_config(folder: Path) -> Any:
             raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
     return config
+
+
+def _class_of(facts: dict[str, Any]) -> Any:
+    """transformers' class of a config, as AutoConfig chooses it. Raises ValueError for an unknown type."""
+    kind = facts.get("model_type")
+    if kind == "mistral" and "layer_types" in facts:
+        kind = facts["model_type"] = "ministral"
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ValueError("model_type is not known")
+    return CONFIG_MAPPING[kind]
+
+
+def _require_small_files(folder: Path) -> None:
+    """Raises CheckpointError for a file of settings or of a vocabulary that is none, such as a pipe, or too large."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        vocabulary = path.name.startswith(("tokenizer", "vocab", "merges", "tekken")) or ".index." in path.name
+        if path.suffix in _SMALL:
+            try:
+                require_plain(path, VOCABULARY if vocabulary or path.suffix not in (".json", ".jinja") else SETTINGS)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+
+
+_SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -81,7 +113,7 @@ def _model_type(folder: Path) -> str:
     """What is wrong with a folder's model_type. Raises UnsupportedArchitecture, with the reason, for a refused type."""
     kind = None
     with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        kind = json.loads(read_input(folder / "config.json")).get("model_type")
     if not isinstance(kind, str):
         return "its model_type is missing"
     architecture(kind)
@@ -91,10 +123,14 @@ def _model_type(folder: Path) -> str:
 def load_tokenizer(folder: Path) -> Any:
     """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
     why = ""
+    _require_small_files(folder)
     try:
         if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = load_config(folder) if (folder / "config.json").exists() else None  # else it is read unchecked
+            return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
+    except (CheckpointError, UnsupportedArchitecture):
+        raise
     except Exception as error:  # many libraries, many exceptions
         why = _missing_package(folder) or one_line(error)
     raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")

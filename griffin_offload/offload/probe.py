@@ -22,6 +22,7 @@ from ..model.hooks import Tap
 from ..model.skeleton import Skeleton
 from ..planning.sizes import model_sizes
 from ..pruning.selection import Selection
+from ..workspace import workspace
 from .layer_stream import LayerStream
 from .outer_weights import load_outer_weights
 from .pruner import Pruner
@@ -49,14 +50,14 @@ def probe(config: Any, entry: Architecture) -> None:
     """Raises UnsupportedArchitecture where a tiny model of the config's type does not agree, or cannot be made."""
     kind = config.model_type
     try:
-        with tempfile.TemporaryDirectory() as name, torch.random.fork_rng(devices=[]), torch.no_grad():
+        with workspace(Path(tempfile.gettempdir())) as folder, torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(_tiny(config), dtype=torch.float32).eval()
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
-            model.save_pretrained(name)
-            wrong = _compare(model, Path(name), entry)
+            model.save_pretrained(folder)
+            wrong = _compare(model, folder, entry)
     except GriffinError:
         raise
     except Exception as error:  # whatever a modelling file makes of unusual sizes

@@ -5,6 +5,7 @@ from html import escape
 from itertools import cycle
 from typing import Any
 
+from ..foreign import printable
 from ..memory.timeline import Sample
 from ..planning.plan import Plan
 from ..planning.rows import MOMENTS, Moment, Row
@@ -70,7 +71,7 @@ def html_page(
         f"<style>{STYLE}</style>",
     ]
     body = "\n".join(sections)
-    return (
+    return printable(
         f'<!doctype html>\n<html lang="en">\n<head>\n{chr(10).join(head)}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
     )
 

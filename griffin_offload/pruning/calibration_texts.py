@@ -15,9 +15,12 @@ from typing import Any
 
 from ..errors import GriffinError, OptionError, PromptError
 from ..files import reason
-from ..jsonl import Row, read_rows
+from ..inputs import TEXT, read_input
+from ..jsonl import Row, read_content, read_rows
 from ..options import FORMS, check
 
+LONG = 2**21  # characters: of a longer text, pieces from all over it are read
+PIECE = 2**16
 SAMPLES, TOKENS = 128, 2048  # default count and length
 QUESTION = "Question: {question}\n"
 ANSWER = "Answer: {answer}\n\n"
@@ -69,10 +72,11 @@ class Samples:
 def read_source(path: Path, share: float = 1.0) -> CalibrationText:
     """Reads a file of rows (.jsonl, .json) or a text. Raises GriffinError that names the file and the row's line."""
     if path.suffix.lower() in (".jsonl", ".json"):
-        rows = read_rows(path, _fault)
-        return CalibrationText(path.name, rows, share, hashlib.sha256(path.read_bytes()).hexdigest())
+        content = read_content(path)
+        rows = read_rows(path, _fault, content=content)
+        return CalibrationText(path.name, rows, share, hashlib.sha256(content).hexdigest())
     try:
-        content = path.read_bytes()
+        content = read_input(path, TEXT, pipe=True)
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or no UTF-8
         raise GriffinError(f"cannot read {path}: {reason(error)}") from None
@@ -112,7 +116,7 @@ def draw_samples(
     facts, notes = [], []
     for number, (source, count) in enumerate(zip(sources, _counts(sources, samples), strict=True)):
         shape = (form or JOINED) if source.asks else "text"
-        drawn = _draw(encode, source, shape, tokens, rationale, Random(f"{seed} {number}"), bos)
+        drawn = _draw(encode, source, shape, (count, tokens), rationale, Random(f"{seed} {number}"), bos)
         ids = [part for part in islice(drawn, count) if part]
         if len(ids) < count:
             notes.append(f"{source.name} makes {len(ids)} samples of up to {tokens} tokens, not {count}")
@@ -159,19 +163,40 @@ def _counts(sources: Sequence[CalibrationText], samples: int) -> list[int]:
 
 
 def _draw(
-    encode: Encode, source: CalibrationText, form: str, tokens: int, rationale: bool, random: Random, bos: int | None
+    encode: Encode,
+    source: CalibrationText,
+    form: str,
+    size: tuple[int, int],
+    rationale: bool,
+    random: Random,
+    bos: int | None,
 ) -> Iterator[list[int]]:
-    """A source's samples, in random order."""
+    """A source's samples, in random order. `size`: how many are wanted, of how many tokens."""
+    count, tokens = size
     if isinstance(source.content, str):
-        yield from _pieces(encode(source.content), tokens, random, bos)
+        for part, wanted in _parts(source.content, count, tokens, random):
+            yield from islice(_pieces(encode(part), tokens, random, bos), wanted)
         return
     texts = list(dict.fromkeys(_text(row, form, rationale) for row in source.content))
     random.shuffle(texts)
     if form == JOINED:
         yield from _joined(encode, texts, tokens)
     for text in texts if form != JOINED else ():
-        ids = encode(text)
+        part, _ = next(_parts(text, 1, tokens, random))
+        ids = encode(part)
         yield _cut(ids, tokens, random, bos) if form == "text" else ids[:tokens]
+
+
+def _parts(text: str, count: int, tokens: int, random: Random) -> Iterator[tuple[str, int | None]]:
+    """The whole text; or of a long one parts from all over it, and how many samples each gives."""
+    if len(text) <= LONG:
+        yield text, None
+        return
+    size = max(PIECE, 8 * tokens)
+    begins = list(range(0, len(text), size))
+    random.shuffle(begins)
+    for begin in begins:
+        yield text[begin : begin + size], -(-count // len(begins))
 
 
 def _text(row: Row, form: str, rationale: bool) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GriffinError
-from ..files import write_text
+from ..files import reason, write_text
+from ..small_json import as_kind, need, read_object
 from .selection import kept_neurons
 
 RATE = 5.0  # a layer's loss falls as exp(-RATE share); 3 to 8 do about as well on two models (docs/results.md)
 STEPS = 16  # of a layer: every size of a matrix takes a kernel of its own, and with it memory
+MOST = 1e6  # nats of a divergence that can be true
 LEAST = 0.25  # the least weight of a layer; the average is 1. With 0.05 some layers kept no neuron (docs/results.md)
 
 
@@ -105,18 +107,17 @@ def save_curves(path: Path, curves: Curves) -> None:
 def load_curves(path: Path) -> Curves | None:
     """The curves in a file, checked; None without a file. Raises GriffinError for a file of something else."""
     try:
-        content = json.loads(path.read_bytes())
-        values: dict[str, Any] = {name: _text(content[name]) for name in ("key", "text_sha256", "dtype")}
-        values |= {name: _count(content[name]) for name in ("prompt_tokens", "continue_tokens", "windows")}
-        values |= {"shares": _numbers(content["shares"]), "others": _numbers([content["others"]])[0]}
-        curves = Curves(kl=tuple(_numbers(row) for row in content["kl"]), **values)
+        content = read_object(path)
+        values: dict[str, Any] = {name: need(content, name, str) for name in ("key", "text_sha256", "dtype")}
+        values |= {name: need(content, name, int) for name in ("prompt_tokens", "continue_tokens", "windows")}
+        values |= {"shares": _numbers(content, "shares"), "others": need(content, "others", float)}
+        curves = Curves(kl=tuple(_numbers({"kl": row}, "kl") for row in need(content, "kl", list)), **values)
         _check(curves)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else error
+    except (OSError, ValueError) as error:
         raise GriffinError(
-            f"{path} is not a calibration ({why}); `griffin calibrate --force` writes a new one"
+            f"{path} is not a calibration ({reason(error)}); `griffin calibrate --force` writes a new one"
         ) from None
     return curves
 
@@ -132,21 +133,11 @@ def _check(curves: Curves) -> None:
         raise ValueError(f"{curves.others} is none of its shares")
     if not curves.kl or any(len(row) != len(shares) for row in curves.kl):
         raise ValueError(f"a layer does not have one value for each of its {len(shares)} shares")
+    if any(abs(value) > MOST for row in curves.kl for value in row):
+        raise ValueError(f"a divergence is beyond {MOST:g} nats, which none can be")
+    if min(curves.prompt_tokens, curves.continue_tokens, curves.windows) < 1:
+        raise ValueError("it was measured on no tokens")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise TypeError(f"{value!r} is not a count")
-    return value
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise TypeError("a row is not a list of finite numbers")
-    return tuple(float(v) for v in values)
+def _numbers(content: dict[str, Any], key: str) -> tuple[float, ...]:
+    return tuple(as_kind(value, float, f"a number of {key}") for value in need(content, key, list))

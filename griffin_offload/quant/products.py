@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn.functional import linear
 
 from ..memory.measured import DAY, add_entry, machine_key, read_entry
 from ..paths import cache_folder
+from ..small_json import as_kind, need
 from ..units import MIB
 
 BLOCK = 2**20  # numbers of a block: 4 MiB
@@ -142,10 +144,11 @@ def chosen(dtype: torch.dtype) -> str:
     return "torch's own products" if fewest is None else f"float32 blocks from {fewest} tokens on"
 
 
-def _valid(entry: dict[str, object]) -> Seconds | None:
+def _valid(entry: dict[str, Any]) -> Seconds | None:
     """The entry's seconds; None unless they can be true."""
-    with suppress(TypeError, ValueError, KeyError, AttributeError):
-        seconds = {way: [float(value) for value in entry["seconds"][way]] for way in ("torch", "blocks")}  # type: ignore[index]
+    with suppress(ValueError):
+        told = need(entry, "seconds", dict)
+        seconds = {way: [as_kind(value, float, way) for value in need(told, way, list)] for way in ("torch", "blocks")}
         if all(len(values) == len(TRIED) and min(values) > 0 for values in seconds.values()):
             return seconds
     return None

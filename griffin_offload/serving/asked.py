@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..options import OFF, Decoding, Option, Pruning, as_dict, build, declared, parse_pair, parse_shares, parse_switch
+from ..options import (
+    COLD,
+    OFF,
+    Decoding,
+    Option,
+    Pruning,
+    as_dict,
+    build,
+    declared,
+    parse_pair,
+    parse_shares,
+    parse_switch,
+)
 from .api_error import invalid
 from .fields import Fields, check_text, is_a
 from .messages import read_messages, read_tool_choice, read_tools
@@ -14,7 +26,6 @@ from .processors import Penalties
 from .served import Served
 from .tools import CallForm
 
-COLD = 1e-4  # a temperature below it is greedy: logits divided by less may be infinite
 COMPLETION_TOKENS = 16  # of OpenAI's older completions, where nobody asks for more
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",

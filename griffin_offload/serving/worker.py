@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import threading
 import time
 import traceback
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from ..errors import GriffinError
+from ..foreign import printable
 from ..memory.heap import trim_heap
 from .api_error import ApiError, api_error, client_left, stopping
 from .asked import Request
@@ -134,11 +136,17 @@ class Worker:
                 job.on_event(event)
         except Cancelled:
             end = stopping() if self._stopping else client_left()
-        except Exception as error:
-            if self._debug:
-                traceback.print_exc()
+        except BaseException as error:  # whatever it is, the thread goes on: without it no request gets an answer
+            self._tell()
             end = api_error(error)
             if not isinstance(error, GriffinError | ApiError):
-                self._recover()
-                trim_heap()
+                try:
+                    self._recover()
+                    trim_heap()
+                except Exception:
+                    self._tell()
         job.on_event(end)
+
+    def _tell(self) -> None:
+        if self._debug:
+            sys.stderr.write(printable(traceback.format_exc()))

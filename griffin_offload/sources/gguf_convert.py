@@ -70,6 +70,7 @@ def _describe(path: Path, out: Path, name: str) -> Link:
         config = read_config(file, name)
         targets = _targets(file, config, name)
         tensors = {targets[t.name]: _stored(file, t, config, name) for t in file.tensors if t.name in targets}
+        file.require_apart()
         out.mkdir()
         write_tokenizer(file, config, out, name)
         config.save_pretrained(out)

@@ -2,6 +2,7 @@
 
 Only safetensors, configs and tokenizer files are fetched: nothing that is run or unpickled."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from ..errors import (
     one_line,
 )
 from ..files import FULL
+from ..inputs import read_input
 from ..model.architecture import architecture
 from ..model.wrappers import refuse_wrapper
 from ..paths import has_config, require_disk
@@ -26,6 +28,7 @@ from ..paths import has_config, require_disk
 ALLOW = ["*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.*", "*.jinja"]
 # Folders (original/, onnx/) and consolidated* hold the same weights again, in other formats.
 IGNORE = ["*/*", "consolidated*", "*.fp16.safetensors", "*.fp32.safetensors"]
+REVISION = re.compile(r"\w[\w.-]{0,99}")  # a commit: the name of a folder of snapshots
 HUB_BOT = "SFconvertbot"
 TIMEOUT = 5.0  # seconds for the hub to accept a connection, and again to answer
 PATIENCE = 10.0  # seconds for both and for name look-up, over all of the hub's addresses
@@ -47,9 +50,9 @@ def cached_snapshot(hub_id: str) -> Path | None:
 def snapshot_of(repository: Path) -> Path | None:
     """The folder of a complete snapshot in a repository's folder of the hub's cache (models--owner--name), or None."""
     for ref in (repository / "refs" / "main", *sorted(repository.glob("refs/refs/pr/*"))):
-        if ref.is_file():
-            snapshot = repository / "snapshots" / ref.read_text().strip()
-            if is_complete(snapshot):
+        with suppress(OSError, ValueError):  # no file, or one that names no revision
+            revision = read_input(ref, 1000).decode().strip()
+            if REVISION.fullmatch(revision) and is_complete(snapshot := repository / "snapshots" / revision):
                 return snapshot
     return None
 
@@ -64,11 +67,9 @@ def cached_ids() -> list[str]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder has a config, a tokenizer and every safetensors file that its index names."""
-    if not has_config(folder):
-        return False
     try:
-        return all((folder / name).is_file() for name in weight_files_of(folder).names)
-    except (CheckpointError, ValueError):  # ValueError: a name that no file can have
+        return has_config(folder) and all((folder / name).is_file() for name in weight_files_of(folder).names)
+    except (CheckpointError, OSError, ValueError):  # the last two: names that no file can have
         return False
 
 

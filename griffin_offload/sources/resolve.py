@@ -15,9 +15,11 @@ from ..checkpoint.gguf.link import NOTE, gguf_link
 from ..checkpoint.which_files import ADAPTER, weight_files_of
 from ..errors import CheckpointError, FetchError, ModelNotFound
 from ..files import make_once
+from ..inputs import VOCABULARY
 from ..model.architecture import ARCHITECTURES
 from ..model.wrappers import WRAPPERS
 from ..paths import cache_folder, require_disk
+from ..small_json import need, read_object
 from ..units import MIB
 from . import hub
 from .catalogue import CATALOGUE, CatalogueModel, Wheel
@@ -109,8 +111,8 @@ def weight_files(folder: Path) -> list[Path]:
 def origin(folder: Path) -> str:
     """The GGUF file or the wheels that a folder of our cache was made from; '' for other folders."""
     try:
-        return str(json.loads((folder / NOTE).read_bytes())["source"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(need(read_object(folder / NOTE, VOCABULARY), "source", str))
+    except (OSError, ValueError):
         return ""
 
 
@@ -236,8 +238,8 @@ def _gguf_folder(file: Path) -> Path:
 
 def _model_type(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "config.json").read_bytes())["model_type"])
-    except (ValueError, KeyError, TypeError):
+        return str(need(read_object(folder / "config.json"), "model_type", str))
+    except (OSError, ValueError):
         return ""
 
 

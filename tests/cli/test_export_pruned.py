@@ -92,7 +92,10 @@ def test_export_as_gguf(run: Run, model: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{file}\n"), result.stderr
     assert "in one file, of a model of " in result.stderr
     assert f"llama-cli -m '{file}'" in result.stderr
-    failed(run(*common, file, stdin="Hello"), 1, "exists", "--force")
+    again = run(*common, file, stdin="Hello")
+    assert (again.exit_code, again.stdout) == (0, f"{file}\n"), again.stderr
+    assert "is there already" in again.stderr
+    failed(run(*common, file, stdin="Hi"), 1, "exists", "--force")
     options = ("--force", "--gguf-type", "q8_0", "--multiple-of", "96", "--json")
     facts = json.loads(run(*common, file, *options, stdin="Hello").stdout)
     assert facts["files"] == [file.name]

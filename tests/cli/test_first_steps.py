@@ -22,9 +22,10 @@ def test_a_prompt_may_be_an_argument(run: Run, model: Path) -> None:
     assert ids(run(*common, "why", "is", "it", "blue?")) == expected
     failed(run(*common, "why?", "--prompt", "why?"), 2, "the prompt is given twice")
     failed(run(*common, "why?", "--input", "in.jsonl", "--output", "out.jsonl"), 2, "leave out the other prompt")
-    result = run(*common, "p.txt")
+    failed(run(*common, "p.txt"), 1, "there is no file p.txt: --prompt-file FILE reads one")
+    result = run(*common, __file__)
     assert result.exit_code == 0
-    assert "--prompt-file p.txt would read a file" in result.stderr
+    assert f"--prompt-file {__file__} would read a file" in result.stderr
 
 
 def test_what_is_piped_in_goes_before_the_prompt(run: Run, model: Path) -> None:

@@ -234,7 +234,7 @@ def test_what_cannot_be_measured(llama: Path, data: Path, options: tuple[object,
 
 
 def test_a_file_that_is_not_there_or_no_text(llama: Path, tmp_path: Path) -> None:
-    assert isinstance(run("--data", tmp_path / "none.txt", "--model", llama).exception, FileNotFoundError)
+    assert "no such file" in str(run("--data", tmp_path / "none.txt", "--model", llama).exception)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     assert "not UTF-8" in str(run("--data", tmp_path / "bytes", "--model", llama).exception)
     (tmp_path / "empty").write_text("\n")

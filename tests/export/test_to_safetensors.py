@@ -324,12 +324,12 @@ def test_force_keeps_any_other_folder_as_a_backup(tmp_path: Path, llama: Path) -
     assert json.loads(json.dumps(exported.to_json()))["backup"] == str(exported.backup)
 
 
-def test_force_over_the_model_itself_loses_nothing(tmp_path: Path, llama: Path) -> None:
+def test_the_model_itself_is_no_output(tmp_path: Path, llama: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "m")
-    exported = export(folder, folder, force=True)
-    assert exported.backup is not None
-    assert files(exported.backup) == files(llama)
-    assert load(folder).config.intermediate_size == 48
+    for out, words in ((folder, "of the input"), (folder / "x", "among the model's files"), (tmp_path, "holds")):
+        with pytest.raises(GriffinError, match=words):
+            export(folder, out, force=True)
+    left_nothing(tmp_path, {f"m/{name}": content for name, content in files(llama).items()})
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty", "full"])

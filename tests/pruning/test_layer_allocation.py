@@ -139,21 +139,21 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 GOOD = json.loads(json.dumps(asdict(curves(STEEP, FLAT))))
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": (None, "Expecting value"),
-    "a list": ([1], "indices"),
+    "a list": ([1], "it is no JSON object but a list"),
     "no curves": ({**GOOD, "kl": []}, "a layer"),
     "a row too short": ({**GOOD, "kl": [[1.0, 0.0], list(FLAT)]}, "one value for each of its 4 shares"),
     "NaN": ({**GOOD, "kl": [[float("nan")] * 4]}, "finite"),
-    "text for a number": ({**GOOD, "kl": [["1"] * 4]}, "finite"),
-    "a number for a row": ({**GOOD, "kl": [1, 2]}, "finite"),
-    "a number for all": ({**GOOD, "kl": 1}, "iterable"),
+    "text for a number": ({**GOOD, "kl": [["1"] * 4]}, "a number of kl is not a number but a text"),
+    "a number for a row": ({**GOOD, "kl": [1, 2]}, "kl is not a list but a whole number"),
+    "a number for all": ({**GOOD, "kl": 1}, "kl is not a list"),
     "shares that fall": ({**GOOD, "shares": [0.5, 0.25, 0.75, 1]}, "ascend"),
     "shares above 1": ({**GOOD, "shares": [0.25, 0.5, 0.75, 1.25]}, "ascend"),
     "others elsewhere": ({**GOOD, "others": 0.6}, "0.6 is none of its shares"),
     "no share": ({**GOOD, "shares": []}, "ascend"),
-    "no key": ({name: GOOD[name] for name in GOOD if name != "key"}, "'key' is missing"),
-    "a key of another kind": ({**GOOD, "key": 7}, "7 is not a text"),
-    "no window": ({**GOOD, "windows": 0}, "0 is not a count"),
-    "half a token": ({**GOOD, "prompt_tokens": 1.5}, "1.5 is not a count"),
+    "no key": ({name: GOOD[name] for name in GOOD if name != "key"}, "key is missing"),
+    "a key of another kind": ({**GOOD, "key": 7}, "key is not a text but a whole number"),
+    "no window": ({**GOOD, "windows": 0}, "no tokens"),
+    "half a token": ({**GOOD, "prompt_tokens": 1.5}, "prompt_tokens is not a whole number but a number"),
 }
 
 

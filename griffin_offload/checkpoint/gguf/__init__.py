@@ -1,6 +1,7 @@
 """GGUF files: read in place, decoded on the way, written.
 
 header.py     a file's fields and tensors, checked
+values.py     a header's values, each of the type that is meant
 blocks.py     the layouts of quantized blocks
 decode.py     blocks -> dense rows
 config.py     a header <-> transformers' config

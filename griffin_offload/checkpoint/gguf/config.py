@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BudgetError, CheckpointError, UnsupportedArchitecture, one_line
+from ...foreign import NAME, shown
 from .fields import check_fields, one_for_all
 from .header import GgufFile
 from .rope import FACTORS, SCALING_FIELDS, llama3_rope, scaling, scaling_fields
 from .tokenizer import ALIASES, check_tokenizer, split_as
+from .values import Values
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ GGUF_ARCHS = {
     "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, fields=_WINDOW | _CAPS),
     "gemma3": GgufArchitecture("gemma3_text", norm_offset=1.0, fields=_WINDOW | _CAP),
 }
+_EPSILON = "attention.layer_norm_rms_epsilon"
 # GGUF field (after the architecture's name) -> transformers' config
 _FIELDS = {
     "context_length": "max_position_embeddings",
@@ -51,8 +54,9 @@ _FIELDS = {
     "block_count": "num_hidden_layers",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    _EPSILON: "rms_norm_eps",
 }
+LEAST_ID = -(2**31)  # of a token: some files say none by -1
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
 # (type, layers) -> a value that the file does not have; other sizes of these types divide by the root of head_dim.
 QUERY_SCALARS = {("gemma2", 46): 144, ("gemma3_text", 62): 168}
@@ -62,14 +66,14 @@ END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
 def arch_of(file: GgufFile) -> GgufArchitecture:
-    return GGUF_ARCHS[file.fields["general.architecture"]]
+    return GGUF_ARCHS[file.fields.text("general.architecture")]
 
 
 def require_supported(file: GgufFile, name: str) -> None:
     """Raises UnsupportedArchitecture or CheckpointError for a file that is no whole model, or would be read wrongly."""
-    if (parts := file.fields.get("split.count", 1)) > 1:
+    if (parts := file.fields.whole("split.count") or 1) > 1:
         raise CheckpointError(f"{name} is one of {parts} parts; join them first with llama.cpp's gguf-split --merge")
-    architecture, kind = file.fields.get("general.architecture", "?"), file.fields.get("general.type", "model")
+    architecture, kind = file.fields.text("general.architecture", "?"), file.fields.text("general.type", "model")
     if kind == "adapter" or "adapter.type" in file.fields:
         raise CheckpointError(
             f"{name} is an adapter (LoRA), not a model: merge it into its base model with llama.cpp's "
@@ -79,41 +83,42 @@ def require_supported(file: GgufFile, name: str) -> None:
         raise CheckpointError(f"{name} is a projector for images (mmproj), not a model: give the model's own file")
     if architecture not in GGUF_ARCHS:
         raise UnsupportedArchitecture(
-            f"{name} holds a {architecture!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
+            f"{name} holds a {shown(architecture, NAME)!r} model; GGUF files of {', '.join(GGUF_ARCHS)} can be read. "
             "Its original safetensors folder may still work"
         )
     if not file.tensors:
         raise CheckpointError(f"{name} holds a vocabulary and no weights; give the file of the whole model")
-    if file.fields.get(f"{architecture}.expert_count", 0):
+    if file.fields.whole(f"{architecture}.expert_count"):
         raise UnsupportedArchitecture(f"{name} is a mixture of experts, which Griffin cannot prune")
-    check_tokenizer(file.fields, name)
+    check_tokenizer(file.fields)
 
 
 def read_config(file: GgufFile, name: str) -> Any:
     """A header -> transformers' config. Raises CheckpointError if it says too little or contradicts itself."""
     from transformers import AutoConfig
 
-    architecture, prefix = arch_of(file), file.fields["general.architecture"]
+    architecture, prefix = arch_of(file), file.fields.text("general.architecture")
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    own = {key.removeprefix(f"{prefix}."): value for key, value in file.fields.items() if key.startswith(f"{prefix}.")}
-    own = one_for_all(own, prefix, name)
-    header = file.fields | own
-    values = {ours: header[theirs] for theirs, ours in _FIELDS.items() if theirs in header}
-    values |= {ours: header[f"tokenizer.ggml.{key}"] for key, ours in _IDS.items() if f"tokenizer.ggml.{key}" in header}
-    required = {*_FIELDS.values()} - {"num_key_value_heads"}
-    if wrong := sorted(key for key in required if not isinstance(values.get(key), int | float) or values[key] <= 0):
+    own = one_for_all(file.fields.of(f"{prefix}."), prefix)
+    vocabulary = file.fields.of("tokenizer.ggml.")
+    values: dict[str, Any] = {ours: own.whole(theirs) for theirs, ours in _FIELDS.items() if theirs != _EPSILON}
+    values[_FIELDS[_EPSILON]] = own.number(_EPSILON)
+    if wrong := sorted(key for key, value in values.items() if not value and key != "num_key_value_heads"):
         raise CheckpointError(f"{name}: its header does not say {', '.join(wrong)}")
+    values |= {ours: vocabulary.whole(key, LEAST_ID) for key, ours in _IDS.items() if key in vocabulary}
     if "token_embd.weight" not in shapes or values["num_hidden_layers"] > len(shapes):
         raise CheckpointError(f"{name} has no embeddings, or fewer layers than its header says")
-    values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values["head_dim"] = header.get("attention.key_length") or _head_dim(values, header, shapes)
+    values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
+    values["head_dim"] = own.whole("attention.key_length") or _head_dim(values, own, shapes)
     values["vocab_size"] = shapes["token_embd.weight"][0]
     values["tie_word_embeddings"] = "output.weight" not in shapes
     rope = {"rope.freq_base": "rope_theta"} | (
         {"rope.freq_base_swa": "rope_local_base_freq"} if prefix == "gemma3" else {}
     )
-    values |= {ours: header[theirs] for theirs, ours in (rope | architecture.fields).items() if header.get(theirs)}
-    if found := scaling(own, prefix, name):
+    applied = rope | architecture.fields
+    numbers = {ours: own.whole(key) if key in _WINDOW else own.number(key) for key, ours in applied.items()}
+    values |= {ours: number for ours, number in numbers.items() if number}
+    if found := scaling(own, prefix):
         values["rope_scaling"] = found
     if architecture.model_type.startswith("gemma"):
         size = architecture.model_type, values["num_hidden_layers"]
@@ -124,18 +129,23 @@ def read_config(file: GgufFile, name: str) -> Any:
         raise CheckpointError(
             f"{name}: its header describes no {architecture.model_type} model ({one_line(error)})"
         ) from error
-    check_fields(own, {*_FIELDS, *rope, *architecture.fields, *SCALING_FIELDS}, config, prefix, name)
+    check_fields(own, {*_FIELDS, *applied, *SCALING_FIELDS}, config, prefix)
     factors = next((tensor for tensor in file.tensors if tensor.name == FACTORS), None)
     if factors is not None:
+        if factors.kind.name != "F32" or factors.shape != (config.head_dim // 2,):
+            told = f"{list(factors.shape)} of type {factors.kind.name}"
+            raise CheckpointError(
+                f"{name}: {FACTORS} is {told}, not [{config.head_dim // 2}] of type F32: fetch it again"
+            )
         config.rope_parameters = llama3_rope(config, file.dense(factors), name)
     return config
 
 
-def _head_dim(values: dict[str, Any], header: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int:
+def _head_dim(values: dict[str, Any], header: Values, shapes: dict[str, tuple[int, ...]]) -> int:
     """The size of a head where the header does not say it: the rotated part, if the queries have so many rows."""
-    heads, rotated = int(values["num_attention_heads"]), header.get("rope.dimension_count")
+    heads, rotated = int(values["num_attention_heads"]), header.whole("rope.dimension_count")
     rows = shapes.get("blk.0.attn_q.weight", (0,))[0]
-    return int(rotated) if rotated and rows == heads * rotated else int(values["hidden_size"]) // heads
+    return rotated if rotated and rows == heads * rotated else int(values["hidden_size"]) // heads
 
 
 def written_as(model_type: str) -> str | None:
@@ -196,12 +206,13 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
         raise CheckpointError(f"the tokenizer in {name} cannot be used: {one_line(error)}") from error
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
-    header = {key.removeprefix("tokenizer.ggml."): value for key, value in file.fields.items()}
-    pre = str(header.get("pre"))
-    add_bos = header.get("add_bos_token", header.get("model") == "llama" or ALIASES.get(pre, pre) in BOS_BY_DEFAULT)
+    header = file.fields.of("tokenizer.ggml.")
+    pre = header.text("pre")
+    by_default = header.text("model") == "llama" or ALIASES.get(pre, pre) in BOS_BY_DEFAULT
+    add_bos = header.flag("add_bos_token", by_default)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     adds_bos = bool(bos) and (add_bos or tokenizer.encode("a")[:1] == [bos_id])
-    adds_eos = bool(header.get("add_eos_token")) and tokenizer.eos_token is not None
+    adds_eos = header.flag("add_eos_token") and tokenizer.eos_token is not None
     if adds_eos or (adds_bos and tokenizer.encode("a")[:1] != [bos_id]):
         before, after = f"{bos} " if adds_bos else "", f" {tokenizer.eos_token}" if adds_eos else ""
         ids = {tokenizer.eos_token: tokenizer.eos_token_id} if adds_eos else {}
@@ -215,10 +226,10 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     except Exception as error:  # a plain one, with the system's message
         raise BudgetError(f"{name}: its tokenizer cannot be written ({error}); is the disk full?") from error
 
-    vocabulary, template = tokenizer.get_vocab(), tokenizer.chat_template or ""
-    ends = [header.get("eos_token_id"), header.get("eot_token_id")]
+    vocabulary, template = tokenizer.get_vocab(), file.fields.text("tokenizer.chat_template")
+    ends = [header.whole("eos_token_id", LEAST_ID), header.whole("eot_token_id", LEAST_ID)]
     ends += [vocabulary[token] for token in END_OF_TURN if token in vocabulary and token in template]
-    unique = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    unique = list(dict.fromkeys(end for end in ends if end is not None))
     eos = unique if len(unique) > 1 else next(iter(unique), None)
     generation = GenerationConfig(bos_token_id=bos_id, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
     generation.save_pretrained(out)

@@ -3,10 +3,11 @@
 What a field does: src/llama-model.cpp and src/llama-hparams.h of https://github.com/ggml-org/llama.cpp."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UnsupportedArchitecture
+from ...foreign import NAME, shown
+from .values import Values
 
 WAY_OUT = "use the original safetensors"
 # Of each layer where they are lists; here all layers are alike.
@@ -26,22 +27,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def one_for_all(header: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any]:
+def one_for_all(header: Values, prefix: str) -> Values:
     """The header with a number in place of a list that has one for each layer.
 
     Raises UnsupportedArchitecture where layers differ."""
-    changed = dict(header)
+    changed = Values(header, header.name)
     for key in _SIZES:
         value = header.get(key)
         if isinstance(value, list) and value:
             if len(set(value)) > 1:
                 told = f"{prefix}.{key} differs by layer ({str(value)[:60]})"
-                raise UnsupportedArchitecture(f"{name}: {told}, which Griffin cannot apply: {WAY_OUT}")
+                raise UnsupportedArchitecture(f"{header.name}: {told}, which Griffin cannot apply: {WAY_OUT}")
             changed[key] = value[0]
     return changed
 
 
-def check_fields(header: Mapping[str, Any], applied: set[str], config: Any, prefix: str, name: str) -> None:
+def check_fields(header: Values, applied: set[str], config: Any, prefix: str) -> None:
     """Raises UnsupportedArchitecture for a field that changes the model and is not among those `applied`.
 
     `header`: the fields of the architecture without its `prefix`."""
@@ -59,8 +60,9 @@ def check_fields(header: Mapping[str, Any], applied: set[str], config: Any, pref
             fine = not value or value == "none"
         if not fine:
             told = f", and the others make it {expected[key]}" if type(expected.get(key)) is int else ""
+            said = f"{prefix}.{shown(key, NAME)} {shown(str(value), 60)}{told}"
             raise UnsupportedArchitecture(
-                f"{name}: its header says {prefix}.{key} {str(value)[:60]}{told}, which Griffin cannot apply: {WAY_OUT}"
+                f"{header.name}: its header says {said}, which Griffin cannot apply: {WAY_OUT}"
             )
 
 

@@ -3,13 +3,16 @@
 The note is read without torch, for `griffin models` and `griffin pull`."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError
 from ...files import reason
+from ...inputs import VOCABULARY
 from ...paths import cache_folder, has_config
+from ...small_json import read_object
 
 if TYPE_CHECKING:
     from ..headers import Checkpoint, TensorInfo
@@ -64,18 +67,21 @@ class Link:
     def open(self, folder: Path) -> "Checkpoint":
         """The checkpoint of the folder that has this note. Raises CheckpointError if the file is gone or changed."""
         from ..headers import Checkpoint
+        from ..identity import Identity, identities
 
-        self.require_file()
-        return Checkpoint(folder, {name: t.info(name, self.file) for name, t in self.tensors.items()}, self.size)
+        files = identities(folder) | {self.file: Identity.of(self.require_file())}
+        tensors = {name: t.info(name, self.file) for name, t in self.tensors.items()}
+        return Checkpoint(folder, tensors, self.size, files=files)
 
-    def require_file(self) -> None:
-        """Raises CheckpointError if the file is gone or changed."""
+    def require_file(self) -> os.stat_result:
+        """The file as it is. Raises CheckpointError if it is gone or changed."""
         try:
             stat = self.file.stat()
         except OSError as error:
             raise CheckpointError(f"{self.file}, which holds the weights, cannot be opened: {reason(error)}") from None
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise CheckpointError(f"{self.file} has changed since it was first read; give the file itself as the model")
+        return stat
 
 
 def write_link(folder: Path, link: Link) -> None:
@@ -87,10 +93,10 @@ def write_link(folder: Path, link: Link) -> None:
 def read_link(folder: Path) -> Link | None:
     """The note in a folder, or None. Only notes in our own folders can be trusted."""
     try:
-        note = json.loads((folder / NOTE).read_bytes())
+        note = read_object(folder / NOTE, VOCABULARY)
         tensors = {name: StoredTensor(**t | {"shape": tuple(t["shape"])}) for name, t in note["tensors"].items()}
         return Link(Path(note["source"]), int(note["size"]), int(note["mtime_ns"]), tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UnsupportedArchitecture
+from ...foreign import shown
 from .fields import WAY_OUT
+from .values import Values
 
 FACTORS = "rope_freqs.weight"
 _TYPE, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
@@ -20,28 +22,25 @@ _YARN = {
 }
 
 
-def scaling(header: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any] | None:
+def scaling(header: Values, prefix: str) -> dict[str, Any] | None:
     """transformers' rope_scaling of a header (without its `prefix`); None: positions are not scaled. As llama.cpp does,
     a factor without a type scales linearly. Raises UnsupportedArchitecture for a type that cannot be applied."""
-    kind = header.get(_TYPE, "linear")
-    factor = header.get(_FACTOR) or header.get(_OLD_FACTOR) or 0
+    name, kind = header.name, header.text(_TYPE, "linear")
+    factor = header.number(_FACTOR) or header.number(_OLD_FACTOR) or 0
     for key, neutral in _YARN.items():
         if key in header and header[key] not in neutral:
-            raise UnsupportedArchitecture(
-                f"{name}: its header says {prefix}.{key} {header[key]}, which Griffin cannot apply: {WAY_OUT}"
-            )
-    if not isinstance(factor, int | float):
-        raise UnsupportedArchitecture(f"{name}: {prefix}.{_FACTOR} is no number: {WAY_OUT}")
+            said = f"{prefix}.{key} {shown(str(header[key]), 60)}"
+            raise UnsupportedArchitecture(f"{name}: its header says {said}, which Griffin cannot apply: {WAY_OUT}")
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(factor)}
     if kind == "yarn" and factor:
-        original = header.get(_ORIGINAL) or header["context_length"]
-        more = {ours: float(header[key]) for key, ours in _BETAS.items() if header.get(key)}
-        own = {"original_max_position_embeddings": int(original)}
+        original = header.whole(_ORIGINAL) or header.whole("context_length")
+        more = {ours: float(beta) for key, ours in _BETAS.items() if (beta := header.number(key))}
+        own = {"original_max_position_embeddings": original}
         return {"rope_type": "yarn", "factor": float(factor), **own, **more}
-    told = f"{prefix}.{_TYPE} {str(kind)[:40]}"
+    told = f"{prefix}.{_TYPE} {shown(kind, 40)}"
     raise UnsupportedArchitecture(
         f"{name} scales its positions ({told}), of which its header says too little: {WAY_OUT}"
     )

@@ -8,6 +8,8 @@ import json
 from typing import Any
 
 from ...errors import ExportError, UnsupportedArchitecture
+from ...foreign import shown
+from .values import Values
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -38,31 +40,33 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp'
 _UNDERLINE = "\u2581"  # a space, in SentencePiece's vocabularies
 
 
-def check_tokenizer(fields: dict[str, Any], name: str) -> None:
+def check_tokenizer(fields: Values) -> None:
     """Raises UnsupportedArchitecture for a file whose way of splitting texts is not known here."""
-    model, pre = fields.get("tokenizer.ggml.model", "llama"), fields.get("tokenizer.ggml.pre", "default")
+    model, pre = fields.text("tokenizer.ggml.model", "llama"), fields.text("tokenizer.ggml.pre", "default")
     wrong = {"model": model} if model not in ("gpt2", "llama") else {}
     if model == "gpt2" and pre not in (*PRE, *ALIASES, *UNNAMED):
         wrong = {"pre": pre}
     for key, value in wrong.items():
         raise UnsupportedArchitecture(
-            f"{name}: its header says tokenizer.ggml.{key} {str(value)[:40]!r}, a way of splitting texts that is not "
-            "known here: use the original safetensors"
+            f"{fields.name}: its header says tokenizer.ggml.{key} {shown(value, 40)!r}, a way of splitting texts that "
+            "is not known here: use the original safetensors"
         )
 
 
-def split_as(backend: Any, fields: dict[str, Any]) -> None:
+def split_as(backend: Any, fields: Values) -> None:
     """Makes a tokenizer split texts as a file with these fields says; without a name it stays as it is."""
     from tokenizers import Tokenizer, decoders, normalizers
 
-    header = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    pre = ALIASES.get(header.get("pre", ""), header.get("pre", ""))
-    if header.get("model") == "gpt2" and pre in PRE:
+    header = fields.of("tokenizer.ggml.")
+    pre = ALIASES.get(header.text("pre"), header.text("pre"))
+    if header.text("model") == "gpt2" and pre in PRE:
         model = {"type": "BPE", "vocab": {}, "merges": []}
         empty = {"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": as_json(PRE[pre])}
         backend.pre_tokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
         backend.model.ignore_merges = pre in WHOLE_WORDS_FIRST
-    elif header.get("model") == "llama" and header.get("add_space_prefix") is False:  # transformers adds one for Llama
+    elif header.text("model") == "llama" and not header.flag(
+        "add_space_prefix", True
+    ):  # transformers adds one for Llama
         backend.normalizer, backend.pre_tokenizer = normalizers.Replace(" ", _UNDERLINE), None
         steps = [decoders.Replace(_UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
         backend.decoder = decoders.Sequence(steps)

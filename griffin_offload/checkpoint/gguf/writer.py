@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ...files import write_at
+from ...files import check_same, write_at
 from ...memory.arena import ALIGN
 from ..reader import as_bytes
 from .decode import CHUNK
@@ -64,7 +64,7 @@ class GgufWriter:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._places, self._missing = layout.places, set(layout.places)
-        self._header = len(layout.header)
+        self._path, self._header = path, len(layout.header)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             self.write_header(layout)
@@ -80,6 +80,7 @@ class GgufWriter:
         try:
             if kind is None:
                 os.fsync(self._fd)
+                check_same(self._fd, self._path)
         finally:
             os.close(self._fd)
         if kind is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from ...workspace import workspace
 from .asked import Asked, Lengths, parse_lengths, parse_methods
 from .page_cache import fill_cache
 from .rows import BenchRow, bench_rows
@@ -154,8 +155,8 @@ def bench(
     if asked.on_gpu and conditions.not_cold:  # with caches warm the first row must not be the one that fills them
         on_note("reading the model into the page cache")
         fill_cache(model_files(asked))
-    with tempfile.TemporaryDirectory(prefix="griffin-bench-") as scratch:
-        runner = Runner(asked, model, conditions, scratch)
+    with workspace(Path(tempfile.gettempdir())) as scratch:
+        runner = Runner(asked, model, conditions, str(scratch))
         on_note("measuring the disk and the arithmetic of a prompt")
         device = runner.run("device", asked.lengths[0], cap=False) if asked.on_gpu else {}
         reading = runner.run("reading", asked.lengths[0], cap=False)

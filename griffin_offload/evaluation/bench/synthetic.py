@@ -2,16 +2,12 @@
 
 It holds what transformers' save_pretrained writes: config, generation config, tokenizer and safetensors."""
 
-import errno
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -19,11 +15,13 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from ...checkpoint.safetensors_writer import CheckpointWriter
 from ...errors import BudgetError
+from ...files import FULL
 from ...model.skeleton import Skeleton
 from ...paths import cache_folder, require_disk
 from ...sources.hub import Progress, is_complete
 from ...sources.resolve import CatalogueModel
 from ...units import MIB
+from ...workspace import workspace
 
 BLOCK, PIECE = 2**24, 2**22  # random numbers drawn; elements written at a time, from a random place in the block
 STD = 0.02
@@ -51,20 +49,17 @@ def synthesise(model: CatalogueModel, folder: Path, on_progress: Progress | None
     need = 2 * sum(map(math.prod, shapes.values())) + 64 * MIB
     require_disk(folder, need, f"a synthetic {model.alias}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        work.mkdir()
-        _write_weights(work, shapes, buffers, NORM_OF_ONE.get(config.model_type, 1.0), model.alias, on_progress)
-        _write_rest(work, config)
-        work.rename(folder)
+        with workspace(folder.parent) as work:
+            (made := work / folder.name).mkdir()
+            _write_weights(made, shapes, buffers, NORM_OF_ONE.get(config.model_type, 1.0), model.alias, on_progress)
+            _write_rest(made, config)
+            made.rename(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise BudgetError(f"the disk became full while {folder} was made; nothing of it is left") from error
         if not is_complete(folder):  # else another process was quicker
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -120,11 +115,3 @@ def _write_rest(folder: Path, config: Any) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=PAD
     ).save_pretrained(folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes left that were killed while they wrote this folder."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        pid = leftover.name.split(".")[-2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from ...engine import Engine
 from ...errors import OptionError, PromptError, UnsupportedArchitecture
+from ...files import reason
+from ...inputs import TEXT, read_input
+from ...model.long_texts import PIECE, USUAL
 from ...options import ORDERS, OnLayer, check
+from ...pruning.calibration_texts import LONG
 from ...pruning.selection import select_neurons
 from ...pruning.statistic import neuron_statistic
 
@@ -37,13 +41,27 @@ def cut_prompts(engine: Engine, text: str, count: int, tokens: int, what: str = 
 
     Each begins with the tokenizer's BOS where a text does (Llama's and Gemma's <s>). Raises PromptError for too short a
     text."""
-    ids = engine.encode(text, raw=True)
+    if len(text) > LONG:
+        return _cut_long(engine, text, count, tokens, what)
+    ids = engine.encode(text, raw=True, cut=True)
     first, ids = _split_bos(engine, ids)
     size = tokens - len(first)
     if len(ids) < size * count:
         raise PromptError(f"the text has {len(ids)} tokens; {count} {what} of {size} need {size * count}")
     step = len(ids) // count
     return [first + ids[i * step : i * step + size] for i in range(count)]
+
+
+def _cut_long(engine: Engine, text: str, count: int, tokens: int, what: str) -> list[list[int]]:
+    """As `cut_prompts`, without the tokens between the prompts."""
+    step, found = len(text) // count, []
+    for number in range(count):
+        part = text[number * step : number * step + min(step, max(PIECE, USUAL * tokens))]
+        ids = engine.encode(part, raw=True, cut=True)[:tokens]
+        if len(ids) < tokens:
+            raise PromptError(f"the text is too short for {count} {what} of {tokens} tokens")
+        found.append(ids)
+    return found
 
 
 def reorder(engine: Engine, prompt_ids: Sequence[int], order: str, seed: int) -> list[int]:
@@ -218,13 +236,13 @@ class _Measured(NamedTuple):
 
 def _read_results(path: Path) -> list[_Measured]:
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_input(path, TEXT, pipe=True))
         rows = [
             _measured(facts | result) for result in facts["results"]
         ]  # lengths stand with a result where they differ
     except OSError as error:
-        raise OptionError(f"cannot read the results {path}: {str(error.strerror).lower()}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"cannot read the results {path}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise OptionError(
             f"{path} is not what `griffin eval perplexity --json` prints ({type(error).__name__}: {error})"
         ) from error

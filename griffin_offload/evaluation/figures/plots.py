@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
+from ...files import FIGURE, write_whole
 from ...units import GIB, MIB
 from .observe import Point, chance_overlap, kept_at
 
@@ -243,4 +244,6 @@ def canvas(path: Path, width: float, height: float, title: str) -> "Iterator[Fig
         figure.suptitle(title)
         yield figure
         dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix.lower())
-        figure.savefig(path, metadata={dated: None} if dated else None)
+        facts = {"Creator": FIGURE, dated: None} if dated else {"Software": FIGURE}
+        with write_whole(path, make_folder=False) as temporary:
+            figure.savefig(temporary, metadata=facts)

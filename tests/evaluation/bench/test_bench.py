@@ -27,6 +27,7 @@ from griffin_offload.evaluation.bench.runner import Conditions, Model, Runner, l
 from griffin_offload.options import FfnSkip, Pruning
 from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
 from griffin_offload.units import GIB, MIB
+from griffin_offload.workspace import LOCK, workspace
 
 SIZES = {
     "hidden_size": 64,
@@ -155,10 +156,11 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".tiny.4194399.partial").mkdir()  # above the largest process number
-    (tmp_path / ".tiny.1.partial").mkdir()  # of a process that runs
-    synthetic.synthesise(shape("llama"), tmp_path / "tiny")
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny", ".tiny.1.partial"}
+    (tmp_path / ".griffin-00000001.tmp").mkdir()
+    (tmp_path / ".griffin-00000001.tmp" / LOCK).touch()
+    with workspace(tmp_path) as work:  # of a process that runs
+        synthetic.synthesise(shape("llama"), tmp_path / "tiny")
+        assert {path.name for path in tmp_path.iterdir()} == {"tiny", work.name}
 
 
 # ---- what is asked for
