@@ -48,8 +48,9 @@ def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
         if name in DTYPES:
             _check_dtype(name, value)
         if name in kind.sub_configs and isinstance(value, dict):
-            value = allowed_config(value, _class_inside(kind, name, value.get("model_type")))
-        found[name] = value
+            found[name] = allowed_config(value, _class_inside(kind, name, value.get("model_type")))
+        else:
+            found[name] = value
     return found
 
 
