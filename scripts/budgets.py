@@ -3,10 +3,10 @@
 python scripts/budgets.py [MODEL ...] [--only WORD] [--room MIB]
 
 For every model and every kind of run of RUNS: the command is asked with a budget that is too small, and its refusal
-says which would do (or a second one does); with that one it runs again, in a memory control group of the same size and --room MiB beside it
-for the kernel's own tables, with empty caches. A run fails if it ends badly, if the kernel kills it, or if the peak of
-its RAM, as the kernel counts it, is above the budget. Needs root and Linux's control groups, version 1 or 2; without
-them it says so and ends with 77. Makes the table of docs/reliability.md."""
+says which would do (or a second one does); with that one it runs again, in a memory control group of the same size and
+--room MiB more for the kernel's own tables, with empty caches. A run fails if it ends badly, if the kernel kills it, or
+if the peak of its RAM, as the kernel counts it, is above the budget. Needs root and Linux's control groups, version 1
+or 2; without them it says so and ends with 77. Makes the table of docs/reliability.md."""
 
 import argparse
 import json
