@@ -47,7 +47,7 @@ class Reader:
 
     def __init__(self, direct: bool = False, files: Files | None = None) -> None:
         self.bytes = 0
-        self._known = files or {}
+        self.files = files or {}
         self.clock = StageClock()
         self._direct = direct and hasattr(os, "O_DIRECT")
         self._floods = direct  # if direct reads are not possible, the page cache is emptied after each read
@@ -230,7 +230,7 @@ class Reader:
                     continue
                 raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
             if count == 0:
-                require_same(file, os.fstat(fd), self._known)
+                require_same(file, os.fstat(fd), self.files)
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
                 fd, direct = self._open(file), False
@@ -241,7 +241,7 @@ class Reader:
                 count -= len(views.pop(0))
             if count:
                 views[0] = views[0][count:]
-        require_same(file, os.fstat(fd), self._known)  # after it: what was read before a change is right
+        require_same(file, os.fstat(fd), self.files)  # after it: what was read before a change is right
         if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 

@@ -47,9 +47,9 @@ def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
             continue
         if name in DTYPES:
             _check_dtype(name, value)
-        if name in kind.sub_configs and isinstance(value, dict):
-            value = allowed_config(value, _class_inside(kind, name, value.get("model_type")))
         found[name] = value
+        if name in kind.sub_configs and isinstance(value, dict):
+            found[name] = allowed_config(value, _class_inside(kind, name, value.get("model_type")))
     return found
 
 
