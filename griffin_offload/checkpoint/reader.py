@@ -26,7 +26,7 @@ from ..units import MIB
 from .gguf.blocks import block_type
 from .gguf.decode import SCRATCH, Decoder, place, step
 from .headers import Encoding, Packed, TensorInfo
-from .identity import Files, require_same
+from .identity import OPEN, Files, require_same
 from .page_cache import is_cached
 from .quantized import decode
 from .quantized.rows import Rows
@@ -36,7 +36,6 @@ BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
 WORD = 4  # bytes of the largest number in a block
 MAX_PARTS = 512  # below every system's IOV_MAX
-OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe in its place does not wait
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an interrupt
 
 

@@ -45,8 +45,7 @@ def run_case(inputs: Inputs, target: Target, data: bytes) -> str:
     try:
         target.read(inputs, path)
     except GriffinError as error:
-        text = str(error)
-        wrong = "" if "\n" not in text and len(text) < 2000 else f"an error of {len(text)} characters: {text[:100]!r}"
+        wrong = f"an error of several lines: {str(error)[:100]!r}" if "\n" in str(error) else ""
     except TooLong:
         wrong = f"more than {SECONDS:g} s"
     except BaseException as error:  # Rust's panics are no Exception
@@ -59,7 +58,7 @@ def run_case(inputs: Inputs, target: Target, data: bytes) -> str:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return wrong or (f"{grown / 2**20:.0f} MiB" if grown > MEMORY else "")
+    return wrong.replace(str(inputs.root), "") or (f"more by {grown / 2**20:.0f} MiB" if grown > MEMORY else "")
 
 
 def case_of(seeds: dict[str, bytes], target: Target, seed: int) -> bytes:
