@@ -108,7 +108,11 @@ def work(number: int, made: Path, cases: Any, current: Any, results: Any) -> Non
             target, found, start = TARGETS[name], [], time.perf_counter()
             for seed in range(first, first + count):
                 current[3 * number : 3 * number + 3] = [names.index(name), seed, time.time()]
-                if wrong := run_case(inputs, target, case_of(seeds, target, seed)):
+                try:
+                    wrong = run_case(inputs, target, case_of(seeds, target, seed))
+                except Exception as error:
+                    wrong = f"of the fuzzer itself: {error!r}"
+                if wrong:
                     found.append((seed, wrong))
             restore(inputs, target, seeds)
             results.put((name, count, time.perf_counter() - start, found))
