@@ -132,7 +132,7 @@ def free_disk(folder: Path) -> int:
 def reason(error: Exception) -> str:
     """Why a file could not be read or written, without its name: 'permission denied'."""
     if isinstance(error, OSError):
-        told = error.strerror or str(error)
+        told = sentence(error.strerror or error, NAME)
         return told[:1].lower() + told[1:]
     if isinstance(error, UnicodeError):
         return "it is not UTF-8 text"

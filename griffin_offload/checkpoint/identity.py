@@ -9,6 +9,8 @@ from stat import S_ISREG
 
 from ..errors import CheckpointError
 
+OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place: no waiting
+
 
 @dataclass(frozen=True)
 class Identity:

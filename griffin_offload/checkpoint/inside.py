@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..foreign import NAME, shown
 
-LONGEST = 255  # bytes of a file's name, on every usual file system
+LONGEST = 255  # bytes of a name, on every usual file system
 
 
 def inside(folder: Path, path: Path) -> bool:
@@ -28,8 +28,7 @@ def weights_inside(folder: Path, name: str, index: str) -> Path:
     elsewhere."""
     what = f"{folder / index} names {shown(name, NAME)}" if index else f"{folder / name} is a link"
     try:
-        parts = name.isprintable() and all(len(part.encode()) <= LONGEST for part in name.split("/"))
-        stays = parts and inside(folder, folder / name)
+        stays = name.isprintable() and len(name.encode()) <= LONGEST and inside(folder, folder / name)
     except (OSError, ValueError):
         raise CheckpointError(f"{what}, which cannot be opened: its links have no end") from None
     if not stays:

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
 from ..memory.heap import trim_heap
 from ..sources.gguf_convert import check_written, tensor_names
 from ..version import __version__
+from .copied import copied_files
 from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
 from .publish import new_output, real_path, require_new
 
@@ -43,6 +44,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     """Run the sweep over the samples and write what it keeps: matrices in `kind` (options.GGUF_TYPES), no block with
     fewer than `multiple` neurons. Raises ExportError, CheckpointError, NumericError."""
     out = checked_file(job.out, job.request, job.force)
+    copied_files(job.source.path, job.reader.files)  # the tokenizer's texts go into the file
     smaller = smaller_model(job.skeleton, job.plan, multiple)
     architecture = written_as(job.layout.config.model_type)
     assert architecture, "require_gguf comes first"

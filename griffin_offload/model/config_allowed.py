@@ -21,7 +21,7 @@ from ..foreign import shown
 ALWAYS = frozenset(
     """model_type head_dim sliding_window beta router_bias rope_theta rope_scaling original_max_position_embeddings
     partial_rotary_factor torch_dtype dtype attn_implementation quantization_config compression_config
-    transformers_weights layer_types tie_word_embeddings text_config tokenizer_class bos_token_id eos_token_id
+    transformers_weights layer_types tie_word_embeddings tokenizer_class bos_token_id eos_token_id
     pad_token_id max_seq_len seq_length n_positions max_position_embeddings is_causal
     per_layer_config vocab_size""".split()  # noqa: SIM905
 )
@@ -47,10 +47,9 @@ def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
             continue
         if name in DTYPES:
             _check_dtype(name, value)
+        found[name] = value
         if name in kind.sub_configs and isinstance(value, dict):
             found[name] = allowed_config(value, _class_inside(kind, name, value.get("model_type")))
-        else:
-            found[name] = value
     return found
 
 

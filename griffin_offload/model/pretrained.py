@@ -15,7 +15,7 @@ from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
 from ..checkpoint.inside import require_own_names
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
-from ..errors import CheckpointError, UnsupportedArchitecture, one_line
+from ..errors import CheckpointError, GriffinError, UnsupportedArchitecture, one_line
 from ..files import reason
 from ..foreign import shown
 from ..inputs import SETTINGS, VOCABULARY, read_input, require_plain
@@ -80,6 +80,15 @@ def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
     inside, and of weights that others quantized as the reader gives them. Raises CheckpointError,
     UnsupportedArchitecture."""
     whole, checkpoint = load_config(folder), open_checkpoint(folder)
+    try:
+        return _of_text(folder, whole, checkpoint)
+    except GriffinError:
+        raise
+    except Exception as error:  # transformers', of fields that make no model
+        raise CheckpointError(f"{folder}/config.json does not describe a model: {one_line(error)}") from None
+
+
+def _of_text(folder: Path, whole: Any, checkpoint: Checkpoint) -> tuple[Any, Checkpoint]:
     for part in (whole, getattr(whole, "text_config", None)):  # before anything counts so many
         count = getattr(part, "num_hidden_layers", None)
         if type(count) is int and not 0 < count <= max(1, len(checkpoint.tensors)):
