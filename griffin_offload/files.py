@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BudgetError, FetchError, GriffinError
-from .foreign import ERROR, sentence
+from .foreign import NAME, sentence
 from .workspace import remove, workspace
 
 DISK_RESERVE = 64 * 2**20  # of a disk, left free
@@ -138,4 +138,4 @@ def reason(error: Exception) -> str:
         return "it is not UTF-8 text"
     if isinstance(error, RecursionError):
         return "it is nested too deep"
-    return f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else sentence(error, ERROR)
+    return f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else sentence(error, NAME)
