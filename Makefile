@@ -1,6 +1,7 @@
 # make demo: the main job on a real model.    make test: the tests.    make quick: those for every commit, in a minute.
 # make faults: every call of the system fails once, and signals at random moments; an hour.
-# make check: style and types.    make docs: writes docs/commands.md.    (README: "Try it", CONTRIBUTING.md)
+# make check: style and types.    make docs: writes docs/commands.md.
+# make fuzz: damages what Griffin reads, CASES times, with JOBS processes.    (README: "Try it", CONTRIBUTING.md)
 # SYSTEM_SITE=1: use the packages of PYTHON where they are new enough, so that its CUDA build of torch is not fetched twice.
 PYTHON ?= python3
 SYSTEM_SITE ?=
@@ -9,7 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PROMPT ?= The Library of Alexandria was one of the largest libraries of the ancient world. Explain in a few sentences why people still talk about it today.
 
-.PHONY: demo test quick check faults docs clean setup
+CASES ?= 1000000
+JOBS ?= 2
+
+.PHONY: demo test quick check faults docs fuzz clean setup
 
 demo: setup
 	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
@@ -36,6 +40,9 @@ check: setup
 
 docs: setup
 	$(BIN)/python -m griffin_offload.cli._docs > docs/commands.md
+
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --cases $(CASES) --jobs $(JOBS)
 
 setup: $(READY)
 

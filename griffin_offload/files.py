@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BudgetError, FetchError, GriffinError
+from .foreign import NAME, sentence
 from .workspace import remove, workspace
 
 DISK_RESERVE = 64 * 2**20  # of a disk, left free
@@ -131,10 +132,10 @@ def free_disk(folder: Path) -> int:
 def reason(error: Exception) -> str:
     """Why a file could not be read or written, without its name: 'permission denied'."""
     if isinstance(error, OSError):
-        told = error.strerror or str(error)
+        told = sentence(error.strerror or error, NAME)
         return told[:1].lower() + told[1:]
     if isinstance(error, UnicodeError):
         return "it is not UTF-8 text"
     if isinstance(error, RecursionError):
         return "it is nested too deep"
-    return f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else sentence(error, NAME)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from .checkpoint.key import checkpoint_key
 from .errors import NumericError, OptionError, one_line
 from .memory.capture import Capture
 from .memory.measure import PeakMeter
@@ -93,6 +94,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     pruning, decoding, prompts = asked.pruning, asked.decoding, asked.prompts
     options = decoding.generate_options(pruning.selection)
     opened.check_generation(options)
+    checkpoint_key(opened.checkpoint)  # of the weights as they are now: a session that is saved later is theirs
     for ids in prompts:
         opened.check_tokens(ids)
     if pruning.skip.share:

@@ -2,6 +2,7 @@
 
 which_files.py         which files of a folder are the checkpoint
 headers.py             the headers of safetensors files, checked
+inside.py              what a checkpoint names is in its folder
 identity.py            a file that is read again is the one that was opened
 key.py                 a fingerprint of a checkpoint
 conversion.py          transformers' tables of tensors that are cut differently on disk

@@ -20,6 +20,7 @@ from ..files import reason
 from ..foreign import NAME, shown
 from ..units import MIB, format_bytes
 from .identity import Files, Identity, identities
+from .inside import weights_inside
 from .which_files import weight_files_of
 
 DTYPES = {
@@ -122,7 +123,7 @@ class Checkpoint:
         tensors: dict[str, TensorInfo] = {}
         total = 0
         for name in found.names:
-            path = _inside(folder, name, found.index)
+            path = weights_inside(folder, name, found.index)
             infos, files[path] = read_file(path)
             tensors |= {info.name: info for info in infos}  # of a name twice, transformers reads the last
             total += files[path].size
@@ -263,20 +264,3 @@ def _entry(path: Path, start: int, size: int, name: str, entry: Any) -> TensorIn
             f"{path} is damaged: {shown(name, NAME)} {list(shape)} in {dtype} has {end - begin} bytes from its offsets"
         )
     return TensorInfo(name, DTYPES[dtype], shape, path, start + begin, start + end)
-
-
-def _inside(folder: Path, name: str, index: str) -> Path:
-    """The path of the file `name` in `folder`, which `index` names. Raises CheckpointError for a file elsewhere.
-
-    In the hub's cache, links from snapshots/ to blobs/ of the same model are followed."""
-    path = folder / name
-    root = folder.resolve()
-    allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
-    try:
-        stays = name.isprintable() and any(path.resolve().is_relative_to(place) for place in allowed)
-    except (OSError, RuntimeError, ValueError):  # a link to itself; RuntimeError before Python 3.13
-        raise CheckpointError(f"{path} cannot be opened: its links have no end") from None
-    if not stays:
-        what = f"{folder / index} names {shown(name, NAME)}" if index else f"{path} is a link"
-        raise CheckpointError(f"{what}, which leaves the folder; do not trust this checkpoint")
-    return path

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from ..errors import CheckpointError
+
+OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe in a file's place: no waiting
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,14 @@ Files = Mapping[Path, Identity]
 
 
 def identities(folder: Path) -> dict[Path, Identity]:
-    """Of the files that lie in a folder itself."""
-    return {Path(entry.path): Identity.of(entry.stat()) for entry in os.scandir(folder) if entry.is_file()}
+    """Of the plain files that lie in a folder itself, and of those that its links point to. Raises OSError."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):  # a link to nothing
+            stat = path.stat()
+            if S_ISREG(stat.st_mode):
+                found[path] = Identity.of(stat)
+    return found
 
 
 def require_same(file: Path, stat: os.stat_result, files: Files) -> None:

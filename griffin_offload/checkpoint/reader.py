@@ -26,7 +26,7 @@ from ..units import MIB
 from .gguf.blocks import block_type
 from .gguf.decode import SCRATCH, Decoder, place, step
 from .headers import Encoding, Packed, TensorInfo
-from .identity import Files, require_same
+from .identity import OPEN, Files, require_same
 from .page_cache import is_cached
 from .quantized import decode
 from .quantized.rows import Rows
@@ -36,7 +36,6 @@ BOUNCE = 8 * MIB
 DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one decoder for them, one for embedding rows
 WORD = 4  # bytes of the largest number in a block
 MAX_PARTS = 512  # below every system's IOV_MAX
-OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe in its place does not wait
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an interrupt
 
 
@@ -47,7 +46,7 @@ class Reader:
 
     def __init__(self, direct: bool = False, files: Files | None = None) -> None:
         self.bytes = 0
-        self._known = files or {}
+        self.files = files or {}
         self.clock = StageClock()
         self._direct = direct and hasattr(os, "O_DIRECT")
         self._floods = direct  # if direct reads are not possible, the page cache is emptied after each read
@@ -230,7 +229,7 @@ class Reader:
                     continue
                 raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
             if count == 0:
-                require_same(file, os.fstat(fd), self._known)
+                require_same(file, os.fstat(fd), self.files)
                 raise CheckpointError(f"{file} ends at byte {offset}: it was cut short while it was read")
             if direct and count % PAGE:
                 fd, direct = self._open(file), False
@@ -241,7 +240,7 @@ class Reader:
                 count -= len(views.pop(0))
             if count:
                 views[0] = views[0][count:]
-        require_same(file, os.fstat(fd), self._known)  # after it: what was read before a change is right
+        require_same(file, os.fstat(fd), self.files)  # after it: what was read before a change is right
         if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
 

@@ -18,8 +18,10 @@ from ..checkpoint.gguf.rope import FACTORS, rope_factors
 from ..checkpoint.gguf.tokenizer import vocabulary_fields
 from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
+from ..memory.heap import trim_heap
 from ..sources.gguf_convert import check_written, tensor_names
 from ..version import __version__
+from .copied import copied_files
 from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
 from .publish import new_output, real_path, require_new
 
@@ -42,6 +44,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     """Run the sweep over the samples and write what it keeps: matrices in `kind` (options.GGUF_TYPES), no block with
     fewer than `multiple` neurons. Raises ExportError, CheckpointError, NumericError."""
     out = checked_file(job.out, job.request, job.force)
+    copied_files(job.source.path, job.reader.files)  # the tokenizer's texts go into the file
     smaller = smaller_model(job.skeleton, job.plan, multiple)
     architecture = written_as(job.layout.config.model_type)
     assert architecture, "require_gguf comes first"
@@ -63,6 +66,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     total = laid_out.bytes
     with new_output(out, total, _is_export, job.force) as output, GgufWriter(output.path, laid_out) as writer:
         del laid_out  # a large vocabulary's header: it is in the file by now
+        trim_heap()  # of which the plan knows nothing
         if factors is not None:
             _all(writer.write_pieces(FACTORS, [factors]))
         _check(output.path, config, job.source)

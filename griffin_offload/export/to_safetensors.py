@@ -1,9 +1,7 @@
 """Writes a pruned checkpoint that plain transformers loads, layer by layer as the sweep passes."""
 
 import json
-import os
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ from ..errors import ExportError
 from ..files import reason
 from ..inputs import read_input
 from .card import write_card
-from .pruned_model import Export, ExportJob, ExportSource, Smaller, smaller_model, write_pruned
+from .copied import copied_files
+from .pruned_model import Export, ExportJob, Smaller, smaller_model, write_pruned
 from .publish import is_export, new_output, read_facts, real_path, require_new
-
-COPIED = """tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt *.model chat_template*
-    generation_config.json LICENSE* USE_POLICY* NOTICE*""".split()  # noqa: SIM905
 
 
 def export_checkpoint(job: ExportJob) -> Export:
     """Run the sweep over the samples and write what it keeps. Raises ExportError, CheckpointError, NumericError."""
     out, layout = checked_folder(job.out, job.request, job.force), job.layout
+    copied_files(job.source.path, job.reader.files)  # refused before the prompt passes
     smaller = smaller_model(job.skeleton, job.plan)
     needed = sum(torch.Size(shape).numel() for shape in smaller.shapes.values()) * layout.dtype.itemsize
     buffers = {name: dtype for name, (_, dtype) in layout.buffers.items()}
@@ -33,7 +30,9 @@ def export_checkpoint(job: ExportJob) -> Export:
         folder.mkdir()
         with CheckpointWriter(folder, smaller.shapes, layout.dtype, others=buffers) as writer:
             written = write_pruned(job, smaller, writer)
-        _write_config(_config(job, smaller), job.source, folder)
+        for path in copied_files(job.source.path, job.reader.files):
+            shutil.copyfile(path, folder / path.name)
+        (folder / "config.json").write_text(json.dumps(_config(job, smaller), indent=2) + "\n")
         write_card(job.finished(written.skipped), folder, written.kept_neurons)
         if not is_export(folder, whole=True):
             raise ExportError(f"{out} cannot be written: another program has changed {folder} meanwhile")
@@ -65,11 +64,3 @@ def checked_folder(out: Path, request: str, force: bool) -> Path:
     except OSError as error:
         raise ExportError(f"{out} cannot be written: {reason(error)}") from None
     return out
-
-
-def _write_config(config: dict[str, Any], source: ExportSource, folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in sorted(os.listdir(source.path)):  # glob finds nothing in a folder that it cannot read
-        path = source.path / name
-        if any(fnmatch(name, pattern) for pattern in COPIED) and path.is_file() and path.suffix != ".safetensors":
-            shutil.copyfile(path, folder / name)

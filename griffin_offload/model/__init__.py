@@ -11,6 +11,7 @@ weight_slots.py    puts weights into the modules, and takes them out
 attention_sizes.py  sizes of keys and queries, from the modules
 compute_dtype.py       the dtype that a model computes in
 config_facts.py    sizes that a config tells
+config_allowed.py      which fields of config.json reach transformers
 config_bounds.py   bounds of its numbers, checked before anything is made of them
 config_fields.py   fields of a config that act against our own cache and attention
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused

@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, UnsupportedArchitecture
+from ..errors import CheckpointError, UnsupportedArchitecture, one_line
 from .kv_cache import windows
 
 _ATTENTION = ("eager", "sdpa")
@@ -32,7 +32,12 @@ def override_fields(folder: Path, config: Any) -> list[str]:
             f"{folder}/config.json: {field}: its tokens look at later ones too, so that it writes no text; "
             "use a model that reads from left to right"
         )
-    if (least := min((window for window in windows(config) if window is not None), default=1)) < 1:
+    try:
+        least = min((window for window in windows(config) if window is not None), default=1)
+        fine = least >= 1
+    except Exception as error:  # transformers makes its layers' caches of fields of any type
+        raise CheckpointError(f"{folder}/config.json does not describe a model: {one_line(error)}") from None
+    if not fine:
         raise CheckpointError(f"{folder}/config.json: sliding_window is {least}; it is a number of tokens, 1 or more")
     pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if type(pad) is int and type(rows) is int and not -rows <= pad < rows:

@@ -13,11 +13,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint.gguf.link import gguf_link
 from ..checkpoint.headers import Checkpoint
+from ..checkpoint.inside import require_own_names
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
-from ..errors import CheckpointError, UnsupportedArchitecture, one_line
+from ..errors import CheckpointError, GriffinError, UnsupportedArchitecture, one_line
 from ..files import reason
+from ..foreign import shown
 from ..inputs import SETTINGS, VOCABULARY, read_input, require_plain
+from ..small_json import read_object
 from .architecture import architecture
+from .config_allowed import allowed_config
 from .config_bounds import bounded_config
 from .multimodal import text_checkpoint, text_config
 
@@ -26,8 +30,10 @@ def load_config(folder: Path) -> Any:
     """transformers' config. Raises CheckpointError; UnsupportedArchitecture for unknown types."""
     _require_small_files(folder)
     try:
+        require_own_names(read_object(folder / "config.json"), "configuration_files", folder / "config.json")
         facts = bounded_config(PreTrainedConfig.get_config_dict(folder)[0])
-        config = _class_of(facts).from_dict(facts, name_or_path=str(folder))
+        kind = _class_of(facts)
+        config = kind.from_dict(allowed_config(facts, kind), name_or_path=str(folder))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from None
     except KeyError as error:
@@ -74,6 +80,15 @@ def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
     inside, and of weights that others quantized as the reader gives them. Raises CheckpointError,
     UnsupportedArchitecture."""
     whole, checkpoint = load_config(folder), open_checkpoint(folder)
+    try:
+        return _of_text(folder, whole, checkpoint)
+    except GriffinError:
+        raise
+    except Exception as error:  # transformers', of fields that make no model
+        raise CheckpointError(f"{folder}/config.json does not describe a model: {one_line(error)}") from None
+
+
+def _of_text(folder: Path, whole: Any, checkpoint: Checkpoint) -> tuple[Any, Checkpoint]:
     for part in (whole, getattr(whole, "text_config", None)):  # before anything counts so many
         count = getattr(part, "num_hidden_layers", None)
         if type(count) is int and not 0 < count <= max(1, len(checkpoint.tensors)):
@@ -127,15 +142,30 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
             config = load_config(folder) if (folder / "config.json").exists() else None  # else it is read unchecked
+            _check_tokenizer_config(folder, config)
             return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
     except (CheckpointError, UnsupportedArchitecture):
         raise
-    except Exception as error:  # many libraries, many exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many libraries, many exceptions; a panic of Rust's is no Exception
         why = _missing_package(folder) or one_line(error)
     raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
 
 
+def _check_tokenizer_config(folder: Path, config: Any) -> None:
+    """Raises CheckpointError where a file names a class of transformers that is no tokenizer, or files elsewhere."""
+    path = folder / "tokenizer_config.json"
+    facts = read_object(path) if path.exists() else {}
+    require_own_names(facts, "fast_tokenizer_files", path)
+    for named in (facts.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
+        fine = named is None or (isinstance(named, str) and TOKENIZER.fullmatch(named))
+        if not fine or named == "AutoTokenizer":
+            raise CheckpointError(f"{path}: tokenizer_class is {shown(repr(named), 60)}, which is no tokenizer's class")
+
+
+TOKENIZER = re.compile(r"\w*(Tokenizer|TokenizerFast|Backend)")  # how transformers ends their classes' names
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "tekken.json")
 # Files of tokenizers of older checkpoints -> packages that read them, and their modules.
 _READERS = {

@@ -45,8 +45,7 @@ def run_case(inputs: Inputs, target: Target, data: bytes) -> str:
     try:
         target.read(inputs, path)
     except GriffinError as error:
-        text = str(error)
-        wrong = "" if "\n" not in text and len(text) < 2000 else f"an error of {len(text)} characters: {text[:100]!r}"
+        wrong = f"an error of several lines: {str(error)[:100]!r}" if "\n" in str(error) else ""
     except TooLong:
         wrong = f"more than {SECONDS:g} s"
     except BaseException as error:  # Rust's panics are no Exception
@@ -59,7 +58,7 @@ def run_case(inputs: Inputs, target: Target, data: bytes) -> str:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return wrong or (f"{grown / 2**20:.0f} MiB" if grown > MEMORY else "")
+    return wrong.replace(str(inputs.root), "") or (f"more by {grown / 2**20:.0f} MiB" if grown > MEMORY else "")
 
 
 def case_of(seeds: dict[str, bytes], target: Target, seed: int) -> bytes:
@@ -109,7 +108,11 @@ def work(number: int, made: Path, cases: Any, current: Any, results: Any) -> Non
             target, found, start = TARGETS[name], [], time.perf_counter()
             for seed in range(first, first + count):
                 current[3 * number : 3 * number + 3] = [names.index(name), seed, time.time()]
-                if wrong := run_case(inputs, target, case_of(seeds, target, seed)):
+                try:
+                    wrong = run_case(inputs, target, case_of(seeds, target, seed))
+                except Exception as error:
+                    wrong = f"of the fuzzer itself: {error!r}"
+                if wrong:
                     found.append((seed, wrong))
             restore(inputs, target, seeds)
             results.put((name, count, time.perf_counter() - start, found))

@@ -199,6 +199,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+    template = file.fields.text("tokenizer.chat_template")
     try:
         # Not AutoTokenizer, which gives the same but first reads the whole header again, slowly.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.path.parent, gguf_file=file.path.name)
@@ -226,7 +227,7 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     except Exception as error:  # a plain one, with the system's message
         raise BudgetError(f"{name}: its tokenizer cannot be written ({error}); is the disk full?") from error
 
-    vocabulary, template = tokenizer.get_vocab(), file.fields.text("tokenizer.chat_template")
+    vocabulary = tokenizer.get_vocab()
     ends = [header.whole("eos_token_id", LEAST_ID), header.whole("eot_token_id", LEAST_ID)]
     ends += [vocabulary[token] for token in END_OF_TURN if token in vocabulary and token in template]
     unique = list(dict.fromkeys(end for end in ends if end is not None))
