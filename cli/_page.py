@@ -22,6 +22,8 @@ def check_page(path: Path) -> None:
 
     if not path.parent.is_dir():
         raise GriffinError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise GriffinError(f"{path} cannot be written: it is no plain file")
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             ours = MARK in file.read(1000)

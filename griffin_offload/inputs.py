@@ -36,7 +36,7 @@ def read_input(path: Path | str, limit: int = SETTINGS, *, pipe: bool = False) -
         os.close(descriptor)
 
 
-def require_plain(path: Path, limit: int) -> None:
+def require_plain(path: Path, limit: int | None = None) -> None:
     """For before another library reads a file. Raises OSError where `read_input` would; not for one that is not
     there."""
     try:
@@ -47,7 +47,7 @@ def require_plain(path: Path, limit: int) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode.st_mode):
         raise OSError(errno.EINVAL, _why_not(mode.st_mode, pipe=False), str(path))
-    if mode.st_size > limit:
+    if limit is not None and mode.st_size > limit:
         raise _too_large(limit, str(path))
 
 

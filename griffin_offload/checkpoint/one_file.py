@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import GriffinError
 from ..files import reason, write_at, write_whole
+from ..inputs import require_plain
 from ..small_json import parse_object
 from .reader import as_bytes
 from .safetensors_writer import NAMES
@@ -74,6 +75,7 @@ def reading(path: Path) -> Iterator[Callable[[str], Tensor]]:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
+        require_plain(path)
         with safe_open(path, "pt") as file:
             yield file, file.metadata() or {}
     except FileNotFoundError:

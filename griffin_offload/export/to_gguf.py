@@ -18,6 +18,7 @@ from ..checkpoint.gguf.rope import FACTORS, rope_factors
 from ..checkpoint.gguf.tokenizer import vocabulary_fields
 from ..checkpoint.gguf.writer import GgufWriter, Layout, layout
 from ..errors import CheckpointError, ExportError, UnsupportedArchitecture
+from ..memory.heap import trim_heap
 from ..sources.gguf_convert import check_written, tensor_names
 from ..version import __version__
 from .copied import copied_files
@@ -65,6 +66,7 @@ def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Exp
     total = laid_out.bytes
     with new_output(out, total, _is_export, job.force) as output, GgufWriter(output.path, laid_out) as writer:
         del laid_out  # a large vocabulary's header: it is in the file by now
+        trim_heap()  # of which the plan knows nothing
         if factors is not None:
             _all(writer.write_pieces(FACTORS, [factors]))
         _check(output.path, config, job.source)

@@ -147,7 +147,9 @@ def load_tokenizer(folder: Path) -> Any:
         why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
     except (CheckpointError, UnsupportedArchitecture):
         raise
-    except Exception as error:  # many libraries, many exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many libraries, many exceptions; a panic of Rust's is no Exception
         why = _missing_package(folder) or one_line(error)
     raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
 

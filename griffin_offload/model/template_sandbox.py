@@ -213,7 +213,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """The operator ~."""
         step()
         size(parts)
-        return self.sized("".join(map(str, parts)))
+        return str(self.sized("".join(map(str, parts))))
 
     def _shown(self, value: Any) -> Any:
         """What is about to be written."""

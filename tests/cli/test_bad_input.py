@@ -372,7 +372,7 @@ def test_a_budget_too_small_is_refused_before_a_weight_is_read(tmp_path: Path) -
     before = bytes_read()
     failed(generate(folder, "--device-memory", "20MiB"), "20 MiB", "--device-memory")
     failed(export(folder, tmp_path / "out", "--device-memory", "20MiB"), "20 MiB", "--device-memory")
-    failed(generate(folder, "--device-memory", "0"), "--device-memory")
+    failed(generate(folder, "--device-memory", "0"), "device_memory 0")
     assert before is None or (bytes_read() or 0) - before < 4 * MIB
     assert not (tmp_path / "out").exists()
 

@@ -222,7 +222,7 @@ def static_answer(folder: Path, files: dict[str, Path]) -> str:
         (["--task", "summaries"], "needs --summaries"),
         (["--share", "0"], "0<x<1"),
         (["--share", "1"], "0<x<1"),
-        (["--samples", "2"], "x>=4"),
+        (["--samples", "2"], "4<=x"),
         (["--task", "poems"], "poems"),
     ],
 )

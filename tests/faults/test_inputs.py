@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from griffin_offload.cli.main import griffin
+from safetensors.torch import save_file
 from tiny import tiny_checkpoint, tiny_tokenizer
 
 from griffin_offload import Engine
 from griffin_offload.chat import Conversation
+from griffin_offload.checkpoint.one_file import read_facts
 from griffin_offload.errors import BudgetError, CheckpointError, ContextError, GriffinError
 from griffin_offload.inputs import read_input
 from griffin_offload.jsonl import read_rows
 from griffin_offload.model.long_texts import first_tokens, has_more_tokens
 from griffin_offload.pruning.calibration_texts import CalibrationText, draw_samples, read_source
 from griffin_offload.pruning.layer_allocation import load_curves
+from griffin_offload.pruning.prior import load_prior
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(60)]
 
@@ -100,6 +104,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "a text to calibrate with": read_source,
     "a conversation": Conversation.load,
     "curves": load_curves,
+    "a prior": load_prior,
+    "a session": read_facts,
 }
 
 
@@ -131,6 +137,18 @@ def test_a_command_refuses_it(
     arguments = [str(name) if word == "FILE" else word for word in COMMANDS[command]]
     refused(run(*arguments, *([] if "frontier" in arguments else ["--model", model])), name.name)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+
+def test_a_page_is_not_written_to_a_pipe(model: Path, tmp_path: Path) -> None:
+    name = fifo(tmp_path / "page.html")
+    refused(run("generate", "--prompt", "hi", "--model", model, "--report", name), "no plain file")
+
+
+def test_a_prior_of_layers_without_an_end(tmp_path: Path) -> None:
+    facts = {"format": "griffin-prior", "facts": json.dumps({"layers": 10**9})}
+    save_file({"0.0": torch.ones(4)}, tmp_path / "p", facts)
+    with pytest.raises(GriffinError, match="layers"):
+        load_prior(tmp_path / "p")
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "/dev/zero", "a folder"])

@@ -69,6 +69,10 @@ COMMANDS = {
 }
 
 
+# Every command is imported before a test puts something in the place of what they import.
+EVERY = {" ".join(path): command for path, command in walk(griffin, click.Context(griffin))}
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(griffin, list(map(str, arguments)))
 
@@ -94,8 +98,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def numeric(command: str) -> list[str]:
     """The flags of a command's options that take something else than a text."""
-    found = {" ".join(path): each for path, each in walk(griffin, click.Context(griffin))}[command]
-    options = [each for each in found.params if isinstance(each, click.Option) and not each.is_flag]
+    options = [each for each in EVERY[command].params if isinstance(each, click.Option) and not each.is_flag]
     return [each.opts[0] for each in options if each.name not in TEXTS and not isinstance(each.type, click.Path)]
 
 

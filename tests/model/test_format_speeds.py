@@ -87,9 +87,9 @@ def test_a_broken_file_is_measured_anew(file: Path, content: object) -> None:
 
 def test_after_a_day_it_is_measured_again_and_the_best_counts(file: Path) -> None:
     """So that what a busy machine measured goes away by itself."""
-    write(file, {"": 1.0, "int8": 1e15, "int4": 1.0}, age=3600)
-    assert dict(measured_speeds("cpu", torch.bfloat16).by_format)["int4"] == 1.0
-    write(file, {"": 1.0, "int8": 1e15, "int4": 1.0}, age=25 * 3600)
+    write(file, {"": 2000.0, "int8": 1e15, "int4": 2000.0}, age=3600)
+    assert dict(measured_speeds("cpu", torch.bfloat16).by_format)["int4"] == 2000.0
+    write(file, {"": 2000.0, "int8": 1e15, "int4": 2000.0}, age=25 * 3600)
     measured_speeds.cache_clear()
     found = dict(measured_speeds("cpu", torch.bfloat16).by_format)
     assert found["int8"] == 1e15
@@ -138,7 +138,7 @@ def test_the_report_has_what_was_expected_beside_what_was_measured(engine: Engin
 
 def test_speeds_that_a_run_exceeds_are_measured_again(engine: Engine, file: Path) -> None:
     """They were measured while other programs had the cores."""
-    key, slow = speeds_key("cpu", torch.float32), dict.fromkeys(MADE_UP, 1000.0)
+    key, slow = speeds_key("cpu", torch.float32), dict.fromkeys(MADE_UP, 2000.0)
     file.write_text(json.dumps({key: {"time": time.time(), "bytes_per_s": slow}}))
     asked = {"sparsity": 0.5, "method": "griffin", "max_new_tokens": 20, "min_new_tokens": 20}
     report = engine.generate(tiny_prompt(20), **asked).report

@@ -484,7 +484,7 @@ def test_too_few_texts_are_told(run: Callable[..., Result]) -> None:
         (["--calibration", "out.txt", "--out", "out"], 1, "out.txt: no such file"),
         (["--calibration", "t.txt:0", "--out", "out"], 1, "the share 0 of t.txt is not above 0"),
         (["--calibration", "bad.jsonl", "--out", "out"], 1, "bad.jsonl, line 2"),
-        (["--calibration", "t.txt", "--out", "out", "--samples", "0"], 1, "ask for one of each"),
+        (["--calibration", "t.txt", "--out", "out", "--samples", "0"], 2, "0 is not in the range"),
         (["--calibration", "t.txt", "--out", "out", "--tokens", "1"], 1, "at least 2"),
         (["--calibration", "t.txt", "--out", "out", "--tokens", "999"], 1, "reads at most"),
         (["--calibration", "t.txt", "--out", "out", "--calibration-format", "qa"], 1, "needs rows"),

@@ -398,9 +398,10 @@ def test_a_killed_process_leaves_nothing_in_the_way(
     file = write_gguf(llama, tmp_path / "model.gguf")
     folder = models.resolve(file)
     (folder / NOTE).write_text((folder / NOTE).read_text()[:-9])  # as if it had been renamed too early
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(".griffin-0a1b2c3d.tmp")
     (partial / "model").mkdir(parents=True)
     (partial / "model" / "config.json").write_bytes(b"half")
+    (partial / ".griffin-lock").touch()  # which its process held
     assert models.find(file) is None
     assert models.resolve(file) == folder
     assert not partial.exists()
