@@ -3,6 +3,7 @@
 Bytes are flipped, cut, copied and overwritten; JSON, the header of a safetensors file and that of a GGUF file are taken
 apart, so that the damage is inside their values as often as in their frame."""
 
+import copy
 import json
 import math
 import struct
@@ -87,7 +88,7 @@ def _changed(tree: Any, random: Random, words: Sequence[str]) -> Any:
         value = parent[key]
         match random.randrange(9):
             case 0 | 1 | 2:
-                parent[key] = random.choice([*VALUES, *words])
+                parent[key] = _value(random, words)
             case 3:
                 parent[key] = _nudged(value, random, words)
             case 4:
@@ -97,13 +98,17 @@ def _changed(tree: Any, random: Random, words: Sequence[str]) -> Any:
                 other, name = random.choice(_places(holder))
                 parent[key] = json.loads(json.dumps(other[name]))
             case 6:
-                parent[key] = random.choice(([value], {"a": value}, [value, value]))
+                parent[key] = random.choice(([value], {"a": value}, [value, copy.deepcopy(value)]))
             case 7 if isinstance(value, dict) or (isinstance(parent, dict) and (value := parent)):
-                value[random.choice([*words, "x"])] = random.choice([*VALUES, *words])
+                value[random.choice([*words, "x"])] = _value(random, words)
             case _:
                 if isinstance(parent, dict):
                     parent[random.choice([*words, f"{key}_", key.upper()])] = parent.pop(key)
     return holder[0]
+
+
+def _value(random: Random, words: Sequence[str] = ()) -> Any:
+    return copy.deepcopy(random.choice([*VALUES, *words]))  # or the next change would be inside the table
 
 
 def _nudged(value: Any, random: Random, words: Sequence[str]) -> Any:
@@ -116,7 +121,7 @@ def _nudged(value: Any, random: Random, words: Sequence[str]) -> Any:
         return in_bytes(value.encode("utf-8", "replace"), random, words).decode("utf-8", "replace")
     if isinstance(value, int | float):
         return random.choice((value + 1, value - 1, value * 2, -value, value / 2, str(value), value + 2**32))
-    return random.choice(VALUES)
+    return _value(random)
 
 
 def _places(holder: list[Any]) -> list[tuple[Any, Any]]:
