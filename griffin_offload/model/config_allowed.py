@@ -4,7 +4,7 @@ The class knows those that it declares, their other names, and those of older fi
 would become an attribute that some code of transformers may act on: load a repository's kernel, import a module, fetch
 a backbone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import CodeType
@@ -53,8 +53,7 @@ def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     return found
 
 
-@cache
-def known_fields(kind: type[Any]) -> frozenset[str]:
+def _known_fields(kind: type[Any]) -> frozenset[str]:
     """The names of fields that a config class knows."""
     found = {*ALWAYS, *kind.attribute_map, *kind.attribute_map.values(), *kind.sub_configs}
     found |= {field.name for field in fields(kind)} if is_dataclass(kind) else set()
@@ -63,6 +62,9 @@ def known_fields(kind: type[Any]) -> frozenset[str]:
     if "text_config" in kind.sub_configs:  # older files have its fields beside it
         found |= known_fields(_class_inside(kind, "text_config", None))
     return frozenset(found)
+
+
+known_fields: Callable[[type[Any]], frozenset[str]] = cache(_known_fields)  # type: ignore[assignment]
 
 
 def _codes(kind: type[Any]) -> Iterator[CodeType]:
@@ -91,7 +93,8 @@ def _class_inside(kind: type[Any], name: str, named: Any) -> type[Any]:
         return inside
     usual = getattr((kind.sub_configs_defaults or {}).get(name), "model_type", None)
     found = next((each for each in (named, usual) if isinstance(each, str) and each in CONFIG_MAPPING), None)
-    return CONFIG_MAPPING[found] if found else PreTrainedConfig
+    known: type[Any] = CONFIG_MAPPING[found] if found else PreTrainedConfig
+    return known
 
 
 def _check_dtype(name: str, value: Any) -> None:
