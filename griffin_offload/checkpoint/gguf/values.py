@@ -34,10 +34,9 @@ class Values(dict[str, Any]):
 
     def number(self, key: str) -> float | None:
         """A finite number, 0 or more; a whole one stays one."""
-        value = self.get(key)
-        if value is None or (type(value) in (int, float) and 0 <= value < math.inf):
-            return value
-        return self._refuse(key, "a number, 0 or more")
+        value: float | None = self.get(key)
+        fine = value is None or (type(value) in (int, float) and 0 <= value < math.inf)
+        return value if fine else float(self._refuse(key, "a number, 0 or more"))
 
     def of(self, prefix: str) -> "Values":
         """The values whose keys begin with `prefix`, without it."""
