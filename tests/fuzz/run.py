@@ -32,24 +32,24 @@ CHUNK = 50  # cases that a process takes at a time
 FINDINGS = Path(__file__).parent / "findings"
 
 
-class TooLong(BaseException):
+class TooLong(KeyboardInterrupt):  # which nobody takes for an error
     """A case takes more than its time."""
 
 
-def run_case(inputs: Inputs, target: Target, data: bytes) -> str:
+def run_case(inputs: Inputs, target: Target, data: bytes, seconds: float = SECONDS) -> str:
     """What is wrong with the end of reading an input; '' for nothing."""
     path = inputs.root / target.file
     path.write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         target.read(inputs, path)
     except GriffinError as error:
         wrong = f"an error of several lines: {str(error)[:100]!r}" if "\n" in str(error) else ""
     except TooLong:
-        wrong = f"more than {SECONDS:g} s"
+        wrong = f"more than {seconds:g} s"
     except BaseException as error:  # Rust's panics are no Exception
-        if isinstance(error, KeyboardInterrupt):
+        if type(error) is KeyboardInterrupt:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         wrong = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {' '.join(str(error).split())}"
@@ -159,7 +159,7 @@ def run_all(made: Inputs, asked: Any) -> int:
     weights = {name: target.weight for name, target in TARGETS.items() if not asked.only or name in asked.only}
     counts = {name: -(-asked.cases * weight // sum(weights.values())) for name, weight in weights.items()}
     with made.environment():
-        ready(made)  # fails here rather than in every process
+        seeds = ready(made)  # fails here rather than in every process
     context = multiprocessing.get_context("spawn")
     cases, results = context.Queue(), context.Queue()
     current = context.Array("d", 3 * asked.jobs)
@@ -179,7 +179,7 @@ def run_all(made: Inputs, asked: Any) -> int:
             seconds[name] += took
             for seed, wrong in findings:
                 found += 1
-                _keep(asked.out, name, seed, wrong, kinds)
+                _keep(asked.out, seeds, TARGETS[name], seed, wrong, kinds)
         for number, worker in enumerate(workers):
             name, seed, since = current[3 * number : 3 * number + 3]
             hangs = worker.is_alive() and since and time.time() - since > 10 * SECONDS
@@ -189,7 +189,7 @@ def run_all(made: Inputs, asked: Any) -> int:
             if hangs or (not worker.is_alive() and worker.exitcode):
                 found += 1
                 why = "hangs" if hangs else f"the process ends with {worker.exitcode}"
-                _keep(asked.out, list(TARGETS)[int(name)], int(seed), why, kinds)
+                _keep(asked.out, seeds, [*TARGETS.values()][int(name)], int(seed), why, kinds)
                 workers[number] = _start(context, number, made, cases, current, results)
         total = sum(done.values())
         if time.perf_counter() - told > 5:
@@ -215,11 +215,14 @@ def _start(context: Any, number: int, made: Inputs, cases: Any, current: Any, re
     return worker
 
 
-def _keep(out: Path, name: str, seed: int, wrong: str, kinds: Counter[str]) -> None:
-    """Appends a finding to OUT/findings.txt, with how to run it again."""
-    kinds[f"{name}: {wrong[:160]}"] += 1
+def _keep(out: Path, seeds: dict[str, bytes], target: Target, seed: int, wrong: str, kinds: Counter[str]) -> None:
+    """Writes a finding's input to OUT, as the tests read it from FINDINGS, and how to run it again to findings.txt."""
+    kind = f"{target.name}: {wrong[:160]}"
+    if not kinds[kind]:
+        (out / f"{target.name.replace(' ', '_')}-{seed}").write_bytes(case_of(seeds, target, seed))
+    kinds[kind] += 1
     with (out / "findings.txt").open("a") as file:
-        file.write(f'--case "{name}" {seed}: {wrong}\n')
+        file.write(f'--case "{target.name}" {seed}: {wrong}\n')
 
 
 if __name__ == "__main__":
