@@ -251,7 +251,7 @@ class Results:
         """Whether a run with these settings has written the file as it is, to its end."""
         if self._remembered is None or self._state.exists():
             return False
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             return bool(json.loads(self._remembered.read_text("utf-8")) == self._as_finished())
         return False
 
@@ -260,8 +260,8 @@ class Results:
             state = json.loads(self._state.read_text("utf-8"))
         except FileNotFoundError:
             raise GriffinError(f"{self.path} exists: choose another name, or --force to replace it") from None
-        except (OSError, ValueError) as error:
-            raise GriffinError(f"{self._state} cannot be read ({error}); --force starts again") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise GriffinError(f"{self._state} cannot be read ({reason(error)}); --force starts again") from None
         before = state if isinstance(state, dict) else {}
         for name, value in json.loads(json.dumps(settings)).items():
             if before.get(name) != value:

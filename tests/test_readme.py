@@ -122,3 +122,9 @@ def test_the_python_of_the_readme_runs(block: str, smol: Path) -> None:
     with redirect_stdout(StringIO()) as out:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert out.getvalue().strip()
+
+
+def test_the_page_of_promises_names_every_test_of_faults() -> None:
+    told = (ROOT / "docs" / "reliability.md").read_text()
+    for path in (ROOT / "tests" / "faults").glob("test_*.py"):
+        assert f"| `{path.name}` |" in told, path.name
