@@ -8,7 +8,6 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
@@ -17,26 +16,15 @@ import click
 from ..errors import PromptError
 from ..files import reason
 from ..inputs import PROMPT, TEXT, read_input
+from ..many.rows import PromptForm
 from ..units import MIB, format_bytes
 from . import _console as console
 
 if TYPE_CHECKING:
-    from ..engine import Engine
     from ..run import Answer
 
 ENDING = re.compile(r"[^.]\.[A-Za-z][A-Za-z0-9]{0,5}$")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class PromptForm:
-    """How a prompt is put to the model: after a system text, or `raw`, without the chat template."""
-
-    system: str | None = None
-    raw: bool = False
-
-    def encode(self, engine: "Engine", prompt: str) -> list[int]:
-        return engine.encode(prompt, system=self.system, raw=self.raw)
 
 
 def takes_form(command: F) -> F:

@@ -1,23 +1,33 @@
 """`griffin generate`: answer one prompt, or a file of them. The answer streams to stdout, the rest goes to stderr."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..many.rows import PromptForm
 from ..options import Decoding, Pruning, as_dict
 from . import _console as console
-from ._options import choice_note, count, file, json_option, opens_engine, quiet_option, remember, switch, takes
+from ._options import (
+    Opening,
+    choice_note,
+    count,
+    file,
+    json_option,
+    opens_engine,
+    quiet_option,
+    remember,
+    switch,
+    takes,
+)
 from ._outputs import check_outputs
 from ._page import check_page, recorded, write_page
 from ._print import echo
-from ._text import PromptForm, ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
+from ._text import ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
 from .generate_many import Job, generate_many
 
 if TYPE_CHECKING:
-    from ..engine import Engine
     from ..planning.plan import Plan
 
 
@@ -31,6 +41,12 @@ if TYPE_CHECKING:
 @file("--input", 'Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.', "source")
 @file("--output", "With --input: the JSONL file of answers. After a stop, the same command continues where it stopped.")
 @count("--batch-size", 1, "With --input: read the model once for N prompts, which then share their kept neurons.")
+@count(
+    "--workers",
+    None,
+    "With --input: processes that answer, each on a GPU of its own, or on its share of the CPU. "
+    "[default: one for each GPU; one on the CPU]",
+)
 @switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
 @switch("--force", "Start over and replace what --output holds.")
 @file("--report", "Also write the run as a page: memory over time, the plan, the layers, the answer.", "page")
@@ -42,7 +58,7 @@ def command(
     prompt: str | None,
     prompt_file: str | None,
     form: PromptForm,
-    open_engine: Callable[[], "Engine"],
+    open_engine: Opening,
     pruning: Pruning,
     decoding: Decoding,
     as_json: bool,
@@ -66,8 +82,8 @@ def command(
             raise click.UsageError("--report shows the run of one prompt: leave out --input")
         generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
         return
-    if many["batch_size"] > 1 or many["per_prompt"] or many["force"]:
-        raise click.UsageError("--batch-size, --per-prompt and --force need --input and --output")
+    if many["batch_size"] > 1 or many["workers"] or many["per_prompt"] or many["force"]:
+        raise click.UsageError("--batch-size, --workers, --per-prompt and --force need --input and --output")
     if prompt is not None:
         refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):

@@ -10,7 +10,8 @@ GriffinError
 ├── OptionError               a value outside its range
 ├── BudgetError               more memory or disk is needed than there is
 ├── NumericError              NaN or infinite weights or activations
-└── ExportError               the output cannot be written, or its format cannot say what the model is
+├── ExportError               the output cannot be written, or its format cannot say what the model is
+└── WorkerError               a process that answered prompts has ended, or failed
 """
 
 from .foreign import NAME, sentence
@@ -58,6 +59,10 @@ class NumericError(GriffinError):
 
 class ExportError(GriffinError):
     """The output cannot be written, or its format cannot say what the model is."""
+
+
+class WorkerError(GriffinError):
+    """A process that answered prompts has ended, or failed."""
 
 
 def one_line(error: object) -> str:

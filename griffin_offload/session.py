@@ -83,7 +83,8 @@ class Session:
                     raise ValueError(f"a cache for {room} tokens, of a context of {engine.context_length}")
                 with reading(self.path) as read:
                     names = set(self.facts["tensors"])
-                    unpack(engine.resident, engine.opened.cache_for, read, names, self.facts["turns"])
+                    shape = [len(layer.blocks) for layer in engine.skeleton.layers]
+                    unpack(engine.resident, engine.opened.cache_for, read, names, self.facts["turns"], shape)
                     engine.resident.turns.pruning = self.options(Pruning)
         except Exception as error:  # what the numbers of a file can make the model's cache raise
             engine.resident.turns.clear()

@@ -4,7 +4,7 @@ The class knows those that it declares, their other names, and those of older fi
 would become an attribute that some code of transformers may act on: load a repository's kernel, import a module, fetch
 a backbone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import CodeType
@@ -35,7 +35,7 @@ DTYPES = ("dtype", "torch_dtype")
 OWN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def allowed_config(facts: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     """The fields of a config.json, or of a config inside it, that `kind`, its class, knows.
 
     Raises CheckpointError for a dtype that is none."""
@@ -53,8 +53,7 @@ def allowed_config(facts: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     return found
 
 
-@cache
-def known_fields(kind: Any) -> frozenset[str]:
+def _known_fields(kind: type[Any]) -> frozenset[str]:
     """The names of fields that a config class knows."""
     found = {*ALWAYS, *kind.attribute_map, *kind.attribute_map.values(), *kind.sub_configs}
     found |= {field.name for field in fields(kind)} if is_dataclass(kind) else set()
@@ -65,7 +64,10 @@ def known_fields(kind: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def _codes(kind: Any) -> Iterator[CodeType]:
+known_fields: Callable[[type[Any]], frozenset[str]] = cache(_known_fields)  # type: ignore[assignment]
+
+
+def _codes(kind: type[Any]) -> Iterator[CodeType]:
     for member in vars(kind).values():
         function = getattr(member, "__func__", member)
         if isinstance(code := getattr(function, "__code__", None), CodeType):
@@ -83,7 +85,7 @@ def _texts(code: CodeType) -> Iterator[str]:
             yield from (each for each in constant if isinstance(each, str))
 
 
-def _class_inside(kind: Any, name: str, named: Any) -> Any:
+def _class_inside(kind: type[Any], name: str, named: Any) -> type[Any]:
     """The class of a config inside a config: the one that its class says, else of the model type that is named there,
     else of the type that is usual."""
     inside = kind.sub_configs[name]
@@ -91,7 +93,8 @@ def _class_inside(kind: Any, name: str, named: Any) -> Any:
         return inside
     usual = getattr((kind.sub_configs_defaults or {}).get(name), "model_type", None)
     found = next((each for each in (named, usual) if isinstance(each, str) and each in CONFIG_MAPPING), None)
-    return CONFIG_MAPPING[found] if found else PreTrainedConfig
+    known: type[Any] = CONFIG_MAPPING[found] if found else PreTrainedConfig
+    return known
 
 
 def _check_dtype(name: str, value: Any) -> None:

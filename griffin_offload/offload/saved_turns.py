@@ -4,7 +4,7 @@ What the next turn needs of them: the KV cache, the tokens that it is of, the st
 these were kept in which formats. The kept neurons themselves are chosen anew by every turn's pass, from the statistics
 and its own tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -57,9 +57,10 @@ def unpack(
     read: Callable[[str], Tensor],
     names: set[str],
     facts: Mapping[str, Any],
+    shape: Sequence[int],
 ) -> None:
     """Makes the turns of `resident` those that were packed. `make_cache`: a cache for so many tokens; `read`: a tensor
-    by its name, which is one of `names`.
+    by its name, which is one of `names`; `shape`: feed-forward blocks of each layer of the model.
 
     Raises KeyError, ValueError, TypeError, IndexError or RuntimeError for what `pack` did not make; nothing is changed
     then."""
@@ -71,6 +72,8 @@ def unpack(
         cache.layers[int(index)].restore_states(_of_layer(read, index, resident.device), each)
     points: dict[int, Statistics] = {}
     for point, blocks in facts["points"].items():
+        if blocks != list(shape):
+            raise ValueError("its statistics are those of other layers")
         named = [[f"statistics.{point}.{layer}.{i}" for i in range(count)] for layer, count in enumerate(blocks)]
         points[int(point)] = [tuple(read(name) if name in names else None for name in layer) for layer in named]
     kept = facts["kept"] and tuple(tuple(int(k) for k in layer) for layer in facts["kept"])

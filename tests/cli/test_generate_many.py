@@ -6,19 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from griffin_offload.cli._options import open_engine
-from griffin_offload.cli._text import PromptForm
+from griffin_offload.cli._options import Opening
 from griffin_offload.cli.generate_many import Job, Pace, duration, generate_many, recorded
 from tiny import CONTEXT, tiny_checkpoint
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, GriffinError
 from griffin_offload.jsonl import Results, Row, read_rows
+from griffin_offload.many.rows import PromptForm
 from griffin_offload.options import Decoding, FfnSkip, Placement, Pruning
 
 CHOSEN = Pruning(sparsity=0.5), Decoding(max_new_tokens=6, greedy=True)
@@ -55,7 +57,7 @@ def many(
     """The rows of a run that ends well."""
     output = source.with_name("out.jsonl")
     placement = Placement("cpu", device_memory, "float32")
-    generate_many(Job(source, output, form, **options), lambda: open_engine(str(model), placement), *CHOSEN)
+    generate_many(Job(source, output, form, **options), Opening(str(model), placement), *CHOSEN)
     assert not output.with_name("out.jsonl.state").exists()
     return untimed(output)
 
@@ -193,6 +195,16 @@ def test_a_batch_shares_its_neurons_and_per_prompt_has_them_apart(source: Path, 
     assert many(source, model, batch_size=2, per_prompt=True, force=True) == alone
 
 
+@pytest.mark.parametrize(("workers", "options"), [(2, {"batch_size": 2}), (4, {"batch_size": 2, "per_prompt": True})])
+def test_workers_write_what_one_process_writes(
+    source: Path, model: Path, workers: int, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = many(source, model, **options)
+    capsys.readouterr()
+    assert many(source, model, workers=workers, force=True, device_memory="2GiB", **options) == one
+    assert f"{workers} workers: CPU, " in capsys.readouterr().err
+
+
 def test_the_recorded_options_are_those_of_earlier_versions() -> None:
     plain = {"sparsity": None, "max_new_tokens": 256, "seed": None, "selection": "topk", "allocation": "auto"}
     earlier = plain | {"resident_dtype": None, "rest": None}
@@ -218,16 +230,32 @@ def test_the_recorded_options_are_those_of_earlier_versions() -> None:
 STOPPED = """
 import sys
 import torch
-from griffin_offload.cli._options import open_engine
+from griffin_offload.cli._options import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from griffin_offload.options import Decoding, Placement, Pruning
 from pathlib import Path
 torch.set_num_threads(1)
 source, output, model = map(Path, sys.argv[1:4])
 decoding = Decoding(max_new_tokens=int(sys.argv[4]), greedy=True)
-engine = lambda: open_engine(str(model), Placement("cpu", dtype="float32"))
-generate_many(Job(source, output, batch_size=2), engine, Pruning(sparsity=0.5), decoding)
+engine = Opening(str(model), Placement("cpu", dtype="float32"))
+workers = int(sys.argv[5])
+generate_many(Job(source, output, batch_size=2, workers=workers), engine, Pruning(sparsity=0.5), decoding)
 """
+
+
+def test_a_killed_driver_and_a_killed_worker_lose_nothing(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{number} {p}"} for number in range(5) for p in PROMPTS])
+    output = tmp_path / "out.jsonl"
+    stop(source, slow, signal.SIGKILL, rows=3, workers=2)
+    with begun(source, slow, workers=2) as process:  # goes on, and loses a worker
+        wait_for(lambda: output.read_bytes().count(b"\n") >= 7)
+        psutil.Process(process.pid).children()[-1].kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert re.search(r"worker \d was ended by SIGKILL; the others go on", errors)
+    rows = untimed(output)
+    assert [row["id"] for row in rows] == list(range(1, 26))
+    assert rows == many(source, slow, batch_size=2, force=True)
 
 
 def test_a_run_that_is_stopped_twice_comes_to_the_same_end(tmp_path: Path, slow: Path) -> None:
@@ -256,21 +284,31 @@ def test_a_half_made_answer_is_not_written(tmp_path: Path, slow: Path) -> None:
     assert source.with_name("out.jsonl").read_bytes() == b""
 
 
-def stop(source: Path, model: Path, how: signal.Signals, rows: int, tokens: int = 6, after: float = 0) -> str:
+def stop(
+    source: Path, model: Path, how: signal.Signals, rows: int, tokens: int = 6, after: float = 0, workers: int = 1
+) -> str:
     """Begin a run or go on with it, and end it when it has `rows` rows, `after` seconds later; what it said."""
     output = source.with_name("out.jsonl")
-    command = [sys.executable, "-c", STOPPED, source, output, model, str(tokens)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
+    with begun(source, model, tokens, workers) as process:
         wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") >= rows)
         time.sleep(after)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode != 0
     assert rows <= output.read_bytes().count(b"\n") < 25
     return errors
+
+
+@contextmanager
+def begun(source: Path, model: Path, tokens: int = 6, workers: int = 1) -> Iterator["subprocess.Popen[str]"]:
+    """A run in a process of its own, which is ended with the block."""
+    output = source.with_name("out.jsonl")
+    command = [sys.executable, "-c", STOPPED, source, output, model, str(tokens), str(workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -562,7 +562,7 @@ def test_an_export_whose_tokenizer_cannot_be_found_fails(
 
     def refused(real: Callable[..., object]) -> Callable[..., object]:
         def call(path: object = ".") -> object:
-            if str(path) == inputs["model"] and list(tmp_path.glob(".griffin-*/out/config.json")):
+            if str(path) == inputs["model"] and list(tmp_path.glob(".griffin-*/out")):
                 raise PermissionError(13, "no", str(path))
             return real(path)
 

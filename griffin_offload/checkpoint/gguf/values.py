@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ...errors import CheckpointError
 from ...foreign import NAME, shown
@@ -35,14 +35,15 @@ class Values(dict[str, Any]):
     def number(self, key: str) -> float | None:
         """A finite number, 0 or more; a whole one stays one."""
         value: float | None = self.get(key)
-        fine = value is None or (type(value) in (int, float) and 0 <= value < math.inf)
-        return value if fine else float(self._refuse(key, "a number, 0 or more"))
+        if value is None or (type(value) in (int, float) and 0 <= value < math.inf):
+            return value
+        return self._refuse(key, "a number, 0 or more")
 
     def of(self, prefix: str) -> "Values":
         """The values whose keys begin with `prefix`, without it."""
         return Values({key.removeprefix(prefix): v for key, v in self.items() if key.startswith(prefix)}, self.name)
 
-    def _refuse(self, key: str, meant: str) -> Any:
+    def _refuse(self, key: str, meant: str) -> NoReturn:
         value = shown(repr(self[key]), NAME)
         raise CheckpointError(
             f"{self.name}: its header says {shown(key, NAME)} {value}; it should be {meant}: fetch it again"

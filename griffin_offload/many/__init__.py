@@ -1,0 +1,7 @@
+"""Many prompts: rows of a file -> batches -> answers, by one process or by several.
+
+rows.py       what a row may hold, and what is written of its answer
+batches.py    which rows share a reading of the model
+answers.py    one engine that encodes rows, checks that batches fit, and answers them
+places.py     where workers run: a GPU, or a share of the CPU
+workers.py    processes of this machine, each with an engine of its own"""

@@ -1,0 +1,62 @@
+"""Where workers run: one on each GPU, or several on the CPU, which share its cores and its memory."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ..errors import OptionError
+from ..options import Placement
+
+CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker runs. `variables`: of its environment, set before torch is imported there; `told`: in words."""
+
+    placement: Placement
+    told: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def places(placement: Placement, workers: int | None) -> list[Place]:
+    """A place for each of `workers`; None: for each GPU, or one on another device.
+
+    Raises OptionError for a device that is not there, and for more workers than GPUs."""
+    from ..memory.machine import best_device, check_device
+
+    device = check_device(placement.device) if placement.device else best_device()
+    if device == "cuda":
+        gpus = visible_gpus()
+        if workers is not None and workers > len(gpus):
+            raise OptionError(f"--workers {workers}: there are {len(gpus)} GPUs, and a worker has one of its own")
+        chosen = gpus[:workers] if workers else gpus
+        return [Place(replace(placement, device="cuda"), f"GPU {gpu}", {CUDA_DEVICES: gpu}) for gpu in chosen]
+    if device != "cpu" and (workers or 1) > 1:
+        raise OptionError(f"--workers {workers}: {device} is one device; several workers need the CPU or several GPUs")
+    return cpu_places(replace(placement, device=device), workers or 1)
+
+
+def visible_gpus() -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the GPUs of this process."""
+    import torch
+
+    named = [name.strip() for name in os.environ.get(CUDA_DEVICES, "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return named[:count] if named else [str(index) for index in range(count)]
+
+
+def cpu_places(placement: Placement, workers: int) -> list[Place]:
+    """Each with its share of the threads, and of the memory where none was asked for."""
+    if workers == 1:
+        return [Place(placement, placement.device or "cpu")]
+    import torch
+
+    from ..memory.machine import available_memory
+
+    threads = placement.threads or max(1, torch.get_num_threads() // workers)
+    memory = placement.device_memory
+    if memory is None:
+        memory = available_memory() * 9 // 10 // workers
+    share = replace(placement, threads=threads, device_memory=memory)
+    return [Place(share, f"CPU, {threads} thread{'s' * (threads > 1)}") for _ in range(workers)]
