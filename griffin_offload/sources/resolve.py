@@ -41,7 +41,7 @@ __all__ = [
     "weight_files",
 ]
 DEFAULT_MODEL = "smollm2-135m"
-READING = 2  # counts the changes in what is read from a GGUF header: what an older version made is made again
+READING = 3  # counts the changes in what is read from a GGUF header: what an older version made is made again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -188,3 +188,18 @@ def test_values_are_asked_for_by_type() -> None:
     for ask in (values.text, values.whole, values.number, values.flag):
         with pytest.raises(CheckpointError, match="its header says other"):
             ask("other")
+
+
+def test_files_of_another_model_beside_a_gguf_file_are_not_its_tokenizer(whole: bytes, tmp_path: Path) -> None:
+    """A folder for downloads: transformers would take the tokenizer.json there, and lose the file's own template."""
+    (tmp_path / "y.gguf").write_bytes(whole)
+    link(tmp_path / "y.gguf", tmp_path / "alone")
+    other = tiny_checkpoint(tmp_path / "other", "llama")
+    told = (other / "tokenizer.json").read_text().replace("<s>", "<other>")
+    (tmp_path / "tokenizer.json").write_text(told)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<other>", "chat_template": "other"}')
+    (tmp_path / "chat_template.jinja").write_text("other")
+    link(tmp_path / "y.gguf", tmp_path / "beside")
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "beside" / path.name).read_bytes(), path.name
+    assert "other" not in (tmp_path / "beside" / "chat_template.jinja").read_text()

@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--case", nargs=2, metavar=("TARGET", "SEED"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder below goes too
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     work_folder = Path(tempfile.mkdtemp(prefix="griffin-fuzz-", dir=place))
     try:

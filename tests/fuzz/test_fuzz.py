@@ -12,7 +12,7 @@ from fuzz.targets import TARGETS, Inputs
 
 pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore")]
 
-SHARE = 15  # cases for each of a target's weight: 15,000 in all
+SHARE = 6  # cases for each of a target's weight: 6,000 in all
 FOUND = sorted(path.name for path in FINDINGS.iterdir())
 
 

@@ -200,11 +200,15 @@ def write_tokenizer(file: GgufFile, config: Any, out: Path, name: str) -> None:
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
     template = file.fields.text("tokenizer.chat_template")
+    alone = out / "alone.gguf"  # transformers would take another model's tokenizer.json that lies beside the file
+    alone.symlink_to(file.path.absolute())
     try:
         # Not AutoTokenizer, which gives the same but first reads the whole header again, slowly.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.path.parent, gguf_file=file.path.name)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(alone.parent, gguf_file=alone.name)
     except Exception as error:  # many libraries, many exceptions
         raise CheckpointError(f"the tokenizer in {name} cannot be used: {one_line(error)}") from error
+    finally:
+        alone.unlink()
     tokenizer.model_max_length = config.max_position_embeddings
     split_as(tokenizer.backend_tokenizer, file.fields)
     header = file.fields.of("tokenizer.ggml.")
