@@ -22,6 +22,7 @@ DRAFT_LOGITS = 5  # copies in float32 that transformers and the drafts make of t
 WORKSPACE = 32 * MIB  # of cuBLAS, for products that a CUDA graph records (its default on Hopper; elsewhere 8 MiB)
 WORKSPACES = 64 * MIB  # of cuBLAS and cuBLASLt on the largest cards: torch allocates them, once
 SIZES, KERNELS = 8, 3 * MIB  # a processor's kernels for layers of another size, beyond so many (measured: 2.5 MiB)
+FOLD_KERNELS = 3 * MIB // 2  # for the fold of one prompt in layers of one size (measured: 1.3 MiB)
 Moment = Literal["always", "prompt", "fidelity", "answer", "host"]
 MOMENTS: tuple[Moment, ...] = ("prompt", "fidelity", "answer")
 
@@ -189,4 +190,6 @@ def _margin(request: Request, kept: Kept) -> int:
     if request.device == "cuda":
         return 32 * MIB + WORKSPACES
     kernels = max(0, len(set(kept)) - SIZES) * KERNELS
+    if request.fold:  # of each further prompt, as it has another length
+        kernels += (request.sets - 1) * len(set(kept)) * FOLD_KERNELS
     return (48 * MIB if request.runtime else 32 * MIB) + kernels
