@@ -20,30 +20,38 @@ class _Switch:
     """Keeps oneDNN off while any thread's forward wants it off, then as it was before."""
 
     def __init__(self) -> None:
-        self._lock, self._before = threading.Lock(), True
-        self._users: set[object] = set()
+        self._lock, self._before = threading.RLock(), True
+        self._users: set[int] = set()
 
-    def off(self, user: object) -> None:
+    def off(self, user: "_User") -> None:
         with self._lock:
             if not self._users:
                 self._before = bool(mkldnn.enabled)
-            self._users.add(user)
+            self._users.add(id(user))
             mkldnn.enabled = False  # type: ignore[assignment]
 
-    def back(self, user: object) -> None:
+    def back(self, user: "_User") -> None:
         with self._lock:
-            self._users.discard(user)
-            if not self._users:
-                mkldnn.enabled = self._before  # type: ignore[assignment]
+            if id(user) in self._users:
+                self._users.discard(id(user))
+                if not self._users:
+                    mkldnn.enabled = self._before  # type: ignore[assignment]
 
 
 _switch = _Switch()
 
 
+class _User:
+    """A forward that wants oneDNN off. Where Ctrl-C comes just as it ends, it ends when it is deleted."""
+
+    def __del__(self) -> None:
+        _switch.back(self)
+
+
 @contextmanager
 def own_kernels() -> Iterator[None]:
     """Products by torch's own kernels, which are fast for one row and slow for many."""
-    user = object()
+    user = _User()
     try:
         _switch.off(user)
         yield
