@@ -35,7 +35,7 @@ DTYPES = ("dtype", "torch_dtype")
 OWN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def allowed_config(facts: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+def allowed_config(facts: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     """The fields of a config.json, or of a config inside it, that `kind`, its class, knows.
 
     Raises CheckpointError for a dtype that is none."""
@@ -83,7 +83,7 @@ def _texts(code: CodeType) -> Iterator[str]:
             yield from (each for each in constant if isinstance(each, str))
 
 
-def _class_inside(kind: type[Any], name: str, named: Any) -> type[Any]:
+def _class_inside(kind: Any, name: str, named: Any) -> Any:
     """The class of a config inside a config: the one that its class says, else of the model type that is named there,
     else of the type that is usual."""
     inside = kind.sub_configs[name]
