@@ -1,7 +1,6 @@
 """One engine that answers rows of a file: encodes their prompts, checks that batches fit, and answers them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BudgetError, GriffinError, NumericError, PromptError
@@ -79,7 +78,3 @@ class Answers:
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
         return {row: to_row(answer) for row, answer in zip(prompts, found, strict=True)}
-
-
-def with_allocation(pruning: Pruning, facts: Facts) -> Pruning:
-    return replace(pruning, allocation=facts.allocation)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from griffin_offload.cli._options import Opening
 from griffin_offload.cli.generate_many import Job, Pace, duration, generate_many, recorded
 from tiny import CONTEXT, tiny_checkpoint
+from waiting import wait_for
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, GriffinError
@@ -309,13 +310,6 @@ def begun(source: Path, model: Path, tokens: int = 6, workers: int = 1) -> Itera
         yield process
     finally:
         process.kill()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_the_pace_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_answers import FakeWork
+from waiting import wait_for
 
 from griffin_offload.errors import BudgetError, WorkerError
 from griffin_offload.many.places import Place
@@ -110,10 +109,3 @@ def test_no_worker_outlives_its_driver(tmp_path: Path, how: signal.Signals) -> N
         wait_for(lambda: gone(tmp_path), 10)
     finally:
         driver.kill()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
