@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,14 @@ from ..errors import BudgetError, GriffinError, OptionError
 from ..jsonl import Results, Row, begun_with, read_content, read_rows
 from ..many.batches import Batch, Fitting, cut
 from ..many.rows import PromptForm, fault
+from ..many.took import Throughput, Took
 from ..options import AUTO, MOST, OFF, Decoding, Pruning
 from ..paths import cache_folder
 from ..sources.resolve import resolve
 from . import _console as console
 from ._options import Opening, open_engine
+from ._pace import Pace
 from ._print import echo
-from ._signals import Stopped
 
 if TYPE_CHECKING:
     from ..many.workers import Answerers
@@ -39,44 +40,6 @@ class Job:
     per_prompt: bool = False
     force: bool = False
     as_json: bool = False
-
-
-class Pace:
-    """Tells on stderr how far a long run is: call `step` after each row. A signal that ends the block tells it too.
-
-    `total`: rows in all, some of which may be in `results` already. At most one line in `every` seconds."""
-
-    def __init__(self, results: Results, total: int, what: str, every: float = 10.0) -> None:
-        self._results, self._total, self._what, self._every = results, total, what, every
-        self._first = len(results.rows)
-        self._start = self._told = time.monotonic()
-        if self._first:
-            console.note(f"continuing after {self._first} of {total} {what}")
-
-    def __enter__(self) -> "Pace":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind and issubclass(kind, KeyboardInterrupt | Stopped):
-            done = f"{len(self._results.rows)} of {self._total} {self._what}"
-            with suppress(OSError):  # the terminal may be gone
-                console.note(f"{done} are in {self._results.path}; the same command continues")
-
-    def step(self) -> None:
-        now, done = time.monotonic(), len(self._results.rows)
-        if now - self._told < self._every or done in (self._first, self._total):
-            return
-        self._told = now
-        left = (now - self._start) / (done - self._first) * (self._total - done)
-        console.note(f"{done} of {self._total} {self._what}, about {duration(left)} left")
-
-
-def duration(seconds: float) -> str:
-    """Two places that matter: 40 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
@@ -100,16 +63,20 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
         }
         given: dict[str, Any] = {"source": job.source, "content": content, "force": job.force}
         with Results(job.output, settings, **given, memory=cache_folder() / "finished") as results:
+            done: Throughput | None = None
             if not results.finished:
-                answer_rows(answers, prompts, grouping, results)
+                done = answer_rows(answers, prompts, grouping, results)
                 results.sort(row["id"] for row in rows)
             failed = sum("error" in row for row in results.rows)
     if job.as_json:
-        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
+        run = done and done.to_json()
+        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed, "run": run}))
+    if done and done.took.prompts:
+        console.note(str(done))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
-    done = "are answered already in" if results.finished else "answered in"
-    console.note(f"{len(rows)} prompts {done} {job.output}" + "; --force answers them again" * results.finished)
+    told = "are answered already in" if results.finished else "answered in"
+    console.note(f"{len(rows)} prompts {told} {job.output}" + "; --force answers them again" * results.finished)
 
 
 @contextmanager
@@ -192,7 +159,7 @@ def grouped(answers: "Answerers", job: Job, prompts: Prompts) -> Grouping:
     return Grouping(1 if size == 1 else answers.call("fitting", longest, most), False)
 
 
-def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, results: Results) -> None:
+def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, results: Results) -> Throughput:
     """Answer what is not in `results` yet, in batches that are cut from all rows: the same ones after a stop."""
     rows, ids, lengths, refused = prompts.rows, prompts.ids, prompts.lengths, prompts.refused
     batches = cut(
@@ -205,6 +172,7 @@ def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, resu
         answers.call("check", tokens, count)  # what is too big for the memory is refused before the first is answered
     missing = {batch for batch in batches if not all(results.has(rows[row]) for row in batch)}
     work = {batch: {row: ids[row] for row in fitting[batch]} for batch in batches if batch in missing}
+    done, start = Took(), time.perf_counter()
     with Pace(results, len(rows), "prompts") as pace:
 
         def write(batch: Batch, answered: Mapping[int, Row]) -> None:
@@ -217,10 +185,12 @@ def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, resu
         for batch, prompts_of in work.items():
             if not prompts_of:
                 write(batch, {})
-        with console.layer_progress(f"{len(rows)} prompts") as on_layer:
-            found = answers.answer_all({batch: each for batch, each in work.items() if each}, on_layer, console.note)
-            for batch, answered in found:
-                write(batch, answered)
+        batches_of = {batch: each for batch, each in work.items() if each}
+        on_layer = pace.on_layer if answers.count == 1 else lambda done, total: None
+        for batch, answered in answers.answer_all(batches_of, on_layer, console.note):
+            write(batch, answered)
+            done += getattr(answered, "took", None) or Took()
+    return Throughput(done, time.perf_counter() - start)
 
 
 def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:

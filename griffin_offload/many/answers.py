@@ -8,6 +8,7 @@ from ..jsonl import Row
 from ..options import AUTO, Decoding, OnLayer, Pruning
 from .batches import largest
 from .rows import PromptForm, to_row
+from .took import Took, took
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 Prompts = Mapping[int, list[int]]  # by the number of the row, token ids
 MOST = {"cpu": 32}  # prompts that are chosen to come together: there more are no faster, and a stop loses more
 MOST_ELSEWHERE = 256
+
+
+class Answered(dict[int, Row]):
+    """What is written of each row of a batch, and what the batch took."""
+
+    took: Took | None = None
 
 
 class Facts(NamedTuple):
@@ -105,4 +112,6 @@ class Answers:
             return {row: {"error": str(error)} for row in prompts}
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
-        return {row: to_row(answer) for row, answer in zip(prompts, found, strict=True)}
+        answered = Answered({row: to_row(answer) for row, answer in zip(prompts, found, strict=True)})
+        answered.took = took(found, self._per_prompt)
+        return answered

@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 from griffin_offload.cli._options import Opening
-from griffin_offload.cli.generate_many import Job, Pace, duration, generate_many, recorded
+from griffin_offload.cli._pace import Pace, duration
+from griffin_offload.cli.generate_many import Job, generate_many, recorded
+from screen import Screen
 from tiny import CONTEXT, tiny_checkpoint
 from waiting import wait_for
 
@@ -173,7 +175,10 @@ def test_what_cannot_be_answered_is_written_down_and_the_rest_goes_on(
     assert str(CONTEXT) in rows[2]["error"]
     assert set(rows[0]) == {"id", "error"}
     printed = capsys.readouterr().out
-    assert json.loads(printed) == {"output": str(source.with_name("out.jsonl")), "rows": 5, "failed": 3}
+    told = json.loads(printed)
+    run = told.pop("run")
+    assert told == {"output": str(source.with_name("out.jsonl")), "rows": 5, "failed": 3}
+    assert run["answered"] == 2
     assert not source.with_name("out.jsonl.state").exists()
     good = write(tmp_path / "good.jsonl", [{"prompt": prompt} for prompt in ("Alice", "Orange")])
     assert [row["text"] for row in many(good, model, force=True)] == [rows[1]["text"], rows[4]["text"]]
@@ -366,6 +371,17 @@ def test_the_pace_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFi
             pace.step()
     told = capsys.readouterr().err.splitlines()
     assert told == ["1 of 3 prompts, about 0 s left", "2 of 3 prompts, about 0 s left"]  # the end is told by others
+
+
+def test_a_bar_shows_the_rows_and_goes_away(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{number} {p}"} for number in range(5) for p in PROMPTS])
+    files = ("--input", source, "--output", tmp_path / "out.jsonl", "--greedy", "--max-new-tokens", "40")
+    screen = Screen("generate", "--model", slow, "--device", "cpu", "--batch-size", "2", *files, columns=160)
+    screen.wait_for("prompts/s, about")
+    assert re.search(r"prompts \S+ \d+/25 [\d.]+ prompts/s, about \d+ s left", screen.text)
+    screen.wait_for("25 prompts answered in")
+    assert "left" not in screen.text
+    assert "prompt tokens/s" in screen.text
 
 
 @pytest.mark.parametrize(
