@@ -47,7 +47,9 @@ class Work:
 
 
 class Answerers(Protocol):
-    """One engine of this process, or several of others."""
+    """One engine of this process, or several of others: `count` of them."""
+
+    count: int
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of `Answers` returns, of one of them."""
@@ -62,6 +64,8 @@ class Answerers(Protocol):
 
 class InProcess:
     """The one engine of this process."""
+
+    count = 1
 
     def __init__(self, answers: "Answers") -> None:
         self._answers = answers
@@ -151,6 +155,7 @@ class Workers:
 
     def __init__(self, work: Work, where: Sequence[Place]) -> None:
         self._workers: list[Worker] = []
+        self.count = len(where)
         try:
             for number, place in enumerate(where):
                 self._workers.append(Worker(number, work, place))
