@@ -58,15 +58,17 @@ class Engine:
         *,
         on_progress: Callable[[str, int, int], None] | None = None,
         copies: bool | None = None,
+        workers: int = 1,
         **keywords: Any,
     ) -> None:
         """`model`: an alias, a folder, a hub id or a .gguf file. `on_progress(what, done, total)` hears of a fetch.
-        `copies`: stage layers as for a GPU, by copies; default: where the device is one.
+        `copies`: stage layers as for a GPU, by copies; default: where the device is one. `workers`: processes of this
+        machine that read the model, which then share one tier in RAM.
 
         Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
         placement = from_keywords(keywords, Placement, placement)
         _refuse(keywords)
-        self.opened = opened = open_model(model, placement, copies=copies, on_progress=on_progress)
+        self.opened = opened = open_model(model, placement, copies=copies, workers=workers, on_progress=on_progress)
         weakref.finalize(self, opened.rows.close)
         self.resident = ResidentModel(opened.skeleton, opened.device, opened.copies)
         self.name, self.path, self.device, self.dtype = opened.name, opened.path, opened.device, opened.dtype
@@ -83,6 +85,11 @@ class Engine:
     @budget.setter
     def budget(self, size: int | str) -> None:
         self.opened = replace(self.opened, budget=parse_budget(size))
+
+    @property
+    def bytes_from_disk(self) -> int:
+        """Bytes of the checkpoint that this engine has made the disk read so far: none for what the page cache had."""
+        return self.opened.rows.disk.total
 
     def plan(
         self,
@@ -265,7 +272,7 @@ class Engine:
             raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
         selection = Selection(seed=seed) if source.calibration else self._selection(pruning, seed, plan)
         self.unload()
-        reader = self.opened.reader()
+        reader = self.opened.reader(plan)
         where = (out.path, request_hash, out.force, out.on_layer)
         job = ExportJob(self.skeleton, reader, plan, selection, source, *where)
         try:
@@ -318,7 +325,7 @@ class Engine:
         _refuse(keywords)
         plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning, beside=beside)
         selection = self._selection(pruning, seed, plan)
-        reader = self.opened.reader()
+        reader = self.opened.reader(plan)
         try:
             with self._planned(plan):
                 ids, mask = self.opened.batch([prompt_ids])
@@ -339,7 +346,7 @@ class Engine:
         Raises BudgetError where that does not fit."""
         plan = self.plan_passage(tokens, waiting)
         self.unload()
-        reader, copies = self.opened.reader(), self.opened.copies
+        reader, copies = self.opened.reader(plan), self.opened.copies
         try:
             with (
                 self._planned(plan),
