@@ -108,7 +108,7 @@ class Results:
         """Raises GriffinError for a file that must not be written, or cannot be."""
         self.finished = self._begun = False
         self.rows: list[Row] = []
-        self._remembered = memory and memory / f"{_hash(str(path.resolve()).encode())}.json"
+        self._remembered = memory and memory / f"{_hash(os.fsencode(os.path.realpath(path)))}.json"
         self.path, self._keys = path, keys
         self._state = path.with_name(path.name + ".state")
         if path.exists() and not path.is_file():

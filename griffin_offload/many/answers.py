@@ -1,5 +1,6 @@
 """One engine that answers rows of a file: encodes their prompts, checks that batches fit, and answers them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Answers:
         if allocation == AUTO:
             calibrated = self._engine.opened.allocation_curves(self._pruning) is not None
             allocation = "sensitivity" if calibrated else "uniform"
-        return Facts(str(self._engine.path.resolve()), self._engine.dtype, allocation)
+        return Facts(os.path.realpath(self._engine.path), self._engine.dtype, allocation)
 
     def encode(self, rows: Sequence[Row], form: PromptForm) -> list[list[int] | GriffinError]:
         """Token ids of each row's prompt, or why it has none."""
