@@ -313,15 +313,17 @@ class Engine:
         max_new_tokens: int = 1,
         *,
         seed: int | None = None,
+        beside: int = 0,
         on_layer: OnLayer | None = None,
         **keywords: Any,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
-        For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
+        For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more.
+        `beside`: bytes of the device that such a program holds from before the pass, or will take after it."""
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
-        plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning)
+        plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning, beside=beside)
         selection = self._selection(pruning, seed, plan)
         reader = self.opened.reader(plan)
         try:
@@ -342,8 +344,7 @@ class Engine:
         `job_hooks`: one for each forward, which acts on it alone.
 
         Raises BudgetError where that does not fit."""
-        request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
-        plan = choose_plan(self.sizes, request, 0.0, self.name)
+        plan = self.plan_passage(tokens, waiting)
         self.unload()
         reader, copies = self.opened.reader(plan), self.opened.copies
         try:
@@ -363,6 +364,11 @@ class Engine:
         finally:
             reader.close()
             self.unload()
+
+    def plan_passage(self, tokens: int, waiting: int = 0) -> Plan:
+        """What a `passage` will hold. Raises BudgetError."""
+        request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
+        return choose_plan(self.sizes, request, 0.0, self.name)
 
     def _selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
         """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""

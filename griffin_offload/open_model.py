@@ -209,13 +209,14 @@ class OpenModel:
         fidelity: bool = False,
         earlier: Earlier | None = None,
         lossless: bool = False,
+        beside: int = 0,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured; `earlier`: see Request; `lossless`: it drafts for the full model. Raises
+        `fidelity`: it is measured; `earlier`, `beside`: see Request; `lossless`: it drafts for the full model. Raises
         PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
-        request = replace(request, earlier=earlier, drafts=MOST_DRAFTS if lossless else 0)
+        request = replace(request, earlier=earlier, beside=beside, drafts=MOST_DRAFTS if lossless else 0)
         choose = lossless_plan if lossless else best_plan
         return plan_at_speed(choose, self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
 
