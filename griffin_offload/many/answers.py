@@ -111,6 +111,7 @@ class Answers:
 
         Raises KeyboardInterrupt for an answer that was interrupted, BudgetError, CheckpointError."""
         options: dict[str, Any] = {"per_prompt": self._per_prompt, "on_layer": on_layer}
+        before = self.bytes_read()
         try:
             found = self._engine.generate_batch(list(prompts.values()), self._pruning, self._decoding, **options)
         except NumericError as error:
@@ -118,5 +119,5 @@ class Answers:
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
         answered = Answered({row: to_row(answer) for row, answer in zip(prompts, found, strict=True)})
-        answered.took = took(found, self._per_prompt)
+        answered.took = took(found, self._per_prompt, self.bytes_read() - before)
         return answered

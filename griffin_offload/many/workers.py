@@ -55,9 +55,6 @@ class Answerers(Protocol):
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of `Answers` returns, of one of them."""
 
-    def bytes_read(self) -> int:
-        """Bytes of the checkpoint that the engines have made the disk read so far."""
-
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
     ) -> Iterator[tuple[Batch, dict[int, Row]]]:
@@ -76,9 +73,6 @@ class InProcess:
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._answers, method)(*arguments)
-
-    def bytes_read(self) -> int:
-        return self._answers.bytes_read()
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
@@ -182,19 +176,12 @@ class Workers:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Asks the first worker. Raises what it raises, WorkerError where its process ends."""
-        return self._ask(self._workers[0], method, *arguments)
-
-    @staticmethod
-    def _ask(worker: Worker, method: str, *arguments: Any) -> Any:
+        worker = self._workers[0]
         try:
             worker.ask(method, *arguments)
             return worker.reply()
         except (EOFError, OSError):
             raise WorkerError(f"a worker {worker.how_it_ended}") from None
-
-    def bytes_read(self) -> int:
-        """As Answerers says, of the workers that are left and have nothing else to do. Raises what `call` raises."""
-        return sum(self._ask(worker, "bytes_read") for worker in self._workers)
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
