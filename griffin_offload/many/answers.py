@@ -48,6 +48,10 @@ class Answers:
             allocation = "sensitivity" if calibrated else "uniform"
         return Facts(str(self._engine.path.resolve()), self._engine.dtype, allocation)
 
+    def bytes_read(self) -> int:
+        """Bytes of the checkpoint that the engine has made the disk read so far."""
+        return self._engine.bytes_from_disk
+
     def encode(self, rows: Sequence[Row], form: PromptForm) -> list[list[int] | GriffinError]:
         """Token ids of each row's prompt, or why it has none."""
 

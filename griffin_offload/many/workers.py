@@ -35,10 +35,11 @@ class Work:
     decoding: Decoding
     per_prompt: bool = False
 
-    def open(self, placement: Placement) -> "Answers":
+    def open(self, placement: Placement, workers: int = 1) -> "Answers":
+        """`workers`: processes of this machine that read the model."""
         from ..engine import Engine
 
-        return self.by(Engine(self.model, placement))
+        return self.by(Engine(self.model, placement, workers=workers))
 
     def by(self, engine: "Engine") -> "Answers":
         from .answers import Answers
@@ -53,6 +54,9 @@ class Answerers(Protocol):
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of `Answers` returns, of one of them."""
+
+    def bytes_read(self) -> int:
+        """Bytes of the checkpoint that the engines have made the disk read so far."""
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
@@ -72,6 +76,9 @@ class InProcess:
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._answers, method)(*arguments)
+
+    def bytes_read(self) -> int:
+        return self._answers.bytes_read()
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
@@ -93,7 +100,7 @@ def serve(work: Work, place: Place, pipe: connection.Connection) -> None:
         except EOFError:
             return
         try:
-            answers = answers or work.open(place.placement)
+            answers = answers or work.open(place.placement, place.workers)
             if method == "answer":
                 arguments = (*arguments, lambda done, total: pipe.send(("layer", (done, total))))
             pipe.send(("done", getattr(answers, method)(*arguments)))
@@ -175,12 +182,19 @@ class Workers:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Asks the first worker. Raises what it raises, WorkerError where its process ends."""
-        worker = self._workers[0]
+        return self._ask(self._workers[0], method, *arguments)
+
+    @staticmethod
+    def _ask(worker: Worker, method: str, *arguments: Any) -> Any:
         try:
             worker.ask(method, *arguments)
             return worker.reply()
         except (EOFError, OSError):
             raise WorkerError(f"a worker {worker.how_it_ended}") from None
+
+    def bytes_read(self) -> int:
+        """As Answerers says, of the workers that are left and have nothing else to do. Raises what `call` raises."""
+        return sum(self._ask(worker, "bytes_read") for worker in self._workers)
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
