@@ -110,7 +110,7 @@ class Answers:
         """What is written of each prompt's answer. A number that overflows in a batch is the error of all its prompts.
 
         Raises KeyboardInterrupt for an answer that was interrupted, BudgetError, CheckpointError."""
-        ids = list(prompts.values())
+        ids, before = list(prompts.values()), self.bytes_read()
         shared = shared_tokens(ids, self._beginning) if len(ids) > 1 else 0
         self._beginning = ids[0][:shared]
         options: dict[str, Any] = {"per_prompt": self._per_prompt, "on_layer": on_layer, "shared": shared}
@@ -121,5 +121,5 @@ class Answers:
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
         answered = Answered({row: to_row(answer) for row, answer in zip(prompts, found, strict=True)})
-        answered.took = took(found, self._per_prompt)
+        answered.took = took(found, self._per_prompt, self.bytes_read() - before)
         return answered
