@@ -73,6 +73,8 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
         echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed, "run": run}))
     if done and done.took.prompts:
         console.note(str(done))
+        if done.took.why_not_shared:
+            console.note(f"what prompts begin with alike was computed for each: {done.took.why_not_shared}")
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
     told = "are answered already in" if results.finished else "answered in"
@@ -121,10 +123,10 @@ class Prompts:
         alone = iter(self._answers.call("refusals", [tokens for tokens in self.lengths if tokens]))
         return [ids if isinstance(ids, GriffinError) else next(alone) for ids in self.ids]
 
-    @property
-    def lengths_that_fit(self) -> list[int]:
-        """0 for a row that is refused."""
-        return [0 if error else tokens for tokens, error in zip(self.lengths, self.refused, strict=True)]
+    @cached_property
+    def that_fit(self) -> list[Sequence[int]]:
+        """Token ids; () for a row that is refused."""
+        return [() if error else ids for ids, error in zip(self.ids, self.refused, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def grouped(answers: "Answerers", job: Job, prompts: Prompts) -> Grouping:
     size = begun.get("batch_size")
     if type(size) is int and 1 < size <= MOST:
         return Grouping(size, False)
-    longest = max(prompts.lengths_that_fit)
+    longest = max(map(len, prompts.that_fit))
     if not longest:
         return Grouping(1, job.per_prompt)
     most = -(-len(prompts.rows) // answers.count)
@@ -161,17 +163,15 @@ def grouped(answers: "Answerers", job: Job, prompts: Prompts) -> Grouping:
 
 def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, results: Results) -> Throughput:
     """Answer what is not in `results` yet, in batches that are cut from all rows: the same ones after a stop."""
-    rows, ids, lengths, refused = prompts.rows, prompts.ids, prompts.lengths, prompts.refused
-    batches = cut(
-        lengths if isinstance(grouping.size, int) else prompts.lengths_that_fit, grouping.size, alike=grouping.alike
-    )
+    rows, lengths, refused = prompts.rows, prompts.lengths, prompts.refused
+    batches = cut(prompts.that_fit, grouping.size, alike=grouping.alike)
     if all(isinstance(error, BudgetError) for error in refused):  # the options are at fault, not the rows
         answers.call("check", max(lengths), len(batches[0]))
     fitting = {batch: [row for row in batch if not refused[row]] for batch in batches}
     for tokens, count in {(max(lengths[row] for row in fit), len(fit)) for fit in fitting.values() if fit}:
         answers.call("check", tokens, count)  # what is too big for the memory is refused before the first is answered
     missing = {batch for batch in batches if not all(results.has(rows[row]) for row in batch)}
-    work = {batch: {row: ids[row] for row in fitting[batch]} for batch in batches if batch in missing}
+    work = {batch: {row: prompts.ids[row] for row in fitting[batch]} for batch in batches if batch in missing}
     done, start = Took(), time.perf_counter()
     with Pace(results, len(rows), "prompts") as pace:
 

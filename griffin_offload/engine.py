@@ -33,6 +33,7 @@ from .offload.skip_by_prompt import check_skip
 from .open_model import open_model
 from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, as_dict, from_keywords
 from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
+from .prefix import with_prefix
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
 from .pruning.selection import Selection
@@ -140,19 +141,26 @@ class Engine:
         on_layer: OnLayer | None = None,
         on_plan: Callable[[Plan], None] | None = None,
         continues: bool = False,
+        shared: int = 0,
         **keywords: Any,
     ) -> list[Answer]:
         """Answer several prompts after one prompt pass: with one set of kept neurons, for which every prompt counts the
         same, or (`per_prompt`) each with its own, as if it were alone. All answers share one report.
 
-        `on_layer(done, total)` hears of the prompt pass, `on_plan` of the plan before anything is read. Keywords that
-        are no field of a group go to transformers' `generate`.
+        `on_layer(done, total)` hears of the prompt pass, `on_plan` of the plan before anything is read. `shared`: so
+        many tokens begin all prompts; they pass through the model once, and stay for the next batch that begins with
+        them, where that leaves the answers as they are (the report's `shared` says). Keywords that are no field of a
+        group go to transformers' `generate`.
         A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
         on_token = texts_to(on_text) if on_text else None
         asked = _asked(prompts, pruning, decoding, keywords)
         asked = replace(asked, per_prompt=per_prompt, on_layer=on_layer, on_token=on_token, on_plan=on_plan)
         if continues and len(prompts) != 1:
             raise OptionError(f"one conversation continues at a time: {len(prompts)} prompts are given")
+        if shared and len(prompts) > 1 and all(prompts):
+            if any(ids[:shared] != prompts[0][:shared] for ids in prompts):
+                raise OptionError(f"shared {shared}: the prompts do not begin with the same {shared} tokens")
+            asked = with_prefix(self.opened, self.resident, asked, shared)
         return self._answer(replace(asked, continues=continues))
 
     def stream(

@@ -36,6 +36,8 @@ from .offload.sweep import Sweep
 from .open_model import OpenModel
 from .options import Pruning
 from .planning.lossless import Lossless
+from .planning.plan import Plan
+from .planning.request import Earlier
 from .pruning.fidelity import Fidelity
 from .row_ends import DraftedRow, StopText, row_options
 from .run import Answer, Asked, Measured, Run, report
@@ -52,9 +54,11 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
 
     A KeyboardInterrupt after the first token ends the answers; before it, it is raised."""
     run = with_prior(opened, resident, prepare(opened, resident, asked))
-    if run.plan.earlier_tokens and resident.turns.cache is None:  # measuring the prior took the memory
+    kept = resident.prefix if run.plan.shares else resident.turns.cache
+    if run.plan.earlier_tokens and kept is None:  # measuring the prior took the memory
         run.reader.close()
-        run = replace(prepare(opened, resident, asked), selection=run.selection, prior_s=run.prior_s)
+        again = prepare(opened, resident, replace(asked, shared=None))
+        run = replace(again, selection=run.selection, prior_s=run.prior_s)
     opened.skeleton.threads.used.clear()
     with planned(opened.device, unload=resident.unload):
         resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
@@ -101,16 +105,9 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
     if decoding.lossless:
         check_lossless(opened.skeleton.model, pruning, len(prompts), options)
-    make_plan = partial(
-        opened.plan,
-        max(map(len, prompts), default=0) if all(prompts) else 0,
-        decoding.max_new_tokens,
-        pruning,
-        sequences=max(1, len(prompts)),
-        per_prompt=asked.per_prompt and len(prompts) > 1,
-        fidelity=not decoding.no_fidelity and not decoding.lossless,
-        lossless=decoding.lossless,
-    )
+    make_plan = make_plan_of(opened, asked)
+    if asked.shared and asked.shared.tokens:
+        make_plan = partial(make_plan, earlier=Earlier(asked.shared.tokens, shared=True))
     plan, turn = plan_turn(resident, asked.continues, prompts, pruning, opened.skeleton.layout, make_plan)
     selection = opened.selection(pruning, decoding.seed, plan)
     if asked.on_plan:
@@ -131,6 +128,21 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         skipper=TokenSkipper(opened.skeleton, pruning.skip, plan) if skips else None,
         steps=_planned_steps(opened, decoding.compile, why_not),
         turn=turn,
+    )
+
+
+def make_plan_of(opened: OpenModel, asked: Asked) -> Callable[..., Plan]:
+    """What makes the plan of that which is asked; as a keyword it takes `earlier` (see Request)."""
+    prompts, decoding = asked.prompts, asked.decoding
+    return partial(
+        opened.plan,
+        max(map(len, prompts), default=0) if all(prompts) else 0,
+        decoding.max_new_tokens,
+        asked.pruning,
+        sequences=max(1, len(prompts)),
+        per_prompt=asked.per_prompt and len(prompts) > 1,
+        fidelity=not decoding.no_fidelity and not decoding.lossless,
+        lossless=decoding.lossless,
     )
 
 
@@ -173,7 +185,8 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     """Prefill and decode all prompts in one call of transformers' generate, with one set of kept neurons."""
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
-    cache = resident.turns.cache if run.plan.earlier_tokens else opened.kv_cache(run.plan, len(ids))
+    goes_on = run.plan.continues and run.plan.earlier_tokens > 0
+    cache = resident.turns.cache if goes_on else new_cache(opened, resident, run, mask)
     resident.turns.mark(cache, run.plan)
     again = resident.turns.answered if run.plan.repeats else None
     first = FirstLogits(opened.skeleton.model, again.logits if again else None)
@@ -205,11 +218,24 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
                 resident.turns.answered = Answered(run.plan, run.asked.pruning, first.logits, fidelity)
 
 
+def new_cache(opened: OpenModel, resident: ResidentModel, run: Run, mask: torch.Tensor) -> Any:
+    """A KV cache for prompts with this mask (B, T), filled with what they share."""
+    cache = opened.kv_cache(run.plan, len(mask))
+    if run.plan.shares:
+        assert resident.prefix
+        resident.prefix.lay_in(cache, mask)
+    return cache
+
+
 def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measured) -> None:
     """Prefill the prompts in one sweep, layer by layer in turn; then decode each from its own neurons."""
 
     def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
-        return lambda: decode(opened, run, *opened.batch([prompt_ids]), [streamer], opened.kv_cache(run.plan))
+        def run_it() -> None:
+            ids, mask = opened.batch([prompt_ids])
+            decode(opened, run, ids, mask, [streamer], new_cache(opened, resident, run, mask))
+
+        return run_it
 
     prompts = run.asked.prompts
     jobs = [job(ids, streamer) for ids, streamer in zip(prompts, run.streamers, strict=True)]

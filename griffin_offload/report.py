@@ -16,7 +16,7 @@ from .model.static_step import Steps
 from .planning.lossless import Lossless
 from .planning.plan import Plan
 from .planning.refresh import Refreshes
-from .planning.turn import Turn
+from .planning.turn import Shared, Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .quant.formats import FORMATS, kernel
@@ -35,7 +35,8 @@ class Report:
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
     one, or was not to be measured. `helps`: options that would keep more of it, and fit, where it keeps little.
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
-    that do not act here, and why. `turn`: of a conversation that goes on; None: of none. `lossless`: how the answer
+    that do not act here, and why. `turn`: of a conversation that goes on; None: of none. `shared`: what the prompts of
+    a batch began with alike; `prompt_s`, `bytes_read` and `measured_peak` are with its pass. `lossless`: how the answer
     was drafted and verified, `refreshes`: how its neurons were chosen again; None: that was not asked for."""
 
     model: str
@@ -62,6 +63,7 @@ class Report:
     helps: tuple[str, ...] = ()
     threads: int | None = None
     turn: Turn | None = None
+    shared: Shared | None = None
     lossless: Lossless | None = None
     refreshes: Refreshes | None = None
     overridden: tuple[str, ...] = ()
@@ -161,6 +163,7 @@ class Report:
             "fidelity": self.fidelity and {**self.fidelity.to_json(), "warning": self.warning},
             "steps": self.steps and self.steps.to_json(),
             "turn": self.turn and self.turn.to_json(),
+            "shared": self.shared and self.shared.to_json(),
             "lossless": self.lossless and self.lossless.to_json(),
             "refreshes": self.refreshes and self.refreshes.to_json(),
             "overridden": list(self.overridden),

@@ -17,7 +17,7 @@ from .open_model import OpenModel
 from .options import Decoding, OnLayer, Pruning
 from .planning.lossless import Lossless
 from .planning.plan import Plan, with_kept
-from .planning.turn import Turn
+from .planning.turn import Shared, Turn
 from .pruning.ffn_skip import SkippedBlocks
 from .pruning.fidelity import Fidelity
 from .pruning.selection import Selection
@@ -53,7 +53,8 @@ class Answer:
 class Asked:
     """What is asked for: prompts as token ids, and how to answer them, together or (`per_prompt`) each with neurons of
     its own. `on_layer(done, total)` hears of the prompt pass, `on_token` of the answers, `on_plan` of the plan.
-    `continues`: the one prompt is a turn of a conversation that goes on."""
+    `continues`: the one prompt is a turn of a conversation that goes on. `shared`: how many tokens the prompts begin
+    with alike that are in memory; None: that was not asked for. `prefix_pass`: what computing them took just now."""
 
     prompts: Sequence[list[int]]
     pruning: Pruning
@@ -63,6 +64,8 @@ class Asked:
     on_token: OnToken | None = None
     on_plan: Callable[[Plan], None] | None = None
     continues: bool = False
+    shared: Shared | None = None
+    prefix_pass: Report | None = None
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,18 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
     plan, skipped = _skipped(opened, resident, run)
     times = sorted(moment for streamer in run.streamers for moment in streamer.times)
     tokens = sum(len(streamer.token_ids) for streamer in run.streamers)
-    begin, prepared = measured.begin, measured.begin - run.start - run.prior_s
+    begin, prepared, before = measured.begin, measured.begin - run.start - run.prior_s, run.asked.prefix_pass
     made = Report(
         model=opened.name,
         model_path=opened.path,
         dtype=opened.dtype,
         device=opened.device,
         plan=plan,
-        measured_peak=measured.peak,
+        measured_peak=max(measured.peak, before.measured_peak if before else 0),
         checkpoint_bytes=opened.checkpoint.bytes,
-        bytes_read=measured.bytes_read,
+        bytes_read=measured.bytes_read + (before.bytes_read if before else 0),
         plan_s=prepared,
-        prompt_s=times[0] - begin,
+        prompt_s=times[0] - begin + (before.prompt_s if before else 0.0),
         read_s=run.reader.seconds,
         stages=measured.stages or run.reader.clock.stages(),
         measured_host=resident.host_bytes + run.reader.clock.host_bytes,
@@ -145,6 +148,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         overridden=opened.overridden,
         threads=max(used, key=used.__getitem__) if (used := opened.skeleton.threads.used) else None,
         turn=run.turn,
+        shared=run.asked.shared,
         lossless=measured.lossless,
     )
     if plan.tokens_per_s and tokens > 16 and len(run.streamers) == 1 and skipped is None and not plan.drafts:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import BudgetError, GriffinError, NumericError, PromptError
 from ..jsonl import Row
 from ..options import AUTO, Decoding, OnLayer, Pruning
-from .batches import largest
+from .batches import largest, shared_tokens
 from .rows import PromptForm, to_row
 from .took import Took, took
 
@@ -40,6 +40,7 @@ class Answers:
 
     def __init__(self, engine: "Engine", pruning: Pruning, decoding: Decoding, per_prompt: bool = False) -> None:
         self._engine, self._pruning, self._decoding, self._per_prompt = engine, pruning, decoding, per_prompt
+        self._beginning: list[int] = []  # what the prompts of the last batch begin with alike
 
     def facts(self) -> Facts:
         allocation = self._pruning.allocation
@@ -110,10 +111,12 @@ class Answers:
         """What is written of each prompt's answer. A number that overflows in a batch is the error of all its prompts.
 
         Raises KeyboardInterrupt for an answer that was interrupted, BudgetError, CheckpointError."""
-        options: dict[str, Any] = {"per_prompt": self._per_prompt, "on_layer": on_layer}
-        before = self.bytes_read()
+        ids, before = list(prompts.values()), self.bytes_read()
+        shared = shared_tokens(ids, self._beginning) if len(ids) > 1 else 0
+        self._beginning = ids[0][:shared]
+        options: dict[str, Any] = {"per_prompt": self._per_prompt, "on_layer": on_layer, "shared": shared}
         try:
-            found = self._engine.generate_batch(list(prompts.values()), self._pruning, self._decoding, **options)
+            found = self._engine.generate_batch(ids, self._pruning, self._decoding, **options)
         except NumericError as error:
             return {row: {"error": str(error)} for row in prompts}
         if any(answer.finish_reason == "interrupted" for answer in found):

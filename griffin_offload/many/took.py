@@ -15,8 +15,9 @@ MEMORY = "memory bandwidth"
 
 @dataclass(frozen=True)
 class Took:
-    """One batch, or several together. Tokens of the prompts and of the answers; bytes read, and those of them
-    that the disk gave, not RAM; seconds of the prompt passes and of decoding.
+    """One batch, or several together. Tokens of the prompts (`shared`: of these, what they begin with alike and was
+    computed once, or `why_not_shared`) and of the answers; bytes read, and of these `from_disk`; seconds of the prompt
+    passes and of decoding.
 
     `stages`: how long each stage of the passes worked, by its name in words; a pass for which nothing was read is
     computing. `memory_s`: of decoding, how long it takes at least to read the weights from memory, where that speed
@@ -24,6 +25,7 @@ class Took:
 
     prompts: int = 0
     prompt_tokens: int = 0
+    shared: int = 0
     tokens: int = 0
     bytes_read: int = 0
     from_disk: int = 0
@@ -31,13 +33,14 @@ class Took:
     decode_s: float = 0.0
     memory_s: float = 0.0
     stages: Mapping[str, float] = field(default_factory=dict)
+    why_not_shared: str = ""
 
     def __add__(self, other: "Took") -> "Took":
-        counts = ("prompts", "prompt_tokens", "tokens", "bytes_read", "from_disk")
+        counts = ("prompts", "prompt_tokens", "shared", "tokens", "bytes_read", "from_disk")
         numbers = (*counts, "prompt_s", "decode_s", "memory_s")
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in numbers}
         stages = {name: self.stages.get(name, 0.0) + other.stages.get(name, 0.0) for name in NAMES.values()}
-        return Took(**sums, stages=stages)
+        return Took(**sums, stages=stages, why_not_shared=self.why_not_shared or other.why_not_shared)
 
     @property
     def bound_by(self) -> str:
@@ -48,7 +51,8 @@ class Took:
 
 
 def took(answers: Sequence["Answer"], per_prompt: bool, from_disk: int) -> Took:
-    """What one batch took, whose answers share a report. `per_prompt`: each prompt has neurons of its own."""
+    """What one batch took, whose answers share a report. `per_prompt`: each prompt has neurons of its own;
+    `from_disk`: bytes."""
     report, lengths = answers[0].report, [len(answer.token_ids) for answer in answers]
     steps = sum(lengths) - len(lengths) if per_prompt and report.plan.reads_again else max(lengths) - 1
     memory_s = steps * report.bytes_per_token / report.memory_bandwidth if report.memory_bandwidth else 0.0
@@ -58,6 +62,8 @@ def took(answers: Sequence["Answer"], per_prompt: bool, from_disk: int) -> Took:
     return Took(
         prompts=len(answers),
         prompt_tokens=sum(len(answer.prompt_token_ids) for answer in answers),
+        shared=report.shared.tokens * len(answers) if report.shared else 0,
+        why_not_shared=report.shared.why_not if report.shared else "",
         tokens=sum(lengths),
         bytes_read=report.bytes_read,
         from_disk=from_disk,
@@ -81,11 +87,15 @@ class Throughput:
             "answered": took.prompts,
             "seconds": self.seconds,
             "prompts_per_s": took.prompts / seconds,
+            "prompt_tokens": took.prompt_tokens,
+            "shared_prompt_tokens": took.shared,
+            "why_not_shared": took.why_not_shared,
             "prompt_tokens_per_s": took.prompt_tokens / seconds,
             "tokens_per_s": took.tokens / seconds,
             "bytes_read": took.bytes_read,
+            "bytes_read_per_prompt": took.bytes_read / max(1, took.prompts),
             "bytes_from_disk": took.from_disk,
-            "bytes_read_per_prompt": took.bytes_read / took.prompts if took.prompts else 0.0,
+            "bytes_from_disk_per_prompt": took.from_disk / max(1, took.prompts),
             "prompt_s": took.prompt_s,
             "decode_s": took.decode_s,
             "stages": dict(took.stages),
@@ -94,12 +104,11 @@ class Throughput:
         }
 
     def __str__(self) -> str:
-        """'3.02 prompts/s, 251 prompt tokens/s, 71 tokens/s of answers; 4.2 MiB read a prompt, 257 MiB from disk; bound
-        by computing (passes 9.1 s, decoding 4.0 s)'."""
+        """'3.02 prompts/s, 251 prompt tokens/s, 71 tokens/s of answers; 4.2 MiB read a prompt, ...; bound by ...'."""
         each = self.to_json()
-        rates = f"{each['prompts_per_s']:.3g} prompts/s, {each['prompt_tokens_per_s']:.0f} prompt tokens/s, "
-        rates += f"{each['tokens_per_s']:.3g} tokens/s of answers"
-        read = f"{format_bytes(round(each['bytes_read_per_prompt']))} read a prompt, "
-        read += f"{format_bytes(self.took.from_disk)} from disk"
+        rates = f"{each['prompts_per_s']:.3g} prompts/s, {each['prompt_tokens_per_s']:.0f} prompt tokens/s"
+        rates += f" ({self.took.shared / self.took.prompt_tokens:.0%} of them shared)" if self.took.shared else ""
+        rates += f", {each['tokens_per_s']:.3g} tokens/s of answers"
+        read, disk = (format_bytes(round(each[f"bytes_{which}_per_prompt"])) for which in ("read", "from_disk"))
         parts = f"passes {self.took.prompt_s:.1f} s, decoding {self.took.decode_s:.1f} s"
-        return f"{rates}; {read}; bound by {self.took.bound_by} ({parts})"
+        return f"{rates}; {read} read a prompt, {disk} of it from the disk; bound by {self.took.bound_by} ({parts})"

@@ -13,6 +13,7 @@ resident_layer.py  memory for one layer's kept weights
 resident_model.py  what is in memory between prompts, by named states
 plan_turn.py       what a turn takes over from the turns before it
 earlier_turns.py   the KV cache and statistics of a conversation's earlier turns
+shared_prefix.py   the same of what all prompts of a batch begin with
 drafter.py         drafts tokens by the resident model, for the full model to verify
 draft_length.py    when another draft costs more than it gives
 saved_turns.py     the same as tensors and facts for a file

@@ -27,19 +27,27 @@ REWRITTEN = 16  # tokens at the end of a turn's prompt: how an answer begins
 
 @dataclass(frozen=True)
 class TurnStatistics:
-    """The statistics of one turn's pass. They begin with those of the turns before, `earlier`; `until` takes them as
-    they are after the pass's first tokens, `count` of them."""
+    """The statistics of one turn's pass. They begin with those of the turns before, `earlier`, which count `times`;
+    `until` takes them as they are after the pass's first tokens, `count` of them."""
 
     earlier: Statistics | None
-    until: Statistics | None
-    count: int
+    until: Statistics | None = None
+    count: int = 0
+    times: float = 1.0
 
     def begin(self, layer: int, block: int, total: Tensor) -> tuple[int, Tensor] | None:
         """Before a layer: lays the earlier statistics in `total`. Returns what the first tokens are to be added to."""
         if self.earlier and (earlier := self.earlier[layer][block]) is not None:
-            total.copy_(earlier)
+            total.copy_(earlier).mul_(self.times)
         until = self.until[layer][block] if self.until else None
         return None if until is None else (self.count, until.copy_(total))
+
+
+def covering(known: Statistics, kept: Kept, neurons: Kept) -> Statistics | None:
+    """These statistics, if they are known for all blocks of which less than the `neurons` are `kept`."""
+    each = zip(known, kept, neurons, strict=True)
+    pruned = [total for layer in each for total, k, n in zip(*layer, strict=True) if k < n]
+    return None if any(total is None for total in pruned) else known
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,7 @@ class EarlierTurns:
     def statistics(self, tokens: int, kept: Kept, neurons: Kept) -> Statistics | None:
         """Those of the first tokens, if they are known for all blocks of which less than the `neurons` are `kept`."""
         known = self._statistics.get(tokens)
-        if known is None:
-            return None
-        each = zip(known, kept, neurons, strict=True)
-        pruned = [total for layer in each for total, k, n in zip(*layer, strict=True) if k < n]
-        return None if any(total is None for total in pruned) else known
+        return None if known is None else covering(known, kept, neurons)
 
     def go_back(self, tokens: int, room: int) -> None:
         """Keep the first `tokens` tokens alone, in memory for `room` tokens."""

@@ -28,6 +28,7 @@ from .lockstep import Lockstep
 from .outer_weights import load_outer_weights
 from .pruner import Pruner
 from .resident_layer import ResidentLayer, another_set, resident_layers
+from .shared_prefix import SharedPrefix
 from .skip_by_prompt import EmptyBlocks, put_back
 from .sweep import Sweep
 
@@ -53,6 +54,7 @@ class ResidentModel:
         self._bandwidth: float | None = None  # not measured yet
         self.layers: list[ResidentLayer] = []
         self.turns = EarlierTurns()
+        self.prefix: SharedPrefix | None = None  # what the last batch's prompts began with
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
     @property
@@ -70,7 +72,9 @@ class ResidentModel:
     def match(self, plan: Plan) -> None:
         """Free what is resident and not as the plan has it, before anything else is allocated."""
         layout, slots = self._skeleton.layout, self._skeleton.slots
-        if plan.earlier_tokens:
+        if not plan.shares:
+            self.prefix = None
+        if plan.earlier_tokens and not plan.shares:
             with self._skeleton.threads.fitted(1):  # many small copies
                 self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
             trim_heap()  # what the last turn freed would count beside this one
@@ -102,15 +106,22 @@ class ResidentModel:
 
         `mask` (B, T), int64: which tokens of the prompts count, all of which count the same."""
         self.match(plan)
-        layout, mask = self._skeleton.layout, mask[:, plan.earlier_tokens :]
+        layout, lengths = self._skeleton.layout, mask.sum(1, keepdim=True)
+        mask = (mask * (mask.cumsum(1) > plan.earlier_tokens))[
+            :, plan.earlier_tokens :
+        ]  # of the pass, new tokens alone
         self._load_outer(plan, reader)
         if not self.layers:
             self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
         self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes and not plan.repeats else None
         if plan.repeats or (not plan.reads_again and self.state is State.COMPLETE):
             return nullcontext()
-        lengths = mask.sum(1, keepdim=True)  # a prompt of average length counts 1 a token, so that sums stay tokens
-        weights = None if len(mask) == 1 else (mask * lengths.float().mean() / lengths).flatten()
+        shares = (
+            lengths.float().mean() / lengths
+        )  # a prompt of average length counts 1 a token, so that sums stay tokens
+        weights = None if len(mask) == 1 else (mask * shares).flatten()
+        if plan.shares:
+            self._turn = self._after_the_prefix(plan, float(shares.sum()))
         hooks: list[LayerHook] = [self._pruner(self.layers, plan, selection, mask, weights, self._turn)]
         if plan.skip and plan.skip.by_prompt:
             hooks.insert(0, EmptyBlocks(self._skeleton, plan.skip, self.layers))
@@ -134,7 +145,8 @@ class ResidentModel:
         self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
         sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in lengths[1:])]
         masks = [torch.ones(1, length, dtype=torch.int64, device=self._device) for length in lengths]
-        hooks = [self._pruner(own, plan, selection, mask) for own, mask in zip(sets, masks, strict=True)]
+        turn = self._after_the_prefix(plan) if plan.shares else None
+        hooks = [self._pruner(own, plan, selection, mask, turn=turn) for own, mask in zip(sets, masks, strict=True)]
         stream = self._stream(self.layers, plan, reader, on_layer)
         return Lockstep(self._skeleton, stream, job_hooks=hooks, sets=sets, seed=seed)
 
@@ -159,6 +171,13 @@ class ResidentModel:
         earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
         count = plan.pass_tokens - REWRITTEN
         return TurnStatistics(earlier, self._copied(self._device) if count > 0 else None, count)
+
+    def _after_the_prefix(self, plan: Plan, times: float = 1.0) -> TurnStatistics | None:
+        """For the pass of a batch, whose rows count what they begin with `times` together."""
+        assert self.prefix
+        return (
+            TurnStatistics(self.prefix.statistics_for(plan.kept, self._neurons), times=times) if plan.prunes else None
+        )
 
     def _copied(self, device: str) -> Statistics:
         """A copy of the statistics of all blocks that are pruned, in memory of its own: blocks that stay would tear the
@@ -205,7 +224,7 @@ class ResidentModel:
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""
         if not keep_tier:
-            self._tier = HostTier(yields=self._copies)
+            self._tier, self.prefix = HostTier(yields=self._copies), None
         self._skeleton.slots.unload()
         self.layers, self._has_outer = [], False
         self.turns.clear()

@@ -40,7 +40,8 @@ class Plan:
     None where this device's speeds were not measured; `read_again`: tokens of the prompt that measure the fidelity, 0:
     it is not measured; `calibrated`: the layers share the sparsity as a calibration says; `why_rest`: why the neurons
     that are not kept are held in fewer bits, or are dropped; `continues`: the KV cache stays for the next turn of a
-    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns; `drafts`:
+    conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns, or
+    (`shares`) from a pass over what all prompts of the batch begin with; `drafts`:
     tokens that are drafted at most before the full model verifies them, 0: none; `streamed_bytes`: what a pass of the
     full model brings to the device again."""
 
@@ -66,6 +67,7 @@ class Plan:
     read_again: int = 0
     continues: bool = False
     earlier_tokens: int = 0
+    shares: bool = False
     calibrated: bool = False
     drafts: int = 0
     streamed_bytes: int = 0
@@ -170,7 +172,8 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         skip=request.skip,
         tokens_per_s=tokens_per_s(sizes, request, kept),
         read_again=_read_again(sizes, request, kept) if request.measures(sizes, kept) else 0,
-        continues=request.earlier is not None,
+        continues=request.earlier is not None and not request.earlier.shared,
+        shares=request.earlier is not None and request.earlier.shared,
         earlier_tokens=request.earlier_tokens,
         calibrated=request.shares and kept != sizes.kept(request.sparsity),
         drafts=request.drafts,

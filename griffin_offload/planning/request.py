@@ -17,10 +17,13 @@ from .sizes import Kept, ModelSizes
 @dataclass(frozen=True)
 class Earlier:
     """A conversation whose KV cache stays from one turn to the next: of how many `tokens` of the prompt the keys and
-    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory."""
+    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory.
+
+    `shared`: no conversation, but what all prompts of a batch begin with; it stays, and they get a copy each."""
 
     tokens: int = 0
     resident: tuple[Kept, Precision] | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)

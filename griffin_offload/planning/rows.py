@@ -118,8 +118,9 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         yield Row("activations of drafted tokens", drafted, "answer", f"at most {request.drafts}")
         logits = (request.drafts + 1) * sizes.vocabulary * (sizes.item + DRAFT_LOGITS * 4)
         yield Row("logits of drafted tokens", logits, "answer", "and their probabilities")
-    if request.earlier is None:
+    if request.earlier is None or request.earlier.shared:
         yield Row("activations of a token", token, "answer")
+        yield from _shared_prefix(sizes, request, kept)
     else:  # before the next turn a layer's cache moves to memory for more tokens
         moving = sizes.cache_of_a_layer(tokens)
         yield Row("activations of a token", max(token, moving), "answer", "or a layer's cache moves" * (moving > token))
@@ -137,6 +138,14 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         yield Row("the text again", again, "answer", f"longrope's factors change after {sizes.switch} tokens")
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
+
+
+def _shared_prefix(sizes: ModelSizes, request: Request, kept: Kept) -> Iterator[Row]:
+    """What stays of the tokens that all prompts of a batch begin with."""
+    if request.earlier_tokens:
+        yield Row("KV cache of the shared beginning", sizes.cache(request.earlier_tokens))
+        if kept != sizes.kept(0):
+            yield Row("its statistics", sizes.statistics, "host" if request.copies else "always")
 
 
 def _neurons_note(sizes: ModelSizes, request: Request, kept: Kept) -> str:

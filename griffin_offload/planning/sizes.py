@@ -206,7 +206,7 @@ class ModelSizes:
         feed_forward = 4 * neurons * self.item  # gate, up, act(gate), z
         layer = max(rows * max(norm, attention), 3 * rows * self.hidden * self.item + min(rows, PIECE) * feed_forward)
         statistic = 3 * min(rows, CHUNK) * neurons * 4
-        written_out = earlier * (2 * self.heads * self.item + 2 * cache_row)
+        written_out = sequences * earlier * (2 * self.heads * self.item + 2 * cache_row)
         masks = self._masks(tokens, sequences > 1, earlier)
         return layer + statistic + written_out + sequences * (masks + 6 * self.vocabulary * 4)
 

@@ -1,7 +1,19 @@
-"""What a turn of a conversation cost: tokens of its prompt that were kept, and computed."""
+"""What a turn of a conversation cost: tokens of its prompt that were kept, and computed; and what a batch shared."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How many tokens that all prompts of a batch begin with were taken from one pass over them; 0: why not, or ''
+    where there are none."""
+
+    tokens: int
+    why_not: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)

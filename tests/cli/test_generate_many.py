@@ -17,7 +17,7 @@ from griffin_offload.cli._options import Opening
 from griffin_offload.cli._pace import Pace, duration
 from griffin_offload.cli.generate_many import Job, generate_many, recorded
 from screen import Screen
-from tiny import CONTEXT, tiny_checkpoint
+from tiny import CONTEXT, SPECIALS, tiny_checkpoint
 from waiting import wait_for
 
 from griffin_offload import Engine
@@ -238,6 +238,24 @@ def test_auto_gives_the_same_answers_where_they_do_not_depend_on_it(
     shared = many(source, model, batch_size="auto", force=True)
     assert sizes[5:] == [5, 5, 5]
     assert shared == many(source, model, batch_size=5, force=True) != alone
+
+
+def test_what_prompts_begin_with_alike_is_computed_once(
+    source: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = PromptForm(system="Answer as a white rabbit would, who is late, and looks at his watch. " * 2)
+    alone = many(source, model, form=form)
+    capsys.readouterr()
+    assert many(source, model, form=form, per_prompt=True, force=True, as_json=True) == alone
+    told = json.loads(capsys.readouterr().out)["run"]
+    system = Engine(model).encode("Alice was tired", system=form.system).index(SPECIALS.index("<|end|>"))
+    assert told["shared_prompt_tokens"] >= 5 * system
+    assert told["shared_prompt_tokens"] < told["prompt_tokens"]
+    engine = Engine(model, dtype="float32")
+    whole = engine.generate_batch([engine.encode(prompt, system=form.system) for prompt in PROMPTS], *CHOSEN)
+    together = many(source, model, form=form, batch_size=5, force=True, as_json=True)
+    assert [row["text"] for row in together] == [answer.text for answer in whole]
+    assert json.loads(capsys.readouterr().out)["run"]["shared_prompt_tokens"] == told["shared_prompt_tokens"]
 
 
 def test_a_run_with_auto_goes_on_with_the_size_that_it_was_begun_with(tmp_path: Path, slow: Path) -> None:
