@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     "With --input: processes that answer, each on a GPU of its own, or on its share of the CPU. "
     "[default: one for each GPU; one on the CPU]",
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="With --input: have the nodes of a Ray cluster answer, at HOST:PORT; auto: at $RAY_ADDRESS, or of a Ray that "
+    "runs on this machine, or of one that is started for this run. --workers counts those of all nodes.",
+)
 @switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
 @switch("--force", "Start over and replace what --output holds.")
 @file("--report", "Also write the run as a page: memory over time, the plan, the layers, the answer.", "page")
@@ -82,8 +88,8 @@ def command(
             raise click.UsageError("--report shows the run of one prompt: leave out --input")
         generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
         return
-    if many["batch_size"] > 1 or many["workers"] or many["per_prompt"] or many["force"]:
-        raise click.UsageError("--batch-size, --workers, --per-prompt and --force need --input and --output")
+    if many["batch_size"] > 1 or any(many[name] for name in ("workers", "cluster", "per_prompt", "force")):
+        raise click.UsageError("--batch-size, --workers, --cluster, --per-prompt and --force need --input and --output")
     if prompt is not None:
         refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Job:
     """A file of prompts and the file of their answers. `batch_size` prompts share one reading of the model, and their
-    kept neurons unless `per_prompt`. `workers`: processes that answer; None: one for each GPU, one on the CPU."""
+    kept neurons unless `per_prompt`. `workers`: processes that answer; None: one for each GPU, one on the CPU.
+    `cluster`: the address of the Ray whose nodes have them."""
 
     source: Path
     output: Path
     form: PromptForm = field(default_factory=PromptForm)
     batch_size: int = 1
     workers: int | None = None
+    cluster: str | None = None
     per_prompt: bool = False
     force: bool = False
     as_json: bool = False
@@ -110,11 +112,17 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
 
 @contextmanager
 def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> "Iterator[Answerers]":
-    """What answers: an engine of this process, or workers with one each."""
+    """What answers: an engine of this process, or workers with one each, here or on a cluster."""
+    from ..many.cluster import Cluster
     from ..many.places import places
     from ..many.workers import InProcess, Work, Workers
 
     work = Work(opening.model, pruning, decoding, job.per_prompt)
+    if job.cluster:
+        with Cluster(work, opening.placement, job.cluster, job.workers) as cluster:
+            console.note(cluster.told)
+            yield cluster
+        return
     where = places(opening.placement, job.workers)
     if len(where) == 1:
         yield InProcess(work.by(open_engine(opening.model, opening.placement)))
