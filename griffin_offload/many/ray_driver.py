@@ -27,10 +27,11 @@ from .batches import Batch
 from .ray_nodes import Engines, Node, Pool, from_words, look, pool
 
 if TYPE_CHECKING:
+    from ..jsonl import Row
     from .answers import Prompts
     from .workers import Work
 
-TRIES = 3  # of a batch whose worker or node ended: then its rows are at fault
+RETRIES = 1  # of a batch whose worker or node ended, by Ray; some may meet a node that Ray does not know to be gone
 REACH = 10.0  # seconds in which a Ray must take a connection
 PATIENCE = 20.0  # seconds in which Ray gives back what this has, and ends if it is this one's own
 ADDRESS = "RAY_ADDRESS"
@@ -172,7 +173,7 @@ class Driver:
 
         assert self.pool is not None
         if self.clerk is None:
-            actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **self.pool.resources)(Engines)
+            actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **self.pool.resources)(Engines)
             self.clerk = actor.remote(self.setup.work, self.pool.placement)
         kind, value = ray.get(self.clerk.ask.remote(method, *arguments))
         if kind == "failed":
@@ -180,40 +181,52 @@ class Driver:
         return value
 
     def answer_all(self, batches: "Mapping[Batch, Prompts]") -> Iterator[tuple[str, Any]]:
-        """Replies, as they come, in the order in which Ray is done. Raises what an engine raises."""
+        """Replies, as they come. What a lost node or worker had is asked again; those batches of which every worker
+        ends that tries them are the errors of their rows. Raises what an engine raises, WorkerError where all end."""
         import ray
-        import ray.data
 
-        assert self.pool is not None
-        if not batches:
-            return
         if self.clerk is not None:  # its GPU is for the pool
             ray.kill(self.clerk)
             self.clerk = None
+        waiting, before = dict(batches), 0
+        while waiting and len(waiting) != before:
+            before = len(waiting)
+            for batch, rows in self.ask_pool(waiting):
+                del waiting[batch]
+                yield "rows", (batch, rows)
+            if waiting:
+                again = "they are asked again" if len(waiting) < before else "they have no answer"
+                yield "ended", f"workers ended on {len(waiting)} of {before} batches: {again}"
+        if len(waiting) == len(batches) > 1:
+            raise WorkerError("all workers have ended: the same command goes on")
+        for batch in waiting:
+            yield "rows", (batch, {row: {"error": "every worker ended that tried this prompt"} for row in batch})
+
+    def ask_pool(self, batches: "Mapping[Batch, Prompts]") -> "Iterator[tuple[Batch, dict[int, Row]]]":
+        """The batches that are answered, in the order in which Ray is done. Raises what an engine raises."""
+        import ray.data
+
+        assert self.pool is not None
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.max_errored_blocks = -1  # what was tried often enough is told here, for its rows
+        context.max_errored_blocks = -1  # what is lost too often is left out
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        waiting = dict(enumerate(batches))
-        tasks = [{"task": json.dumps([number, batches[batch]])} for number, batch in waiting.items()]
+        by_number = dict(enumerate(batches))
+        tasks = [{"task": json.dumps([number, batches[batch]])} for number, batch in by_number.items()]
         replies = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             Engines,
             fn_constructor_args=(self.setup.work, self.pool.placement),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self.pool.size, max_tasks_in_flight_per_actor=1),
             max_restarts=-1,
-            max_task_retries=TRIES - 1,
+            max_task_retries=RETRIES,
             **self.pool.resources,
         )
         for reply in replies.iter_rows():
             number, kind, value = json.loads(reply["reply"])
             if kind == "failed":
                 raise from_words(*value)
-            yield "rows", (waiting.pop(number), {int(row): answer for row, answer in value.items()})
-        for batch in waiting.values():
-            told = f"{TRIES} workers ended on this prompt"
-            yield "ended", f"{told.replace('this prompt', 'the same prompts')}; the others are answered"
-            yield "rows", (batch, {row: {"error": told} for row in batch})
+            yield by_number[number], {int(row): answer for row, answer in value.items()}
 
 
 def started() -> str | None:

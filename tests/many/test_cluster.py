@@ -24,7 +24,6 @@ from waiting import wait_for
 from griffin_offload.errors import BudgetError, OptionError, WorkerError
 from griffin_offload.jsonl import Row, read_rows
 from griffin_offload.many.cluster import Cluster, located
-from griffin_offload.many.ray_driver import TRIES
 from griffin_offload.many.ray_nodes import Node, pool
 from griffin_offload.options import Decoding, Placement, Pruning
 from griffin_offload.workspace import remove
@@ -193,9 +192,12 @@ def test_faults_of_workers(place: Path, model: Path, tmp_path: Path) -> None:
             cluster.call("answer", {0: [-4]}, print)
         batches = {(row,): {row: [number]} for row, number in enumerate([-1, *range(8)])}
         found = dict(cluster.answer_all(batches, lambda done, total: None, told.append))
-    assert found.pop((0,)) == {0: {"error": f"{TRIES} workers ended on this prompt"}}
+    assert found.pop((0,)) == {0: {"error": "every worker ended that tried this prompt"}}
     assert {batch: rows[batch[0]]["text"] for batch, rows in found.items()} == {(n + 1,): str(n) for n in range(8)}
-    assert told == [f"{TRIES} workers ended on the same prompts; the others are answered"]
+    assert told == [
+        "workers ended on 1 of 9 batches: they are asked again",
+        "workers ended on 1 of 1 batches: they have no answer",
+    ]
     assert not ray_processes(place)
     assert not list(place.glob(".griffin*"))
 
