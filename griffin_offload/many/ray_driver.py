@@ -218,8 +218,7 @@ class Driver:
             fn_constructor_args=(self.setup.work, self.pool.placement),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self.pool.size, max_tasks_in_flight_per_actor=1),
-            max_restarts=-1,
-            max_task_retries=RETRIES,
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},  # Ray Data itself would retry without an end
             **self.pool.resources,
         )
         for reply in replies.iter_rows():
