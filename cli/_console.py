@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -159,6 +159,29 @@ def progress_bytes(description: str) -> Iterator[Callable[[str, int, int], None]
         yield update
     finally:
         bar.stop()
+
+
+class Bar(Protocol):
+    def __call__(self, **changes: Any) -> None:
+        """`completed`: rows that are done; `pace` and `layer`: texts beside the bar."""
+
+
+@contextmanager
+def rows_progress(what: str, total: int, done: int) -> Iterator[Bar | None]:
+    """Yield what changes the bar of a long run of rows; None where there is none. Notes go above it."""
+    if _quiet or not is_terminal(sys.stderr):
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}", markup=False),
+        TextColumn("{task.fields[layer]}", markup=False, style="dim"),
+    )
+    with Progress(*columns, console=console(err=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(what, total=total, completed=done, pace="", layer="")
+        yield lambda **changes: bar.update(task, **changes)
 
 
 @contextmanager

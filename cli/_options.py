@@ -78,6 +78,17 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a number, a list such as 0.2,0.5, or a file of numbers", param, ctx)
 
 
+class CountOrAuto(click.IntRange):
+    """A whole number, or auto."""
+
+    name = "integer range or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower() == AUTO:
+            return AUTO
+        return super().convert(value, param, ctx)
+
+
 class Pair(click.ParamType):  # type: ignore[type-arg]
     """Two whole numbers with a comma between them."""
 

@@ -12,8 +12,8 @@ from ..paths import cache_folder
 from . import _console as console
 from ._options import compares, count, file, json_option, opens_engine, switch
 from ._outputs import check_outputs
+from ._pace import Pace
 from ._print import echo
-from .generate_many import Pace
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -69,8 +69,9 @@ def command(
     with Results(out, settings, **given, memory=cache_folder() / "finished") as results:
         if not results.finished:
             total = len(rows) * len(variants)
-            with Pace(results, total, "summaries") as pace, console.layer_progress() as on_layer:
-                for prediction in summarise(engine, rows, variants, skip=results.has, on_layer=on_layer, **decoding):
+            with Pace(results, total, "summaries") as pace:
+                told: dict[str, Any] = {"skip": results.has, "on_layer": pace.on_layer}
+                for prediction in summarise(engine, rows, variants, **told, **decoding):
                     results.add(prediction)
                     pace.step()
     summaries = [mean_scores(results.rows, variant) for variant in variants]

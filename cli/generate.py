@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..many.rows import PromptForm
-from ..options import Decoding, Pruning, as_dict
+from ..options import MOST, Decoding, Pruning, as_dict
 from . import _console as console
 from ._options import (
+    CountOrAuto,
     Opening,
     choice_note,
     count,
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
 @takes(Pruning, Decoding)
 @file("--input", 'Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.', "source")
 @file("--output", "With --input: the JSONL file of answers. After a stop, the same command continues where it stopped.")
-@count("--batch-size", 1, "With --input: read the model once for N prompts, which then share their kept neurons.")
+@count(
+    "--batch-size",
+    None,
+    "With --input: read the model once for N prompts, which then share their kept neurons; auto: for as many as fit "
+    "the memory with the neurons and formats that one gets. [default: 1; with --per-prompt auto]",
+    metavar="N|auto",
+    type=CountOrAuto(1, MOST),
+)
 @count(
     "--workers",
     None,
@@ -88,7 +96,7 @@ def command(
             raise click.UsageError("--report shows the run of one prompt: leave out --input")
         generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
         return
-    if many["batch_size"] > 1 or any(many[name] for name in ("workers", "cluster", "per_prompt", "force")):
+    if many["batch_size"] not in (None, 1) or any(many[name] for name in ("workers", "cluster", "per_prompt", "force")):
         raise click.UsageError("--batch-size, --workers, --cluster, --per-prompt and --force need --input and --output")
     if prompt is not None:
         refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")

@@ -3,22 +3,24 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, GriffinError, OptionError
-from ..jsonl import Results, Row, read_content, read_rows
-from ..many.batches import Batch, cut
+from ..jsonl import Results, Row, begun_with, read_content, read_rows
+from ..many.batches import Batch, Fitting, cut
 from ..many.rows import PromptForm, fault
-from ..options import AUTO, OFF, Decoding, Pruning
+from ..many.took import Throughput, Took
+from ..options import AUTO, MOST, OFF, Decoding, Pruning
 from ..paths import cache_folder
 from ..sources.resolve import resolve
 from . import _console as console
 from ._options import Opening, open_engine
+from ._pace import Pace
 from ._print import echo
-from ._signals import Stopped
 
 if TYPE_CHECKING:
     from ..many.workers import Answerers
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Job:
     """A file of prompts and the file of their answers. `batch_size` prompts share one reading of the model, and their
-    kept neurons unless `per_prompt`. `workers`: processes that answer; None: one for each GPU, one on the CPU.
-    `cluster`: the address of the Ray whose nodes have them."""
+    kept neurons unless `per_prompt`; AUTO: as many as fit, None: that if `per_prompt`, or else 1. `workers`: processes
+    that answer; None: one for each GPU, one on the CPU. `cluster`: the address of the Ray whose nodes have them."""
 
     source: Path
     output: Path
     form: PromptForm = field(default_factory=PromptForm)
-    batch_size: int = 1
+    batch_size: int | str | None = None
     workers: int | None = None
     cluster: str | None = None
     per_prompt: bool = False
@@ -41,73 +43,41 @@ class Job:
     as_json: bool = False
 
 
-class Pace:
-    """Tells on stderr how far a long run is: call `step` after each row. A signal that ends the block tells it too.
-
-    `total`: rows in all, some of which may be in `results` already. At most one line in `every` seconds."""
-
-    def __init__(self, results: Results, total: int, what: str, every: float = 10.0) -> None:
-        self._results, self._total, self._what, self._every = results, total, what, every
-        self._first = len(results.rows)
-        self._start = self._told = time.monotonic()
-        if self._first:
-            console.note(f"continuing after {self._first} of {total} {what}")
-
-    def __enter__(self) -> "Pace":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind and issubclass(kind, KeyboardInterrupt | Stopped):
-            done = f"{len(self._results.rows)} of {self._total} {self._what}"
-            with suppress(OSError):  # the terminal may be gone
-                console.note(f"{done} are in {self._results.path}; the same command continues")
-
-    def step(self) -> None:
-        now, done = time.monotonic(), len(self._results.rows)
-        if now - self._told < self._every or done in (self._first, self._total):
-            return
-        self._told = now
-        left = (now - self._start) / (done - self._first) * (self._total - done)
-        console.note(f"{done} of {self._total} {self._what}, about {duration(left)} left")
-
-
-def duration(seconds: float) -> str:
-    """Two places that matter: 40 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
     """Answer every row of `job.source`. A row that cannot be answered gets its "error", and the run fails at its end.
 
     Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
-    if pruning.skip.share and job.batch_size > 1:
+    if pruning.skip.share and isinstance(job.batch_size, int) and job.batch_size > 1:
         raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
     content = read_content(job.source)
     rows = read_rows(job.source, lambda row: fault(row, job.form.raw), content=content)
     with answerers(job, opening, pruning, decoding) as answers:
         facts = answers.call("facts")
+        prompts = Prompts(answers, rows, job.form)
+        grouping = grouped(answers, job, prompts)
         settings = {
             "model": facts.path,
             "dtype": facts.dtype,
             **asdict(job.form),
-            "batch_size": 1 if job.per_prompt else job.batch_size,  # where a batch's prompts share their kept neurons
+            "batch_size": grouping.recorded,
             **recorded(replace(pruning, allocation=facts.allocation), decoding),
         }
         given: dict[str, Any] = {"source": job.source, "content": content, "force": job.force}
         with Results(job.output, settings, **given, memory=cache_folder() / "finished") as results:
+            done: Throughput | None = None
             if not results.finished:
-                answer_rows(answers, job, rows, results)
+                done = answer_rows(answers, prompts, grouping, results)
                 results.sort(row["id"] for row in rows)
             failed = sum("error" in row for row in results.rows)
     if job.as_json:
-        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed}))
+        run = done and done.to_json()
+        echo(json.dumps({"output": str(job.output), "rows": len(rows), "failed": failed, "run": run}))
+    if done and done.took.prompts:
+        console.note(str(done))
     if failed:
         raise GriffinError(f'{failed} of {len(rows)} prompts have no answer: see "error" in {job.output}')
-    done = "are answered already in" if results.finished else "answered in"
-    console.note(f"{len(rows)} prompts {done} {job.output}" + "; --force answers them again" * results.finished)
+    told = "are answered already in" if results.finished else "answered in"
+    console.note(f"{len(rows)} prompts {told} {job.output}" + "; --force answers them again" * results.finished)
 
 
 @contextmanager
@@ -134,20 +104,82 @@ def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) 
         yield workers
 
 
-def answer_rows(answers: "Answerers", job: Job, rows: Sequence[Row], results: Results) -> None:
+class Prompts:
+    """The prompts of a file's rows, encoded when they are first asked for."""
+
+    def __init__(self, answers: "Answerers", rows: Sequence[Row], form: PromptForm) -> None:
+        self.rows = rows
+        self._answers, self._form = answers, form
+
+    @cached_property
+    def ids(self) -> list[Any]:
+        """Token ids of each row, or the GriffinError that says why it has none."""
+        found: list[Any] = self._answers.call("encode", self.rows, self._form)
+        return found
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """In tokens, 0 for a row that has none."""
+        return [len(ids) if isinstance(ids, list) else 0 for ids in self.ids]
+
+    @cached_property
+    def refused(self) -> list[GriffinError | None]:
+        """Why a row cannot be answered even alone; None where it can."""
+        alone = iter(self._answers.call("refusals", [tokens for tokens in self.lengths if tokens]))
+        return [ids if isinstance(ids, GriffinError) else next(alone) for ids in self.ids]
+
+    @property
+    def lengths_that_fit(self) -> list[int]:
+        """0 for a row that is refused."""
+        return [0 if error else tokens for tokens, error in zip(self.lengths, self.refused, strict=True)]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How rows are put in batches: of how many prompts; `alike`: by length, where the answers do not depend on it."""
+
+    size: int | Fitting
+    alike: bool
+
+    @property
+    def recorded(self) -> int:
+        """What the answers depend on, for a stopped run to go on with."""
+        return 1 if self.alike or not isinstance(self.size, int) else self.size
+
+
+def grouped(answers: "Answerers", job: Job, prompts: Prompts) -> Grouping:
+    """As the job says; where that is AUTO, by the plan. Answers that depend on the size of a batch go on with the one
+    that they were begun with."""
+    asked = job.batch_size or (AUTO if job.per_prompt else 1)
+    if isinstance(asked, int):
+        return Grouping(asked, job.per_prompt)
+    begun = {} if job.force or job.per_prompt else begun_with(job.output, cache_folder() / "finished")
+    size = begun.get("batch_size")
+    if type(size) is int and 1 < size <= MOST:
+        return Grouping(size, False)
+    longest = max(prompts.lengths_that_fit)
+    if not longest:
+        return Grouping(1, job.per_prompt)
+    most = -(-len(prompts.rows) // answers.count)
+    if answers.call("apart", longest):
+        return Grouping(lambda tokens: answers.call("fitting", tokens, most) if tokens else most, True)
+    return Grouping(1 if size == 1 else answers.call("fitting", longest, most), False)
+
+
+def answer_rows(answers: "Answerers", prompts: Prompts, grouping: Grouping, results: Results) -> Throughput:
     """Answer what is not in `results` yet, in batches that are cut from all rows: the same ones after a stop."""
-    prompts = answers.call("encode", rows, job.form)
-    lengths = [len(ids) if isinstance(ids, list) else 0 for ids in prompts]
-    alone = iter(answers.call("refusals", [tokens for tokens in lengths if tokens]))
-    refused = {row: next(alone) if lengths[row] else prompts[row] for row in range(len(rows))}
-    batches = cut(lengths, job.batch_size, alike=job.per_prompt)
-    if all(isinstance(error, BudgetError) for error in refused.values()):  # the options are at fault, not the rows
+    rows, ids, lengths, refused = prompts.rows, prompts.ids, prompts.lengths, prompts.refused
+    batches = cut(
+        lengths if isinstance(grouping.size, int) else prompts.lengths_that_fit, grouping.size, alike=grouping.alike
+    )
+    if all(isinstance(error, BudgetError) for error in refused):  # the options are at fault, not the rows
         answers.call("check", max(lengths), len(batches[0]))
-    for batch in batches:  # one that is too big for the memory is refused before the first is answered
-        if fit := [row for row in batch if not refused[row]]:
-            answers.call("check", max(lengths[row] for row in fit), len(fit))
+    fitting = {batch: [row for row in batch if not refused[row]] for batch in batches}
+    for tokens, count in {(max(lengths[row] for row in fit), len(fit)) for fit in fitting.values() if fit}:
+        answers.call("check", tokens, count)  # what is too big for the memory is refused before the first is answered
     missing = {batch for batch in batches if not all(results.has(rows[row]) for row in batch)}
-    work = {batch: {row: prompts[row] for row in batch if not refused[row]} for batch in batches if batch in missing}
+    work = {batch: {row: ids[row] for row in fitting[batch]} for batch in batches if batch in missing}
+    done, start = Took(), time.perf_counter()
     with Pace(results, len(rows), "prompts") as pace:
 
         def write(batch: Batch, answered: Mapping[int, Row]) -> None:
@@ -160,10 +192,12 @@ def answer_rows(answers: "Answerers", job: Job, rows: Sequence[Row], results: Re
         for batch, prompts_of in work.items():
             if not prompts_of:
                 write(batch, {})
-        with console.layer_progress(f"{len(rows)} prompts") as on_layer:
-            found = answers.answer_all({batch: each for batch, each in work.items() if each}, on_layer, console.note)
-            for batch, answered in found:
-                write(batch, answered)
+        batches_of = {batch: each for batch, each in work.items() if each}
+        on_layer = pace.on_layer if answers.count == 1 else lambda done, total: None
+        for batch, answered in answers.answer_all(batches_of, on_layer, console.note):
+            write(batch, answered)
+            done += getattr(answered, "took", None) or Took()
+    return Throughput(done, time.perf_counter() - start)
 
 
 def recorded(pruning: Pruning, decoding: Decoding) -> dict[str, Any]:

@@ -58,15 +58,17 @@ class Engine:
         *,
         on_progress: Callable[[str, int, int], None] | None = None,
         copies: bool | None = None,
+        workers: int = 1,
         **keywords: Any,
     ) -> None:
         """`model`: an alias, a folder, a hub id or a .gguf file. `on_progress(what, done, total)` hears of a fetch.
-        `copies`: stage layers as for a GPU, by copies; default: where the device is one.
+        `copies`: stage layers as for a GPU, by copies; default: where the device is one. `workers`: processes of this
+        machine that read the model, which then share one tier in RAM.
 
         Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
         placement = from_keywords(keywords, Placement, placement)
         _refuse(keywords)
-        self.opened = opened = open_model(model, placement, copies=copies, on_progress=on_progress)
+        self.opened = opened = open_model(model, placement, copies=copies, workers=workers, on_progress=on_progress)
         weakref.finalize(self, opened.rows.close)
         self.resident = ResidentModel(opened.skeleton, opened.device, opened.copies)
         self.name, self.path, self.device, self.dtype = opened.name, opened.path, opened.device, opened.dtype
@@ -83,6 +85,11 @@ class Engine:
     @budget.setter
     def budget(self, size: int | str) -> None:
         self.opened = replace(self.opened, budget=parse_budget(size))
+
+    @property
+    def bytes_from_disk(self) -> int:
+        """Bytes of the checkpoint that this engine has made the disk read so far: none for what the page cache had."""
+        return self.opened.rows.disk.total
 
     def plan(
         self,
@@ -265,7 +272,7 @@ class Engine:
             raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
         selection = Selection(seed=seed) if source.calibration else self._selection(pruning, seed, plan)
         self.unload()
-        reader = self.opened.reader()
+        reader = self.opened.reader(plan)
         where = (out.path, request_hash, out.force, out.on_layer)
         job = ExportJob(self.skeleton, reader, plan, selection, source, *where)
         try:
@@ -306,17 +313,19 @@ class Engine:
         max_new_tokens: int = 1,
         *,
         seed: int | None = None,
+        beside: int = 0,
         on_layer: OnLayer | None = None,
         **keywords: Any,
     ) -> Any:
         """The prompt pass alone: transformers' output (logits of the last token, KV cache); the model stays resident.
 
-        For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more."""
+        For programs that drive `engine.skeleton.model` themselves; the cache has room for `max_new_tokens` more.
+        `beside`: bytes of the device that such a program holds from before the pass, or will take after it."""
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
-        plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning)
+        plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning, beside=beside)
         selection = self._selection(pruning, seed, plan)
-        reader = self.opened.reader()
+        reader = self.opened.reader(plan)
         try:
             with self._planned(plan):
                 ids, mask = self.opened.batch([prompt_ids])
@@ -335,10 +344,9 @@ class Engine:
         `job_hooks`: one for each forward, which acts on it alone.
 
         Raises BudgetError where that does not fit."""
-        request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
-        plan = choose_plan(self.sizes, request, 0.0, self.name)
+        plan = self.plan_passage(tokens, waiting)
         self.unload()
-        reader, copies = self.opened.reader(), self.opened.copies
+        reader, copies = self.opened.reader(plan), self.opened.copies
         try:
             with (
                 self._planned(plan),
@@ -356,6 +364,11 @@ class Engine:
         finally:
             reader.close()
             self.unload()
+
+    def plan_passage(self, tokens: int, waiting: int = 0) -> Plan:
+        """What a `passage` will hold. Raises BudgetError."""
+        request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
+        return choose_plan(self.sizes, request, 0.0, self.name)
 
     def _selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
         """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""

@@ -50,7 +50,11 @@ class OptionError(GriffinError, ValueError):
 
 
 class BudgetError(GriffinError):
-    """More memory or disk is needed than there is."""
+    """More memory or disk is needed than there is. `needed`: bytes of memory, where a plan says it; else 0."""
+
+    def __init__(self, text: str, needed: int = 0) -> None:
+        super().__init__(text)
+        self.needed = needed
 
 
 class NumericError(GriffinError):

@@ -123,7 +123,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
         start=start,
         plan=plan,
         selection=selection,
-        reader=opened.reader(),
+        reader=opened.reader(plan),
         streamers=[
             Streamer(opened.tokenizer, opened.end_tokens(options), asked.on_token, decoding.stop) for _ in prompts
         ],

@@ -75,6 +75,24 @@ def _parse(line: bytes, where: str) -> Row:
     return row
 
 
+def begun_with(path: Path, memory: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a file and was stopped, or has finished it; {} where neither is known."""
+    if path.exists():
+        for state in (_state_of(path), _remembered_in(memory, path)):
+            with suppress(OSError, ValueError, RecursionError):
+                settings = json.loads(state.read_text("utf-8"))
+                return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def _state_of(path: Path) -> Path:
+    return path.with_name(path.name + ".state")
+
+
+def _remembered_in(memory: Path, path: Path) -> Path:
+    return memory / f"{_hash(str(path.resolve()).encode())}.json"
+
+
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -108,9 +126,9 @@ class Results:
         """Raises GriffinError for a file that must not be written, or cannot be."""
         self.finished = self._begun = False
         self.rows: list[Row] = []
-        self._remembered = memory and memory / f"{_hash(str(path.resolve()).encode())}.json"
+        self._remembered = memory and _remembered_in(memory, path)
         self.path, self._keys = path, keys
-        self._state = path.with_name(path.name + ".state")
+        self._state = _state_of(path)
         if path.exists() and not path.is_file():
             raise GriffinError(f"{path} is not a plain file: results are written to one")
         for ours in (path, self._state):

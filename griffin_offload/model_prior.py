@@ -74,7 +74,7 @@ def score_samples(
     request, spill = find_room(layout, request, calibration, host_memory, folder)
     plan = choose_plan(opened.sizes, request, 0.0, opened.name)
     unload()
-    reader = opened.reader()
+    reader = opened.reader(plan)
     try:
         with planned(opened.device, plan.peak, unload):
             prior = sum_scores(opened.skeleton, reader, plan, calibration, spill, opened.device, on_layer)

@@ -28,6 +28,7 @@ from .memory.heap import return_freed_memory
 from .memory.host_cache import room_for_layers
 from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
 from .memory.out_of_memory import planned
+from .memory.shared_tier import SharedTier
 from .memory.upload import Ring, ring_for
 from .model.architecture import ARCHITECTURES
 from .model.chat_template import ChatTemplate, Message, take_processors_template
@@ -67,7 +68,8 @@ class OpenModel:
     reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
     decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
     the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs that do not act here,
-    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read."""
+    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read. `shared`: the
+    tier in RAM where several processes read this checkpoint; `host_memory` is 0 then."""
 
     name: str
     path: Path
@@ -87,6 +89,7 @@ class OpenModel:
     host_memory_is_free: bool = False
     context: int | None = None
     overridden: tuple[str, ...] = ()
+    shared: SharedTier | None = None
 
     @property
     def copies(self) -> bool:
@@ -206,13 +209,14 @@ class OpenModel:
         fidelity: bool = False,
         earlier: Earlier | None = None,
         lossless: bool = False,
+        beside: int = 0,
     ) -> Plan:
         """The plan of a run of one prompt, or of `sequences` together, the longest of `prompt_tokens`.
 
-        `fidelity`: it is measured; `earlier`: see Request; `lossless`: it drafts for the full model. Raises
+        `fidelity`: it is measured; `earlier`, `beside`: see Request; `lossless`: it drafts for the full model. Raises
         PromptError, OptionError, and BudgetError if it does not fit."""
         request = self._request_of(prompt_tokens, max_new_tokens, pruning, sequences, per_prompt, fidelity)
-        request = replace(request, earlier=earlier, drafts=MOST_DRAFTS if lossless else 0)
+        request = replace(request, earlier=earlier, beside=beside, drafts=MOST_DRAFTS if lossless else 0)
         choose = lossless_plan if lossless else best_plan
         return plan_at_speed(choose, self.sizes, request, pruning, self.name, self.skeleton.layout.dtype)
 
@@ -311,10 +315,15 @@ class OpenModel:
         """Whether the checkpoint would fill much of the page cache."""
         return self.checkpoint.bytes > available_memory() // 8
 
-    def reader(self) -> Reader:
-        """Past the page cache where it lacks a part of a large checkpoint. A small one is read through it: the next run
-        finds it there."""
-        return Reader(self._is_large, self.checkpoint.files)
+    def reader(self, plan: Plan) -> Reader:
+        """For a run of this plan. Past the page cache where it lacks a part of a large checkpoint. A small one is read
+        through it: the next run finds it there. Where processes share a tier, what has room goes through it."""
+        files, disk = self.checkpoint.files, self.rows.disk
+        if self.shared is None:
+            return Reader(self._is_large, files, disk=disk)
+        peak = plan.host_peak if self.copies else plan.peak
+        share = self.shared.share(self.checkpoint.bytes, peak, counts_process=not self.copies)
+        return Reader(share < 1, files, share, disk)
 
     def batch(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T), padded on the left, and which of them count (B, T), int64.
@@ -344,9 +353,11 @@ def open_model(
     placement: Placement,
     *,
     copies: bool | None = None,
+    workers: int = 1,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> OpenModel:
-    """Find a model (and fetch it: `on_progress(what, done, total)` hears of that) and read its headers.
+    """Find a model (and fetch it: `on_progress(what, done, total)` hears of that) and read its headers. `workers`:
+    processes of this machine that read it.
 
     Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
     check_asked()
@@ -381,6 +392,10 @@ def open_model(
     if not copies:
         norm_by_own_kernel(skeleton.model)
     ring = ring_for(device, skeleton.layout.converts) if copies else None
+    asked = placement.host_memory
+    host_memory, shared = room_for_layers(asked, copies or workers > 1), None
+    if workers > 1:
+        host_memory, shared = 0, SharedTier(workers, None if asked is None else host_memory)
     return OpenModel(
         name=str(model),
         path=path,
@@ -391,15 +406,16 @@ def open_model(
         skeleton=skeleton,
         rows=rows,
         budget=device_budget(device) if size is None else parse_budget(size),
-        host_memory=room_for_layers(placement.host_memory, copies),
+        host_memory=host_memory,
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
         static=device == "cuda" or (copies and device == "cpu"),
         ring=ring,
-        host_memory_is_free=ring is not None and placement.host_memory is None,
+        host_memory_is_free=ring is not None and asked is None,
         context=placement.context,
         overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
         extra_layers=extra,
+        shared=shared,
     )
 
 

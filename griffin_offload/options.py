@@ -199,7 +199,8 @@ class Placement(_Checked):
     host_memory: int | str | None = option(
         None,
         "RAM that keeps layers between prompts, so that the next prompt need not read them from disk; 0 for none. "
-        "On the CPU it is part of --device-memory.",
+        "On the CPU it is part of --device-memory. Workers of generate --input share it, beside their memory; by "
+        "default what they leave free.",
         metavar="SIZE",
         default="on a GPU what is free, less a margin; on the CPU none",
     )

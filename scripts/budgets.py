@@ -43,6 +43,7 @@ RUNS = {
     "export, 16 samples": "export-pruned --calibration DATA --samples 16 --tokens 256 --out OUT",
     "calibrate": "calibrate --force --windows 2 --prompt-tokens 128",
     "eval perplexity": "eval perplexity --data DATA --windows 2 --prompt-tokens 256 --continue-tokens 64",
+    "eval perplexity, dropped": "eval perplexity --data DATA --windows 2 --continue-tokens 90 --rest drop",
 }
 
 

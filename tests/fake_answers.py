@@ -46,5 +46,5 @@ class FakeAnswers:
 class FakeWork:
     folder: Path
 
-    def open(self, place: Any) -> FakeAnswers:
+    def open(self, place: Any, workers: int) -> FakeAnswers:
         return FakeAnswers(self.folder)

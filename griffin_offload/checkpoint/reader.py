@@ -5,7 +5,8 @@ dtype, or encoded ones (GGUF), pass through a small bounce buffer.
 
 A direct reader bypasses the page cache, which a checkpoint larger than the memory would fill for nothing. The disk then
 writes to the tensors itself, if they are aligned as in the file (see Arena.take). What the page cache has already is
-taken from there.
+taken from there. A share of the blocks may go through the cache all the same, where other processes find them
+(memory/shared_tier.py).
 """
 
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from ..errors import CheckpointError, PromptError, one_line
 from ..files import reason
 from ..memory.arena import LARGE, PAGE, Arena
+from ..memory.measure import disk_bytes
 from ..memory.stage_clock import StageClock
 from ..units import MIB
 from .gguf.blocks import block_type
@@ -37,15 +40,34 @@ DECODING = BOUNCE + 2 * SCRATCH  # bytes while encoded tensors are read: one dec
 WORD = 4  # bytes of the largest number in a block
 MAX_PARTS = 512  # below every system's IOV_MAX
 READ = 64 * MIB  # bytes a call: large enough for the disk, small enough for an interrupt
+BLOCK = 64 * MIB  # of a file: in the page cache as a whole, or not; many times what the system reads ahead
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, lie evenly: the blocks of a smaller share are among a larger one's
+
+
+@dataclass
+class DiskBytes:
+    """Bytes that the disk gave, as the system counts them for a thread; elsewhere all that were read."""
+
+    total: int = 0
 
 
 class Reader:
-    """Reads tensors of a checkpoint; counts bytes, and seconds by `clock`. Any number of threads may read at once: each
-    has buffers of its own, which go with it. `files`: as they were when the checkpoint was opened; one that is another
-    by now is refused, so that nothing is read at places that another header told."""
+    """Reads tensors of a checkpoint; counts bytes, those from the disk by `disk`, and seconds by `clock`. Any number of
+    threads may read at once: each has buffers of its own, which go with it. `files`: as they were when the checkpoint
+    was opened; one that is another by now is refused, so that nothing is read at places that another header told.
 
-    def __init__(self, direct: bool = False, files: Files | None = None) -> None:
+    `shared`: this share of the files, 0 to 1, goes through the page cache although the reader is direct."""
+
+    def __init__(
+        self,
+        direct: bool = False,
+        files: Files | None = None,
+        shared: float = 0.0,
+        disk: DiskBytes | None = None,
+    ) -> None:
         self.bytes = 0
+        self.disk = disk or DiskBytes()
+        self._shared = shared
         self.files = files or {}
         self.clock = StageClock()
         self._direct = direct and hasattr(os, "O_DIRECT")
@@ -197,8 +219,27 @@ class Reader:
                 yield source
 
     def _read(self, file: Path, begin: int, target: Tensor) -> None:
-        """Reads bytes [begin, begin + n) into `target` (n,), uint8: whole pages directly, but what the page cache has
-        from there."""
+        """Reads bytes [begin, begin + n) into `target` (n,), uint8: whole pages directly, but what the page cache has,
+        or is to have, from there."""
+        for first, last, is_shared in self._segments(begin, begin + target.numel()):
+            part = target[first - begin : last - begin]
+            if is_shared:
+                self._scatter(file, first, [part])
+            else:
+                self._read_directly(file, first, part)
+
+    def _segments(self, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """A range of a file in parts (begin, end, whether the page cache is to have it)."""
+        if not 0 < self._shared < 1:
+            yield begin, end, self._shared > 0
+            return
+        while begin < end:
+            block = begin // BLOCK
+            last = min(end, (block + 1) * BLOCK)
+            yield begin, last, block * GOLDEN % 1 < self._shared
+            begin = last
+
+    def _read_directly(self, file: Path, begin: int, target: Tensor) -> None:
         end = begin + target.numel()
         first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
         aligned = self._direct and last > first and not (target.data_ptr() + first - begin) % PAGE
@@ -221,6 +262,7 @@ class Reader:
                 room -= len(batch[-1])
                 if not room:
                     break
+            before = disk_bytes()
             try:
                 count = os.preadv(fd, batch, offset)
             except OSError as error:
@@ -235,6 +277,7 @@ class Reader:
                 fd, direct = self._open(file), False
             with self._lock:
                 self.bytes += count
+                self.disk.total += count if before is None else (disk_bytes() or 0) - before
             offset += count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))
@@ -242,7 +285,9 @@ class Reader:
                 views[0] = views[0][count:]
         require_same(file, os.fstat(fd), self.files)  # after it: what was read before a change is right
         if self._floods and not self._direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, begin, offset - begin, os.POSIX_FADV_DONTNEED)
+            for first, last, is_shared in self._segments(begin, offset):
+                if not is_shared:
+                    os.posix_fadvise(fd, first, last - first, os.POSIX_FADV_DONTNEED)
 
     def _open(self, file: Path, direct: bool = False) -> int:
         with self._lock:
@@ -256,7 +301,7 @@ class Reader:
                 self._direct = False
             else:
                 self._files[file, direct] = fd
-                if self._direct and not direct:  # a few bytes here and there: no read-ahead
+                if self._direct and not direct:  # a few bytes here and there, or whole blocks: no read-ahead
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
                 return fd
         return self._open(file)

@@ -6,12 +6,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import BudgetError, GriffinError, NumericError, PromptError
 from ..jsonl import Row
 from ..options import AUTO, Decoding, OnLayer, Pruning
+from .batches import largest
 from .rows import PromptForm, to_row
+from .took import Took, took
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..planning.plan import Plan
 
 Prompts = Mapping[int, list[int]]  # by the number of the row, token ids
+MOST = {"cpu": 32}  # prompts that are chosen to come together: there more are no faster, and a stop loses more
+MOST_ELSEWHERE = 256
+
+
+class Answered(dict[int, Row]):
+    """What is written of each row of a batch, and what the batch took."""
+
+    took: Took | None = None
 
 
 class Facts(NamedTuple):
@@ -35,6 +46,10 @@ class Answers:
             calibrated = self._engine.opened.allocation_curves(self._pruning) is not None
             allocation = "sensitivity" if calibrated else "uniform"
         return Facts(str(self._engine.path.resolve()), self._engine.dtype, allocation)
+
+    def bytes_read(self) -> int:
+        """Bytes of the checkpoint that the engine has made the disk read so far."""
+        return self._engine.bytes_from_disk
 
     def encode(self, rows: Sequence[Row], form: PromptForm) -> list[list[int] | GriffinError]:
         """Token ids of each row's prompt, or why it has none."""
@@ -62,9 +77,33 @@ class Answers:
 
     def check(self, tokens: int, prompts: int) -> None:
         """Raises BudgetError unless `prompts` prompts, the longest of `tokens`, fit the memory together."""
-        apart = self._per_prompt and prompts > 1
-        most = self._decoding.max_new_tokens
-        self._engine.plan(tokens, most, self._pruning, sequences=prompts, per_prompt=apart)
+        self._plan(tokens, prompts)
+
+    def fitting(self, tokens: int, most: int) -> int:
+        """How many prompts, the longest of `tokens`, are best answered together, `most` at most: as many as fit the
+        memory with the neurons and the formats that one alone gets, up to where more are no faster."""
+        decoding, together = self._decoding, MOST.get(self._engine.device, MOST_ELSEWHERE)
+        if self._pruning.skip.share or decoding.lossless or decoding.refresh:  # of which each is answered alone
+            return 1
+        alone = self._plan(tokens, 1)
+
+        def fits(prompts: int) -> bool:
+            try:
+                plan = self._plan(tokens, prompts)
+            except BudgetError:
+                return False
+            return (plan.kept, plan.precision, plan.fold) == (alone.kept, alone.precision, alone.fold)
+
+        return largest(fits, max(1, min(most, together)))
+
+    def apart(self, tokens: int) -> bool:
+        """Whether answers to prompts of at most `tokens` do not depend on which are answered together: each keeps its
+        own neurons, or all keep all and nothing is drawn from one seed."""
+        return self._per_prompt or (self._decoding.seed is None and not self._plan(tokens, 1).reads_again)
+
+    def _plan(self, tokens: int, prompts: int) -> "Plan":
+        apart, most = self._per_prompt and prompts > 1, self._decoding.max_new_tokens
+        return self._engine.plan(tokens, most, self._pruning, sequences=prompts, per_prompt=apart)
 
     def answer(self, prompts: Prompts, on_layer: OnLayer | None = None) -> dict[int, Row]:
         """What is written of each prompt's answer. A number that overflows in a batch is the error of all its prompts.
@@ -77,4 +116,6 @@ class Answers:
             return {row: {"error": str(error)} for row in prompts}
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
-        return {row: to_row(answer) for row, answer in zip(prompts, found, strict=True)}
+        answered = Answered({row: to_row(answer) for row, answer in zip(prompts, found, strict=True)})
+        answered.took = took(found, self._per_prompt)
+        return answered

@@ -6,17 +6,20 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import OptionError
 from ..options import Placement
+from ..units import parse_bytes
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one worker runs. `variables`: of its environment, set before torch is imported there; `told`: in words."""
+    """Where one worker runs. `variables`: of its environment, set before torch is imported there; `told`: in words;
+    `workers`: how many there are on this machine, which share a tier in RAM."""
 
     placement: Placement
     told: str
     variables: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 1
 
 
 def places(placement: Placement, workers: int | None) -> list[Place]:
@@ -31,7 +34,8 @@ def places(placement: Placement, workers: int | None) -> list[Place]:
         if workers is not None and workers > len(gpus):
             raise OptionError(f"--workers {workers}: there are {len(gpus)} GPUs, and a worker has one of its own")
         chosen = gpus[:workers] if workers else gpus
-        return [Place(replace(placement, device="cuda"), f"GPU {gpu}", {CUDA_DEVICES: gpu}) for gpu in chosen]
+        on_gpu = replace(placement, device="cuda")
+        return [Place(on_gpu, f"GPU {gpu}", {CUDA_DEVICES: gpu}, len(chosen)) for gpu in chosen]
     if device != "cpu" and (workers or 1) > 1:
         raise OptionError(f"--workers {workers}: {device} is one device; several workers need the CPU or several GPUs")
     return cpu_places(replace(placement, device=device), workers or 1)
@@ -47,7 +51,8 @@ def visible_gpus() -> list[str]:
 
 
 def cpu_places(placement: Placement, workers: int) -> list[Place]:
-    """Each with its share of the threads, and of the memory where none was asked for."""
+    """Each with its share of the threads, and of the memory where none was asked for: of what is left beside the tier
+    that they share, where one was asked for."""
     if workers == 1:
         return [Place(placement, placement.device or "cpu")]
     import torch
@@ -57,6 +62,7 @@ def cpu_places(placement: Placement, workers: int) -> list[Place]:
     threads = placement.threads or max(1, torch.get_num_threads() // workers)
     memory = placement.device_memory
     if memory is None:
-        memory = available_memory() * 9 // 10 // workers
+        memory = max(workers, available_memory() * 9 // 10 - parse_bytes(placement.host_memory or 0)) // workers
     share = replace(placement, threads=threads, device_memory=memory)
-    return [Place(share, f"CPU, {threads} thread{'s' * (threads > 1)}") for _ in range(workers)]
+    told = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    return [Place(share, told, workers=workers) for _ in range(workers)]

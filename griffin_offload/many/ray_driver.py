@@ -23,11 +23,12 @@ from ..files import reason
 from ..options import Placement
 from ..version import __version__
 from ..workspace import workspace
+from .answers import Answered
 from .batches import Batch
 from .ray_nodes import Engines, Node, Pool, from_words, look, pool
+from .took import Took
 
 if TYPE_CHECKING:
-    from ..jsonl import Row
     from .answers import Prompts
     from .workers import Work
 
@@ -110,14 +111,14 @@ class Driver:
         else:
             yield "done", self.call(method, *arguments)
 
-    def start(self) -> str:
-        """Connects to Ray, and sees that its nodes can work. Returns what there is, in words."""
+    def start(self) -> tuple[str, int]:
+        """Connects to Ray, and sees that its nodes can work. Returns what there is, in words, and how many workers."""
         whose = self.connect()
         import ray
 
         nodes = self.look_at(ray.nodes())
         self.pool = pool(nodes, self.setup.placement, self.setup.workers)
-        return f"{whose}: {self.pool.told}"
+        return f"{whose}: {self.pool.told}", self.pool.size
 
     def connect(self) -> str:
         """Which Ray it is, in words. Raises WorkerError."""
@@ -174,7 +175,7 @@ class Driver:
         assert self.pool is not None
         if self.clerk is None:
             actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **self.pool.resources)(Engines)
-            self.clerk = actor.remote(self.setup.work, self.pool.placement)
+            self.clerk = actor.remote(self.setup.work, self.pool.placement, self.pool.each)
         kind, value = ray.get(self.clerk.ask.remote(method, *arguments))
         if kind == "failed":
             raise from_words(*value)
@@ -202,7 +203,7 @@ class Driver:
         for batch in waiting:
             yield "rows", (batch, {row: {"error": "every worker ended that tried this prompt"} for row in batch})
 
-    def ask_pool(self, batches: "Mapping[Batch, Prompts]") -> "Iterator[tuple[Batch, dict[int, Row]]]":
+    def ask_pool(self, batches: "Mapping[Batch, Prompts]") -> "Iterator[tuple[Batch, Answered]]":
         """The batches that are answered, in the order in which Ray is done. Raises what an engine raises."""
         import ray.data
 
@@ -215,17 +216,19 @@ class Driver:
         tasks = [{"task": json.dumps([number, batches[batch]])} for number, batch in by_number.items()]
         replies = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             Engines,
-            fn_constructor_args=(self.setup.work, self.pool.placement),
+            fn_constructor_args=(self.setup.work, self.pool.placement, self.pool.each),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self.pool.size, max_tasks_in_flight_per_actor=1),
             ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},  # Ray Data itself would retry without an end
             **self.pool.resources,
         )
         for reply in replies.iter_rows():
-            number, kind, value = json.loads(reply["reply"])
+            number, kind, value, took = json.loads(reply["reply"])
             if kind == "failed":
                 raise from_words(*value)
-            yield by_number[number], {int(row): answer for row, answer in value.items()}
+            answered = Answered({int(row): answer for row, answer in value.items()})
+            answered.took = took and Took(**took)
+            yield by_number[number], answered
 
 
 def started() -> str | None:

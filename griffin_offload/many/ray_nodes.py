@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import GriffinError, OptionError, WorkerError
 from ..options import Placement
+from ..units import parse_bytes
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pool:
-    """`size` workers, what Ray gives each (GPUs or CPUs), and what each makes of it."""
+    """`size` workers, at most `each` on a node; what Ray gives each (GPUs or CPUs), and what each makes of it."""
 
     size: int
+    each: int
     resources: Mapping[str, int]
     placement: Placement
     told: str
@@ -55,7 +57,8 @@ def pool(nodes: Sequence[Node], placement: Placement, workers: int | None) -> Po
             raise OptionError("--device cuda: Ray knows of no GPU in the cluster")
         size = workers or gpus
         told = f"{size} worker{'s' * (size > 1)} on {gpus} GPU{'s' * (gpus > 1)} of {many}"
-        return Pool(size, {"num_gpus": 1}, replace(placement, device=device), told)
+        each = min(size, max(node.gpus for node in nodes))
+        return Pool(size, each, {"num_gpus": 1}, replace(placement, device=device), told)
     if device != "cpu":
         raise OptionError(f"--device {device}: on a cluster it is cuda or cpu")
     size = workers or len(nodes)
@@ -65,9 +68,10 @@ def pool(nodes: Sequence[Node], placement: Placement, workers: int | None) -> Po
     if each > 1:  # as on one machine, but alike on all nodes: so that the same batch has the same plan on each
         own = replace(own, threads=placement.threads or cpus)
         if placement.device_memory is None:
-            own = replace(own, device_memory=min(node.memory for node in nodes) * 9 // 10 // each)
+            left = min(node.memory for node in nodes) * 9 // 10 - parse_bytes(placement.host_memory or 0)
+            own = replace(own, device_memory=max(each, left) // each)
     told = f"{size} worker{'s' * (size > 1)} on the CPU of {many}, {cpus} core{'s' * (cpus > 1)} each"
-    return Pool(size, {"num_cpus": cpus}, own, told)
+    return Pool(size, each, {"num_cpus": cpus}, own, told)
 
 
 def look(model: str, version: str) -> dict[str, Any]:
@@ -87,8 +91,9 @@ def look(model: str, version: str) -> dict[str, Any]:
 class Engines:
     """An actor with one engine, opened when it is first asked something."""
 
-    def __init__(self, work: "Work", placement: Placement) -> None:
-        self._work, self._placement = work, placement
+    def __init__(self, work: "Work", placement: Placement, workers: int) -> None:
+        """`workers`: on this node."""
+        self._work, self._placement, self._workers = work, placement, workers
         self._answers: Answers | None = None
 
     def ask(self, method: str, *arguments: Any) -> tuple[str, Any]:
@@ -96,7 +101,7 @@ class Engines:
         import ray
 
         try:
-            self._answers = self._answers or self._work.open(self._placement)
+            self._answers = self._answers or self._work.open(self._placement, self._workers)
             return "done", getattr(self._answers, method)(*arguments)
         except Exception as error:
             kind, text = to_words(error)
@@ -107,7 +112,9 @@ class Engines:
         (task,) = columns["task"]
         number, batch = json.loads(task)
         prompts = {int(row): ids for row, ids in batch.items()}
-        return {"reply": [json.dumps([number, *self.ask("answer", prompts, lambda done, total: None)])]}
+        kind, value = self.ask("answer", prompts, lambda done, total: None)
+        took = getattr(value, "took", None)
+        return {"reply": [json.dumps([number, kind, value, took and asdict(took)])]}
 
 
 def to_words(error: Exception) -> tuple[str, str]:

@@ -35,10 +35,11 @@ class Work:
     decoding: Decoding
     per_prompt: bool = False
 
-    def open(self, placement: Placement) -> "Answers":
+    def open(self, placement: Placement, workers: int = 1) -> "Answers":
+        """`workers`: processes of this machine that read the model."""
         from ..engine import Engine
 
-        return self.by(Engine(self.model, placement))
+        return self.by(Engine(self.model, placement, workers=workers))
 
     def by(self, engine: "Engine") -> "Answers":
         from .answers import Answers
@@ -47,10 +48,15 @@ class Work:
 
 
 class Answerers(Protocol):
-    """One engine of this process, or several of others."""
+    """One engine of this process, or several of others: `count` of them."""
+
+    count: int
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of `Answers` returns, of one of them."""
+
+    def bytes_read(self) -> int:
+        """Bytes of the checkpoint that the engines have made the disk read so far."""
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
@@ -63,11 +69,16 @@ class Answerers(Protocol):
 class InProcess:
     """The one engine of this process."""
 
+    count = 1
+
     def __init__(self, answers: "Answers") -> None:
         self._answers = answers
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._answers, method)(*arguments)
+
+    def bytes_read(self) -> int:
+        return self._answers.bytes_read()
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]
@@ -89,7 +100,7 @@ def serve(work: Work, place: Place, pipe: connection.Connection) -> None:
         except EOFError:
             return
         try:
-            answers = answers or work.open(place.placement)
+            answers = answers or work.open(place.placement, place.workers)
             if method == "answer":
                 arguments = (*arguments, lambda done, total: pipe.send(("layer", (done, total))))
             pipe.send(("done", getattr(answers, method)(*arguments)))
@@ -151,6 +162,7 @@ class Workers:
 
     def __init__(self, work: Work, where: Sequence[Place]) -> None:
         self._workers: list[Worker] = []
+        self.count = len(where)
         try:
             for number, place in enumerate(where):
                 self._workers.append(Worker(number, work, place))
@@ -170,12 +182,19 @@ class Workers:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Asks the first worker. Raises what it raises, WorkerError where its process ends."""
-        worker = self._workers[0]
+        return self._ask(self._workers[0], method, *arguments)
+
+    @staticmethod
+    def _ask(worker: Worker, method: str, *arguments: Any) -> Any:
         try:
             worker.ask(method, *arguments)
             return worker.reply()
         except (EOFError, OSError):
             raise WorkerError(f"a worker {worker.how_it_ended}") from None
+
+    def bytes_read(self) -> int:
+        """As Answerers says, of the workers that are left and have nothing else to do. Raises what `call` raises."""
+        return sum(self._ask(worker, "bytes_read") for worker in self._workers)
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]

@@ -15,6 +15,7 @@ from ..workspace import workspace
 from .cuda import context, give_back
 
 PROC = Path("/proc/self")
+SECTOR = 512  # bytes in which Linux counts what a disk reads
 
 
 def resident_set() -> int:
@@ -60,6 +61,13 @@ def processor_name() -> str:
 def bytes_read() -> int | None:
     """Bytes that this process has read so far, from disk or page cache; None if unknown."""
     return _proc("io", "rchar:")
+
+
+def disk_bytes() -> int | None:
+    """Bytes that this thread has made a disk read so far, the system's read-ahead included; None if unknown."""
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock * SECTOR
 
 
 def _proc(file: str, key: str) -> int | None:

@@ -139,7 +139,8 @@ def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) 
     raise BudgetError(
         f"{name} needs at least {format_bytes(least.peak)} ({rung}; {least.prompt_tokens} + "
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
-        f"Give --device-memory {enough(least)}, or fewer tokens"
+        f"Give --device-memory {enough(least)}, or fewer tokens",
+        least.peak,
     )
 
 
@@ -157,7 +158,7 @@ class _AtSparsity:
         if found := self.fitting(plans):
             return replace(found, why_rest="as asked")
         or_drop = "--rest drop" if rest != "drop" and self.fitting(self.plans("drop")) else ""
-        raise BudgetError(does_not_fit(self.sizes, last, self.name, {"": self.requests(rest)}, or_drop))
+        raise BudgetError(does_not_fit(self.sizes, last, self.name, {"": self.requests(rest)}, or_drop), last.peak)
 
     def best(self) -> Plan:
         """The plan with the rest in int4 where that fits, or else dropped. Raises BudgetError."""
@@ -179,7 +180,7 @@ class _AtSparsity:
                 why = self._too_large(min(plan.peak for plan in plans))
         if least:
             return replace(least, why_rest=why)
-        raise BudgetError(does_not_fit(self.sizes, last, self.name, ways))
+        raise BudgetError(does_not_fit(self.sizes, last, self.name, ways), last.peak)
 
     def _too_large(self, needed: int) -> str:
         room = room_at(self.sizes, self.requests(REST))

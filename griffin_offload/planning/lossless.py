@@ -142,7 +142,8 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
     raise BudgetError(
         f"{name} needs at least {format_bytes(least.peak)} ({draft}; {least.prompt_tokens} + "
         f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
-        f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless"
+        f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless",
+        least.peak,
     )
 
 

@@ -229,7 +229,7 @@ def choose_plan(sizes: ModelSizes, request: Request, sparsity: Sparsity, name: s
     request = check_request(sizes, request, name)
     plan = make_plan(sizes, replace(request, sparsity=check_sparsities(sparsity)))
     if not plan.fits:
-        raise BudgetError(does_not_fit(sizes, plan, name, {"": [request]}))
+        raise BudgetError(does_not_fit(sizes, plan, name, {"": [request]}), plan.peak)
     return plan
 
 

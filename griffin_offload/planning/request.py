@@ -37,7 +37,8 @@ class Request:
     `export`: layers are written out as they pass, and nothing stays resident.
     `sequences`: prompts answered together, the longest of `prompt_tokens`.
     `sets`: neuron sets kept: 1 for the batch, or one per prompt (prompts then run through each layer in turn).
-    `waiting`: bytes of hidden states that other forwards hold meanwhile.
+    `waiting`: bytes of hidden states that other forwards hold meanwhile; `beside`: bytes that the caller holds from the
+    prompt to the end.
     `host_memory`: RAM for layers between prompts (see HostTier); on the CPU it is part of the budget.
     `precision`: formats of the resident weights.
     `multiple`: kept neurons per block are rounded up to a multiple of this.
@@ -66,6 +67,7 @@ class Request:
     sequences: int = 1
     sets: int = 1
     waiting: int = 0
+    beside: int = 0
     host_memory: int = 0
     precision: Precision = NATIVE
     multiple: int = 1

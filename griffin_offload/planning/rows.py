@@ -47,6 +47,7 @@ def plan_rows(sizes: ModelSizes, request: Request, kept: Kept) -> tuple[Row, ...
         *_prompt_pass(sizes, request, kept, together),
         *(() if request.export else _fidelity(sizes, request, kept, together)),
         *(() if request.export else _answer(sizes, request, kept, together)),
+        *([Row("held beside the run", request.beside)] if request.beside else []),
         Row("margin", _largest_matrix(sizes) + _margin(request, kept), note="allocator, threads, kernels' scratch"),
     )
 

@@ -39,6 +39,12 @@ def continuation_runs(sizes: ModelSizes, prompt: int, following: int, rows: int)
     return logits + sizes.activations(prompt + following, together)
 
 
+def pair_holds(sizes: ModelSizes, prompt: int, continuation: int) -> int:
+    """Bytes that scoring one pair by the pruned models themselves takes beside them: the full model's logits of the
+    continuation, a forward over it with its own logits, and their comparison."""
+    return continuation_runs(sizes, prompt, continuation, 1)
+
+
 def fold_waits(sizes: ModelSizes, prompt: int) -> int:
     """Bytes of a prompt's activations that the fold keeps until the next layer."""
     blocks = (sum(b.neurons * b.per_token for b in layer.blocks) for layer in sizes.layers)

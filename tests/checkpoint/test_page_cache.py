@@ -2,17 +2,16 @@
 
 import fcntl
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disk import leaves_the_cache
 from safetensors_files import layout, same
 from tiny import tiny_checkpoint
 
 from griffin_offload import Engine
-from griffin_offload.checkpoint import page_cache
 from griffin_offload.checkpoint.headers import read_header
 from griffin_offload.checkpoint.page_cache import is_cached, mostly_cached
 from griffin_offload.checkpoint.reader import Reader
@@ -21,27 +20,6 @@ from griffin_offload.memory.arena import PAGE, Arena, padded
 from griffin_offload.units import MIB
 
 SIZE = 8 * MIB
-
-
-def leaves_the_cache(path: Path, begin: int = 0, size: int = 0) -> None:
-    """Drops a range of a file from the page cache; skips where the system does not do so, or does not tell."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        pytest.skip("this system does not tell what the page cache has")
-    end = begin + size if size else path.stat().st_size
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        if not is_cached(fd, begin, end):
-            pytest.skip("this file system does not tell what the page cache has")
-        for _ in range(50):
-            os.fsync(fd)  # only clean pages go, and not those that another core has in hand
-            os.posix_fadvise(fd, begin, size, os.POSIX_FADV_DONTNEED)
-            if not any(page_cache._has(fd, begin, end) for _ in range(32)):
-                return
-            time.sleep(0.02)
-        pytest.skip("this file system keeps what it was told to drop")
-    finally:
-        os.close(fd)
 
 
 def file_of(folder: Path, size: int = SIZE) -> Path:

@@ -7,20 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from griffin_offload.cli._options import Opening
-from griffin_offload.cli.generate_many import Job, Pace, duration, generate_many, recorded
+from griffin_offload.cli._pace import Pace, duration
+from griffin_offload.cli.generate_many import Job, generate_many, recorded
+from screen import Screen
 from tiny import CONTEXT, tiny_checkpoint
 from waiting import wait_for
 
 from griffin_offload import Engine
 from griffin_offload.errors import BudgetError, GriffinError
 from griffin_offload.jsonl import Results, Row, read_rows
+from griffin_offload.many.answers import Answers
 from griffin_offload.many.rows import PromptForm
 from griffin_offload.options import Decoding, FfnSkip, Placement, Pruning
 
@@ -172,7 +175,10 @@ def test_what_cannot_be_answered_is_written_down_and_the_rest_goes_on(
     assert str(CONTEXT) in rows[2]["error"]
     assert set(rows[0]) == {"id", "error"}
     printed = capsys.readouterr().out
-    assert json.loads(printed) == {"output": str(source.with_name("out.jsonl")), "rows": 5, "failed": 3}
+    told = json.loads(printed)
+    run = told.pop("run")
+    assert told == {"output": str(source.with_name("out.jsonl")), "rows": 5, "failed": 3}
+    assert run["answered"] == 2
     assert not source.with_name("out.jsonl.state").exists()
     good = write(tmp_path / "good.jsonl", [{"prompt": prompt} for prompt in ("Alice", "Orange")])
     assert [row["text"] for row in many(good, model, force=True)] == [rows[1]["text"], rows[4]["text"]]
@@ -194,6 +200,52 @@ def test_a_batch_shares_its_neurons_and_per_prompt_has_them_apart(source: Path, 
     assert [row["text"] for row in shared] == [answer.text for batch in pooled for answer in batch]
     assert shared != alone
     assert many(source, model, batch_size=2, per_prompt=True, force=True) == alone
+
+
+def test_auto_takes_as_many_as_fit_with_the_neurons_of_one(source: Path, model: Path) -> None:
+    """Against a search through all numbers, at budgets from what one prompt needs to what ten do."""
+    for options in ({"sparsity": 0.5}, {"sparsity": 0.5, "per_prompt": True}, {}):
+        per_prompt = options.pop("per_prompt", False)
+        answers = Answers(engine := Engine(model, dtype="float32"), Pruning(**options), CHOSEN[1], bool(per_prompt))
+        peaks = [engine.plan(20, 6, sequences=n, per_prompt=per_prompt and n > 1, **options).peak for n in range(1, 11)]
+        for budget in range(peaks[0], peaks[-1], (peaks[-1] - peaks[0]) // 7 + 1):
+            engine.budget = budget
+            alone = engine.plan(20, 6, **options)
+            found = 0
+            for prompts in range(1, 11):
+                with suppress(BudgetError):
+                    plan = engine.plan(20, 6, sequences=prompts, per_prompt=per_prompt and prompts > 1, **options)
+                    same = (plan.kept, plan.precision, plan.fold) == (alone.kept, alone.precision, alone.fold)
+                    found = prompts if same else found
+            assert answers.fitting(20, 10) == found
+        engine.budget = "8GiB"
+        assert answers.fitting(20, 10) == 10
+        assert answers.fitting(20, 1000) == 32
+
+
+def test_auto_gives_the_same_answers_where_they_do_not_depend_on_it(
+    source: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    answer = Answers.answer
+    monkeypatch.setattr(
+        Answers, "answer", lambda self, rows, *more: sizes.append(len(rows)) or answer(self, rows, *more)
+    )
+    alone = many(source, model)
+    assert sizes == [1] * 5
+    assert many(source, model, batch_size="auto", per_prompt=True, force=True) == alone
+    assert many(source, model, per_prompt=True, force=True) == alone
+    shared = many(source, model, batch_size="auto", force=True)
+    assert sizes[5:] == [5, 5, 5]
+    assert shared == many(source, model, batch_size=5, force=True) != alone
+
+
+def test_a_run_with_auto_goes_on_with_the_size_that_it_was_begun_with(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{number} {p}"} for number in range(5) for p in PROMPTS])
+    stop(source, slow, signal.SIGKILL, rows=4)  # with 2, but auto would now take all 25
+    rows = many(source, slow, batch_size="auto")
+    assert many(source, slow, batch_size="auto") == rows  # which is answered already
+    assert rows == many(source, slow, batch_size=2, force=True) != many(source, slow, batch_size="auto", force=True)
 
 
 @pytest.mark.parametrize(("workers", "options"), [(2, {"batch_size": 2}), (4, {"batch_size": 2, "per_prompt": True})])
@@ -319,6 +371,17 @@ def test_the_pace_is_told(tmp_path: Path, source: Path, capsys: pytest.CaptureFi
             pace.step()
     told = capsys.readouterr().err.splitlines()
     assert told == ["1 of 3 prompts, about 0 s left", "2 of 3 prompts, about 0 s left"]  # the end is told by others
+
+
+def test_a_bar_shows_the_rows_and_goes_away(tmp_path: Path, slow: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"{number} {p}"} for number in range(5) for p in PROMPTS])
+    files = ("--input", source, "--output", tmp_path / "out.jsonl", "--greedy", "--max-new-tokens", "40")
+    screen = Screen("generate", "--model", slow, "--device", "cpu", "--batch-size", "2", *files, columns=160)
+    screen.wait_for("prompts/s, about")
+    assert re.search(r"prompts \S+ \d+/25 [\d.]+ prompts/s, about \d+ s left", screen.text)
+    screen.wait_for("25 prompts answered in")
+    assert "left" not in screen.text
+    assert "prompt tokens/s" in screen.text
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ class FakeWork:
     folder: Path
     model: str
 
-    def open(self, place: Any) -> FakeAnswers:
+    def open(self, place: Any, workers: int) -> FakeAnswers:
         return FakeAnswers(self.folder)
 
 
@@ -221,11 +221,11 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_pool_has_a_worker_for_each_gpu_or_each_node() -> None:
     gpus = [Node("a", "10.0.0.1", 32, 8), Node("b", "10.0.0.2", 32, 8), Node("c", "10.0.0.3", 8, 0)]
     made = pool(gpus, Placement(), None)
-    assert (made.size, made.resources, made.placement) == (16, {"num_gpus": 1}, Placement("cuda"))
+    assert (made.size, made.each, made.resources, made.placement) == (16, 8, {"num_gpus": 1}, Placement("cuda"))
     assert made.told == "16 workers on 16 GPUs of 3 nodes"
     assert pool(gpus, Placement(), 20).size == 20  # four wait for nodes that come later
     made = pool(gpus, Placement("cpu"), None)
-    assert (made.size, made.resources, made.placement) == (3, {"num_cpus": 8}, Placement("cpu"))
+    assert (made.size, made.each, made.resources, made.placement) == (3, 1, {"num_cpus": 8}, Placement("cpu"))
     with pytest.raises(OptionError, match="Ray knows of no GPU"):
         pool(gpus[2:], Placement("cuda"), None)
     with pytest.raises(OptionError, match="on a cluster it is cuda or cpu"):
@@ -238,6 +238,7 @@ def test_workers_on_one_node_share_its_cores_and_its_memory() -> None:
     assert made.resources == {"num_cpus": 5}  # three on a node of 16
     assert made.placement == Placement("cpu", 300, threads=5)
     assert pool(nodes, Placement(device_memory=77, threads=2), 4).placement == Placement("cpu", 77, threads=2)
+    assert pool(nodes, Placement(host_memory=600), 5).placement.device_memory == 100  # (900 - 600) // 3
     assert pool(nodes[:1], Placement(), 100).resources == {"num_cpus": 1}
 
 

@@ -157,7 +157,9 @@ class ContinuationJob(Job):
         cache = forked_cache(self._prompt.cache, len(self._prompt.ids), len(self._skeleton.layers))
         rows = ids[:, :-1].expand(len(self.numbers), -1)
         logits = self._skeleton.model(rows, past_key_values=cache, use_cache=True).logits
-        self.scored = self._comparison(logits, ids[0, 1:], full_first=self.numbers[0] == 0)
+        if self.numbers[0] == 0:  # the full model's, for all forwards over this continuation, which come next
+            self._comparison.truth = logits[0].clone()
+        self.scored = self._comparison(logits, ids[0, 1:])
 
     def before(self, layer: int, states: Tensor | None) -> None:
         super().before(layer, states)

@@ -28,24 +28,21 @@ class Scored:
 
 
 class Comparison:
-    """Compares logits with the full model's, a few tokens at a time, in memory taken once: fresh pages cost time."""
+    """Compares logits with the full model's, a few tokens at a time, in memory taken once: fresh pages cost time.
+
+    `truth`: the full model's logits (T, V), to be set before the first call over a continuation."""
 
     def __init__(self, vocabulary: int, device: str) -> None:
         self._scratch = torch.empty(4, POSITIONS, vocabulary, dtype=torch.float32, device=device)
-        self._truth = torch.empty(0)  # (T, V), logits of the full model
+        self.truth = torch.empty(0)
 
-    def __call__(self, logits: Tensor, following: Tensor, *, full_first: bool) -> list[Scored]:
-        """Logits (R, T, V) and the true tokens (T,) -> scores of each row, as `reduce` has them.
-
-        `full_first`: the first row is the full model's. It is kept for the other forwards over the same continuation,
-        which come next."""
-        if full_first:
-            self._truth = logits[0].clone()
+    def __call__(self, logits: Tensor, following: Tensor) -> list[Scored]:
+        """Logits (R, T, V) and the true tokens (T,) -> scores of each row, as `reduce` has them."""
         rows: list[list[Scored]] = [[] for _ in logits]
         for begin in range(0, len(following), POSITIONS):
             part = slice(begin, begin + POSITIONS)
             theirs, weights, raw, ours = self._scratch[:, : len(following[part])]
-            torch.log_softmax(raw.copy_(self._truth[part]), -1, out=theirs)
+            torch.log_softmax(raw.copy_(self.truth[part]), -1, out=theirs)
             torch.exp(theirs, out=weights)
             best = theirs.argmax(-1)
             for row, of_row in zip(rows, logits, strict=True):

@@ -423,6 +423,39 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(large: Path) -> No
     assert reads(engine, before) == 0
 
 
+def test_the_first_refusal_names_what_is_enough(large: Path) -> None:
+    engine, some = Engine(large, dtype="float32"), pairs()
+    variants = [FULL, Variant(0.5, method="griffin"), Variant(0.5, rest="int4"), Variant(0.9, rest="int8")]
+    wanted = score(engine, some, variants)
+    engine.budget, before = 1, bytes_read() or 0
+    with pytest.raises(BudgetError) as refused:
+        score(engine, some, variants)
+    assert reads(engine, before) == 0
+    engine.budget = refused.value.needed
+    for of_pair, of_wanted in zip(score(engine, some, variants), wanted, strict=True):
+        for one, other in zip(of_pair, of_wanted, strict=True):
+            assert_equal(one, other, 2e-5)
+    engine.budget -= 1
+    with pytest.raises(BudgetError):
+        score(engine, some, variants)
+
+
+def test_a_quantized_model_is_compared_with_a_full_one_that_does_not_fit(large: Path) -> None:
+    engine, quantized = Engine(large, dtype="float32"), Variant(0.0, resident_dtype="int4")
+    wanted = score(engine, pairs(), [quantized])
+    full = engine.plan(40, 12, sparsity=0.0).peak
+    engine.budget = 1
+    with pytest.raises(BudgetError) as refused:
+        score(engine, pairs(), [quantized])
+    engine.budget = refused.value.needed
+    assert engine.budget < full
+    before = bytes_read() or 0
+    found = score(engine, pairs(), [quantized])
+    assert reads(engine, before) == 2 * len(pairs())
+    for (one,), (other,) in zip(found, wanted, strict=True):
+        assert_equal(one, other, 2e-5)
+
+
 # The real model
 
 
