@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 class Job:
     """A file of prompts and the file of their answers. `batch_size` prompts share one reading of the model, and their
     kept neurons unless `per_prompt`; AUTO: as many as fit, None: that if `per_prompt`, or else 1. `workers`: processes
-    that answer; None: one for each GPU, one on the CPU. `cluster`: the address of the Ray whose nodes have them."""
+    that answer; None: one for each GPU, one on the CPU. `cluster`: the address of the Ray whose nodes have them.
+    `content`: what was read of `source`, where it is no file of rows."""
 
-    source: Path
+    source: Path | str
     output: Path
     form: PromptForm = field(default_factory=PromptForm)
     batch_size: int | str | None = None
@@ -41,6 +42,7 @@ class Job:
     per_prompt: bool = False
     force: bool = False
     as_json: bool = False
+    content: bytes | None = None
 
 
 def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
@@ -49,7 +51,7 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
     Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
     if pruning.skip.share and isinstance(job.batch_size, int) and job.batch_size > 1:
         raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
-    content = read_content(job.source)
+    content = read_content(job.source) if job.content is None else job.content
     rows = read_rows(job.source, lambda row: fault(row, job.form.raw), content=content)
     with answerers(job, opening, pruning, decoding) as answers:
         facts = answers.call("facts")
