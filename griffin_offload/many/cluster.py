@@ -4,6 +4,7 @@ Ray ends its own driver where a node is lost, takes over its signals and writes 
 process, which alone writes what is answered."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from ..errors import OptionError, WorkerError
 from ..jsonl import Row
 from ..options import AUTO, OnLayer, Placement
 from ..sources.catalogue import CATALOGUE
+from ..workspace import sweep
 from .answers import Prompts
 from .batches import Batch
 from .ray_driver import PATIENCE, Setup, drive
@@ -64,6 +66,7 @@ class Cluster:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        sweep(Path(tempfile.gettempdir()))  # where a Ray of its own was slow to end
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of `Answers` returns, on one of the nodes. Raises what it raises, WorkerError without Ray."""

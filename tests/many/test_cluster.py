@@ -8,14 +8,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from command_line import PYTHON
-from fake_answers import FakeAnswers
+from fake_answers import FakeWork
 from griffin_offload.cli._options import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from tiny import tiny_checkpoint
@@ -95,11 +94,11 @@ def untimed(rows: list[Row]) -> list[Row]:
 
 
 @contextmanager
-def running(source: Path, model: Path) -> "Iterator[subprocess.Popen[str]]":
+def running(source: Path, model: Path, workers: int) -> "Iterator[subprocess.Popen[str]]":
     """griffin generate on a cluster, in a process of its own, which is killed in the end."""
     options = ["--sparsity", "0.5", "--greedy", "--max-new-tokens", str(TOKENS), "--model", str(model)]
     files = ["--input", str(source), "--output", str(source.with_name("out.jsonl"))]
-    words = [*PYTHON, "generate", *files, *options, "--cluster", "auto", "--workers", "2"]
+    words = [*PYTHON, "generate", *files, *options, "--cluster", "auto", "--workers", str(workers)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
             yield run
@@ -126,7 +125,7 @@ def wait_for_rows(run: "subprocess.Popen[str]", source: Path, more: int = 2) -> 
 
 def test_whoever_is_killed_no_answer_is_lost(place: Path, source: Path, model: Path) -> None:
     """The driver, then the node that it runs on, then a worker; nothing is done again, doubled or half-written."""
-    with running(source, model) as run:
+    with running(source, model, 1) as run:
         wait_for_rows(run, source)
         ray = ray_processes(place)
         run.kill()
@@ -134,7 +133,7 @@ def test_whoever_is_killed_no_answer_is_lost(place: Path, source: Path, model: P
     by_the_first = written(source)
 
     start_ray()
-    with running(source, model) as run:
+    with running(source, model, 1) as run:
         wait_for_rows(run, source)
         ray_processes(place, "/raylet/raylet")[0].kill()
         _, told = run.communicate(timeout=180)
@@ -146,7 +145,7 @@ def test_whoever_is_killed_no_answer_is_lost(place: Path, source: Path, model: P
     for process in ray_processes(place):
         process.kill()
 
-    with running(source, model) as run:
+    with running(source, model, 2) as run:
         wait_for_rows(run, source)
         ray_processes(place, "ray::MapWorker")[0].kill()
         out, told = run.communicate(timeout=180)
@@ -169,15 +168,6 @@ def start_ray() -> None:
     words = ["start", "--head", "--num-cpus=2", f"--port={port}"]
     made = [sys.executable, "-c", RAY, *words, "--include-dashboard=false", "--include-log-monitor=false"]
     subprocess.run(made, check=True, capture_output=True, timeout=120)
-
-
-@dataclass(frozen=True)
-class FakeWork:
-    folder: Path
-    model: str
-
-    def open(self, place: Any, workers: int) -> FakeAnswers:
-        return FakeAnswers(self.folder)
 
 
 def test_faults_of_workers(place: Path, model: Path, tmp_path: Path) -> None:
