@@ -16,6 +16,7 @@ from ..chat import Conversation
 from ..errors import GriffinError, OptionError
 from ..files import reason, write_text
 from ..options import ALLOCATIONS, AUTO, RESIDENT_DTYPES, RESTS, SELECTIONS
+from ..paths import expand
 from ..units import format_bytes
 from . import _console as console
 from ._talk import Talk, shown_value
@@ -203,24 +204,28 @@ def _session(talk: Talk, argument: str) -> None:
 
 def save(talk: Talk, name: str | None = None) -> str | None:
     """Saves the chat as a session, by default the one that it has. Returns its name; None: there is nothing to save."""
-    from ..session import save_session
+    from ..session import free_name, save_session
 
     name = name or talk.session
     assert name
     if not len(talk.chat.conversation):
         console.note(f"nothing was said, so the session {name} is not saved")
         return None
-    session = save_session(talk.chat, name)
+    own = free_name(name, talk.seen if name == talk.session else None)
+    if own != name:
+        console.note(f"another chat has saved the session {name} meanwhile: this one gets a name of its own")
+    session = save_session(talk.chat, own)
+    talk.session, talk.seen = own, session.identity
     kept = f"{session.tokens:,} tokens" if session.tokens else "without its KV cache, which nothing could go on from"
     size = format_bytes(session.bytes)
-    console.note(f"saved the session: {session.messages} messages, {kept}, {size}; griffin chat --resume {name}")
-    return name
+    console.note(f"saved the session: {session.messages} messages, {kept}, {size}; griffin chat --resume {own}")
+    return own
 
 
 def rescue(talk: Talk) -> None:
     """Saves the texts of a chat that ends unasked, at once: as its session, or as one that gets a name; where that
     cannot be written, in the folder for temporary files. Says where. Raises nothing."""
-    from ..session import save_session
+    from ..session import free_name, save_session
 
     if not len(talk.chat.conversation):
         return
@@ -229,8 +234,9 @@ def rescue(talk: Talk) -> None:
     try:
         for name in dict.fromkeys((talk.session or new, new)):
             with suppress(Exception):
-                save_session(talk.chat, name, cache=False)
-                told = f"is saved: griffin chat --resume {name} goes on with it"
+                own = free_name(name, talk.seen if name == talk.session else None)
+                save_session(talk.chat, own, cache=False)
+                told = f"is saved: griffin chat --resume {own} goes on with it"
                 return
         with suppress(Exception):
             path = Path(tempfile.gettempdir()) / f"griffin-{new}.json"
@@ -274,10 +280,7 @@ ALIASES = {"/regen": "/retry", "/quit": "/exit", "/bye": "/exit", "/?": "/help"}
 def path_of(argument: str, name: str) -> Path:
     if not argument:
         raise OptionError(f"{name} needs a file name: {name} FILE")
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError as error:  # ~somebody
-        raise OptionError(f"{argument}: {error}") from error
+    return expand(argument)
 
 
 def shorten(text: str, width: int = 60) -> str:

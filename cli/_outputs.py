@@ -55,7 +55,7 @@ def _files(values: Iterable[Any]) -> Iterator[Path]:
         elif isinstance(value, str | Path):
             for name in (os.fspath(value), os.fspath(value).rpartition(":")[0]):  # FILE:SHARE
                 if name and os.path.exists(os.path.expanduser(name)):
-                    yield Path(name).expanduser()
+                    yield Path(os.path.expanduser(name))
 
 
 def _model(name: str | None) -> list[Path]:

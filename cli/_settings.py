@@ -152,7 +152,7 @@ def as_typed(option: click.Option, setting: Setting) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and "\0" not in str(value)
 
 
 def apply(context: click.Context, name: str, command: click.Command, groups: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from ._text import ending
 from ._thinking import Parting, open_mark
 
 if TYPE_CHECKING:
+    from ..checkpoint.identity import Identity
     from ..run import Answer
 
 OFFERS = "/undo takes back the last turn, /clear forgets the conversation"
@@ -35,6 +36,7 @@ class Talk:
         self.asking = False  # whether what was typed last has asked the model
         self.worked = chat.pruning, chat.decoding  # of the last answer, or of the beginning
         self.session: str | None = None  # under which the chat is saved when it ends
+        self.seen: Identity | None = None  # the session's file, as this chat has read or written it
 
     def send(self, text: str) -> None:
         """Asks a message, and shows the answer. Raises what the engine raises; the conversation is as before then."""

@@ -5,6 +5,9 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from ..errors import GriffinError
+from ..inputs import PROMPT
+from ..units import format_bytes
 from ._print import echo, is_terminal
 
 BLOCK = '"""'
@@ -31,6 +34,12 @@ def message_of(text: str) -> str:
     return "\n".join([*(line.removesuffix("\\") for line in lines[:-1]), lines[-1].removesuffix("\\")]).strip()
 
 
+def require_end(size: int) -> None:
+    """Raises GriffinError for a message without an end."""
+    if size > PROMPT:
+        raise GriffinError(f"a message is larger than {format_bytes(PROMPT)}, the most that is read here")
+
+
 class Lines:
     """Messages from a pipe, or from a terminal that can no more than show a line (dumb, or its output is elsewhere)."""
 
@@ -44,13 +53,15 @@ class Lines:
         """Nothing has to be undone."""
 
     def ask(self, status: Callable[[], str]) -> str:
-        """The next message; "" for an empty line. Raises EOFError at the end. There is no place for the `status`."""
+        """The next message; "" for an empty line. There is no place for the `status`. Raises EOFError at
+        the end, GriffinError for a message without one."""
         text = self._line(SIGN)
         while goes_on(text):
             try:
                 text += "\n" + self._line(MORE)
             except EOFError:
                 break
+            require_end(len(text))
         return message_of(text)
 
     def _line(self, sign: str) -> str:
@@ -59,7 +70,8 @@ class Lines:
                 echo(sign, err=True, end="")
                 sign = ""
             return input(sign).encode("utf-8", "replace").decode("utf-8")
-        line = sys.stdin.buffer.readline() if sys.stdin else b""
+        line = sys.stdin.buffer.readline(PROMPT + 1) if sys.stdin else b""
+        require_end(len(line))
         if not line:
             raise EOFError
         return line.decode("utf-8", errors="replace").rstrip("\r\n")

@@ -26,6 +26,7 @@ from ._text import check_text, refuse_missing_file
 from ._typed import Lines, typing
 
 if TYPE_CHECKING:
+    from ..session import Session
     from ._terminal import Terminal
 
 NEWEST = "\0"  # --resume without a name
@@ -70,13 +71,14 @@ def command(
     is_typed = is_terminal(sys.stdin)
     draws = is_typed and console.draws(sys.stdout)
     with typing(shown=False) if draws else nullcontext():
+        earlier = None
         if resume is None:
             chat = Chat(open_engine(), pruning, decoding, system)
         else:
-            chat, session = resumed(None if resume == NEWEST else resume, open_engine, pruning, decoding)
+            chat, earlier = resumed(None if resume == NEWEST else resume, open_engine, pruning, decoding)
             chat.conversation.system = chat.conversation.system if system is None else system
         talk = Talk(chat, terminal=is_typed, plain=plain)
-        talk.session = session
+        talk.session, talk.seen = (earlier.name, earlier.identity) if earlier else (session, None)
         with kept(talk):
             converse(talk, terminal(talk) if draws else Lines())
 
@@ -114,8 +116,8 @@ def check_session(session: str | None, resume: str | None) -> None:
         )
 
 
-def resumed(name: str | None, opening: Opening, pruning: Pruning, decoding: Decoding) -> tuple[Chat, str]:
-    """The chat of a session, with the options that the command line has in place of its own; and its name."""
+def resumed(name: str | None, opening: Opening, pruning: Pruning, decoding: Decoding) -> "tuple[Chat, Session]":
+    """The chat of a session, with the options that the command line has in place of its own; and the session."""
     from ..session import open_session
 
     session, given = open_session(name), given_options()
@@ -129,7 +131,7 @@ def resumed(name: str | None, opening: Opening, pruning: Pruning, decoding: Deco
     ]
     chat = session.resume(opening(), *options)
     console.note(f"{session.name}: {session.messages} messages, {session.tokens:,} tokens that need not be computed")
-    return chat, session.name
+    return chat, session
 
 
 def terminal(talk: Talk) -> "Terminal":

@@ -1,6 +1,7 @@
 """`griffin eval choice`: questions with several answers, by the log-likelihood of each."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +69,7 @@ def command(
     questions = choice.read_questions(data, content)[:limit]
     engine = open_engine()
     settings = {
-        "model": str(engine.path.resolve()),
+        "model": os.path.realpath(engine.path),
         "dtype": engine.dtype,
         "mode": mode,
         "limit": limit,

@@ -1,6 +1,7 @@
 """`griffin eval compare`: all ways to leave out feed-forward weights, on the same texts, problems and articles."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def command(
     texts = Data(text=decode(content, str(text)), articles=rows, **data)
     engine = open_engine()
     settings = {
-        "model": str(engine.path.resolve()),
+        "model": os.path.realpath(engine.path),
         "dtype": engine.dtype,
         "shares": list(shares),
         "articles": [row["id"] for row in rows],

@@ -1,6 +1,7 @@
 """`griffin eval summarise`: ROUGE of summaries at several sparsities. Every prediction is written to a file."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def command(
     rows = read_rows(data, fault, content=content)[:limit]
     engine = open_engine()
     settings = {
-        "model": str(engine.path.resolve()),
+        "model": os.path.realpath(engine.path),
         "dtype": engine.dtype,
         "variants": [named(variant) for variant in variants],
         "limit": limit,

@@ -14,6 +14,7 @@ import click
 
 from ..errors import GriffinError, OptionError, PromptError
 from ..options import AUTO, FORMS, OFF, SCORES, ExportFormat, OnLayer, Pruning
+from ..paths import expand
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
@@ -241,7 +242,7 @@ def command(
     if pruning.prior not in (AUTO, OFF):
         from ..pruning.prior import load_prior
 
-        pruning = replace(pruning, prior=load_prior(Path(pruning.prior).expanduser()))
+        pruning = replace(pruning, prior=load_prior(expand(pruning.prior)))
     writing: tuple[Any, ...] = (out, pruning, export_format)
     if options.asked:
         sources = options.sources()

@@ -147,8 +147,21 @@ def griffin(ctx: click.Context, debug: bool) -> None:
         sweep_ours()
 
 
+def fill_closed() -> None:
+    """Puts the null device in the place of standard streams that are closed: the next file that is opened would get
+    the number of one, and whatever a library prints."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
 def main() -> None:
     """Entry point of the command."""
+    fill_closed()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not debugging():

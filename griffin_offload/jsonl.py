@@ -90,7 +90,7 @@ def _state_of(path: Path) -> Path:
 
 
 def _remembered_in(memory: Path, path: Path) -> Path:
-    return memory / f"{_hash(str(path.resolve()).encode())}.json"
+    return memory / f"{_hash(os.fsencode(os.path.realpath(path)))}.json"
 
 
 def _hash(content: bytes) -> str:

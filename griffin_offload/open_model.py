@@ -45,7 +45,7 @@ from .model.skeleton import Skeleton
 from .native.library import check_asked
 from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
-from .paths import cache_folder, source_name
+from .paths import cache_folder, expand, source_name
 from .planning.advice import what_helps
 from .planning.ladder import best_plan, plan_at_speed
 from .planning.lossless import MOST_DRAFTS, lossless_plan
@@ -269,7 +269,7 @@ class OpenModel:
         elif pruning.prior not in (AUTO, OFF, None):
             prior = pruning.prior
             if isinstance(pruning.prior, str | Path):
-                prior = load_prior(Path(pruning.prior).expanduser())
+                prior = load_prior(expand(pruning.prior))
             self.check_prior(prior)
             if pruning.selection in WITHOUT_STATISTIC:
                 raise OptionError(

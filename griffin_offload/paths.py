@@ -5,7 +5,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import BudgetError
+from .errors import BudgetError, GriffinError
 from .files import free_disk
 from .units import format_bytes
 from .workspace import sweep
@@ -13,25 +13,33 @@ from .workspace import sweep
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+def expand(name: str | Path) -> Path:
+    """A path with the home folder in the place of ~, or ~somebody. Raises GriffinError where nobody knows it."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise GriffinError(f"{name}: there is no home folder for its ~; write the folder itself") from None
+
+
 def cache_folder() -> Path:
     """$GRIFFIN_CACHE, else $XDG_CACHE_HOME/griffin, else ~/.cache/griffin."""
     if own := os.environ.get("GRIFFIN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "griffin"
+        return expand(own)
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "griffin"
 
 
 def config_file() -> Path:
     """The user's settings: $GRIFFIN_CONFIG, else griffin.toml in $XDG_CONFIG_HOME/griffin or ~/.config/griffin."""
     if own := os.environ.get("GRIFFIN_CONFIG"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "griffin" / "griffin.toml"
+        return expand(own)
+    return expand(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "griffin" / "griffin.toml"
 
 
 def state_folder() -> Path:
     """For what cannot be made again: $GRIFFIN_STATE, else $XDG_STATE_HOME/griffin, else ~/.local/state/griffin."""
     if own := os.environ.get("GRIFFIN_STATE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "griffin"
+        return expand(own)
+    return expand(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "griffin"
 
 
 def sweep_ours() -> None:

@@ -6,10 +6,12 @@ through the full model. A session belongs to one checkpoint, by `checkpoint_key`
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from .chat import Chat, Conversation
+from .checkpoint.identity import Identity
 from .checkpoint.key import checkpoint_key
 from .checkpoint.one_file import read_facts, reading, write_file
 from .engine import Engine
@@ -27,11 +29,13 @@ NAME = re.compile(r"[\w][\w.-]{0,99}")
 
 @dataclass(frozen=True)
 class Session:
-    """What a session's file says without its tensors. `tokens`: whose keys and values it has; 0: none."""
+    """What a session's file says without its tensors. `tokens`: whose keys and values it has; 0: none. `identity`: of
+    the file, so that it is known when another chat has saved over it."""
 
     name: str
     path: Path
     facts: dict[str, Any]
+    identity: Identity
 
     @property
     def model(self) -> str:
@@ -131,9 +135,22 @@ def save_session(chat: Chat, name: str, *, cache: bool = True) -> Session:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_file(path, tensors, facts)
+        identity = Identity.of(path.stat())
     except (OSError, TypeError, ValueError) as error:
         raise GriffinError(f"cannot save the session {name} as {path}: {reason(error)}") from error
-    return Session(name, path, facts)
+    return Session(name, path, facts, identity)
+
+
+def free_name(name: str, seen: Identity | None) -> str:
+    """The name, if no session has it, or the file as it was `seen`; else one with a number that is free. Raises
+    OptionError for a name that is none."""
+    try:
+        if Identity.of(session_path(name).stat()) == seen:
+            return name
+    except OSError:
+        return name
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in numbered if not session_path(each).exists())
 
 
 def open_session(name: str | None) -> Session:
@@ -149,8 +166,9 @@ def open_session(name: str | None) -> Session:
         known = ", ".join(session_names()[:8]) or "none"
         raise GriffinError(f"there is no session {name}; there are: {known}")
     try:
+        identity = Identity.of(path.stat())
         facts = read_facts(path)
-    except GriffinError as error:
+    except (OSError, GriffinError) as error:
         raise GriffinError(f"the session {name} cannot be read: {error}") from error
     if facts.get("format") != FORMAT or facts.get("version") != VERSION:
         raise GriffinError(
@@ -161,7 +179,7 @@ def open_session(name: str | None) -> Session:
         _check(facts)
     except ValueError as error:
         raise GriffinError(f"the session {name} cannot be read: it is damaged ({one_line(error)})") from None
-    return Session(name, path, facts)
+    return Session(name, path, facts, identity)
 
 
 def _check(facts: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """One engine that answers rows of a file: encodes their prompts, checks that batches fit, and answers them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Answers:
         if allocation == AUTO:
             calibrated = self._engine.opened.allocation_curves(self._pruning) is not None
             allocation = "sensitivity" if calibrated else "uniform"
-        return Facts(str(self._engine.path.resolve()), self._engine.dtype, allocation)
+        return Facts(os.path.realpath(self._engine.path), self._engine.dtype, allocation)
 
     def bytes_read(self) -> int:
         """Bytes of the checkpoint that the engine has made the disk read so far."""

@@ -14,6 +14,7 @@ config_facts.py    sizes that a config tells
 config_allowed.py      which fields of config.json reach transformers
 config_bounds.py   bounds of its numbers, checked before anything is made of them
 config_fields.py   fields of a config that act against our own cache and attention
+generation_allowed.py  what of a generation config reaches transformers: known fields, each of its kind
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
 pretrained.py      a folder's config and tokenizer, checked
 channels.py        what special tokens say of an answer's text: thinking, and the reply

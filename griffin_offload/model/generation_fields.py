@@ -11,6 +11,8 @@ from transformers import GenerationConfig
 
 from ..errors import CheckpointError, OptionError, one_line
 from ..options import COLD
+from ..small_json import read_object
+from .generation_allowed import allowed_generation
 
 _CACHE = "the KV cache is Griffin's own"
 _ONE_BY_ONE = "tokens are decoded one by one, with the same answer"
@@ -68,23 +70,23 @@ def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, l
     """transformers' generation config, from config.json where it has no file of its own; and what is overridden in it,
     in words. `rows`: of the table of embeddings, of which padding needs one. Raises CheckpointError."""
     name = "generation_config.json"
+    own = (folder / name).exists()
+    if not own:
+        name = "config.json"
+    where = folder / name
     try:
-        if (folder / name).exists():
-            settings = GenerationConfig.from_pretrained(folder)
-        else:
-            name = "config.json"
-            settings = GenerationConfig.from_pretrained(folder, config_file_name=name, _from_model_config=True)
+        facts = read_object(where)
+        allowed = allowed_generation(facts, rows, where)
+        acting = {field: value for field, value in allowed.items() if field not in _OVERRIDDEN}
+        settings = GenerationConfig(**acting, **({} if own else {"_from_model_config": True}))
+    except CheckpointError:
+        raise
     except Exception as error:
-        raise CheckpointError(f"{folder}/{name} cannot be used: {one_line(error)}") from None
-    end = settings.eos_token_id
-    if not all(isinstance(token, int) for token in (end if isinstance(end, list) else [0 if end is None else end])):
-        raise CheckpointError(f"{folder}/{name} cannot be used: eos_token_id is {one_line(end)}")
-    bias = getattr(settings.watermarking_config, "bias", 0.0)
-    if not isinstance(bias, int | float):
-        raise CheckpointError(f"{folder}/{name} cannot be used: watermarking_config has the bias {one_line(bias)}")
+        raise CheckpointError(f"{where} cannot be used: {one_line(error)}") from None
     told = []
     if settings.bos_token_id is not None and not isinstance(settings.bos_token_id, int):
         settings.bos_token_id = None  # it is no matter: every prompt has a first token
+    end = settings.eos_token_id
     ends = end if isinstance(end, list) else [end]
     pad = settings.pad_token_id
     if pad is not None and not _inside(pad, rows):
@@ -95,7 +97,7 @@ def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, l
         told.append(f"temperature {cold} of {name}: the likeliest token is taken every time")
         settings.temperature, settings.do_sample = None, False
     for field, why in _OVERRIDDEN.items():
-        value = getattr(settings, field, None)
+        value = allowed.get(field)
         if why and value not in _USUAL:
             told.append(f"{field} {one_line(value)} of {name}: {why}")
         setattr(settings, field, None)

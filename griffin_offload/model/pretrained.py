@@ -158,6 +158,8 @@ def _check_tokenizer_config(folder: Path, config: Any) -> None:
     """Raises CheckpointError where a file names a class of transformers that is no tokenizer, or files elsewhere."""
     path = folder / "tokenizer_config.json"
     facts = read_object(path) if path.exists() else {}
+    if type(facts.get("model_max_length")) not in (int, float, type(None)):
+        raise CheckpointError(f"{path}: model_max_length is no number")
     require_own_names(facts, "fast_tokenizer_files", path)
     for named in (facts.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
         fine = named is None or (isinstance(named, str) and TOKENIZER.fullmatch(named))

@@ -18,7 +18,7 @@ from ..files import make_once
 from ..inputs import VOCABULARY
 from ..model.architecture import ARCHITECTURES
 from ..model.wrappers import WRAPPERS
-from ..paths import cache_folder, require_disk
+from ..paths import cache_folder, expand, require_disk
 from ..small_json import need, read_object
 from ..units import MIB
 from . import hub
@@ -123,7 +123,7 @@ def _source(name: str | Path) -> CatalogueModel | Path | str:
         raise ModelNotFound("the model's name is empty; `griffin models` lists those known by name")
     if isinstance(name, str) and (model := CATALOGUE.get(text.lower())):
         return model
-    path = Path(text).expanduser()
+    path = expand(text)
     if path.is_dir():
         return path
     if path.is_file():
@@ -232,7 +232,9 @@ def _gguf_folder(file: Path) -> Path:
     """The cache's folder for a GGUF file, by its path, size and time of change: hashing many gigabytes at each start
     would cost more than converting a moved file again."""
     stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{READING}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(
+        os.fsencode(f"{os.path.realpath(file)}:{stat.st_size}:{stat.st_mtime_ns}:{READING}")
+    ).hexdigest()[:12]
     return cache_folder() / "gguf" / f"{file.stem}-{key}"
 
 

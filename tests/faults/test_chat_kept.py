@@ -615,3 +615,35 @@ def test_a_signal_ends_a_chat_that_can_be_resumed(number: int, folder: Path, sta
     (name,) = session_names()
     assert f"griffin chat --resume {name}" in told
     assert questions(in_session(name)) == ["one"]
+
+
+def test_two_chats_of_one_name_are_two_sessions(engine: Engine) -> None:
+    first, second = (Talk(Chat(engine, Pruning(0.5), Decoding(2, greedy=True)), terminal=False) for _ in range(2))
+    for talk, text in ((first, "one"), (second, "two")):
+        talk.session = "mine"
+        say(talk, text)
+    for talk in (first, second, first, second):
+        _chat_commands.save(talk)
+    assert (first.session, second.session) == ("mine", "mine-2")
+    assert [questions(in_session(name)) for name in ("mine", "mine-2")] == [["one"], ["two"]]
+
+
+@pytest.mark.parametrize("how", ["saved", "rescued"])
+def test_a_session_that_was_resumed_twice_keeps_both(how: str, folder: Path, talk: Talk, capsys: Any) -> None:
+    _chat_commands.save(talk, "mine")
+    found = open_session("mine")
+    other = Talk(resume("mine", Engine(folder)), terminal=False)
+    other.session, other.seen = "mine", found.identity
+    say(other, "three")
+    say(talk, "two")
+    _chat_commands.save(talk)
+    _chat_commands.save(other) if how == "saved" else _chat_commands.rescue(other)
+    assert questions(in_session("mine")) == ["one", "two"]
+    assert questions(in_session("mine-2")) == ["one", "three"]
+    assert "--resume mine-2" in capsys.readouterr().err
+
+
+def test_a_session_that_was_deleted_meanwhile_is_saved_again(talk: Talk) -> None:
+    _chat_commands.save(talk, "mine")
+    session_path("mine").unlink()
+    assert _chat_commands.save(talk) == "mine"

@@ -253,3 +253,12 @@ def test_what_reaches_a_config_inside_a_config() -> None:
     inner = {"model_type": "llama", "hidden_size": 8}
     facts = {"model_type": "llava", "evil": 1, "text_config": {**inner, "evil": 1, "auto_map": CODE}}
     assert allowed_config(facts, CONFIG_MAPPING["llava"]) == {"model_type": "llava", "text_config": inner}
+
+
+@pytest.mark.parametrize("value", ["x", [1], True, {}])
+def test_a_longest_input_that_is_no_number(value: Any, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", chat=True)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": value}))
+    with pytest.raises(CheckpointError, match="model_max_length is no number"):
+        load_tokenizer(folder)

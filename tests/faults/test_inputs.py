@@ -1,6 +1,7 @@
 """Files that are none: pipes that nobody writes to, devices without an end, a terabyte of nothing, folders, sockets.
 Each is refused at once, in one line, by everything that reads a file; so is a text that is too long for its model."""
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from griffin_offload.cli import _typed
 from griffin_offload.cli.main import griffin
 from safetensors.torch import save_file
 from tiny import tiny_checkpoint, tiny_tokenizer
@@ -292,3 +294,53 @@ def _few_bytes() -> Iterator[None]:
     yield
     unit = 1 if sys.platform == "darwin" else 2**10
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 400 * 2**20
+
+
+@pytest.mark.parametrize("variable", ["GRIFFIN_CACHE", "GRIFFIN_STATE", "GRIFFIN_CONFIG"])
+@pytest.mark.parametrize("command", [["sessions"], ["models"], ["config"], ["mem-report", "--last"]], ids=" ".join)
+def test_a_home_that_nobody_knows(variable: str, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "~nobody-of-that-name/griffin")
+    refused(run(*command), "~nobody-of-that-name/griffin", "home folder")
+
+
+@pytest.mark.parametrize("option", ["--model", "--prior"])
+def test_a_home_that_nobody_knows_in_an_option(option: str, model: Path) -> None:
+    common = () if option == "--model" else ("--model", model)
+    refused(run("generate", *common, "--prompt", "a", option, "~nobody-of-that-name/x"), "~nobody-of-that-name/x")
+
+
+def test_a_folder_that_is_a_link_to_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, rows = tmp_path / "loop", tmp_path / "rows.jsonl"
+    loop.symlink_to(loop)
+    rows.write_text('{"prompt": "a"}\n')
+    refused(run("generate", "--model", model, "--input", rows, "--output", loop), "loop", "symbolic links")
+    monkeypatch.setenv("GRIFFIN_CACHE", str(loop))
+    answered = run("generate", "--model", model, "--prompt", "a", "--max-new-tokens", "1", "--sparsity", "0.5")
+    assert answered.exit_code == 0, answered.output
+
+
+def test_names_that_are_not_utf_8(model: Path, tmp_path: Path) -> None:
+    rows, out = (tmp_path / os.fsdecode(name) for name in (b"\xff\xfe.jsonl", b"\xfe out.jsonl"))
+    rows.write_text('{"prompt": "a"}\n')
+    command = ("generate", "--model", model, "--input", rows, "--output", out, "--max-new-tokens", "1")
+    for told in ("1 prompts answered", "answered already"):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+        assert told in done.stderr
+
+
+def test_settings_with_a_nul(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "griffin.toml").write_text('report = "a\\u0000b"')
+    monkeypatch.setenv("GRIFFIN_CONFIG", str(tmp_path / "griffin.toml"))
+    refused(run("generate", "--model", model, "--prompt", "a"), "report")
+
+
+WITHOUT_END = {"line": b"x" * 400, "lines": b"a\\\n" * 100, "block": b'"""\n' + b"a\n" * 200}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_END)
+def test_a_message_without_an_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_typed, "PROMPT", 200)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(WITHOUT_END[kind])))
+    with pytest.raises(GriffinError, match="a message is larger than 200 B"):
+        _typed.Lines().ask(str)

@@ -173,6 +173,23 @@ def test_a_stdout_that_takes_nothing(shell: str, code: int, words: str) -> None:
     assert done.stderr.strip() == (f"error: {words}" if words else "")
 
 
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 2], [1, 2], [0, 1, 2]])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: list[int], tmp_path: Path) -> None:
+    """Else what a library prints would be in the middle of an export."""
+    program = (
+        "import os, sys; from griffin_offload.cli.main import fill_closed; fill_closed(); "
+        "sys.stdin.read(); print('out'); print('err', file=sys.stderr); os.write(1, b'C out'); os.write(2, b'C err'); "
+        f"open({str(tmp_path / 'out')!r}, 'w').write(str(min(os.open('/dev/null', 0), 3)))"
+    )
+    shell = f'"$0" -c "$1" {" ".join(f"{number}>&-" for number in closed)}'
+    done = subprocess.run(
+        ["bash", "-c", shell, *PYTHON[:1], program], input="", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_text() == "3"
+    assert ("out" in done.stdout, "err" in done.stderr) == (1 not in closed, 2 not in closed)
+
+
 def test_an_exception_in_a_thread_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], foreseen: list[BaseException]
 ) -> None:

@@ -62,7 +62,7 @@ class Link:
     @classmethod
     def of(cls, file: Path, tensors: dict[str, StoredTensor]) -> "Link":
         stat = file.stat()
-        return cls(file.resolve(), stat.st_size, stat.st_mtime_ns, tensors)
+        return cls(Path(os.path.realpath(file)), stat.st_size, stat.st_mtime_ns, tensors)
 
     def open(self, folder: Path) -> "Checkpoint":
         """The checkpoint of the folder that has this note. Raises CheckpointError if the file is gone or changed."""
@@ -103,5 +103,5 @@ def read_link(folder: Path) -> Link | None:
 def gguf_link(folder: Path) -> Link | None:
     """The note in a folder that `resolve` made for a GGUF file; None for every other folder, whose note could name any
     file."""
-    ours = folder.resolve().parent == (cache_folder() / "gguf").resolve()
+    ours = os.path.dirname(os.path.realpath(folder)) == os.path.realpath(cache_folder() / "gguf")
     return read_link(folder) if ours and has_config(folder) else None

@@ -9,6 +9,7 @@ from typing import Any
 from ...engine import Engine
 from ...errors import OptionError
 from ...options import AUTO, DRAWN, OFF, RESIDENT_DTYPES, WITHOUT_STATISTIC, FfnSkip, Pruning, default_of
+from ...paths import expand
 from ...planning.ladder import REST
 from ...planning.plan import DEFAULT_SPARSITY, Plan, make_plan
 from ...planning.sizes import Kept
@@ -182,7 +183,7 @@ def with_prior(
     Raises GriffinError for a file that is no prior, OptionError for the prior of another model."""
     prior: Any = source
     if source not in (AUTO, OFF):
-        prior = load_prior(Path(source).expanduser())
+        prior = load_prior(expand(source))
         engine.opened.check_prior(prior)
     found = [
         variant if variant.full else replace(variant, prior=prior, prior_weight=weight)
