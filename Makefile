@@ -1,5 +1,6 @@
 # make demo: the main job on a real model.    make test: the tests.    make quick: those for every commit, in a minute.
 # make faults: every call of the system fails once, and signals at random moments; an hour.
+# make cluster: the tests that need Ray (500 MB more), which the others pass over.
 # make check: style and types.    make docs: writes docs/commands.md.
 # make fuzz: damages what Griffin reads, CASES times, with JOBS processes.    (README: "Try it", CONTRIBUTING.md)
 # SYSTEM_SITE=1: use the packages of PYTHON where they are new enough, so that its CUDA build of torch is not fetched twice.
@@ -13,7 +14,7 @@ PROMPT ?= The Library of Alexandria was one of the largest libraries of the anci
 CASES ?= 1000000
 JOBS ?= 2
 
-.PHONY: demo test quick check faults docs fuzz clean setup
+.PHONY: demo test quick cluster check faults docs fuzz clean setup
 
 demo: setup
 	$(BIN)/griffin generate --sparsity 0.25 --greedy --max-new-tokens 80 --prompt "$(PROMPT)"
@@ -27,6 +28,10 @@ test: setup
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick
+
+cluster: setup
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/many
 
 faults: setup
 	$(BIN)/python tests/faults/every_call.py

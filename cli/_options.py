@@ -357,6 +357,18 @@ def file(flag: str, help: str, *names: str, dir_okay: bool = True, **changes: An
     return click.option(flag, *names, help=help, **{"type": kind, "metavar": "FILE", **changes})
 
 
+class Address(click.Path):
+    """A Path, or the text of an address such as s3://bucket/name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)
+
+
+def address(flag: str, help: str, *names: str) -> Decorator:
+    """The name of a file, as a Path, or its address elsewhere, as a text."""
+    return file(flag, help, *names, type=Address(path_type=Path))
+
+
 def switch(flag: str, help: str) -> Decorator:
     return click.option(flag, is_flag=True, help=help)
 

@@ -1,6 +1,7 @@
 """`griffin generate`: answer one prompt, or a file of them. The answer streams to stdout, the rest goes to stderr."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from . import _console as console
 from ._options import (
     CountOrAuto,
     Opening,
+    address,
     choice_note,
     count,
     file,
@@ -39,8 +41,17 @@ if TYPE_CHECKING:
 @takes_form
 @opens_engine(host_memory=True)
 @takes(Pruning, Decoding)
-@file("--input", 'Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}.', "source")
-@file("--output", "With --input: the JSONL file of answers. After a stop, the same command continues where it stopped.")
+@address(
+    "--input",
+    'Many prompts: a JSONL file of {"prompt": ...} or {"messages": [...]}; with the extra ray also Parquet, a folder '
+    "of either, or an address such as s3://BUCKET/NAME.",
+    "source",
+)
+@address(
+    "--output",
+    "With --input: the JSONL file of answers. After a stop, the same command continues where it stopped. With the "
+    "extra ray also an address, where the file is put once it is whole.",
+)
 @count(
     "--batch-size",
     None,
@@ -54,6 +65,12 @@ if TYPE_CHECKING:
     None,
     "With --input: processes that answer, each on a GPU of its own, or on its share of the CPU. "
     "[default: one for each GPU; one on the CPU]",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="With --input: have the nodes of a Ray cluster answer, at HOST:PORT; auto: at $RAY_ADDRESS, or of a Ray that "
+    "runs on this machine, or of one that is started for this run. --workers counts those of all nodes.",
 )
 @switch("--per-prompt", "With --batch-size: keep neurons for each prompt, as if it were alone.")
 @switch("--force", "Start over and replace what --output holds.")
@@ -88,10 +105,12 @@ def command(
             raise click.UsageError("--input gives the prompts: leave out the other prompt")
         if page:
             raise click.UsageError("--report shows the run of one prompt: leave out --input")
-        generate_many(Job(form=form, as_json=as_json, **many), open_engine, pruning, decoding)
+        output = many.pop("output")
+        job = Job(output=Path(output), form=form, as_json=as_json, **many)
+        answer_file(job, output, open_engine, pruning, decoding)
         return
-    if many["batch_size"] not in (None, 1) or many["workers"] or many["per_prompt"] or many["force"]:
-        raise click.UsageError("--batch-size, --workers, --per-prompt and --force need --input and --output")
+    if many["batch_size"] not in (None, 1) or any(many[name] for name in ("workers", "cluster", "per_prompt", "force")):
+        raise click.UsageError("--batch-size, --workers, --cluster, --per-prompt and --force need --input and --output")
     if prompt is not None:
         refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
     if prompt is not None and looks_like_a_file(prompt):
@@ -121,3 +140,17 @@ def command(
         write_page(page, answer, samples, text, {**as_dict(pruning), **as_dict(decoding)})
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
+
+
+def answer_file(job: Job, output: Path | str, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
+    """Answer a file of prompts; it and the answers may be elsewhere. `output`: job's, or an address, as a text."""
+    from ..many.elsewhere import is_elsewhere, read_elsewhere, written_elsewhere
+
+    if is_elsewhere(str(job.source)):
+        job = replace(job, content=read_elsewhere(str(job.source)))
+    if isinstance(output, Path):
+        generate_many(job, opening, pruning, decoding)
+        return
+    with written_elsewhere(output) as local:
+        generate_many(replace(job, output=local), opening, pruning, decoding)
+    console.note(f"its copy is {output}")

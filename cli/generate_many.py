@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 class Job:
     """A file of prompts and the file of their answers. `batch_size` prompts share one reading of the model, and their
     kept neurons unless `per_prompt`; AUTO: as many as fit, None: that if `per_prompt`, or else 1. `workers`: processes
-    that answer; None: one for each GPU, one on the CPU."""
+    that answer; None: one for each GPU, one on the CPU. `cluster`: the address of the Ray whose nodes have them.
+    `content`: what was read of `source`, where it is no file of rows."""
 
-    source: Path
+    source: Path | str
     output: Path
     form: PromptForm = field(default_factory=PromptForm)
     batch_size: int | str | None = None
     workers: int | None = None
+    cluster: str | None = None
     per_prompt: bool = False
     force: bool = False
     as_json: bool = False
+    content: bytes | None = None
 
 
 def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
@@ -48,7 +51,7 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
     Rows are {"prompt"} or {"messages"}, with optional "id" and "system"; they are checked before the model opens."""
     if pruning.skip.share and isinstance(job.batch_size, int) and job.batch_size > 1:
         raise OptionError(f"--ffn-skip is for one prompt at a time: leave out --batch-size {job.batch_size}")
-    content = read_content(job.source)
+    content = read_content(job.source) if job.content is None else job.content
     rows = read_rows(job.source, lambda row: fault(row, job.form.raw), content=content)
     with answerers(job, opening, pruning, decoding) as answers:
         facts = answers.call("facts")
@@ -83,11 +86,17 @@ def generate_many(job: Job, opening: Opening, pruning: Pruning, decoding: Decodi
 
 @contextmanager
 def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) -> "Iterator[Answerers]":
-    """What answers: an engine of this process, or workers with one each."""
+    """What answers: an engine of this process, or workers with one each, here or on a cluster."""
+    from ..many.cluster import Cluster
     from ..many.places import places
     from ..many.workers import InProcess, Work, Workers
 
     work = Work(opening.model, pruning, decoding, job.per_prompt)
+    if job.cluster:
+        with Cluster(work, opening.placement, job.cluster, job.workers) as cluster:
+            console.note(cluster.told)
+            yield cluster
+        return
     where = places(opening.placement, job.workers)
     if len(where) == 1:
         yield InProcess(work.by(open_engine(opening.model, opening.placement)))

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 Fault = Callable[[Row], str | None]  # row -> what is wrong with it
 
 
-def read_content(path: Path) -> bytes:
+def read_content(path: Path | str) -> bytes:
     """The bytes of a file of rows, or of a pipe, which can be read once. Raises GriffinError."""
     try:
         return read_input(path, ROWS, pipe=True)
@@ -30,7 +30,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_rows(
-    path: Path, fault: Fault | None = None, keys: Sequence[str] = ("id",), *, content: bytes | None = None
+    path: Path | str, fault: Fault | None = None, keys: Sequence[str] = ("id",), *, content: bytes | None = None
 ) -> list[Row]:
     """The rows of a file, without blank lines. Raises GriffinError that names file and line.
 
@@ -109,15 +109,15 @@ class Results:
     file with other settings, or of a finished run, is refused, or with `force` begun again. A context manager: a block
     without an exception finishes the run; one that fails before its first row leaves no file.
 
-    `content`: what was read of `source`; None reads it now. `memory`: a folder that remembers finished runs. Opened
-    again with the same settings, such a run is `finished`: all its rows are there."""
+    `content`: what was read of `source`, which need be no file then; None reads it now. `memory`: a folder that
+    remembers finished runs. Opened again with the same settings, such a run is `finished`: all its rows are there."""
 
     def __init__(
         self,
         path: Path,
         settings: dict[str, Any],
         *,
-        source: Path,
+        source: Path | str,
         content: bytes | None = None,
         keys: Sequence[str] = ("id",),
         force: bool = False,
@@ -132,7 +132,7 @@ class Results:
         if path.exists() and not path.is_file():
             raise GriffinError(f"{path} is not a plain file: results are written to one")
         for ours in (path, self._state):
-            if ours.exists() and ours.samefile(source):
+            if ours.exists() and os.path.exists(source) and ours.samefile(source):
                 raise GriffinError(f"{ours} is the input too: write the results to another file")
         content = read_content(source) if content is None else content
         self._settings = {**settings, "input": _hash(content)}

@@ -45,6 +45,7 @@ class FakeAnswers:
 @dataclass(frozen=True)
 class FakeWork:
     folder: Path
+    model: str = ""  # for the nodes of a cluster, which look for it
 
     def open(self, place: Any, workers: int) -> FakeAnswers:
         return FakeAnswers(self.folder)
