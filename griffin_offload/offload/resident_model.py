@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
-from ..memory.arena import Arena, padded
+from ..memory.arena import arenas_on, padded
 from ..memory.heap import trim_heap
 from ..memory.host_cache import HostTier
 from ..model.bandwidth import memory_bandwidth, read_by_a_token
+from ..model.hops import Hops
 from ..model.skeleton import Skeleton
 from ..options import OnLayer, Pruning
 from ..planning.plan import Plan
@@ -42,7 +43,7 @@ class State(Enum):
 
 
 class ResidentModel:
-    """The weights of one model on one device, as the last plan had them."""
+    """The weights of one model, as the last plan had them: on one device, or the layers on several."""
 
     def __init__(self, skeleton: Skeleton, device: str, copies: bool) -> None:
         """`copies`: the device is not where the reader writes."""
@@ -52,6 +53,8 @@ class ResidentModel:
         self._lm_head_format = ""  # of the lm_head that is loaded
         self._bandwidth: float | None = None  # not measured yet
         self.layers: list[ResidentLayer] = []
+        self._ends: tuple[int, ...] = ()  # on several devices, see Plan
+        self._hops: Hops | None = None  # where layers are on other devices
         self.turns = EarlierTurns()
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
 
@@ -70,9 +73,13 @@ class ResidentModel:
     def match(self, plan: Plan) -> None:
         """Free what is resident and not as the plan has it, before anything else is allocated."""
         layout, slots = self._skeleton.layout, self._skeleton.slots
+        if self.ends != plan.ends:  # before keys move to a card that the old layers fill
+            self._drop_layers()
+            slots.unload(layout.inside)
         if plan.earlier_tokens:
             with self._skeleton.threads.fitted(1):  # many small copies
-                self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
+                room = plan.prompt_tokens + plan.max_new_tokens
+                self.turns.go_back(plan.earlier_tokens, room, plan.devices)
             trim_heap()  # what the last turn freed would count beside this one
         elif self.turns.cache is not None:
             self.turns.clear()
@@ -82,9 +89,9 @@ class ResidentModel:
         self._tier.hold(plan.held_layers, len(plan.kept))
         if self.layers and plan.skip and plan.skip.by_prompt:
             put_back(layout, self.layers, plan.kept)
-        planned = [(kept, plan.precision) for kept in plan.kept]
-        if [(layer.kept, layer.precision) for layer in self.layers] != planned:
-            self.layers, self._bandwidth = [], None
+        planned = [(kept, plan.precision, device) for kept, device in zip(plan.kept, self._devices(plan), strict=True)]
+        if [(layer.kept, layer.precision, layer.device) for layer in self.layers] != planned:
+            self._drop_layers()
             slots.unload(layout.inside)
         if self._has_outer and self._lm_head_format != plan.precision.head:
             self._has_outer = False
@@ -102,10 +109,10 @@ class ResidentModel:
 
         `mask` (B, T), int64: which tokens of the prompts count, all of which count the same."""
         self.match(plan)
-        layout, mask = self._skeleton.layout, mask[:, plan.earlier_tokens :]
+        mask = mask[:, plan.earlier_tokens :]
         self._load_outer(plan, reader)
         if not self.layers:
-            self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+            self._allocate(plan)
         self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes and not plan.repeats else None
         if plan.repeats or (not plan.reads_again and self.state is State.COMPLETE):
             return nullcontext()
@@ -131,8 +138,8 @@ class ResidentModel:
         self.unload(keep_tier=True)
         layout = self._skeleton.layout
         self._load_outer(plan, reader)
-        self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
-        sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in lengths[1:])]
+        self._allocate(plan)
+        sets = [self.layers, *(another_set(layout, self.layers) for _ in lengths[1:])]
         masks = [torch.ones(1, length, dtype=torch.int64, device=self._device) for length in lengths]
         hooks = [self._pruner(own, plan, selection, mask) for own, mask in zip(sets, masks, strict=True)]
         stream = self._stream(self.layers, plan, reader, on_layer)
@@ -158,20 +165,22 @@ class ResidentModel:
         """For the pass of a conversation's turn, allocated before it."""
         earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
         count = plan.pass_tokens - REWRITTEN
-        return TurnStatistics(earlier, self._copied(self._device) if count > 0 else None, count)
+        return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
 
-    def _copied(self, device: str) -> Statistics:
-        """A copy of the statistics of all blocks that are pruned, in memory of its own: blocks that stay would tear the
-        heap into holes."""
+    def _copied(self, device: str = "") -> Statistics:
+        """A copy of the statistics of all blocks that are pruned, on a device, or on that of each layer; in memory of
+        its own: blocks that stay would tear the heap into holes."""
         each = [
             zip(layer.statistics, layer.kept, whole, strict=True)
             for layer, whole in zip(self.layers, self._neurons, strict=True)
         ]
         pruned = [[total if k < n else None for total, k, n in layer] for layer in each]
-        arena = Arena(sum(padded(t.nbytes) for layer in pruned for t in layer if t is not None), device, huge=False)
+        devices = [device or layer.device for layer in self.layers]
+        sizes = [sum(padded(t.nbytes) for t in layer if t is not None) for layer in pruned]
+        arenas = arenas_on(devices, sizes, huge=False)
         return [
-            tuple(None if total is None else arena.take(total.shape, total.dtype).copy_(total) for total in layer)
-            for layer in pruned
+            tuple(None if total is None else arenas[d].take(total.shape, total.dtype).copy_(total) for total in layer)
+            for layer, d in zip(pruned, devices, strict=True)
         ]
 
     @property
@@ -185,6 +194,11 @@ class ResidentModel:
         if not self.layers:
             return self.turns.resident
         return tuple(layer.kept for layer in self.layers), self.layers[0].precision
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Of several devices that hold the layers, the layer behind the last one of each."""
+        return self._ends if self.layers else ()
 
     def can_add_to(self, tokens: int, plan: Plan) -> bool:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
@@ -207,7 +221,8 @@ class ResidentModel:
         if not keep_tier:
             self._tier = HostTier(yields=self._copies)
         self._skeleton.slots.unload()
-        self.layers, self._has_outer = [], False
+        self._drop_layers()
+        self._has_outer = False
         self.turns.clear()
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -230,6 +245,24 @@ class ResidentModel:
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth
+
+    def _devices(self, plan: Plan) -> Sequence[str]:
+        """Where each layer of a plan is."""
+        return plan.devices or [self._device] * len(plan.kept)
+
+    def _allocate(self, plan: Plan) -> None:
+        """Memory for the layers. Those that are on other devices get their inputs there from now on."""
+        devices = self._devices(plan)
+        self.layers = resident_layers(self._skeleton.layout, plan.kept, devices, plan.precision)
+        self._ends = plan.ends
+        if set(devices) != {self._device}:
+            self._hops = Hops(self._skeleton.modules, devices, self._device)
+
+    def _drop_layers(self) -> None:
+        self.layers, self._ends, self._bandwidth = [], (), None
+        if self._hops:
+            self._hops.remove()
+            self._hops = None
 
     def _load_outer(self, plan: Plan, reader: Reader) -> None:
         if not self._has_outer:
