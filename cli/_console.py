@@ -37,6 +37,7 @@ from ._print import is_terminal
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
+    from ..planning.rows import Row
     from ..report import Report
 
 AMOUNT = re.compile(r"|-|[\d.,]+( ?([KMGT]?i?B|%|GB/s))?")
@@ -111,21 +112,29 @@ def report(value: "Report") -> None:
 
 
 def plan(value: "Plan", *, err: bool = False) -> None:
-    """The predicted peak, row by row, and the budget that it must not pass."""
+    """The predicted peak, row by row, and the budget that it must not pass; of several devices a table for each."""
+    tokens = f"{value.prompt_tokens} tokens of prompt, {value.max_new_tokens} of answer"
+    title, columns = f"Plan at {value.sparsity:.0%} sparsity, {tokens}", ("part", "memory", "counts", "")
+    for card in value.cards:
+        of_card = _plan_rows(card.rows, card.peak, card.card.budget)
+        table(f"{title}: {card.card}, {card.layers}", columns, of_card, err=err)
+    if not value.cards:
+        table(title, columns, _plan_rows(value.rows, value.peak, value.budget), err=err)
+
+
+def _plan_rows(parts: "Sequence[Row]", peak: int, budget: int) -> list[tuple[str, ...]]:
+    """Cells of what is on one device: each part, the moments, and the budget."""
     from ..planning.rows import MOMENTS
 
-    rows: list[tuple[str, ...]] = [(row.name, format_bytes(row.bytes), row.when, row.note) for row in value.rows]
-    moments = {row.when for row in value.rows}
+    rows: list[tuple[str, ...]] = [(row.name, format_bytes(row.bytes), row.when, row.note) for row in parts]
+    moments = {row.when for row in parts}
     for moment in (moment for moment in MOMENTS if moment in moments):
-        total = sum(row.bytes for row in value.rows if row.when in ("always", moment))
+        total = sum(row.bytes for row in parts if row.when in ("always", moment))
         what = "measurement of the fidelity" if moment == "fidelity" else moment
         rows.append((f"in all during the {what}", format_bytes(total), moment, ""))
-    room = value.budget - value.peak
-    rows.append(("peak, the largest of these", format_bytes(value.peak), "", ""))
-    left = f"{format_bytes(abs(room))} {'to spare' if room >= 0 else 'short'}"
-    rows.append(("budget", format_bytes(value.budget), "", left))
-    tokens = f"{value.prompt_tokens} tokens of prompt, {value.max_new_tokens} of answer"
-    table(f"Plan at {value.sparsity:.0%} sparsity, {tokens}", ("part", "memory", "counts", ""), rows, err=err)
+    rows.append(("peak, the largest of these", format_bytes(peak), "", ""))
+    left = f"{format_bytes(abs(budget - peak))} {'to spare' if peak <= budget else 'short'}"
+    return [*rows, ("budget", format_bytes(budget), "", left)]
 
 
 @contextmanager

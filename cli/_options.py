@@ -306,7 +306,8 @@ def open_engine(model: str, placement: Placement) -> "Engine":
 
     with console.progress_bytes("Fetching") as on_progress:
         engine = Engine(model, placement, on_progress=on_progress)
-    if placement.device_memory is not None and engine.budget > (there := total_memory(engine.device)):
+    devices = [card.device for card in engine.opened.cards] or [engine.device]
+    if placement.device_memory is not None and engine.budget > (there := min(map(total_memory, devices))):
         asked = f"--device-memory {format_bytes(engine.budget)}"
         console.note(f"{asked} is more than the memory of this machine, {format_bytes(there)}: a run may be killed")
     return engine

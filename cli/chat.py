@@ -15,7 +15,6 @@ from ..errors import CheckpointError, GriffinError, ModelNotFound, PromptError
 from ..options import Decoding, Pruning, as_dict
 from ..paths import state_folder
 from ..sources.resolve import CATALOGUE
-from ..units import format_bytes
 from . import _console as console
 from ._chat_commands import ALIASES, COMMANDS, rescue, run, save, words
 from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
@@ -149,7 +148,7 @@ def converse(talk: Talk, asks: "Terminal | Lines") -> None:
         for name in CATALOGUE.keys() & {f"{engine.name}{end}" for end in ("-chat", "-instruct", "-it")}:
             console.note(f"for a conversation use --model {name}")
     if asks.terminal:
-        console.note(f"{engine.name} on {engine.device}, budget {format_bytes(engine.budget)}. {LEAVE}")
+        console.note(f"{engine.name} on {engine.opened.where}. {LEAVE}")
     try:
         while not talk.leaving:
             try:

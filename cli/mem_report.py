@@ -11,7 +11,7 @@ import click
 from ..errors import GriffinError
 from ..options import Placement, Pruning
 from ..small_json import need
-from ..units import MIB, format_bytes, format_rate, parse_budget
+from ..units import MIB, format_bytes, format_rate
 from . import _console as console
 from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
 from ._print import echo
@@ -75,6 +75,7 @@ class Planned:
 def plan_opened(model: str, placement: Placement, pruning: Pruning, prompt: int, answer: int) -> Planned:
     engine = open_engine(model, placement)
     plan, request = engine.plan(prompt, answer, pruning), engine.opened.request(prompt, answer)
+    request = engine.opened.on_all_cards(request)
     return Planned(plan, request, engine.sizes, engine.name, str(engine.path), engine.skeleton.layout.dtype)
 
 
@@ -106,24 +107,26 @@ def plan_known_shape(model: str, placement: Placement, pruning: Pruning, prompt:
 
 def request_here(placement: Placement) -> "Request":
     """What is planned for on this machine, on the device and in the budget that were asked for."""
-    from ..memory.machine import best_device, check_device, device_budget, held_memory, how_known
+    from ..memory.machine import devices_of
     from ..memory.upload import ring_for
+    from ..planning.cards import card_here
     from ..planning.catalogue_fit import ANSWER_TOKENS, PROMPT_TOKENS
     from ..planning.request import Request
 
-    device, size = placement.device, placement.device_memory
-    device = check_device(device) if device else best_device()
+    cards = tuple(card_here(device, placement.device_memory) for device in devices_of(placement.device))
+    device = cards[0].device
     return Request(
         PROMPT_TOKENS,
         ANSWER_TOKENS,
         0.0,
-        parse_budget(size) if size is not None else device_budget(device),
+        sum(card.budget for card in cards),
         device,
-        held_memory(device),
-        how_known(device),
+        cards[0].runtime,
+        cards[0].runtime_note,
         copies=device != "cpu",
         static=device == "cuda",
         ring=ring_for(device) if device != "cpu" else None,
+        cards=cards if len(cards) > 1 else (),
     )
 
 
@@ -132,7 +135,7 @@ def show_plan(planned: Planned, rungs: Sequence[dict[str, Any]], as_json: bool) 
     plan = planned.plan
     if as_json:
         dtype = str(planned.dtype).removeprefix("torch.")
-        facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.device, "dtype": dtype}
+        facts = {"model": planned.name, "model_path": planned.path, "device": planned.request.where, "dtype": dtype}
         facts |= plan.to_json() | {"precision": plan.precision.to_json(dtype)}
         echo(json.dumps(facts | {"ladder": rungs}))
         return
@@ -212,7 +215,7 @@ def show_machine(placement: Placement, as_json: bool) -> None:
     from ..sources.resolve import CATALOGUE
 
     request = request_here(placement)
-    here, device, budget = machine(cache_folder(), largest_weights()), request.device, request.budget
+    here, device, budget = machine(cache_folder(), largest_weights()), request.where, request.budget
     rows = [plan_catalogue(model.alias, model.config, request) for model in CATALOGUE.values()]
     if as_json:
         facts = {**here.to_json(), "device": device, "budget": budget}
@@ -279,19 +282,35 @@ def show_last(as_json: bool) -> None:
     console.table(title, ("", "predicted", "measured", ""), rows)
 
 
+def card_rows(cards: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Cells of each of several devices, of a report's JSON. Raises ValueError."""
+    for card in cards:
+        planned, peak, budget = (
+            need(card, f"{name}_bytes", float) for name in ("planned_peak", "measured_peak", "budget")
+        )
+        begin, end = need(card, "layers", list)
+        layers = f"{end - begin} layers from {begin} on; " if end > begin else "no layer; "
+        yield (need(card, "device", str), format_bytes(planned), format_bytes(peak), layers + within(peak, budget))
+
+
+def within(peak: float, budget: float) -> str:
+    """'1.2 GiB below the budget of 8 GiB'."""
+    side = "below" if peak <= budget else "ABOVE"
+    return f"{format_bytes(abs(budget - peak))} {side} the budget of {format_bytes(budget)}"
+
+
 def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
     """Title and cells: what, predicted, measured, how the two compare. Raises ValueError or ZeroDivisionError."""
     memory, io, times = (need(last, name, dict) for name in ("memory", "io", "timings"))
     planned, peak, budget = (
         need(memory, f"{name}_bytes", float) for name in ("planned_peak", "measured_peak", "budget")
     )
-    side = "below" if peak <= budget else "ABOVE"
-    within = f"{format_bytes(abs(budget - peak))} {side} the budget of {format_bytes(budget)}"
+    left = within(peak, budget)
     whole, read = (need(io, name, float) for name in ("checkpoint_bytes", "bytes_read"))
     limit, pace = (need(times, f"{name}_tokens_per_s", float) for name in ("limit", "decode"))
     expected = need({**times, "expected": times.get("expected_tokens_per_s") or 0.0}, "expected", float)
     rows: list[tuple[str, ...]] = [
-        ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {within}"),
+        ("peak memory", format_bytes(planned), format_bytes(peak), f"{peak / planned:.0%} of the prediction; {left}"),
         ("checkpoint read", format_bytes(whole), format_bytes(read), f"{read / whole:.3f} x"),
     ]
     if predicted := need(memory, "planned_host_peak_bytes", float):
@@ -301,6 +320,7 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
             seconds = need(stages, need(stages, "longest", str), float)
             longest = f"bound by {need(stages, 'bound_by', str)}: {seconds:.2f} s"
             rows.append(("prompt pass", "", f"{need(stages, 'total_s', float):.2f} s", longest))
+    rows[1:1] = card_rows(memory.get("cards") or [])
     if pace and limit:
         share = f"{pace / limit:.0%} of what memory bandwidth allows"
         rows.append(("tokens/s", f"{expected or limit:.1f}", f"{pace:.1f}", share))

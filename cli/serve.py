@@ -7,7 +7,7 @@ import click
 
 from ..errors import GriffinError
 from ..options import Decoding, Pruning
-from ..units import format_bytes, parse_bytes
+from ..units import parse_bytes
 from . import _console as console
 from ._options import Some, count, opens_engine, switch, takes
 from ._outcome import debugging
@@ -69,7 +69,7 @@ def command(
         server = ApiServer(served, bound, address.api_key, on_answer=console.note, debug=debugging())
 
         def on_ready() -> None:
-            where = f"{served.name} on {engine.device}, budget {format_bytes(engine.budget)}, at {server.url}"
+            where = f"{served.name} on {engine.opened.where}, at {server.url}"
             console.note(f"{where}; Ctrl-C stops")
 
         server.run(on_ready)

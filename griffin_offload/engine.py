@@ -47,7 +47,7 @@ from .version import __version__
 
 
 class Engine:
-    """One model on one device. Making it reads headers only; the first prompt reads the weights.
+    """One model on one device, or on several GPUs. Making it reads headers only; the first prompt reads the weights.
 
     Every method takes its options as groups (Pruning, Decoding, ExportFormat) or as plain keywords, which are the
     groups' fields and win over them: `engine.generate(ids, sparsity=0.5, max_new_tokens=80)`."""
@@ -80,12 +80,13 @@ class Engine:
 
     @property
     def budget(self) -> int:
-        """Bytes that a run may hold on the device: what --device-memory says. May be set, for the next run."""
+        """Bytes that a run may hold on the device, or on each of several: what --device-memory says. May be set, for
+        the next run."""
         return self.opened.budget
 
     @budget.setter
     def budget(self, size: int | str) -> None:
-        self.opened = replace(self.opened, budget=parse_budget(size))
+        self.opened = self.opened.with_budget(parse_budget(size))
 
     @property
     def bytes_from_disk(self) -> int:
@@ -385,7 +386,7 @@ class Engine:
 
     def _planned(self, plan: Plan) -> AbstractContextManager[None]:
         """Out of memory in this block, which `plan` is of, is a BudgetError."""
-        return planned(self.device, plan.peak, self.unload)
+        return planned(self.device, plan.peak, self.unload, plan.peaks)
 
     def unload(self) -> None:
         """Give the weights' memory back; the next prompt reads them again."""

@@ -62,13 +62,14 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     opened.skeleton.threads.used.clear()
     with planned(opened.device, unload=resident.unload):
         resident.match(run.plan)  # before the peak is measured: what the last plan held is not this one's
-    measured = Measured(PeakMeter(opened.device))
+    devices = run.plan.peaks or {opened.device: 0}
+    measured = Measured({device: PeakMeter(device) for device in devices})
     if asked.decoding.seed is not None:
         set_seed(asked.decoding.seed)
     try:
         with (
             opened.skeleton.threads.kept(),
-            planned(opened.device, run.plan.peak, resident.unload),
+            planned(opened.device, run.plan.peak, resident.unload, run.plan.peaks),
             no_switch(opened.skeleton.model) if run.changes else nullcontext(),
         ):
             if asked.per_prompt and len(asked.prompts) > 1 and run.plan.reads_again:
@@ -102,7 +103,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     for ids in prompts:
         opened.check_tokens(ids)
     if pruning.skip.share:
-        check_skip(opened.skeleton.layout, pruning.skip, len(prompts))
+        check_skip(opened.skeleton.layout, pruning.skip, len(prompts), cards=len(opened.cards))
     if decoding.lossless:
         check_lossless(opened.skeleton.model, pruning, len(prompts), options)
     make_plan = make_plan_of(opened, asked)
@@ -115,6 +116,7 @@ def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:
     skips = bool(pruning.skip.share) and not pruning.skip.by_prompt
     why_not = "drafts are verified together" if plan.drafts else ""
     why_not = "ffn-skip by token decides on the host" if skips else why_not
+    why_not = "the layers are on several devices" if len(set(plan.devices)) > 1 else why_not
     return Run(
         asked=asked,
         start=start,

@@ -26,7 +26,7 @@ from .errors import (
 )
 from .memory.heap import return_freed_memory
 from .memory.host_cache import room_for_layers
-from .memory.machine import available_memory, best_device, check_device, device_budget, held_memory, how_known
+from .memory.machine import available_memory, device_budget, devices_of, held_memory, how_known
 from .memory.out_of_memory import planned
 from .memory.shared_tier import SharedTier
 from .memory.upload import Ring, ring_for
@@ -47,10 +47,11 @@ from .offload.probe import probe
 from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
 from .paths import cache_folder, expand, source_name
 from .planning.advice import what_helps
+from .planning.cards import card_here
 from .planning.ladder import best_plan, plan_at_speed
 from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
-from .planning.request import Earlier, Request
+from .planning.request import Card, Earlier, Request
 from .planning.sizes import ModelSizes, bounded, model_sizes
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
@@ -63,13 +64,14 @@ from .units import format_bytes, parse_budget
 
 @dataclass(frozen=True)
 class OpenModel:
-    """One model on one device. In bytes: `budget`; `host_memory`, for layers between prompts (`host_memory_is_free`:
-    what was free when the model was opened); `runtime`, what the process held there before any weight; `converts`, the
-    reader's buffers. `ring`: by which layers come to a device where the reader cannot write. `static`: tokens are
-    decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the model's. `rows`: reads
-    the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs that do not act here,
-    and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is not read. `shared`: the
-    tier in RAM where several processes read this checkpoint; `host_memory` is 0 then."""
+    """One model on one device, or its layers on several. In bytes: `budget`; `host_memory`, for layers between prompts
+    (`host_memory_is_free`: what was free when the model was opened); `runtime`, what the process held there before any
+    weight; `converts`, the reader's buffers. `ring`: by which layers come to a device where the reader cannot write.
+    `static`: tokens are decoded by static steps, as CUDA graphs record them. `context`: the most tokens; None: the
+    model's. `rows`: reads the embedding's rows where it stays on disk. `overridden`: fields of the checkpoint's configs
+    that do not act here, and why, in words. `extra_layers`: what its files hold for drafting further tokens, which is
+    not read. `shared`: the tier in RAM where several processes read this checkpoint; `host_memory` is 0 then. `cards`:
+    the devices where there are several, `device` and `budget` those of the first."""
 
     name: str
     path: Path
@@ -90,11 +92,19 @@ class OpenModel:
     context: int | None = None
     overridden: tuple[str, ...] = ()
     shared: SharedTier | None = None
+    cards: tuple[Card, ...] = ()
 
     @property
     def copies(self) -> bool:
         """Whether the device is not where the reader writes."""
         return self.ring is not None
+
+    @property
+    def where(self) -> str:
+        """'cuda, budget 22.00 GiB', or the same of each of several devices."""
+        cards = self.cards or (Card(self.device, self.budget),)
+        each = ((str(card) if self.cards else card.device, card.budget) for card in cards)
+        return "; ".join(f"{name}, budget {format_bytes(budget)}" for name, budget in each)
 
     @property
     def dtype(self) -> str:
@@ -183,7 +193,7 @@ class OpenModel:
         return ids
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
-        """What a plan of one prompt and the whole model is made for, within this model's budget."""
+        """What a plan of one prompt and the whole model is made for, within the budget of this model's device."""
         return Request(
             prompt_tokens=prompt_tokens,
             max_new_tokens=max_new_tokens,
@@ -236,7 +246,7 @@ class OpenModel:
         fidelity: bool,
     ) -> Request:
         return replace(
-            self.request(prompt_tokens, max_new_tokens),
+            self.on_all_cards(self.request(prompt_tokens, max_new_tokens)),
             curves=self.allocation_curves(pruning),
             fold=pruning.folds,
             skip=pruning.skip if pruning.skip.share else None,
@@ -244,6 +254,14 @@ class OpenModel:
             sets=sequences if per_prompt else 1,
             fidelity=fidelity and (pruning.skip.by_prompt or not pruning.skip.share),
         )
+
+    def on_all_cards(self, request: Request) -> Request:
+        """The request of an answer, whose layers may be on several cards; all else has the first alone."""
+        return replace(request, cards=self.cards, budget=sum(c.budget for c in self.cards)) if self.cards else request
+
+    def with_budget(self, size: int) -> "OpenModel":
+        """The same with another budget, of several cards on each."""
+        return replace(self, budget=size, cards=tuple(replace(card, budget=size) for card in self.cards))
 
     def allocation_curves(self, pruning: Pruning) -> Curves | None:
         """What shares a sparsity over the layers; None: all layers the same, also where nothing was calibrated."""
@@ -335,12 +353,12 @@ class OpenModel:
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def kv_cache(self, plan: Plan, sequences: int = 1) -> Any:
-        return self.cache_for(plan.prompt_tokens + plan.max_new_tokens, sequences)
+        return self.cache_for(plan.prompt_tokens + plan.max_new_tokens, sequences, plan.devices)
 
-    def cache_for(self, tokens: int, sequences: int = 1) -> Any:
-        """A KV cache of so many tokens."""
+    def cache_for(self, tokens: int, sequences: int = 1, devices: Sequence[str] = ()) -> Any:
+        """A KV cache of so many tokens. `devices`: of each layer, where there are several."""
         row = max(self.sizes.cache_per_token) // 2
-        return make_cache(self.config, tokens, row, self.device, sequences)
+        return make_cache(self.config, tokens, row, self.device, sequences, devices)
 
     @property
     def last_logits(self) -> dict[str, int]:
@@ -362,7 +380,7 @@ def open_model(
     Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
     check_asked()
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
-    device = check_device(placement.device) if placement.device else best_device()
+    device, *others = devices_of(placement.device)
     path = resolve(model, on_progress=on_progress)
     config, checkpoint = read_headers(path)
     overridden = override_fields(path, config)
@@ -396,6 +414,8 @@ def open_model(
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None
     if workers > 1:
         host_memory, shared = 0, SharedTier(workers, None if asked is None else host_memory)
+    budget = device_budget(device) if size is None else parse_budget(size)
+    first = [Card(device, budget, runtime, how_known(device))] if others else []
     return OpenModel(
         name=str(model),
         path=path,
@@ -405,7 +425,7 @@ def open_model(
         checkpoint=checkpoint,
         skeleton=skeleton,
         rows=rows,
-        budget=device_budget(device) if size is None else parse_budget(size),
+        budget=budget,
         host_memory=host_memory,
         runtime=runtime,
         converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
@@ -416,6 +436,7 @@ def open_model(
         overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
         extra_layers=extra,
         shared=shared,
+        cards=(*first, *(card_here(each, size) for each in others)),
     )
 
 

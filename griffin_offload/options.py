@@ -190,10 +190,17 @@ class Placement(_Checked):
     """Where a model runs, and in how much memory. Sizes are bytes, or text such as '4GiB'."""
 
     device: str | None = option(
-        None, "cuda, mps or cpu.", metavar="NAME", default="$GRIFFIN_DEVICE, or the best there is"
+        None,
+        "cuda, mps or cpu; or several GPUs as cuda:0,cuda:1, or all of them: a model that answers prompts then has on "
+        "the next one the layers that the first has no room for.",
+        metavar="NAME",
+        default="$GRIFFIN_DEVICE, or the best there is",
     )
     device_memory: int | str | None = option(
-        None, "The most memory to use: 4GiB, 4900MB or bytes.", metavar="SIZE", default="what is free, less a margin"
+        None,
+        "The most memory to use: 4GiB, 4900MB or bytes. Of several GPUs: on each.",
+        metavar="SIZE",
+        default="what is free, less a margin",
     )
     dtype: str | None = option(None, "Precision of the weights.", choices=DTYPES, default="the checkpoint's")
     host_memory: int | str | None = option(

@@ -51,6 +51,8 @@ def _why_never(opened: OpenModel, asked: Asked) -> str:
 def _why_not_now(opened: OpenModel, asked: Asked, tokens: int) -> str:
     make_plan = make_plan_of(opened, asked)
     plan = make_plan()
+    if plan.cards:
+        return "the model is on several GPUs"
     if plan.fold is not None:
         return "the fold is fitted to all tokens of the prompts"
     if plan.reads_again and opened.copies:

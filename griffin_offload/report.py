@@ -37,7 +37,8 @@ class Report:
     `threads`: on how many most of the tokens were decoded, on a CPU. `overridden`: fields of the checkpoint's configs
     that do not act here, and why. `turn`: of a conversation that goes on; None: of none. `shared`: what the prompts of
     a batch began with alike; `prompt_s`, `bytes_read` and `measured_peak` are with its pass. `lossless`: how the answer
-    was drafted and verified, `refreshes`: how its neurons were chosen again; None: that was not asked for."""
+    was drafted and verified, `refreshes`: how its neurons were chosen again; None: that was not asked for.
+    `measured_on_each`: of several devices, the peak on each of the plan's `cards`; `measured_peak` is their sum."""
 
     model: str
     model_path: Path
@@ -67,6 +68,7 @@ class Report:
     lossless: Lossless | None = None
     refreshes: Refreshes | None = None
     overridden: tuple[str, ...] = ()
+    measured_on_each: tuple[int, ...] = ()
 
     @property
     def bytes_per_token(self) -> int:
@@ -150,6 +152,10 @@ class Report:
                 "planned_peak_bytes": self.plan.peak,
                 "measured_peak_bytes": self.measured_peak,
                 "budget_bytes": self.plan.budget,
+                "cards": [
+                    {**card.to_json(rows=False), "measured_peak_bytes": peak}
+                    for card, peak in zip(self.plan.cards, self.measured_on_each, strict=True)
+                ],
             },
             "io": {
                 "checkpoint_bytes": self.checkpoint_bytes,
@@ -181,8 +187,11 @@ class Report:
             *([("fold", plan.fold_in_words)] if plan.fold_in_words else []),
             ("saved", f"{format_bytes(saved)} ({saved / plan.full_bytes:.0%})"),
             ("peak memory", f"{format_bytes(self.measured_peak)} measured, {format_bytes(plan.peak)} predicted"),
-            ("budget", f"{format_bytes(plan.budget)} on {self.device}"),
+            ("budget", f"{format_bytes(plan.budget)} on {plan.where or self.device}"),
         ]
+        for card, peak in zip(plan.cards, self.measured_on_each, strict=True):
+            peaks = f"{format_bytes(peak)} measured, {format_bytes(card.peak)} predicted"
+            rows.append((str(card.card), f"{card.layers}: {peaks}, budget {format_bytes(card.card.budget)}"))
         told = (("fidelity", self.fidelity), ("warning", self.warning))
         rows += [(label, str(value)) for label, value in told if value]
         if self.prior is not None:

@@ -1,7 +1,7 @@
 """One run: what is asked, what is planned for it, what it takes, and the answers with their report."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,12 +94,13 @@ class Run:
 
 @dataclass
 class Measured:
-    """What a run took: seconds, and bytes; and how its tokens were decoded (None: by the model's own forward)."""
+    """What a run took: seconds, and bytes; and how its tokens were decoded (None: by the model's own forward).
+    `meters`, `peaks`: by device."""
 
-    meter: PeakMeter
+    meters: Mapping[str, PeakMeter]
     read_before: int | None = field(default_factory=bytes_read)
     begin: float = field(default_factory=time.perf_counter)
-    peak: int = 0
+    peaks: Mapping[str, int] = field(default_factory=dict)
     bytes_read: int = 0
     interrupted: bool = False
     steps: Steps | None = None
@@ -112,7 +113,7 @@ class Measured:
         known = self.read_before is not None and read_after is not None
         if self.steps and self.steps.compiled:
             known = False  # the compiler reads too
-        self.peak = self.meter.peak()
+        self.peaks = {device: meter.peak() for device, meter in self.meters.items()}
         self.bytes_read = read_after - self.read_before if known else reader.bytes  # type: ignore[operator]
 
 
@@ -128,7 +129,8 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         dtype=opened.dtype,
         device=opened.device,
         plan=plan,
-        measured_peak=max(measured.peak, before.measured_peak if before else 0),
+        measured_peak=max(sum(measured.peaks.values()), before.measured_peak if before else 0),
+        measured_on_each=tuple(measured.peaks[card.card.device] for card in plan.cards),
         checkpoint_bytes=opened.checkpoint.bytes,
         bytes_read=measured.bytes_read + (before.bytes_read if before else 0),
         plan_s=prepared,

@@ -1,7 +1,7 @@
-"""A graphics card that is not there: torch.cuda's questions about memory, and NVML's, answered from a few numbers."""
+"""Graphics cards that are not there: torch.cuda's questions about memory, and NVML's, answered from a few numbers."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -43,43 +43,53 @@ class Card:
 
     def install(self, patch: pytest.MonkeyPatch) -> "Card":
         """This card is torch's from here on, but for its products."""
-        ones = torch.ones
-
-        def start(*shape: int, device: str | None = None, **options: object) -> torch.Tensor:
-            if device != "cuda":
-                return ones(*shape, device=device, **options)
-            self.started = True
-            return ones(*shape, **options)
-
-        def empty_cache() -> None:
-            self.cached = 0
-
-        def reset() -> None:
-            self.peak = self.reserved
-
-        def asked() -> tuple[int, int]:
-            self.started = True
-            return self.total - self.used, self.total
-
-        answers: dict[str, Callable[..., object]] = {
-            "is_initialized": lambda: self.started,
-            "synchronize": lambda: None,
-            "memory_allocated": lambda: self.allocated,
-            "memory_reserved": lambda: self.reserved,
-            "max_memory_reserved": lambda: self.peak,
-            "mem_get_info": asked,
-            "empty_cache": empty_cache,
-            "reset_peak_memory_stats": reset,
-            "_get_nvml_device_index": lambda device: device,
-        }
-        for name, answer in answers.items():
-            patch.setattr(torch.cuda, name, answer)
-        patch.setattr(torch, "ones", start)
-        nvml = SimpleNamespace(
-            nvmlInit=lambda: None,
-            nvmlDeviceGetHandleByIndex=lambda index: index,
-            nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=self.used),
-        )
-        patch.setitem(sys.modules, "pynvml", nvml)
-        cuda.context.cache_clear()
+        install([self], patch)
         return self
+
+
+def install(cards: Sequence[Card], patch: pytest.MonkeyPatch) -> None:
+    """These cards are torch's from here on, but for their products."""
+    ones = torch.ones
+
+    def start(*shape: int, device: str | None = None, **options: object) -> torch.Tensor:
+        if device is None or not cuda.is_cuda(device):
+            return ones(*shape, device=device, **options)
+        cards[cuda.index(device)].started = True
+        return ones(*shape, **options)
+
+    def empty_cache() -> None:
+        for card in cards:
+            card.cached = 0
+
+    def reset(number: int = 0) -> None:
+        cards[number].peak = cards[number].reserved
+
+    def asked(number: int = 0) -> tuple[int, int]:
+        card = cards[number]
+        card.started = True
+        return card.total - card.used, card.total
+
+    answers: dict[str, Callable[..., object]] = {
+        "is_available": lambda: True,
+        "device_count": lambda: len(cards),
+        "is_initialized": lambda: any(card.started for card in cards),
+        "synchronize": lambda number=0: None,
+        "memory_allocated": lambda number=0: cards[number].allocated,
+        "memory_reserved": lambda number=0: cards[number].reserved,
+        "max_memory_reserved": lambda number=0: cards[number].peak,
+        "mem_get_info": asked,
+        "empty_cache": empty_cache,
+        "reset_peak_memory_stats": reset,
+        "_get_nvml_device_index": lambda device: device,
+    }
+    for name, answer in answers.items():
+        patch.setattr(torch.cuda, name, answer)
+    patch.setattr(torch, "ones", start)
+    patch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda number: cards[number].started, raising=False)
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda number: SimpleNamespace(used=cards[number].used),
+    )
+    patch.setitem(sys.modules, "pynvml", nvml)
+    cuda.context.cache_clear()

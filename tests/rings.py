@@ -70,11 +70,11 @@ class SlowUpload(Upload):
     def __init__(self, *inputs: Any, copying: float, computing: float) -> None:
         self.computing = SlowStream(computing)
         super().__init__(*inputs)
-        self._stream = SlowStream(copying)
+        self._streams = dict.fromkeys(self._streams, SlowStream(copying))
 
     def target(self, tensor: Tensor) -> Any:
         """What `send` can copy to: the copy is made by the stream."""
-        stream = self._stream
+        (stream,) = self._streams.values()
 
         class Target:
             def copy_(self, source: Tensor, non_blocking: bool) -> None:
@@ -82,7 +82,7 @@ class SlowUpload(Upload):
 
         return Target()
 
-    def _computing(self) -> SlowStream:
+    def _computing(self, device: torch.device) -> SlowStream:
         return self.computing
 
     def _event(self) -> SlowEvent:

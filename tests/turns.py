@@ -28,7 +28,7 @@ def assert_as_whole(engine: Engine, whole: Engine, ids: list[int], **options: An
     expected, expected_logits = turn(whole, ids, **options, continues=False)
     for mine, own in zip(engine.resident.layers, whole.resident.layers, strict=True):
         assert [each.tolist() for each in mine.kept_neurons] == [each.tolist() for each in own.kept_neurons]
-        torch.testing.assert_close(mine.statistics, own.statistics, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine.statistics, own.statistics, rtol=1e-4, atol=1e-5, check_device=False)
     assert answer.token_ids == expected.token_ids
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     return answer

@@ -23,12 +23,21 @@ class Place:
 
 
 def places(placement: Placement, workers: int | None) -> list[Place]:
-    """A place for each of `workers`; None: for each GPU, or one on another device.
+    """A place for each of `workers`; None: for each GPU, or one on another device. Several GPUs that are named are one
+    place, whose model has its layers on all of them.
 
     Raises OptionError for a device that is not there, and for more workers than GPUs."""
-    from ..memory.machine import best_device, check_device
+    from ..memory.machine import devices_of
 
-    device = check_device(placement.device) if placement.device else best_device()
+    device, *others = devices_of(placement.device)
+    if others:
+        named = ",".join(("cuda:0", *others))
+        if (workers or 1) > 1:
+            raise OptionError(
+                f"--workers {workers}: {named} hold one model together; leave --workers out, or give --device cuda, by "
+                "which every worker has a GPU of its own"
+            )
+        return [Place(replace(placement, device=named), f"GPUs {named}")]
     if device == "cuda":
         gpus = visible_gpus()
         if workers is not None and workers > len(gpus):

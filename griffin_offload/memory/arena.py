@@ -51,3 +51,11 @@ class Arena:
     def rewind(self) -> None:
         """Makes all memory free again: the tensors in it must no longer be used."""
         self.used = 0
+
+
+def arenas_on(devices: Sequence[str], sizes: Sequence[int], huge: bool = True) -> dict[str, Arena]:
+    """For each device one arena for all that is there: thing i of sizes[i] bytes on devices[i]."""
+    total = dict.fromkeys(devices, 0)
+    for device, size in zip(devices, sizes, strict=True):
+        total[device] += size
+    return {device: Arena(size, device, huge) for device, size in total.items()}

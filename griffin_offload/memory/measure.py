@@ -12,7 +12,7 @@ import psutil
 
 from ..units import MIB
 from ..workspace import workspace
-from .cuda import context, give_back
+from . import cuda
 
 PROC = Path("/proc/self")
 SECTOR = 512  # bytes in which Linux counts what a disk reads
@@ -28,21 +28,19 @@ class PeakMeter:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        if device == "cuda":
+        if cuda.is_cuda(device):
             import torch
 
-            context()  # before anything else uses the device, so that it can be measured
-            give_back(device)  # or blocks of an earlier run would count
-            torch.cuda.reset_peak_memory_stats()
+            cuda.context(device)  # before anything else uses the device, so that it can be measured
+            cuda.give_back(device)  # or blocks of an earlier run would count
+            torch.cuda.reset_peak_memory_stats(cuda.index(device))
         with suppress(OSError):  # Linux: reset the peak
             (PROC / "clear_refs").write_text("5")
 
     def peak(self) -> int:
         """Bytes."""
-        if self.device == "cuda":
-            import torch
-
-            return context()[0] + int(torch.cuda.max_memory_reserved())
+        if cuda.is_cuda(self.device):
+            return cuda.peak(self.device)
         if (kib := _proc("status", "VmHWM:")) is not None:
             return kib * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,7 +2,7 @@
 
 import errno
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,13 +18,17 @@ SPARE = 64 * MIB  # below what is free, for a budget that we suggest
 
 
 @contextmanager
-def planned(device: str, peak: int = 0, unload: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Runs the block, which was planned to take `peak` bytes of the device at most (0: not planned).
+def planned(
+    device: str, peak: int = 0, unload: Callable[[], None] = lambda: None, cards: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """Runs the block, which was planned to take `peak` bytes of the device at most (0: not planned), or of several
+    devices, of which it is the sum, what `cards` says.
 
     Raises BudgetError before the block if a CUDA device has no such room, and where the block runs out of memory; the
     weights are unloaded then, by `unload`."""
     try:
-        _check_room(device, peak)
+        for each, needed in (cards or {device: peak}).items():
+            _check_room(each, needed)
         yield
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
@@ -51,16 +55,16 @@ def _left(device: str) -> str:
     """Bytes that are free on a device which has just run out of them, after torch's blocks are given back."""
     try:
         cuda.give_back(device)
-        return format_bytes(cuda.free() if device == "cuda" else available_memory())
+        return format_bytes(cuda.free(device) if cuda.is_cuda(device) else available_memory())
     except RuntimeError:  # a card that has no room for a context cannot even be asked
         return "nothing"
 
 
 def _check_room(device: str, peak: int) -> None:
     """Raises BudgetError if `peak` bytes, of which this process may hold some already, are more than CUDA has now."""
-    if device == "cuda" and peak > (room := cuda.held() + cuda.free()):
-        others, most = cuda.others(), max(0, room - SPARE) // MIB
+    if cuda.is_cuda(device) and peak > (room := cuda.held(device) + cuda.free(device)):
+        others, most = cuda.others(device), max(0, room - SPARE) // MIB
         raise BudgetError(
-            f"{format_bytes(peak)} are planned on cuda, where other processes hold {format_bytes(others)} and "
+            f"{format_bytes(peak)} are planned on {device}, where other processes hold {format_bytes(others)} and "
             f"{format_bytes(room)} are left. Give --device-memory {most}MiB"
         )

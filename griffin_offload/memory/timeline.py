@@ -12,7 +12,8 @@ MOST = 1000  # samples; then every other one goes, and they are taken half as of
 
 @dataclass(frozen=True)
 class Sample:
-    """`seconds` since the begin; bytes of RAM of the `process`, and on CUDA of torch's allocator on the `device`."""
+    """`seconds` since the begin; bytes of RAM of the `process`, and on CUDA of torch's allocator on the `device`, or on
+    several of them."""
 
     seconds: float
     process: int
@@ -52,5 +53,5 @@ class Timeline:
         if self._cuda:
             import torch
 
-            device = torch.cuda.memory_reserved()
+            device = sum(torch.cuda.memory_reserved(card) for card in range(torch.cuda.device_count()))
         self.samples.append(Sample(time.perf_counter() - self._start, resident_set(), device))

@@ -94,8 +94,10 @@ class Upload:
 
     def __init__(self, slots: Sequence[Arena], ring: Ring, clock: StageClock) -> None:
         self._cuda, self._ring, self._clock = slots[0].memory.is_cuda, ring, clock
-        self._stream: Any = torch.cuda.Stream() if self._cuda else Plain()
-        self._stream.wait_stream(self._computing())  # the slots' memory may be in use by what was computed before
+        self._devices = [slot.memory.device for slot in slots]
+        self._streams: dict[Any, Any] = {d: torch.cuda.Stream(d) if self._cuda else Plain() for d in self._devices}
+        for device, stream in self._streams.items():
+            stream.wait_stream(self._computing(device))  # the slots may be in use by what was computed before
         self._arrived, self._left = ([self._event() for _ in slots] for _ in range(2))
         self._began = [self._event() for _ in slots]
         self._enqueue = Lock()  # the copies of a piece lie together on the stream, between the events that time them
@@ -115,12 +117,13 @@ class Upload:
     def send(self, piece: HostPiece, copies: Sequence[tuple[Tensor, Tensor]], slot: int) -> None:
         """Copies tensors of a piece to tensors of a slot, (from, to), after the slot's last layer has left."""
         began, piece.sent = self._event(), self._event()
-        with self._enqueue, torch.cuda.stream(self._stream) if self._cuda else nullcontext():
-            self._stream.wait_event(self._left[slot])
-            began.record(self._stream)
+        stream = self._streams[self._devices[slot]]
+        with self._enqueue, torch.cuda.stream(stream) if self._cuda else nullcontext():
+            stream.wait_event(self._left[slot])
+            began.record(stream)
             for source, target in copies:
                 target.copy_(source, non_blocking=self._cuda)
-            piece.sent.record(self._stream)
+            piece.sent.record(stream)
         self._clock.span("bus", began, piece.sent)
 
     def give(self, piece: HostPiece) -> None:
@@ -129,26 +132,28 @@ class Upload:
 
     def complete(self, slot: int) -> None:
         """All of a layer has been sent."""
-        self._arrived[slot].record(self._stream)
+        self._arrived[slot].record(self._streams[self._devices[slot]])
 
     def arrive(self, slot: int) -> None:
         """Everything computed from now on waits for the layer's copies."""
-        self._computing().wait_event(self._arrived[slot])
+        computing = self._computing(self._devices[slot])
+        computing.wait_event(self._arrived[slot])
         self._began[slot] = self._event()
-        self._began[slot].record(self._computing())
+        self._began[slot].record(computing)
 
     def leave(self, slot: int) -> None:
         """Everything computed so far may read the slot; nothing later does."""
         self._left[slot] = self._event()
-        self._left[slot].record(self._computing())
+        self._left[slot].record(self._computing(self._devices[slot]))
         self._clock.span("compute", self._began[slot], self._left[slot])
 
     def close(self) -> None:
         """Waits for copies on their way: what they read and write may then go."""
-        self._stream.synchronize()
+        for stream in self._streams.values():
+            stream.synchronize()
 
-    def _computing(self) -> Any:
-        return torch.cuda.current_stream() if self._cuda else Plain()
+    def _computing(self, device: torch.device) -> Any:
+        return torch.cuda.current_stream(device) if self._cuda else Plain()
 
     def _event(self) -> Any:
         return torch.cuda.Event(enable_timing=True, blocking=True) if self._cuda else Plain()

@@ -23,6 +23,7 @@ chat_template.py   a tokenizer's chat template: which one, and the form of messa
 template_sandbox.py  bounds of the time and memory that a template takes
 modules.py         forwards that replace a module's own
 hooks.py           observers of a layer
+hops.py            layers on several devices: the states move from one to the next
 attention.py       attention of long prompts in chunks, and of one token
 rotary.py          rotary embeddings that change with the length, row by row
 kv_cache.py        the KV cache, allocated once

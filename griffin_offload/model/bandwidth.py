@@ -20,25 +20,32 @@ def read_by_a_token(model: Any) -> list[Tensor]:
 
 def memory_bandwidth(weights: Iterable[Tensor], passes: int = 5, seconds: float = 0.3) -> float:
     """Bytes per second in which these matrices are read, at best in a few passes: multiplied by one token, or
-    (on a CPU) searched for the largest number, which is quicker without instructions for their dtype.
+    (on a CPU) searched for the largest number, which is quicker without instructions for their dtype. Those on several
+    devices one device after the other, as a token does.
 
     Codes of quantized weights are read as if they were bfloat16."""
     matrices = [w if w.is_floating_point() else _as_bfloat16(w) for w in weights if w.dim() == 2 and w.numel()]
-    inputs = {(w.shape[1], w.dtype): torch.ones(1, w.shape[1], dtype=w.dtype, device=w.device) for w in matrices}
+    shapes = {(w.shape[1], w.dtype, w.device) for w in matrices}
+    inputs = {shape: torch.ones(1, shape[0], dtype=shape[1], device=shape[2]) for shape in shapes}
     total = sum(w.numel() * w.element_size() for w in matrices)
     words = [_words(w) for w in matrices if w.device.type == "cpu" and w.is_contiguous() and w.numel() >= 4]
-    ways: list[Callable[[], Any]] = [lambda: [linear(inputs[w.shape[1], w.dtype], w) for w in matrices]]
+    devices = dict.fromkeys(w.device for w in matrices)
+    on_each = {device: [w for w in matrices if w.device == device] for device in devices}
+    ways: list[Callable[[torch.device], Any]] = [
+        lambda device: [linear(inputs[w.shape[1], w.dtype, device], w) for w in on_each[device]]
+    ]
     if len(words) == len(matrices):
-        ways.append(lambda: [numbers.amax() for numbers in words])
+        ways.append(lambda _: [numbers.amax() for numbers in words])
     best, end = float("inf"), time.perf_counter() + seconds
     for number in range(passes if matrices else 0):
         if number and time.perf_counter() > end:
             break
         for read in ways:
             start = time.perf_counter()
-            with own_kernels():
-                read()
-            wait_for(matrices[0].device.type)
+            for device in devices:
+                with own_kernels():
+                    read(device)
+                wait_for(device.type, device.index)
             best = min(best, time.perf_counter() - start)
     return float(total / best)
 
@@ -48,10 +55,12 @@ def memory_bandwidth_here(device: str, size: int = 256 * MIB) -> float:
     return memory_bandwidth([torch.ones(size // 4096, 2048, dtype=torch.bfloat16, device=device)])
 
 
-def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given: CPUs have."""
-    if device != "cpu":
-        (torch.mps if device == "mps" else torch.cuda).synchronize()
+def wait_for(device: str, number: int | None = None) -> None:
+    """Returns when the device, or the one of several with this number, has done all that it was given: CPUs have."""
+    if device == "mps":
+        torch.mps.synchronize()
+    elif device == "cuda":
+        torch.cuda.synchronize(number)
 
 
 def _words(matrix: Tensor) -> Tensor:

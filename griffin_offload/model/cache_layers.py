@@ -51,6 +51,15 @@ class Room:
             other.put(self._keys[:, :, begin : begin + tokens], self._values[:, :, begin : begin + tokens], 0)
         return other
 
+    def move(self, device: str) -> None:
+        """To another device."""
+        if device == self._device:
+            return
+        self._device = device
+        if self._arena:  # nothing is in it yet
+            self._arena = Arena(self._arena.size, device, huge=False)
+        self._keys, self._values = self._keys.to(device), self._values.to(device)
+
     def first(self, tokens: int) -> tuple[Tensor, Tensor]:
         return self._keys[:, :, :tokens], self._values[:, :, :tokens]
 
@@ -85,6 +94,10 @@ class InRoom:
     def has_first(self, tokens: int) -> bool:
         """Whether the layer can be cut back to its first `tokens` tokens."""
         raise NotImplementedError
+
+    def move(self, device: str) -> None:
+        """To another device; `cut_back` is called next."""
+        self._room.move(device)
 
     def cut_back(self, tokens: int, room: int) -> None:
         """Keeps the first `tokens` tokens, in memory for `room`."""
@@ -176,6 +189,10 @@ class StateAndKeysLayer(KeepsStates, RoomyLayer, LinearAttentionAndFullAttention
 
     def has_first(self, tokens: int) -> bool:
         return self.has_state(tokens) and super().has_first(tokens)
+
+    def move(self, device: str) -> None:
+        self.move_state(device)
+        super().move(device)
 
     def cut_back(self, tokens: int, room: int) -> None:
         self.back_to(tokens)

@@ -57,7 +57,8 @@ class ObserveNeurons:
         activations: "Activations | None" = None,
         first: tuple[int, Tensor] | None = None,
     ) -> None:
-        self._total, self._weights, self._measure = total, weights, measure
+        self._total, self._measure = total, measure
+        self._weights = None if weights is None else weights.to(total.device)
         self._activations, self._first = activations, first
         self._pieces = pieces_of(layer, path)
         self._tap = Tap(layer, path, self._observe)
@@ -96,7 +97,7 @@ class Activations:
 
     def add(self, z: Tensor, places: slice | Tensor, expert: int | None) -> None:
         """z (..., F) of the tokens at these places of the forward, and of which expert."""
-        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self.tokens[places]])
+        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self.tokens.to(z.device)[places]])
 
     def pieces(self, expert: int | None = None) -> list[Tensor]:
         """The rows kept, in pieces (s, F): the list itself."""
@@ -136,6 +137,7 @@ class Residual:
         assert self._added is not None
         begin = 0 if last is None else -last
         states, added = leaving.flatten(0, -2)[begin:], self._added.reshape(-1, leaving.shape[-1])[begin:]
+        added = added.to(states.device)  # of several, the states of the last layer have gone to the first device
         self._added = None
         parts = zip(states.split(PIECE), added.split(PIECE), strict=True)
         return torch.cat([cosine_similarity(s.float() - a.float(), s.float(), dim=-1) for s, a in parts])
@@ -144,7 +146,8 @@ class Residual:
         """The same of one token's states (1, 1, D), in a third of the time."""
         assert self._added is not None
         states = leaving.reshape(1, -1).float()
-        both = torch.cat([states - self._added.reshape(1, -1), states])  # the difference in float32, as above
+        added = self._added.reshape(1, -1).to(states.device)
+        both = torch.cat([states - added, states])  # the difference in float32, as above
         (entering, inner), (_, left) = (both @ both.T).tolist()
         self._added = None
         return float(inner / max(math.sqrt(entering * left), 1e-12))

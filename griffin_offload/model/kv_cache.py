@@ -3,6 +3,7 @@
 Between two turns of a conversation a cache can be cut back to its first tokens, and moved to memory for more of them, a
 layer at a time. Its layers are those of cache_layers.py."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.cache_utils import (
@@ -27,9 +28,11 @@ def windows(config: Any) -> tuple[int | None, ...]:
     return tuple(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
 
 
-def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int = 1) -> Cache:
+def make_cache(
+    config: Any, tokens: int, row: int, device: str, sequences: int = 1, devices: Sequence[str] = ()
+) -> Cache:
     """A cache for `tokens` tokens of each sequence, which it knows as its `tokens`. `row`: the most bytes of a token's
-    keys (or values) in a layer.
+    keys (or values) in a layer. `devices`: of each layer, where they are not all on one `device`.
 
     Layers of kinds that `why_not_kept` names are not replaced."""
     cache = DynamicCache(config=config)
@@ -38,7 +41,7 @@ def make_cache(config: Any, tokens: int, row: int, device: str, sequences: int =
         if type(layer) is LinearAttentionLayer:
             cache.layers[index] = StateLayer(layer.number_of_states)
         elif type(layer) in KEYS:
-            room = Room(capacity(tokens, window), row, sequences, device)
+            room = Room(capacity(tokens, window), row, sequences, devices[index] if devices else device)
             if type(layer) is LinearAttentionAndFullAttentionLayer:
                 cache.layers[index] = StateAndKeysLayer(layer.number_of_states, room)
             else:
@@ -99,9 +102,12 @@ def most_undone(cache: Any) -> int:
     return min((layer.undoable for layer in used_layers(cache)), default=0)
 
 
-def cut_back(cache: Any, tokens: int, room: int) -> None:
-    """Keeps the first `tokens` tokens, in memory for `room`: a layer at a time, so that little is held twice."""
-    for layer in cache.layers:
+def cut_back(cache: Any, tokens: int, room: int, devices: Sequence[str] = ()) -> None:
+    """Keeps the first `tokens` tokens, in memory for `room`: a layer at a time, so that little is held twice. Layer i
+    moves to devices[i], where they are on several."""
+    for layer, device in zip(cache.layers, devices or [""] * len(cache.layers), strict=True):
+        if device and isinstance(layer, InRoom | StateLayer):
+            layer.move(device)
         if isinstance(layer, InRoom | StateLayer):
             layer.cut_back(tokens, room)
         if isinstance(layer, InRoom) and layer.is_initialized:

@@ -73,6 +73,11 @@ class KeepsStates:
             self._tokens = tokens
         self._copies = {point: copy for point, copy in self._copies.items() if point <= tokens}
 
+    def move_state(self, device: str) -> None:
+        """To another device."""
+        for states in (self.conv_states, self.recurrent_states):
+            states |= {index: state.to(device) for index, state in states.items() if state is not None}
+
     def saved_states(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and facts (JSON types), that `restore_states` makes the layer of again."""
         kinds = {"conv_states": self.conv_states, "recurrent_states": self.recurrent_states}
@@ -133,6 +138,9 @@ class StateLayer(KeepsStates, LinearAttentionLayer):  # type: ignore[misc]
 
     def has_first(self, tokens: int) -> bool:
         return self.has_state(tokens)
+
+    def move(self, device: str) -> None:
+        self.move_state(device)
 
     def cut_back(self, tokens: int, room: int) -> None:
         self.back_to(tokens)

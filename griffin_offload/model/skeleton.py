@@ -23,6 +23,7 @@ from .attention_sizes import attention_sizes
 from .compiled import CompiledLayers
 from .decode_kernels import decode_by_own_kernels
 from .detect import find_structure
+from .hops import to_device
 from .layout import Block, Layer, ModelLayout, NeuronRows
 from .modules import Pieces, RoutedExperts, multiply
 from .recurrent import follow_states
@@ -124,9 +125,7 @@ class Skeleton:
 
     def to_device(self, device: str) -> None:
         """Move the buffers; parameters go there one by one as they are assigned."""
-        for module in self.model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = buffer.to(device)
+        to_device(self.model, device)
 
     def _weight_of(self, owner: nn.Module) -> str:
         return f"{next(name for name, module in self.model.named_modules() if module is owner)}.weight"

@@ -113,11 +113,11 @@ class EarlierTurns:
         known = self._statistics.get(tokens)
         return None if known is None else covering(known, kept, neurons)
 
-    def go_back(self, tokens: int, room: int) -> None:
-        """Keep the first `tokens` tokens alone, in memory for `room` tokens."""
+    def go_back(self, tokens: int, room: int, devices: Sequence[str] = ()) -> None:
+        """Keep the first `tokens` tokens alone, in memory for `room` tokens, layer i on devices[i]."""
         self._ids = self._ids[:tokens]
         self._statistics = {end: totals for end, totals in self._statistics.items() if end <= tokens}
-        cut_back(self.cache, tokens, room)
+        cut_back(self.cache, tokens, room, devices)
 
     def mark(self, cache: Any, plan: Plan) -> None:
         """Before the pass of a turn, by whose cache: recurrent states are kept for the points to go back to."""

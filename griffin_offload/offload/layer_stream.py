@@ -90,7 +90,8 @@ class LayerStream:
         self._skeleton.threads.back()
         if not self._stays:
             self.free()
-        self._layers[0].scratch.free()
+        for layer in self._layers:
+            layer.scratch.free()
         self.settle()
 
     def free(self) -> None:

@@ -37,15 +37,15 @@ def plan_turn(
     turns = resident.turns
     if (last := turns.may_repeat(ids, pruning)) and resident.plan_of_layers == (last.plan.kept, last.plan.precision):
         with suppress(BudgetError):
-            plan = make_plan(earlier=Earlier(len(ids), resident.plan_of_layers), fidelity=False)
-            if (plan.kept, plan.precision) == resident.plan_of_layers:
+            plan = make_plan(earlier=Earlier(len(ids), resident.plan_of_layers, ends=resident.ends), fidelity=False)
+            if (plan.kept, plan.precision, plan.ends) == (*resident.plan_of_layers, resident.ends):
                 plan = replace(plan, fold=last.plan.fold, no_room_to_fold=last.plan.no_room_to_fold)
                 return plan, Turn(len(ids), 0)
     kept, why_not = turns.shared(ids)
     if kept:
         in_memory = resident.plan_of_layers if turns.pruning == pruning else None
         try:
-            plan = make_plan(earlier=Earlier(kept, in_memory))
+            plan = make_plan(earlier=Earlier(kept, in_memory, ends=resident.ends))
             if resident.can_add_to(kept, plan):
                 return plan, Turn(kept, len(ids) - kept)
             why_not = "how it used its neurons is not known"

@@ -86,7 +86,8 @@ def _compare(model: Any, folder: Path, entry: Architecture) -> str:
     ids = torch.randint(4, SIZES["vocab_size"], (1, PROMPT + NEXT))
     prompt, following = ids[:, :PROMPT], ids[:, PROMPT:]
     for sparsity in (0.0, 0.5):
-        layers = resident_layers(skeleton.layout, model_sizes(skeleton.layout).kept(sparsity), "cpu")
+        kept = model_sizes(skeleton.layout).kept(sparsity)
+        layers = resident_layers(skeleton.layout, kept, ["cpu"] * len(kept))
         first, after = _streamed(skeleton, layers, prompt, following)
         cache = DynamicCache(config=model.config)
         whole = model(prompt, past_key_values=cache).logits

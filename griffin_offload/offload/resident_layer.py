@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory.arena import ALIGN, Arena
+from ..memory.arena import ALIGN, Arena, arenas_on
 from ..model.layout import Block, Layer, ModelLayout
 from ..planning.rows import STAGING_LAYERS
 from ..planning.sizes import Kept, model_sizes
@@ -40,23 +40,29 @@ class ResidentLayer:
     moves: bool = False
 
 
-def resident_layers(layout: ModelLayout, kept: Kept, device: str, precision: Precision = NATIVE) -> list[ResidentLayer]:
-    """Memory for every layer with kept[i] neurons (by block), on the device; nothing is read yet."""
+def resident_layers(
+    layout: ModelLayout, kept: Kept, devices: Sequence[str], precision: Precision = NATIVE
+) -> list[ResidentLayer]:
+    """Memory for every layer with kept[i] neurons (by block), on devices[i]; nothing is read yet."""
     sizes = model_sizes(layout)
-    arena = Arena(sizes.resident(kept, precision) - sizes.outer_in(precision), device)
-    scratch = Scratch(sizes.widest, layout.dtype.itemsize, device)
-    layers = zip(layout.layers, kept, strict=True)
-    return [_allocate(layout, layer, k, (arena, arena), scratch, precision) for layer, k in layers]
+    held = [
+        size.fixed_in(precision) + size.feed_forward(k, precision) for size, k in zip(sizes.layers, kept, strict=True)
+    ]
+    arenas = arenas_on(devices, held)
+    scratches = {device: Scratch(sizes.widest, layout.dtype.itemsize, device) for device in arenas}
+    layers = zip(layout.layers, kept, devices, strict=True)
+    return [_allocate(layout, layer, k, (arenas[d], arenas[d]), scratches[d], precision, d) for layer, k, d in layers]
 
 
-def another_set(layout: ModelLayout, layers: Sequence[ResidentLayer], device: str) -> list[ResidentLayer]:
+def another_set(layout: ModelLayout, layers: Sequence[ResidentLayer]) -> list[ResidentLayer]:
     """Memory for another prompt's kept neurons beside `layers`; all else is shared with them."""
     sizes, precision = model_sizes(layout).layers, layers[0].precision
     each = zip(sizes, layers, strict=True)
-    arena = Arena(sum(size.feed_forward(layer.kept, precision) for size, layer in each), device)
+    held = [size.feed_forward(layer.kept, precision) for size, layer in each]
+    arenas = arenas_on([layer.device for layer in layers], held)
     other = []
     for layer, resident in zip(layout.layers, layers, strict=True):
-        tensors = dict(resident.tensors)
+        tensors, arena = dict(resident.tensors), arenas[resident.device]
         for block, k in zip(layer.blocks, resident.kept, strict=True):
             if k < block.neurons:
                 tensors |= allocate_block(arena, block, _shapes(layout, layer, block), k, precision, layout.dtype)
@@ -85,7 +91,7 @@ def passing_layers(layout: ModelLayout, kept: Kept, device: str = "cpu") -> list
         arenas = fixed[index % STAGING_LAYERS], compact[index % len(compact)]
         for arena in arenas:
             arena.rewind()
-        layers.append(_allocate(layout, layer, k, arenas, scratch))
+        layers.append(_allocate(layout, layer, k, arenas, scratch, NATIVE, device))
     return layers
 
 
@@ -95,7 +101,8 @@ def _allocate(
     kept: tuple[int, ...],
     arenas: tuple[Arena, Arena],
     scratch: Scratch,
-    precision: Precision = NATIVE,
+    precision: Precision,
+    device: str,
 ) -> ResidentLayer:
     """`arenas`: of what has no neurons, and of the neurons."""
     fixed, neurons = arenas
@@ -112,13 +119,12 @@ def _allocate(
             tensors |= {name: _allocate_whole(layout, layer, name, neurons) for name in block.rows}
         else:
             tensors |= allocate_block(neurons, block, _shapes(layout, layer, block), k, precision, layout.dtype)
-    device = neurons.memory.device
     statistics = tuple(torch.zeros(b.statistic_shape, dtype=torch.float32, device=device) for b in layer.blocks)
     kept_neurons = tuple(
         torch.arange(k, device=device).expand(*b.statistic_shape[:-1], k).contiguous()
         for b, k in zip(layer.blocks, kept, strict=True)
     )
-    return ResidentLayer(tensors, kept, precision, device.type, statistics, kept_neurons, scratch)
+    return ResidentLayer(tensors, kept, precision, device, statistics, kept_neurons, scratch)
 
 
 def _side_by_side(matrices: Mapping[str, tuple[int, int]]) -> list[list[str]]:

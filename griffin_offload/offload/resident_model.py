@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Reader
-from ..memory.arena import Arena, padded
+from ..memory.arena import arenas_on, padded
 from ..memory.heap import trim_heap
 from ..memory.host_cache import HostTier
 from ..model.bandwidth import memory_bandwidth, read_by_a_token
+from ..model.hops import Hops
 from ..model.skeleton import Skeleton
 from ..options import OnLayer, Pruning
 from ..planning.plan import Plan
@@ -43,7 +44,7 @@ class State(Enum):
 
 
 class ResidentModel:
-    """The weights of one model on one device, as the last plan had them."""
+    """The weights of one model, as the last plan had them: on one device, or the layers on several."""
 
     def __init__(self, skeleton: Skeleton, device: str, copies: bool) -> None:
         """`copies`: the device is not where the reader writes."""
@@ -53,6 +54,8 @@ class ResidentModel:
         self._lm_head_format = ""  # of the lm_head that is loaded
         self._bandwidth: float | None = None  # not measured yet
         self.layers: list[ResidentLayer] = []
+        self._ends: tuple[int, ...] = ()  # on several devices, see Plan
+        self._hops: Hops | None = None  # where layers are on other devices
         self.turns = EarlierTurns()
         self.prefix: SharedPrefix | None = None  # what the last batch's prompts began with
         self._turn: TurnStatistics | None = None  # of the pass at hand, or of the last one
@@ -74,9 +77,13 @@ class ResidentModel:
         layout, slots = self._skeleton.layout, self._skeleton.slots
         if not plan.shares:
             self.prefix = None
+        if self.ends != plan.ends:  # before keys move to a card that the old layers fill
+            self._drop_layers()
+            slots.unload(layout.inside)
         if plan.earlier_tokens and not plan.shares:
             with self._skeleton.threads.fitted(1):  # many small copies
-                self.turns.go_back(plan.earlier_tokens, plan.prompt_tokens + plan.max_new_tokens)
+                room = plan.prompt_tokens + plan.max_new_tokens
+                self.turns.go_back(plan.earlier_tokens, room, plan.devices)
             trim_heap()  # what the last turn freed would count beside this one
         elif self.turns.cache is not None:
             self.turns.clear()
@@ -86,9 +93,9 @@ class ResidentModel:
         self._tier.hold(plan.held_layers, len(plan.kept))
         if self.layers and plan.skip and plan.skip.by_prompt:
             put_back(layout, self.layers, plan.kept)
-        planned = [(kept, plan.precision) for kept in plan.kept]
-        if [(layer.kept, layer.precision) for layer in self.layers] != planned:
-            self.layers, self._bandwidth = [], None
+        planned = [(kept, plan.precision, device) for kept, device in zip(plan.kept, self._devices(plan), strict=True)]
+        if [(layer.kept, layer.precision, layer.device) for layer in self.layers] != planned:
+            self._drop_layers()
             slots.unload(layout.inside)
         if self._has_outer and self._lm_head_format != plan.precision.head:
             self._has_outer = False
@@ -106,19 +113,15 @@ class ResidentModel:
 
         `mask` (B, T), int64: which tokens of the prompts count, all of which count the same."""
         self.match(plan)
-        layout, lengths = self._skeleton.layout, mask.sum(1, keepdim=True)
-        mask = (mask * (mask.cumsum(1) > plan.earlier_tokens))[
-            :, plan.earlier_tokens :
-        ]  # of the pass, new tokens alone
+        lengths, new = mask.sum(1, keepdim=True), mask.cumsum(1) > plan.earlier_tokens
+        mask = (mask * new)[:, plan.earlier_tokens :]  # of the pass, new tokens alone
         self._load_outer(plan, reader)
         if not self.layers:
-            self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
+            self._allocate(plan)
         self._turn = self._turn_statistics(plan) if plan.continues and plan.prunes and not plan.repeats else None
         if plan.repeats or (not plan.reads_again and self.state is State.COMPLETE):
             return nullcontext()
-        shares = (
-            lengths.float().mean() / lengths
-        )  # a prompt of average length counts 1 a token, so that sums stay tokens
+        shares = lengths.float().mean() / lengths  # a prompt of average length counts 1 a token: sums stay tokens
         weights = None if len(mask) == 1 else (mask * shares).flatten()
         if plan.shares:
             self._turn = self._after_the_prefix(plan, float(shares.sum()))
@@ -142,8 +145,8 @@ class ResidentModel:
         self.unload(keep_tier=True)
         layout = self._skeleton.layout
         self._load_outer(plan, reader)
-        self.layers = resident_layers(layout, plan.kept, self._device, plan.precision)
-        sets = [self.layers, *(another_set(layout, self.layers, self._device) for _ in lengths[1:])]
+        self._allocate(plan)
+        sets = [self.layers, *(another_set(layout, self.layers) for _ in lengths[1:])]
         masks = [torch.ones(1, length, dtype=torch.int64, device=self._device) for length in lengths]
         turn = self._after_the_prefix(plan) if plan.shares else None
         hooks = [self._pruner(own, plan, selection, mask, turn=turn) for own, mask in zip(sets, masks, strict=True)]
@@ -170,27 +173,29 @@ class ResidentModel:
         """For the pass of a conversation's turn, allocated before it."""
         earlier = self.turns.statistics(plan.earlier_tokens, plan.kept, self._neurons)
         count = plan.pass_tokens - REWRITTEN
-        return TurnStatistics(earlier, self._copied(self._device) if count > 0 else None, count)
+        return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
 
     def _after_the_prefix(self, plan: Plan, times: float = 1.0) -> TurnStatistics | None:
         """For the pass of a batch, whose rows count what they begin with `times` together."""
         assert self.prefix
-        return (
-            TurnStatistics(self.prefix.statistics_for(plan.kept, self._neurons), times=times) if plan.prunes else None
-        )
+        if not plan.prunes:
+            return None
+        return TurnStatistics(self.prefix.statistics_for(plan.kept, self._neurons), times=times)
 
-    def _copied(self, device: str) -> Statistics:
-        """A copy of the statistics of all blocks that are pruned, in memory of its own: blocks that stay would tear the
-        heap into holes."""
+    def _copied(self, device: str = "") -> Statistics:
+        """A copy of the statistics of all blocks that are pruned, on a device, or on that of each layer; in memory of
+        its own: blocks that stay would tear the heap into holes."""
         each = [
             zip(layer.statistics, layer.kept, whole, strict=True)
             for layer, whole in zip(self.layers, self._neurons, strict=True)
         ]
         pruned = [[total if k < n else None for total, k, n in layer] for layer in each]
-        arena = Arena(sum(padded(t.nbytes) for layer in pruned for t in layer if t is not None), device, huge=False)
+        devices = [device or layer.device for layer in self.layers]
+        sizes = [sum(padded(t.nbytes) for t in layer if t is not None) for layer in pruned]
+        arenas = arenas_on(devices, sizes, huge=False)
         return [
-            tuple(None if total is None else arena.take(total.shape, total.dtype).copy_(total) for total in layer)
-            for layer in pruned
+            tuple(None if total is None else arenas[d].take(total.shape, total.dtype).copy_(total) for total in layer)
+            for layer, d in zip(pruned, devices, strict=True)
         ]
 
     @property
@@ -204,6 +209,11 @@ class ResidentModel:
         if not self.layers:
             return self.turns.resident
         return tuple(layer.kept for layer in self.layers), self.layers[0].precision
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Of several devices that hold the layers, the layer behind the last one of each."""
+        return self._ends if self.layers else ()
 
     def can_add_to(self, tokens: int, plan: Plan) -> bool:
         """Whether a plan's neurons can be chosen by what the first tokens of a conversation showed, and by others."""
@@ -226,7 +236,8 @@ class ResidentModel:
         if not keep_tier:
             self._tier, self.prefix = HostTier(yields=self._copies), None
         self._skeleton.slots.unload()
-        self.layers, self._has_outer = [], False
+        self._drop_layers()
+        self._has_outer = False
         self.turns.clear()
 
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -249,6 +260,24 @@ class ResidentModel:
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth
+
+    def _devices(self, plan: Plan) -> Sequence[str]:
+        """Where each layer of a plan is."""
+        return plan.devices or [self._device] * len(plan.kept)
+
+    def _allocate(self, plan: Plan) -> None:
+        """Memory for the layers. Those that are on other devices get their inputs there from now on."""
+        devices = self._devices(plan)
+        self.layers = resident_layers(self._skeleton.layout, plan.kept, devices, plan.precision)
+        self._ends = plan.ends
+        if set(devices) != {self._device}:
+            self._hops = Hops(self._skeleton.modules, devices, self._device)
+
+    def _drop_layers(self) -> None:
+        self.layers, self._ends, self._bandwidth = [], (), None
+        if self._hops:
+            self._hops.remove()
+            self._hops = None
 
     def _load_outer(self, plan: Plan, reader: Reader) -> None:
         if not self._has_outer:

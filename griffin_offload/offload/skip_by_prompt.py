@@ -19,9 +19,14 @@ from .layer_hook import LayerHook
 from .resident_layer import ResidentLayer
 
 
-def check_skip(layout: ModelLayout, skip: FfnSkip, prompts: int = 1, export: bool = False) -> None:
-    """Raises OptionError for a model whose blocks cannot be skipped, for several prompts together, and by token for an
-    export."""
+def check_skip(layout: ModelLayout, skip: FfnSkip, prompts: int = 1, export: bool = False, cards: int = 0) -> None:
+    """Raises OptionError for a model whose blocks cannot be skipped, for several prompts together, by token for an
+    export, and by prompt where the layers may be on several `cards`."""
+    if cards and skip.by_prompt:
+        raise OptionError(
+            f"ffn-skip by prompt moves neurons' memory from layer to layer, which {cards} devices do not share: "
+            "give --ffn-skip-mode token, or one device"
+        )
     if export and not skip.by_prompt:
         raise OptionError("an export has no tokens to skip for: give --ffn-skip-mode prompt")
     if prompts > 1:

@@ -79,7 +79,8 @@ class TokenSkipper:
         leaving = output[0] if isinstance(output, tuple) else output
         last = block + 1 == len(self._layers)
         if self._answer is None:
-            self._prompt.append(self._residuals[block].similarity(leaving, TABLE))
+            similarity = self._residuals[block].similarity(leaving, TABLE)
+            self._prompt.append(similarity.to(self._prompt[0].device) if self._prompt else similarity)
             if last:
                 self._answer = self._begin_answer()
             return

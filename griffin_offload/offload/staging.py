@@ -98,25 +98,28 @@ class UploadStaging(CpuStaging):
         self._upload = Upload(self._slots, ring, reader.clock)
 
     def arrive(self, index: int) -> None:
-        self._upload.arrive(index % STAGING_LAYERS)
+        self._upload.arrive(self._slot[index])
         for name, tensor in self._sent[index].items():
             if tensor is not self.dense[index][name]:
                 self.dense[index][name].copy_(tensor)
 
     def leave(self, index: int) -> None:
-        self._upload.leave(index % STAGING_LAYERS)
+        self._upload.leave(self._slot[index])
 
     def close(self) -> None:
         self._upload.close()
 
     def _make_buffers(self, layers: Sequence[ResidentLayer]) -> None:
-        sizes = model_sizes(self._layout).layers
-        whole = max(size.fixed + size.feed_forward(size.whole) for size in sizes)
-        self._slots = [Arena(whole, layers[0].device) for _ in range(STAGING_LAYERS)]
+        whole: dict[str, int] = {}  # bytes of the largest layer on each device
+        for size, layer in zip(model_sizes(self._layout).layers, layers, strict=True):
+            whole[layer.device] = max(whole.get(layer.device, 0), size.fixed + size.feed_forward(size.whole))
+        self._slots = [Arena(size, device) for device, size in whole.items() for _ in range(STAGING_LAYERS)]
+        first = {device: number * STAGING_LAYERS for number, device in enumerate(whole)}
+        self._slot = [first[layer.device] + index % STAGING_LAYERS for index, layer in enumerate(layers)]
 
     def _stage(self, index: int, layer: Layer, own: dict[str, Tensor], passing: Sequence[str]) -> None:
         held = self._held(index, layer, passing)
-        sent = self._allocate(self._slots[index % STAGING_LAYERS], layer, [*own, *passing], aligned=True)
+        sent = self._allocate(self._slots[self._slot[index]], layer, [*own, *passing], aligned=True)
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
         work = pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece)
@@ -125,7 +128,7 @@ class UploadStaging(CpuStaging):
         self.loads.append(Load(jobs, partial(self._complete, index)))
 
     def _complete(self, index: int) -> None:
-        self._upload.complete(index % STAGING_LAYERS)
+        self._upload.complete(self._slot[index])
 
     def _bring(self, index: int, parts: Sequence[Part], known: bool) -> None:
         """Fills a pinned piece from the files, or with what the tier has (`known`), and sends it to the slot."""
@@ -137,7 +140,7 @@ class UploadStaging(CpuStaging):
                 self._copy(held)
             if wanted := {part.info: here for part, here in each if not known or part.ram is None}:
                 self._reader.read(wanted)
-            self._upload.send(piece, [(here, part.target) for part, here in each], index % STAGING_LAYERS)
+            self._upload.send(piece, [(here, part.target) for part, here in each], self._slot[index])
             if held and not known and self._admits(index):
                 self._copy([(here, ram) for ram, here in held])
         finally:

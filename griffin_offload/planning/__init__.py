@@ -3,6 +3,7 @@
 sizes.py          bytes of weights in any format, of the KV cache and of activations
 request.py        what a plan is made for
 rows.py           the rows of a plan
+cards.py          which layers are on which of several cards, and what each holds
 fidelity.py       what measuring the fidelity takes
 pace.py           expected tokens a second
 plan.py           a request -> a plan, or what would fit

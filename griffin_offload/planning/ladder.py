@@ -14,7 +14,6 @@ from ..model.format_speeds import speeds_of
 from ..options import AUTO, RESIDENT_DTYPES, Pruning
 from ..pruning.selection import check_sparsities
 from ..quant.precision import Precision
-from ..units import format_bytes
 from .plan import Plan, check_request, does_not_fit, enough, make_plan, room_at
 from .request import Request
 from .sizes import Kept, ModelSizes
@@ -136,9 +135,10 @@ def best_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: str) 
     if found := best_that_fits(((rung.divergence, plan) for rung, plan in plans), _resident(request)):
         return replace(found, why_rest="as asked" if rest else "the best that fits the budget")
     rung, least = min(plans, key=lambda pair: pair[1].peak)
+    needed, budget = least.too_much
     raise BudgetError(
-        f"{name} needs at least {format_bytes(least.peak)} ({rung}; {least.prompt_tokens} + "
-        f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
+        f"{name} needs at least {needed} ({rung}; {least.prompt_tokens} + "
+        f"{least.max_new_tokens} tokens); the budget is {budget}. "
         f"Give --device-memory {enough(least)}, or fewer tokens",
         least.peak,
     )
@@ -177,15 +177,16 @@ class _AtSparsity:
             elif found := self.fitting(plans):
                 return replace(found, why_rest="fits the budget")
             else:
-                why = self._too_large(min(plan.peak for plan in plans))
+                why = self._too_large(min(plans, key=lambda plan: plan.peak))
         if least:
             return replace(least, why_rest=why)
         raise BudgetError(does_not_fit(self.sizes, last, self.name, ways), last.peak)
 
-    def _too_large(self, needed: int) -> str:
+    def _too_large(self, least: Plan) -> str:
         room = room_at(self.sizes, self.requests(REST))
         hint = "" if room is None else f"; with --sparsity {room:g} it fits in {REST}"
-        return f"with it {format_bytes(needed)} are needed, the budget is {format_bytes(self.request.budget)}{hint}"
+        needed, budget = least.too_much
+        return f"with it {needed} are needed, the budget is {budget}{hint}"
 
     def requests(self, rest: str) -> list[Request]:
         return [replace(self.request, precision=self.request.formats(dtype, rest)) for dtype in self.dtypes]

@@ -139,9 +139,10 @@ def lossless_plan(sizes: ModelSizes, request: Request, pruning: Pruning, name: s
     draft, least = min(plans, key=lambda pair: pair[1].peak)
     if whole.peak <= least.peak:
         draft, least = Draft("bfloat16", 0.0, "drop", 1.0), whole
+    needed, budget = least.too_much
     raise BudgetError(
-        f"{name} needs at least {format_bytes(least.peak)} ({draft}; {least.prompt_tokens} + "
-        f"{least.max_new_tokens} tokens); the budget is {format_bytes(request.budget)}. "
+        f"{name} needs at least {needed} ({draft}; {least.prompt_tokens} + "
+        f"{least.max_new_tokens} tokens); the budget is {budget}. "
         f"Give --device-memory {enough(least)}, fewer tokens, or leave out --lossless",
         least.peak,
     )

@@ -12,6 +12,7 @@ from ..pruning.fold import held_out
 from ..pruning.selection import check_sparsities
 from ..quant.precision import NATIVE, Precision
 from ..units import MIB, format_bytes
+from .cards import CardPlan, least_budget, placed, summed
 from .fidelity import tokens_again
 from .pace import read_by_a_token, tokens_per_s
 from .request import Request
@@ -43,7 +44,8 @@ class Plan:
     conversation; `earlier_tokens`: tokens of the prompt whose keys and values are there from earlier turns, or
     (`shares`) from a pass over what all prompts of the batch begin with; `drafts`:
     tokens that are drafted at most before the full model verifies them, 0: none; `streamed_bytes`: what a pass of the
-    full model brings to the device again."""
+    full model brings to the device again; `cards`: of several devices, what each of them holds, and `rows`, `budget`
+    and `peak` are of all together; `enough_on_each`: bytes that would be enough on every card, 0: these are."""
 
     rows: tuple[Row, ...]
     layers: tuple[LayerPlan, ...]
@@ -71,12 +73,43 @@ class Plan:
     calibrated: bool = False
     drafts: int = 0
     streamed_bytes: int = 0
+    cards: tuple[CardPlan, ...] = ()
+    enough_on_each: int = 0
     why_rest: str = field(default="", compare=False)
 
     @property
     def peak(self) -> int:
-        """Predicted peak, bytes."""
-        return peak_bytes(self.rows)
+        """Predicted peak, bytes; on several cards the sum of theirs, which need not be at the same time."""
+        return sum(card.peak for card in self.cards) if self.cards else peak_bytes(self.rows)
+
+    @property
+    def too_much(self) -> tuple[str, str]:
+        """Of a plan that does not fit: what it needs, and the budget, in words; of several cards on the one without
+        room."""
+        for card in self.cards:
+            if not card.fits:
+                return f"{format_bytes(card.peak)} on {card.card}", f"{format_bytes(card.card.budget)} there"
+        return format_bytes(self.peak), format_bytes(self.budget)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Of several cards the layer behind the last one of each."""
+        return tuple(card.end for card in self.cards)
+
+    @property
+    def where(self) -> str:
+        """The names of several cards; '' for one device."""
+        return ", ".join(str(card.card) for card in self.cards)
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Of several cards the predicted peak on each, by its name here."""
+        return {card.card.device: card.peak for card in self.cards}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where each layer is; empty for one device."""
+        return tuple(card.card.device for card in self.cards for _ in range(card.begin, card.end))
 
     @property
     def host_peak(self) -> int:
@@ -104,7 +137,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.budget
+        return all(card.fits for card in self.cards) if self.cards else self.peak <= self.budget
 
     @property
     def rest(self) -> str | None:
@@ -132,6 +165,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         own = {name: value for name, value in asdict(self).items() if name != "why_rest"}
         own |= {"precision": self.precision.to_json(), "rest": self.rest_to_json()}
+        own["cards"] = [card.to_json() for card in self.cards]
+        del own["enough_on_each"]
         return {**own, "peak_bytes": self.peak, "fits": self.fits}
 
 
@@ -139,13 +174,14 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
     """The plan of a request, whether or not it fits (`choose_plan` refuses one that does not)."""
     kept, precision = request.kept(sizes), request.precision
     layers = _layer_plans(sizes, kept, precision)
-    whole = peak_bytes(plan_rows(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0)))
-    rows = plan_rows(sizes, request, kept)
+    whole = _held(sizes, replace(request, sparsity=0.0, sets=1, precision=NATIVE), sizes.kept(0))
+    held_there = _held(sizes, request, kept)
     folds = request.fold_bytes(sizes, kept) > 0
     for spared in ({"fidelity": False}, {"fold": None}):  # an answer is worth more than either
-        if peak_bytes(rows) > request.budget:
+        if not held_there.fits:
             request = replace(request, **spared)  # type: ignore[arg-type]
-            rows = plan_rows(sizes, request, kept)
+            held_there = _held(sizes, request, kept)
+    rows = held_there.rows
     staged = sizes.staged(kept, precision)
     held = held_layers(request, rows, staged, len(layers))
     if held:
@@ -163,7 +199,7 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         full_bytes=sizes.full,
         resident_bytes=sizes.resident(kept, precision),
         bytes_per_token=sum(read_by_a_token(sizes, kept, precision).values()),
-        fits_whole=whole <= request.budget,
+        fits_whole=whole.fits,
         steady_heap=needs_steady_heap(sizes, request),
         held_layers=held,
         host_bytes=held * staged,
@@ -178,7 +214,25 @@ def make_plan(sizes: ModelSizes, request: Request) -> Plan:
         calibrated=request.shares and kept != sizes.kept(request.sparsity),
         drafts=request.drafts,
         streamed_bytes=sum(layer.staged(k, precision) for layer, k in zip(sizes.layers, kept, strict=True)),
+        cards=held_there.cards,
+        enough_on_each=least_budget(sizes, request, kept) if request.cards and not held_there.fits else 0,
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The rows of a request's plan, and those of each card."""
+
+    rows: tuple[Row, ...]
+    cards: tuple[CardPlan, ...]
+    fits: bool
+
+
+def _held(sizes: ModelSizes, request: Request, kept: Kept) -> _Held:
+    if cards := placed(sizes, request, kept):
+        return _Held(summed(cards), cards, all(card.fits for card in cards))
+    rows = plan_rows(sizes, request, kept)
+    return _Held(rows, (), peak_bytes(rows) <= request.budget)
 
 
 def _read_again(sizes: ModelSizes, request: Request, kept: Kept) -> int:
@@ -243,8 +297,9 @@ def smallest_sparsity(sizes: ModelSizes, request: Request) -> float | None:
 
 
 def enough(plan: Plan) -> str:
-    """The --device-memory to suggest for a plan."""
-    return f"{-(-(plan.peak + DRIFT) // MIB)}MiB"
+    """The --device-memory to suggest for a plan: of several cards that of each."""
+    needed = (plan.enough_on_each or max(card.peak for card in plan.cards)) if plan.cards else plan.peak
+    return f"{-(-(needed + DRIFT) // MIB)}MiB"
 
 
 def _overall(sparsity: Sparsity, layers: Sequence[LayerPlan]) -> float:
@@ -259,9 +314,10 @@ def does_not_fit(
 ) -> str:
     """What is wrong with a plan, and what would fit: the smallest sparsity for the first of the `ways` to run the model
     (how to say it -> requests that are as good) that has one; `or_with`: another option that would do."""
+    needed, budget = plan.too_much
     error = (
-        f"{name} at sparsity {plan.sparsity:g} needs {format_bytes(plan.peak)} "
-        f"({plan.prompt_tokens} + {plan.max_new_tokens} tokens); the budget is {format_bytes(plan.budget)}. "
+        f"{name} at sparsity {plan.sparsity:g} needs {needed} "
+        f"({plan.prompt_tokens} + {plan.max_new_tokens} tokens); the budget is {budget}. "
     )
     found = ((said, room_at(sizes, requests)) for said, requests in ways.items())
     best = next((f"--sparsity {sparsity:g}{said}" for said, sparsity in found if sparsity is not None), "")
@@ -269,13 +325,12 @@ def does_not_fit(
     if fitting:
         return error + f"It fits with {', with '.join(fitting)}, or with --device-memory {enough(plan)}"
     requests = [request for each in ways.values() for request in each]
-    least = min(make_plan(sizes, replace(request, sparsity=0.99)).peak for request in requests)
-    return (
-        error + f"No sparsity fits: the least, at 0.99, is {format_bytes(least)}; give --device-memory {enough(plan)}"
-    )
+    least = min((make_plan(sizes, replace(request, sparsity=0.99)) for request in requests), key=lambda p: p.peak)
+    needed, _ = least.too_much
+    return error + f"No sparsity fits: the least, at 0.99, is {needed}; give --device-memory {enough(plan)}"
 
 
 def room_at(sizes: ModelSizes, requests: Iterable[Request]) -> float | None:
     """The smallest sparsity at which one of the requests fits its budget, with a little to spare; None: at none."""
-    each = (smallest_sparsity(sizes, replace(request, budget=request.budget - DRIFT)) for request in requests)
+    each = (smallest_sparsity(sizes, request.spare(DRIFT)) for request in requests)
     return min((sparsity for sparsity in each if sparsity is not None), default=None)

@@ -17,13 +17,30 @@ from .sizes import Kept, ModelSizes
 @dataclass(frozen=True)
 class Earlier:
     """A conversation whose KV cache stays from one turn to the next: of how many `tokens` of the prompt the keys and
-    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory.
+    values are there. `resident`: the neurons and formats to go on with if they fit, since they are in memory; `ends`:
+    of several cards that hold them, the layer behind the last one of each.
 
     `shared`: no conversation, but what all prompts of a batch begin with; it stays, and they get a copy each."""
 
     tokens: int = 0
     resident: tuple[Kept, Precision] | None = None
     shared: bool = False
+    ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """One of several devices. In bytes: `budget`, what a run may hold there; `runtime`, what the process holds there
+    before any weight, and `runtime_note`, how that is known."""
+
+    device: str
+    budget: int
+    runtime: int = 0
+    runtime_note: str = "measured"
+
+    def __str__(self) -> str:
+        """'cuda:0', which is 'cuda' elsewhere."""
+        return "cuda:0" if self.device == "cuda" else self.device
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,8 @@ class Request:
     `fidelity`: the resident model is compared with the full one, where they differ.
     `earlier`: the earlier turns of a conversation that goes on after this one; None: the KV cache does not stay.
     `drafts`: tokens that are drafted at most before the full model verifies them; 0: none.
+    `cards`: the devices, the first of which has all that lies outside the layers, and the layers too where it has room;
+    `budget` is the sum of theirs. Empty: one device.
     """
 
     prompt_tokens: int
@@ -81,6 +100,17 @@ class Request:
     fidelity: bool = False
     earlier: Earlier | None = None
     drafts: int = 0
+    cards: tuple[Card, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The names of the devices."""
+        return ", ".join(map(str, self.cards)) or self.device
+
+    def spare(self, size: int) -> "Request":
+        """The request with so many bytes less in the budget of every device."""
+        cards = tuple(replace(card, budget=card.budget - size) for card in self.cards)
+        return replace(self, budget=self.budget - size * max(1, len(cards)), cards=cards)
 
     @property
     def earlier_tokens(self) -> int:

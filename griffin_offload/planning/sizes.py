@@ -144,6 +144,15 @@ class ModelSizes:
     bounded: bool = False
     states: int = 0
 
+    def of_layers(self, begin: int, end: int) -> "ModelSizes":
+        """The part of the model that these layers are, and with the first of them all that lies outside the layers.
+
+        Recurrent states are those of all layers, whichever they are."""
+        here = slice(begin, end)
+        own = (self.layers[here], self.cache_per_token[here], self.windows[here])
+        part = replace(self, layers=own[0], cache_per_token=own[1], windows=own[2])
+        return part if begin == 0 else replace(part, outer=0, lookup=0, in_file=0, head=None, vocabulary=1)
+
     def kept(self, sparsity: Sparsity) -> Kept:
         """Kept neurons of every block, at one sparsity or one for each layer. Raises OptionError for another number."""
         each = [sparsity] * len(self.layers) if isinstance(sparsity, int | float) else list(sparsity)

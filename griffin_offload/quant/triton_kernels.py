@@ -8,6 +8,9 @@ earlier call: a CUDA graph can record these launches.
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +29,8 @@ def multiply_int8(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     out, count = x.new_empty(len(x), rows), _rows_of_a_program(rows)
     step = min(4096 // count, triton.next_power_of_2(columns))
     grid = (len(x) * triton.cdiv(rows, count),)
-    _int8[grid](codes, scales, _aligned(x, columns), out, len(x), rows, columns, count, step, num_warps=4)
+    with _on(x.device):
+        _int8[grid](codes, scales, _aligned(x, columns), out, len(x), rows, columns, count, step, num_warps=4)
     return out
 
 
@@ -39,8 +43,14 @@ def multiply_int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor
     out, count = x.new_empty(len(x), rows), _rows_of_a_program(rows)
     step = min(128 // count, triton.next_power_of_2(groups))
     grid = (len(x) * triton.cdiv(rows, count),)
-    _int4[grid](words, scales, _aligned(x, 32 * groups), out, len(x), rows, groups, count, step, num_warps=1)
+    with _on(x.device):
+        _int4[grid](words, scales, _aligned(x, 32 * groups), out, len(x), rows, groups, count, step, num_warps=1)
     return out
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which is the first unless somebody says so; torch itself on a tensor's."""
+    return torch.cuda.device(device) if device.index else nullcontext()
 
 
 def _aligned(x: Tensor, columns: int) -> Tensor:

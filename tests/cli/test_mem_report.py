@@ -2,15 +2,19 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from card import Card, install
 from command_line import ANSWER, KEYS, Run, failed
 from tiny import tiny_checkpoint
 
+from griffin_offload.memory import cuda
 from griffin_offload.sources import hub
 from griffin_offload.sources.resolve import CATALOGUE, CatalogueModel
-from griffin_offload.units import MIB, parse_bytes
+from griffin_offload.units import GIB, MIB, parse_bytes
 
 
 def test_mem_report_of_a_model(run: Run, model: Path) -> None:
@@ -50,6 +54,37 @@ def test_mem_report_of_the_last_run(run: Run, model: Path, tmp_path: Path, monke
     assert "of the prediction" in screen
     (tmp_path / "last.json").write_text("{}")
     failed(run("mem-report", "--last"), 1, "another version")
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
+    install([Card(), Card()], monkeypatch)
+    yield
+    cuda.context.cache_clear()
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_mem_report_of_a_model_over_two_cards(run: Run) -> None:
+    common = ("mem-report", "--model", "llama-2-13b", "--sparsity", 0)
+    common = (*common, "--prompt-tokens", 512, "--device", "cuda:0,cuda:1")
+    facts = json.loads(run(*common, "--device-memory", "16GiB", "--json").stdout)
+    assert facts["device"] == "cuda:0, cuda:1"
+    first, second = facts["cards"]
+    assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
+    assert (first["layers"][0], first["layers"][1], second["layers"][1]) == (0, second["layers"][0], 40)
+    assert first["planned_peak_bytes"] + second["planned_peak_bytes"] == facts["peak_bytes"] > 24 * GIB
+    screen = " ".join(run(*common, "--device-memory", "16GiB").stdout.split())
+    assert f"cuda:0, layers 0 to {first['layers'][1] - 1}" in screen
+    assert f"cuda:1, layers {first['layers'][1]} to 39" in screen
+    result = run(*common, "--device-memory", "12GiB")
+    failed(result, 1, "on cuda:1 (512 + 256 tokens); the budget is 12.00 GiB there. It fits with --sparsity 0.")
+    failed(run(*common[:-1], "cuda:1"), 1, "set CUDA_VISIBLE_DEVICES=1 and give cuda")
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_a_benchmark_is_of_one_device(run: Run) -> None:
+    failed(run("bench", "--synthetic", "llama-2-7b", "--device", "all"), 1, "all is several devices, and this runs on")
 
 
 def test_mem_report_of_a_model_that_is_only_known_by_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

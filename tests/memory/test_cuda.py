@@ -6,11 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from card import Card
+from card import Card, install
 
-from griffin_offload.errors import BudgetError
+from griffin_offload.errors import BudgetError, OptionError
 from griffin_offload.memory import cuda
-from griffin_offload.memory.machine import device_budget, held_memory, how_known
+from griffin_offload.memory.machine import (
+    VARIABLE,
+    best_device,
+    cards,
+    device_budget,
+    devices_of,
+    held_memory,
+    how_known,
+)
 from griffin_offload.memory.measure import PeakMeter
 from griffin_offload.memory.out_of_memory import planned
 from griffin_offload.planning.catalogue_fit import catalogue_sizes
@@ -27,12 +35,12 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
 
 
 def test_the_context_is_what_nvml_sees_before_and_after(card: Card) -> None:
-    assert cuda.context() == (450 * MIB, True)
+    assert cuda.context("cuda") == (450 * MIB, True)
     card.others += 5 * GIB  # later it is not measured again
-    assert cuda.context() == (450 * MIB, True)
+    assert cuda.context("cuda") == (450 * MIB, True)
     card.take(GIB)
     assert held_memory("cuda") == GIB + 450 * MIB
-    assert cuda.others() == card.others
+    assert cuda.others("cuda") == card.others
     assert how_known("cuda") == "measured"
 
 
@@ -50,7 +58,7 @@ def test_where_it_cannot_be_measured_it_is_estimated(card: Card, monkeypatch: py
             return ones(*shape, **options)
 
         monkeypatch.setattr(torch, "ones", meanwhile)
-    assert cuda.context() == (cuda.ESTIMATE, False)
+    assert cuda.context("cuda") == (cuda.ESTIMATE, False)
     assert how_known("cuda") == "estimated"
 
 
@@ -135,3 +143,65 @@ def test_a_card_without_room_for_a_context(card: Card, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
     with pytest.raises(BudgetError, match="cuda is out of memory: nothing is free"), planned("cuda"):
         pass
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Card]]:
+    cards = [Card(), Card(total=12 * GIB, others=GIB, context=300 * MIB)]
+    install(cards, monkeypatch)
+    yield cards
+    cuda.context.cache_clear()
+
+
+def test_each_card_has_its_own_context_budget_and_peak(two_cards: list[Card]) -> None:
+    first, second = two_cards
+    meters = [PeakMeter("cuda"), PeakMeter("cuda:1")]
+    assert cuda.context("cuda:1") == (300 * MIB, True), "measured, though the process uses CUDA already"
+    first.take(3 * GIB)
+    second.take(GIB)
+    assert [meter.peak() for meter in meters] == [3 * GIB + first.context, GIB + second.context]
+    assert [held_memory(device) for device in ("cuda", "cuda:1")] == [meter.peak() for meter in meters]
+    assert device_budget("cuda:1") == GIB + 300 * MIB + int(0.95 * (10 * GIB - 300 * MIB))
+    assert device_budget("cuda") == 3 * GIB + 450 * MIB + int(0.95 * (19 * GIB - 450 * MIB))
+
+
+def test_the_card_that_others_fill_is_named(two_cards: list[Card]) -> None:
+    def run(peaks: dict[str, int]) -> str:
+        with planned("cuda", sum(peaks.values()), cards=peaks):
+            return "ran"
+
+    assert run({"cuda": 22 * GIB, "cuda:1": 11 * GIB}) == "ran"
+    two_cards[1].others += GIB
+    with pytest.raises(BudgetError, match=r"11\.00 GiB are planned on cuda:1, .* 10\.00 GiB are left"):
+        run({"cuda": 22 * GIB, "cuda:1": 11 * GIB})
+
+
+def test_the_gpus_of_a_text(two_cards: list[Card], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    both = ("cuda", "cuda:1")
+    assert devices_of("all") == devices_of("CUDA:0, cuda:1") == both
+    assert devices_of("cuda:0") == devices_of("cuda") == devices_of(None) == ("cuda",)
+    monkeypatch.setenv(VARIABLE, "all")
+    assert devices_of(None) == both
+    assert devices_of("cpu") == ("cpu",)
+    with pytest.raises(OptionError, match="GRIFFIN_DEVICE: all is several devices, and this runs on one"):
+        best_device()
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "told"),
+    [
+        ("cuda:0,cuda:2", 2, "there is no GPU 'cuda:2' here; there is: cuda:0 to cuda:1"),
+        ("cuda:0,cpu", 2, "there is no GPU 'cpu' here"),
+        ("cuda:0,", 2, "there is no GPU '' here"),
+        ("cuda:0,cuda:0", 2, "names a GPU twice"),
+        ("cuda:2,cuda:1", 4, "set CUDA_VISIBLE_DEVICES=2,1 and give cuda:0,cuda:1"),
+        ("cuda:1", 2, "set CUDA_VISIBLE_DEVICES=1 and give cuda$"),
+        ("cuda:1", 1, "there is: cuda$"),
+        ("cuda:0", 0, "there is: no GPU$"),
+        ("all", 0, "there is no GPU here"),
+    ],
+)
+def test_gpus_that_cannot_be_used_together_are_refused(names: str, count: int, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        cards(names.split(","), count)
