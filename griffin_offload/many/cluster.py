@@ -39,7 +39,6 @@ class Cluster:
         if "://" in address:
             raise OptionError(f"--cluster {address}: run griffin on a node of the cluster, with HOST:PORT or {AUTO}")
         context = get_context("spawn")
-        self._bytes_read = 0
         self._pipe, theirs = context.Pipe()
         work = replace(work, model=located(work.model))
         setup = Setup(work, placement, None if address == AUTO else address, workers)
@@ -75,18 +74,12 @@ class Cluster:
             return value
         raise AssertionError
 
-    def bytes_read(self) -> int:
-        """Of the checkpoint, for the batches that are answered."""
-        return self._bytes_read
-
     def answer_all(
         self, batches: Mapping[Batch, Prompts], on_layer: OnLayer, on_end: Callable[[str], None]
     ) -> Iterator[tuple[Batch, dict[int, Row]]]:
         """As Answerers says; Ray has no word for `on_layer`."""
         for kind, value in self._replies("answer_all", dict(batches)):
             if kind == "rows":
-                took = getattr(value[1], "took", None)
-                self._bytes_read += took.bytes_read if took else 0
                 yield value
             elif kind == "ended":
                 on_end(value)

@@ -45,11 +45,7 @@ def read_elsewhere(address: str) -> bytes:
 def _rows(system: Any, name: str, most: int) -> bytes:
     """The rows of one file, the last with its newline. Raises GriffinError for more than `most` bytes."""
     if name.endswith(".parquet"):
-        from pyarrow.parquet import read_table
-
-        rows = read_table(name, filesystem=system).to_pylist()
-        lines = ({field: value for field, value in row.items() if value is not None} for row in rows)
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines).encode("utf-8")
+        content = _parquet_rows(system, name, most)
     else:
         with system.open_input_stream(name) as file:
             content = file.read(most + 1)
@@ -57,6 +53,22 @@ def _rows(system: Any, name: str, most: int) -> bytes:
     if len(content) > most:
         raise GriffinError(f"{name}: with it there are more rows than {format_bytes(ROWS)}, the most that is read here")
     return content
+
+
+def _parquet_rows(system: Any, name: str, most: int) -> bytes:
+    """As JSONL; more than `most` bytes where there are more: a small file can hold very many."""
+    from pyarrow.parquet import ParquetFile
+
+    lines, size = [], 0
+    with system.open_input_file(name) as file:
+        for batch in ParquetFile(file).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                known = {field: value for field, value in row.items() if value is not None}
+                lines.append(json.dumps(known, ensure_ascii=False).encode("utf-8") + b"\n")
+                size += len(lines[-1])
+            if size > most:
+                break
+    return b"".join(lines)
 
 
 @contextmanager
