@@ -124,3 +124,11 @@ def test_a_run_from_one_address_to_another(tmp_path: Path) -> None:
     assert untimed(there) == untimed(plain)
     assert "are answered already" in run((tmp_path / "in").as_uri(), there.as_uri())
     assert untimed(there) == untimed(plain)
+
+
+def test_a_small_parquet_file_of_very_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "in.parquet", [{"prompt": "Alice " * 200}] * 2000)
+    assert path.stat().st_size < 50_000
+    monkeypatch.setattr("griffin_offload.many.elsewhere.ROWS", 1_000_000)
+    with pytest.raises(GriffinError, match="the most that is read here"):
+        read_elsewhere(str(path))
