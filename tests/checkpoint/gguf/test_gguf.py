@@ -124,7 +124,7 @@ def test_an_engine_over_the_file_is_that_over_a_folder(
     ours.unload()
     readers: list[Reader] = []
     make = OpenModel.reader
-    monkeypatch.setattr(OpenModel, "reader", lambda opened: readers.append(make(opened)) or readers[-1])
+    monkeypatch.setattr(OpenModel, "reader", lambda opened, plan: readers.append(make(opened, plan)) or readers[-1])
     answers = [
         e.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=12, do_sample=False)
         for e in (ours, theirs)
