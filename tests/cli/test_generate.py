@@ -26,7 +26,7 @@ def test_the_answer_alone_is_on_stdout_and_the_report_on_stderr(run: Run, model:
 PLAIN = {
     *("text", "reply", "prompt_token_ids", "token_ids", "finish_reason"),
     *("model", "model_path", "sparsity", "dtype", "device", "kernels", "fold", "ffn_skip", "steps", "fidelity"),
-    *("overridden", "calibrated", "turn", "lossless", "refreshes"),
+    *("overridden", "calibrated", "turn", "shared", "lossless", "refreshes"),
 }
 
 
