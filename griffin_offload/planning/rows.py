@@ -92,6 +92,8 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
         yield Row("heap fragmentation", max(activations * 3 // 2, HOLES), "prompt", "measured")
     elif request.earlier_tokens and sizes.item < 4:
         yield Row("heap fragmentation", HOLES, "prompt", "measured")
+    elif fold and sizes.item < 4:  # whose many sizes may keep the activations' memory from being used again
+        yield Row("heap fragmentation", activations, "prompt", "measured")
 
 
 def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> Iterator[Row]:
