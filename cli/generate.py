@@ -109,7 +109,9 @@ def command(
         job = Job(output=Path(output), form=form, as_json=as_json, **many)
         answer_file(job, output, open_engine, pruning, decoding)
         return
-    if many["batch_size"] not in (None, 1) or any(many[name] for name in ("workers", "cluster", "per_prompt", "force")):
+    if many["batch_size"] not in (None, 1) or any(
+        many[name] not in (None, False) for name in ("workers", "cluster", "per_prompt", "force")
+    ):
         raise click.UsageError("--batch-size, --workers, --cluster, --per-prompt and --force need --input and --output")
     if prompt is not None:
         refuse_missing_file(prompt, "--prompt", "--prompt-file FILE reads one")
@@ -144,8 +146,10 @@ def command(
 
 def answer_file(job: Job, output: Path | str, opening: Opening, pruning: Pruning, decoding: Decoding) -> None:
     """Answer a file of prompts; it and the answers may be elsewhere. `output`: job's, or an address, as a text."""
-    from ..many.elsewhere import is_elsewhere, read_elsewhere, written_elsewhere
+    from ..many.elsewhere import is_elsewhere, read_elsewhere, refuse_inside, written_elsewhere
 
+    if isinstance(output, Path):
+        refuse_inside(output, str(job.source))
     if is_elsewhere(str(job.source)):
         job = replace(job, content=read_elsewhere(str(job.source)))
     if isinstance(output, Path):

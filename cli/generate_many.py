@@ -92,7 +92,7 @@ def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) 
     from ..many.workers import InProcess, Work, Workers
 
     work = Work(opening.model, pruning, decoding, job.per_prompt)
-    if job.cluster:
+    if job.cluster is not None:
         with Cluster(work, opening.placement, job.cluster, job.workers) as cluster:
             console.note(cluster.told)
             yield cluster
@@ -129,7 +129,7 @@ class Prompts:
     @cached_property
     def refused(self) -> list[GriffinError | None]:
         """Why a row cannot be answered even alone; None where it can."""
-        alone = iter(self._answers.call("refusals", [tokens for tokens in self.lengths if tokens]))
+        alone = iter(self._answers.call("refusals", [len(ids) for ids in self.ids if isinstance(ids, list)]))
         return [ids if isinstance(ids, GriffinError) else next(alone) for ids in self.ids]
 
     @cached_property

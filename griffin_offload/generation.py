@@ -188,7 +188,10 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
     ids, mask = opened.batch(list(run.asked.prompts))
     prefill = resident.prepare(run.plan, run.selection, run.reader, run.asked.on_layer, mask)
     goes_on = run.plan.continues and run.plan.earlier_tokens > 0
-    cache = resident.turns.cache if goes_on else new_cache(opened, resident, run, mask)
+    at_own_length = switch_length(opened.config) is not None and not run.changes  # no row is read again
+    by_own_draws = run.asked.per_prompt and run.asked.decoding.seed is not None
+    apart = len(ids) > 1 and (at_own_length or by_own_draws)
+    cache = resident.turns.cache if goes_on else None if apart else new_cache(opened, resident, run, mask)
     resident.turns.mark(cache, run.plan)
     again = resident.turns.answered if run.plan.repeats else None
     first = FirstLogits(opened.skeleton.model, again.logits if again else None)
@@ -201,11 +204,13 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             measuring(opened, run, measured),
             drafting(opened, resident, run, measured),
         ):
-            if len(ids) == 1 or run.changes or switch_length(opened.config) is None:
+            if not apart:
                 decode(opened, run, ids, mask, run.streamers, cache)
-            else:  # where rows are read again, each at its own length
-                for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True):
-                    decode(opened, run, *opened.batch([prompt]), [streamer], opened.kv_cache(run.plan))
+            for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True) if apart else ():
+                if by_own_draws:
+                    set_seed(run.asked.decoding.seed)
+                row, own = opened.batch([prompt])
+                decode(opened, run, row, own, [streamer], new_cache(opened, resident, run, own))
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error

@@ -27,13 +27,13 @@ def with_prefix(opened: OpenModel, resident: ResidentModel, asked: Asked, tokens
         tokens, *(2 * window for window in windows(opened.config) if window), *(len(p) - 1 for p in asked.prompts)
     )
     why_not = _why_never(opened, asked)
-    if not why_not and tokens > 0:
-        why_not = _why_not_now(opened, asked, tokens)
     if why_not or tokens < 1:
         return replace(asked, shared=Shared(0, why_not))
-    ids = asked.prompts[0][:tokens]
-    report = None
-    if resident.prefix is None or resident.prefix.ids != ids:
+    plan = make_plan_of(opened, asked)()
+    if why_not := _why_not_now(opened, asked, tokens, plan):
+        return replace(asked, shared=Shared(0, why_not))
+    ids, report = asked.prompts[0][:tokens], None
+    if not resident.has_prefix(ids, plan.kept):
         report = _compute(opened, resident, asked, ids)
     return replace(asked, shared=Shared(tokens), prefix_pass=report)
 
@@ -48,9 +48,8 @@ def _why_never(opened: OpenModel, asked: Asked) -> str:
     return why_no_crop(opened.config)
 
 
-def _why_not_now(opened: OpenModel, asked: Asked, tokens: int) -> str:
-    make_plan = make_plan_of(opened, asked)
-    plan = make_plan()
+def _why_not_now(opened: OpenModel, asked: Asked, tokens: int, plan: Plan) -> str:
+    """`plan`: of what is asked without sharing."""
     if plan.cards:
         return "the model is on several GPUs"
     if plan.fold is not None:
@@ -58,7 +57,7 @@ def _why_not_now(opened: OpenModel, asked: Asked, tokens: int) -> str:
     if plan.reads_again and opened.copies:
         return f"every pass brings the weights to {opened.device} again"
     with suppress(BudgetError):
-        shared = make_plan(earlier=Earlier(tokens, shared=True))
+        shared = make_plan_of(opened, asked)(earlier=Earlier(tokens, shared=True))
         alone = opened.plan(tokens, 1, asked.pruning, earlier=Earlier())
         is_same = _kept(plan) == _kept(shared) == _kept(alone)
         return "" if is_same else "other neurons or formats would be kept"

@@ -118,6 +118,19 @@ def test_a_seed_repeats_a_sampled_answer(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_with_a_seed_each_prompt_draws_as_if_it_were_alone(tmp_path: Path, sparsity: float) -> None:
+    engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
+    prompts = [[*tiny_prompt(30), *tiny_prompt(length, seed=length)] for length in (5, 9, 2)]
+    options = {"sparsity": sparsity, "method": "griffin", "max_new_tokens": 8, "do_sample": True, "seed": 3}
+    alone = [engine.generate(prompt, **options).token_ids for prompt in prompts]
+    for shared in (0, 30):
+        found = engine.generate_batch(prompts, per_prompt=True, shared=shared, **options)
+        assert [answer.token_ids for answer in found] == alone
+    engine.unload()  # and where the model is read for it
+    assert [answer.token_ids for answer in engine.generate_batch(prompts, per_prompt=True, **options)] == alone
+
+
 def test_prompts_at_the_edges_of_the_context(tmp_path: Path) -> None:
     engine = Engine(tiny_checkpoint(tmp_path / "m", "llama"))
     with pytest.raises(PromptError, match="empty"):

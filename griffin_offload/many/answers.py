@@ -108,7 +108,8 @@ class Answers:
         return self._engine.plan(tokens, most, self._pruning, sequences=prompts, per_prompt=apart)
 
     def answer(self, prompts: Prompts, on_layer: OnLayer | None = None) -> dict[int, Row]:
-        """What is written of each prompt's answer. A number that overflows in a batch is the error of all its prompts.
+        """What is written of each prompt's answer. A number that overflows in a batch is the error of all its prompts;
+        where answers do not depend on which come together, the batch is answered again by halves, to find whose it is.
 
         Raises KeyboardInterrupt for an answer that was interrupted, BudgetError, CheckpointError."""
         ids, before = list(prompts.values()), self.bytes_read()
@@ -118,7 +119,13 @@ class Answers:
         try:
             found = self._engine.generate_batch(ids, self._pruning, self._decoding, **options)
         except NumericError as error:
-            return {row: {"error": str(error)} for row in prompts}
+            if len(ids) == 1 or not self.apart(max(map(len, ids))):
+                return {row: {"error": str(error)} for row in prompts}
+            rows, half = list(prompts.items()), len(ids) // 2
+            parts = [self.answer(dict(part), on_layer) for part in (rows[:half], rows[half:])]
+            answered = Answered(parts[0] | parts[1])
+            answered.took = sum((getattr(part, "took", None) or Took() for part in parts), Took())
+            return answered
         if any(answer.finish_reason == "interrupted" for answer in found):
             raise KeyboardInterrupt  # half an answer is none
         answered = Answered({row: to_row(answer) for row, answer in zip(prompts, found, strict=True)})

@@ -36,6 +36,8 @@ class Cluster:
     def __init__(self, work: Work, placement: Placement, address: str, workers: int | None = None) -> None:
         if find_spec("ray") is None:
             raise OptionError(f"--cluster needs Ray: {EXTRA}")
+        if not address:
+            raise OptionError(f"--cluster is empty: give HOST:PORT or {AUTO}")
         if "://" in address:
             raise OptionError(f"--cluster {address}: run griffin on a node of the cluster, with HOST:PORT or {AUTO}")
         context = get_context("spawn")

@@ -3,6 +3,7 @@
 An address is a path, or SCHEME://...: s3, gs, hdfs, file, as Ray reads and writes them. Credentials are pyarrow's: of
 the environment, or of the machine."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,23 @@ from ..paths import state_folder
 from ..units import format_bytes
 
 ENDS = (".jsonl", ".json", ".parquet")
+FIELDS = (
+    "id",
+    "prompt",
+    "messages",
+    "system",
+)  # other columns of Parquet may be no JSON: dates, bytes
 
 
 def is_elsewhere(address: str) -> bool:
     return "://" in address or address.endswith(".parquet") or Path(address).is_dir()
+
+
+def refuse_inside(output: Path, source: str) -> None:
+    """Raises GriffinError where a file of answers would be read as one of prompts when the run goes on."""
+    where = Path(source)
+    if where.is_dir() and output.name.endswith(ENDS) and output.absolute().parent.resolve() == where.resolve():
+        raise GriffinError(f"{output} would be one of the files of prompts in {source}: write it to another folder")
 
 
 def read_elsewhere(address: str) -> bytes:
@@ -48,7 +62,7 @@ def _rows(system: Any, name: str, most: int) -> bytes:
         content = _parquet_rows(system, name, most)
     else:
         with system.open_input_stream(name) as file:
-            content = file.read(most + 1)
+            content = file.read(most + 1).removeprefix(codecs.BOM_UTF8)
         content += b"" if content.endswith(b"\n") else b"\n"
     if len(content) > most:
         raise GriffinError(f"{name}: with it there are more rows than {format_bytes(ROWS)}, the most that is read here")
@@ -61,7 +75,12 @@ def _parquet_rows(system: Any, name: str, most: int) -> bytes:
 
     lines, size = [], 0
     with system.open_input_file(name) as file:
-        for batch in ParquetFile(file).iter_batches(batch_size=64):
+        table = ParquetFile(file)
+        given = table.schema_arrow.names
+        columns = [each for each in given if each in FIELDS]
+        if not {"prompt", "messages"} & set(columns):
+            raise GriffinError(f"{name} has no column prompt or messages; it has {', '.join(given)}")
+        for batch in table.iter_batches(batch_size=64, columns=columns):
             for row in batch.to_pylist():
                 known = {field: value for field, value in row.items() if value is not None}
                 lines.append(json.dumps(known, ensure_ascii=False).encode("utf-8") + b"\n")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import OptionError
 from ..options import Placement
-from ..units import parse_bytes
+from ..units import format_bytes, parse_bytes
 
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -26,7 +26,7 @@ def places(placement: Placement, workers: int | None) -> list[Place]:
     """A place for each of `workers`; None: for each GPU, or one on another device. Several GPUs that are named are one
     place, whose model has its layers on all of them.
 
-    Raises OptionError for a device that is not there, and for more workers than GPUs."""
+    Raises OptionError for a device that is not there, and for more workers than GPUs, or than there is memory for."""
     from ..memory.machine import devices_of
 
     device, *others = devices_of(placement.device)
@@ -67,11 +67,18 @@ def cpu_places(placement: Placement, workers: int) -> list[Place]:
     import torch
 
     from ..memory.machine import available_memory
+    from ..memory.measure import resident_set
 
+    least, free = resident_set(), available_memory()  # a worker has the libraries of this process, before any weight
+    if workers * least > free:
+        raise OptionError(
+            f"--workers {workers}: there is room for {max(1, free // least)} at most, in {format_bytes(free)} of free "
+            f"memory, since Python and its libraries alone take {format_bytes(least)} in each"
+        )
     threads = placement.threads or max(1, torch.get_num_threads() // workers)
     memory = placement.device_memory
     if memory is None:
-        memory = max(workers, available_memory() * 9 // 10 - parse_bytes(placement.host_memory or 0)) // workers
+        memory = max(workers, free * 9 // 10 - parse_bytes(placement.host_memory or 0)) // workers
     share = replace(placement, threads=threads, device_memory=memory)
     told = f"CPU, {threads} thread{'s' * (threads > 1)}"
     return [Place(share, told, workers=workers) for _ in range(workers)]

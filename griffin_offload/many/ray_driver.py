@@ -126,7 +126,7 @@ class Driver:
         address = named or started()
         silent = unreachable(address) if address else "there is none"
         if named and silent:
-            raise WorkerError(f"no Ray answers at {named}: {silent}")
+            raise WorkerError(f"no Ray answers at {named}: {silent}; `ray start --head` starts one")
         import ray
 
         self._stack.callback(ray.shutdown)

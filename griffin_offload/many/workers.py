@@ -181,7 +181,7 @@ class Workers:
             worker.ask(method, *arguments)
             return worker.reply()
         except (EOFError, OSError):
-            raise WorkerError(f"a worker {worker.how_it_ended}") from None
+            raise WorkerError(f"a worker {worker.how_it_ended}: the same command goes on") from None
 
     def answer_all(
         self, batches: Mapping[Batch, "Prompts"], on_layer: OnLayer, on_end: Callable[[str], None]

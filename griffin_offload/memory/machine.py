@@ -69,6 +69,8 @@ def cards(names: Sequence[str], count: int, source: str = "") -> tuple[str, ...]
     process's own first, to which everything goes that has no number."""
     known = [f"cuda:{index}" for index in range(count)]
     names = known if list(names) == [ALL] else names
+    if others := [name for name in names if name.partition(":")[0] not in ("cuda", ALL)]:
+        raise OptionError(f"{source}{others[0]!r} is no GPU: give cpu or mps alone, or GPUs such as cuda:0,cuda:1")
     if lost := [name for name in names if name not in known]:
         have = f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda" if count else "no GPU"
         raise OptionError(f"{source}there is no GPU {lost[0]!r} here; there is: {have}")

@@ -175,6 +175,10 @@ class ResidentModel:
         count = plan.pass_tokens - REWRITTEN
         return TurnStatistics(earlier, self._copied() if count > 0 else None, count)
 
+    def has_prefix(self, ids: Sequence[int], kept: Kept) -> bool:
+        """Whether these tokens are in memory as the prefix, with what neurons of it that are `kept` are chosen by."""
+        return self.prefix is not None and self.prefix.ids == ids and self.prefix.covers(kept, self._neurons)
+
     def _after_the_prefix(self, plan: Plan, times: float = 1.0) -> TurnStatistics | None:
         """For the pass of a batch, whose rows count what they begin with `times` together."""
         assert self.prefix

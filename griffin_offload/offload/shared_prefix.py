@@ -27,6 +27,10 @@ class SharedPrefix:
     cache: Any
     statistics: Statistics
 
+    def covers(self, kept: Kept, neurons: Kept) -> bool:
+        """Whether it has `statistics_for` these."""
+        return kept == neurons or (bool(self.statistics) and covering(self.statistics, kept, neurons) is not None)
+
     def statistics_for(self, kept: Kept, neurons: Kept) -> Statistics:
         """Those of the blocks of which less than the `neurons` are `kept`."""
         found = covering(self.statistics, kept, neurons)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from griffin_offload.cli._options import Opening
 from griffin_offload.cli._pace import Pace, duration
 from griffin_offload.cli.generate_many import Job, generate_many, recorded
+from griffin_offload.cli.main import griffin
+from safetensors.torch import load_file, save_file
 from screen import Screen
 from tiny import CONTEXT, SPECIALS, tiny_checkpoint
 from waiting import wait_for
@@ -184,6 +188,69 @@ def test_what_cannot_be_answered_is_written_down_and_the_rest_goes_on(
     assert [row["text"] for row in many(good, model, force=True)] == [rows[1]["text"], rows[4]["text"]]
 
 
+def test_a_number_that_overflows_is_the_error_of_its_own_prompt(tmp_path: Path, model: Path) -> None:
+    """Where the others do not depend on it. In float16 one token is too much for what the last layer adds."""
+    folder = shutil.copytree(model, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    answers = Answers(Engine(folder), *CHOSEN, per_prompt=True)
+    ids = [answers._engine.encode(prompt) for prompt in PROMPTS]
+    (token, *_) = set(ids[2]).difference(*ids[:2], *ids[3:])
+    weights["model.embed_tokens.weight"][token] = 65_000.0
+    down = weights["model.layers.2.mlp.down_proj.weight"]
+    down *= 20_000 / down.abs().sum(1).mean()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    engine = Engine(folder, dtype="float16")
+    for per_prompt in (True, False):
+        found = Answers(engine, *CHOSEN, per_prompt=per_prompt).answer(dict(enumerate(ids)))
+        assert ["NaN or infinite" in row.get("error", "") for row in found.values()] == [
+            number == 2 or not per_prompt for number in range(5)
+        ]
+    found = Answers(engine, *CHOSEN, per_prompt=True).answer(dict(enumerate(ids)))
+    alone = {row: engine.generate(one, *CHOSEN).text for row, one in enumerate(ids) if row != 2}
+    assert {row: answer["text"] for row, answer in found.items() if row != 2} == alone
+    assert found.took.prompts == 4
+
+
+def test_a_prompt_of_no_tokens_is_an_error_of_its_own_row(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    without_z = {"type": "Replace", "pattern": {"String": "z"}, "content": ""}
+    path.write_text(json.dumps({**tokenizer, "normalizer": without_z, "post_processor": None}), "utf-8")
+    source = write(
+        tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in ("Alice", "zz", "word " * CONTEXT, "Orange")]
+    )
+    with pytest.raises(GriffinError, match="2 of 4 prompts have no answer"):
+        many(source, folder)
+    assert [row.get("error", "")[:14] for row in untimed(source.with_name("out.jsonl"))] == [
+        "",
+        "the prompt is ",
+        "the prompt has",
+        "",
+    ]
+
+
+def test_answers_are_not_written_among_the_prompts(source: Path, model: Path) -> None:
+    (folder := source.parent / "prompts").mkdir()
+    source.rename(folder / source.name)
+    args = ["generate", "--model", str(model), "--input", str(folder), "--output", str(folder / "out.jsonl")]
+    result = CliRunner().invoke(griffin, args)
+    assert result.exit_code == 1
+    assert "would be one of the files of prompts" in result.output
+    assert [path.name for path in folder.iterdir()] == [source.name]
+
+
+def test_an_empty_address_is_no_cluster(source: Path, model: Path) -> None:
+    args = ["generate", "--model", str(model), "--cluster", ""]
+    assert "need --input" in CliRunner().invoke(griffin, [*args, "Alice"]).output
+    result = CliRunner().invoke(
+        griffin, [*args, "--input", str(source), "--output", str(source.with_name("out.jsonl"))]
+    )
+    assert result.exit_code == 1
+    assert "--cluster" in result.output
+    assert not source.with_name("out.jsonl").exists()
+
+
 def test_a_memory_that_holds_no_prompt_is_an_error_of_the_options(source: Path, model: Path) -> None:
     with pytest.raises(BudgetError):
         many(source, model, device_memory="1MiB")
@@ -301,6 +368,7 @@ def test_the_recorded_options_are_those_of_earlier_versions() -> None:
 STOPPED = """
 import sys
 import torch
+from click.testing import CliRunner
 from griffin_offload.cli._options import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from griffin_offload.options import Decoding, Placement, Pruning

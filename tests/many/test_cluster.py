@@ -194,7 +194,7 @@ def test_faults_of_workers(place: Path, model: Path, tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there(place: Path, model: Path, tmp_path: Path) -> None:
     work: Any = FakeWork(tmp_path, str(model))
-    with pytest.raises(WorkerError, match=r"^no Ray answers at 127.0.0.1:9: connection refused$"):
+    with pytest.raises(WorkerError, match=r"^no Ray answers at 127.0.0.1:9: connection refused; `ray start"):
         Cluster(work, Placement("cpu"), "127.0.0.1:9")
     with pytest.raises(WorkerError, match="an address is HOST:PORT"):
         Cluster(work, Placement("cpu"), "localhost")

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,22 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_their_names(tmp_path: Pat
     (tmp_path / "_temporary").mkdir()
     assert is_elsewhere(str(tmp_path))
     assert rows_of(str(tmp_path)) == rows_of(tmp_path.as_uri()) == ROWS
+
+
+def test_each_file_of_a_folder_may_begin_with_a_mark_of_its_bytes_order(tmp_path: Path) -> None:
+    for number, row in enumerate(ROWS):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row), "utf-8-sig")
+    assert rows_of(str(tmp_path)) == ROWS
+
+
+def test_other_columns_of_parquet_may_hold_what_is_no_json(tmp_path: Path) -> None:
+    columns = {"when": datetime(2024, 1, 1), "raw": b"\xff", "score": float("nan")}
+    rows = [{"id": number, "prompt": "Alice", **columns} for number in range(3)]
+    assert rows_of(str(parquet(tmp_path / "a.parquet", rows))) == [
+        {"id": number, "prompt": "Alice"} for number in range(3)
+    ]
+    with pytest.raises(GriffinError, match="has no column prompt or messages; it has text"):
+        rows_of(str(parquet(tmp_path / "b.parquet", [{"text": "Alice"}])))
 
 
 def test_what_cannot_be_read_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

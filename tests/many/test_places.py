@@ -31,3 +31,8 @@ def test_gpus_that_are_named_hold_one_model_together(device: str) -> None:
     assert places(Placement(device=device), 1) == [place]
     with pytest.raises(OptionError, match="--workers 2: cuda:0,cuda:1 hold one model together; leave --workers out"):
         places(Placement(device=device), 2)
+
+
+def test_more_workers_than_the_memory_holds_are_refused_before_one_starts() -> None:
+    with pytest.raises(OptionError, match=r"--workers 100000: there is room for \d+ at most, in .* of free memory"):
+        places(Placement(device="cpu", device_memory="8GiB"), 100_000)

@@ -192,8 +192,9 @@ def test_the_gpus_of_a_text(two_cards: list[Card], monkeypatch: pytest.MonkeyPat
     ("names", "count", "told"),
     [
         ("cuda:0,cuda:2", 2, "there is no GPU 'cuda:2' here; there is: cuda:0 to cuda:1"),
-        ("cuda:0,cpu", 2, "there is no GPU 'cpu' here"),
-        ("cuda:0,", 2, "there is no GPU '' here"),
+        ("cuda:0,cpu", 2, "'cpu' is no GPU: give cpu or mps alone, or GPUs such as cuda:0,cuda:1"),
+        ("cpu,cpu", 0, "'cpu' is no GPU"),
+        ("cuda:0,", 2, "'' is no GPU"),
         ("cuda:0,cuda:0", 2, "names a GPU twice"),
         ("cuda:2,cuda:1", 4, "set CUDA_VISIBLE_DEVICES=2,1 and give cuda:0,cuda:1"),
         ("cuda:1", 2, "set CUDA_VISIBLE_DEVICES=1 and give cuda$"),

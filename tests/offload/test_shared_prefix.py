@@ -102,6 +102,14 @@ def test_the_prefix_is_computed_once_for_all_batches(case: Callable[[str], Case]
     assert engine.resident.prefix is None
 
 
+def test_other_options_choose_by_statistics_of_their_own(case: Callable[[str], Case]) -> None:
+    engine, whole = Engine(case("llama").folder), Engine(case("llama").folder)
+    for options in ({"sparsity": 0.0}, PAPER, {"sparsity": 0.0}, {**PAPER, "sparsity": [0.5, 0.0, 0.5]}, PAPER):
+        told = assert_as_without(engine, whole, PROMPTS, **options)[0].report.shared
+        assert told is not None
+        assert told.tokens == len(PREFIX)
+
+
 def test_its_bytes_and_seconds_are_the_first_batchs(case: Callable[[str], Case]) -> None:
     engine = Engine(case("llama").folder)
     reports = [answered(engine, PROMPTS, shared=len(PREFIX), sparsity=0.0)[0][0].report for _ in range(2)]
