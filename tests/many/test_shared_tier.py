@@ -103,10 +103,10 @@ def test_a_worker_that_is_killed_while_it_reads_leaves_nothing_half_done(tmp_pat
 
 
 def test_what_it_takes_comes_off_the_budgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("griffin_offload.memory.machine.available_memory", lambda: 1000 * MIB)
-    free, less = (cpu_places(Placement("cpu", host_memory=size), 4) for size in (None, "100MiB"))
-    assert [place.placement.device_memory for place in free] == [225 * MIB] * 4
-    assert [place.placement.device_memory for place in less] == [200 * MIB] * 4
+    monkeypatch.setattr("griffin_offload.memory.machine.available_memory", lambda: 40_000 * MIB)
+    free, less = (cpu_places(Placement("cpu", host_memory=size), 4) for size in (None, "4000MiB"))
+    assert [place.placement.device_memory for place in free] == [9000 * MIB] * 4
+    assert [place.placement.device_memory for place in less] == [8000 * MIB] * 4
 
 
 def test_a_worker_beside_a_gpu_keeps_no_copy_of_its_own(tmp_path: Path) -> None:
