@@ -62,7 +62,7 @@ def answer(
     return {row: answer["text"] for row, answer in found.items()}, read / file.stat().st_size
 
 
-@pytest.mark.parametrize(("name", "workers"), [(SINGLE, 2), (SINGLE, 4), ("m.gguf", 2)])
+@pytest.mark.parametrize(("name", "workers"), [(SINGLE, 2), ("m.gguf", 2)])
 def test_the_disk_is_read_once(tmp_path: Path, name: str, workers: int) -> None:
     file = file_of(tmp_path, name)
     found, read = answer(file, workers)
