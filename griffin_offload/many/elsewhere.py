@@ -18,12 +18,7 @@ from ..paths import state_folder
 from ..units import format_bytes
 
 ENDS = (".jsonl", ".json", ".parquet")
-FIELDS = (
-    "id",
-    "prompt",
-    "messages",
-    "system",
-)  # other columns of Parquet may be no JSON: dates, bytes
+FIELDS = ("id", "prompt", "messages", "system")  # other columns of Parquet may be no JSON: dates, bytes
 
 
 def is_elsewhere(address: str) -> bool:

@@ -440,6 +440,16 @@ def test_the_first_refusal_names_what_is_enough(large: Path) -> None:
         score(engine, some, variants)
 
 
+def test_the_plan_of_a_quantized_pair_has_its_logits(llama: Path) -> None:
+    engine, (context, following) = Engine(llama, dtype="float32"), pairs()[0]
+    quantized = Variant(0.0, resident_dtype="int4")
+    alone = engine.plan(len(context), len(following), quantized, fidelity=False).peak
+    engine.budget = 1
+    with pytest.raises(BudgetError) as refused:
+        score(engine, [(context, following)], [quantized])
+    assert refused.value.needed >= alone + 3 * (len(following) - 1) * engine.sizes.vocabulary * 4
+
+
 def test_a_quantized_model_is_compared_with_a_full_one_that_does_not_fit(large: Path) -> None:
     engine, quantized = Engine(large, dtype="float32"), Variant(0.0, resident_dtype="int4")
     wanted = score(engine, pairs(), [quantized])
