@@ -39,7 +39,7 @@ from .model.kv_cache import make_cache
 from .model.long_texts import PIECE, has_more_tokens
 from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
-from .model.norms import norm_by_own_kernel
+from .model.norms import norm_by_own_kernel, norm_by_torchs_kernel
 from .model.pretrained import check_layers, load_tokenizer, read_headers
 from .model.skeleton import Skeleton
 from .native.library import check_asked
@@ -409,6 +409,8 @@ def open_model(
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
         norm_by_own_kernel(skeleton.model)
+    elif device != "mps":  # whose operator was never tried
+        norm_by_torchs_kernel(skeleton.model)
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     asked = placement.host_memory
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None

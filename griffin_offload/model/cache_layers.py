@@ -24,12 +24,13 @@ def capacity(tokens: int, window: int | None) -> int:
 
 
 class Room:
-    """Keys and values (B, H, room, D); the first tokens are in use."""
+    """Keys and values (B, H, room, D); the first tokens are in use, the others 0. (A static step also multiplies by
+    tokens that are still to come, under a mask: 0 times what memory happens to hold may be NaN.)"""
 
     def __init__(self, room: int, row: int, sequences: int, device: str) -> None:
         self.room = room
         self._row, self._sequences, self._device = row, sequences, device
-        self._arena: Arena | None = Arena(2 * padded(room * row * sequences), device, huge=False)
+        self._arena: Arena | None = Arena(2 * padded(room * row * sequences), device, huge=False, zeros=True)
         self._keys = self._values = torch.empty(0)
 
     def take(self, keys: Tensor, values: Tensor) -> None:
@@ -39,7 +40,7 @@ class Room:
             if self._arena and len(states) == self._sequences:
                 memory = self._arena.take(shape, states.dtype)
             else:
-                memory = torch.empty(shape, dtype=states.dtype, device=states.device)
+                memory = torch.zeros(shape, dtype=states.dtype, device=states.device)
             setattr(self, name, memory)
         self._arena = None
 
@@ -57,7 +58,7 @@ class Room:
             return
         self._device = device
         if self._arena:  # nothing is in it yet
-            self._arena = Arena(self._arena.size, device, huge=False)
+            self._arena = Arena(self._arena.size, device, huge=False, zeros=True)
         self._keys, self._values = self._keys.to(device), self._values.to(device)
 
     def first(self, tokens: int) -> tuple[Tensor, Tensor]:

@@ -122,11 +122,12 @@ class StaticStep:
         return not self._dynamic
 
     def close(self) -> None:
-        """The caches hold the tokens of the steps from now on, where they still can."""
+        """The caches hold the tokens of the steps from now on, where they still can; the steps let go of them."""
         for key, token in self._answers.items():
             for layer in self._prompts[key].layers:
                 if layer.is_initialized:
                     layer.fill(token.length)
+            token.forget()
 
     def __call__(self, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
         """The logits (B, 1, V), valid until the next step."""
@@ -184,6 +185,10 @@ class _Token:
         if self.is_new:
             self._steps[bucket] = self._make_step(bucket)
         return bucket, self._steps[bucket]
+
+    def forget(self) -> None:
+        """Ends the circle of the steps and what they work on, which would keep the cache until Python looks for it."""
+        self._steps.clear()
 
     def _make_step(self, bucket: int) -> Callable[[], None]:
         cache = fixed_cache(self._cache, bucket, self._position, self._rings)
