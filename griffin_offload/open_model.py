@@ -41,6 +41,7 @@ from .model.modules import multiply_by_the_quicker_way
 from .model.multimodal import refuse_media
 from .model.norms import norm_by_own_kernel, norm_by_torchs_kernel
 from .model.pretrained import check_layers, load_tokenizer, read_headers
+from .model.rotate import rotate_by_one_kernel
 from .model.skeleton import Skeleton
 from .native.library import check_asked
 from .offload.probe import probe
@@ -411,6 +412,8 @@ def open_model(
         norm_by_own_kernel(skeleton.model)
     elif device != "mps":  # whose operator was never tried
         norm_by_torchs_kernel(skeleton.model)
+    if device == "cuda":
+        rotate_by_one_kernel(skeleton.modules[0])
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     asked = placement.host_memory
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None
