@@ -141,7 +141,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     (docs/benchmarks.md); several queries, such as the G of a group, it does well."""
     batch, heads, keys, size = key.shape
     grouped = query.reshape(batch, heads, -1, size)
-    rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
+    rows = mask if mask is None or mask.shape[1] == 1 else mask.reshape(*mask.shape[:1], *grouped.shape[1:3], keys)
     kernel = query.dtype != torch.float32 or query.device.type != "cpu"
     if kernel and grouped.shape[2] > 1 and value.shape[3] == size:
         rows = rows if rows is None or rows.dtype == torch.bool else rows.to(query.dtype)
