@@ -35,8 +35,8 @@ class Room:
     def take(self, keys: Tensor, values: Tensor) -> None:
         """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one.
 
-        The memory is zero, as a CPU's arena is anyway: a static step multiplies what no token has filled by 0, and what a
-        GPU's memory held before may be no number."""
+        The memory is zero, as a CPU's arena is anyway: a static step multiplies what no token has filled by 0, and what
+        a GPU's memory held before may be no number."""
         for name, states in (("_keys", keys), ("_values", values)):
             shape = (*states.shape[:2], self.room, states.shape[3])
             if self._arena and len(states) == self._sequences:
