@@ -201,8 +201,9 @@ class BatchStreamer(BaseStreamer):  # type: ignore[misc]
 
 
 class TokenStream(Generic[T]):
-    """The tokens of an answer as they are made: nothing is computed between two of them. Closing it, or leaving its
-    `with` block, cancels the rest. `answer` is there once it has ended or was closed after a token.
+    """The tokens of an answer as they are made. Between two of them nothing is computed, except that a GPU goes on with
+    the step of the next one. Closing it, or leaving its `with` block, cancels the rest. `answer` is there once it has
+    ended or was closed after a token.
 
     The answer is made in a greenlet, a stack of its own on this thread: use a stream from one thread only."""
 
