@@ -1,4 +1,4 @@
-"""Click options made from the option groups of options.py, and the objects that a command gets for them."""
+"""Click options made from the option groups of options/, and the objects that a command gets for them."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -340,7 +340,7 @@ def compares(command: F) -> F:
 def count(
     flag: str, default: Any, help: str, *names: str, low: int = 1, metavar: str = "N", **changes: Any
 ) -> Decorator:
-    """A whole number, `low` or more up to what a run counts, that is not in options.py. A default of None is told in
+    """A whole number, `low` or more up to what a run counts, that is in no group. A default of None is told in
     `help`."""
     high = MOST_TOKENS if "token" in flag else MOST
     facts = {
