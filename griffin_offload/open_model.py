@@ -382,7 +382,8 @@ def open_model(
     return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
     device, *others = devices_of(placement.device)
     path = resolve(model, on_progress=on_progress)
-    config, checkpoint = read_headers(path)
+    headers = read_headers(path)
+    config, checkpoint = headers.config, headers.checkpoint
     overridden = override_fields(path, config)
     check_layers(path, config, checkpoint)
     rows = Reader(files=checkpoint.files)
@@ -399,9 +400,9 @@ def open_model(
         load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
         if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
             multiply_by_the_quicker_way(skeleton.model)
-    settings, told = load_generation_config(path, skeleton.rows_of_table)
+    settings, told = load_generation_config(path, skeleton.rows_of_table, headers.facts)
     skeleton.model.generation_config = settings
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, headers.whole)
     take_processors_template(path, tokenizer)
     return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
     bounded(model_sizes(skeleton.layout), placement.context, str(model))

@@ -132,7 +132,8 @@ class Inputs:
 
 
 def _config(inputs: Inputs, path: Path) -> None:
-    config, checkpoint = read_headers(path.parent)
+    headers = read_headers(path.parent)
+    config, checkpoint = headers.config, headers.checkpoint
     override_fields(path.parent, config)
     check_layers(path.parent, config, checkpoint)
 
@@ -143,7 +144,8 @@ def _model(inputs: Inputs, path: Path) -> Skeleton:
     from griffin_offload.checkpoint.reader import Reader
     from griffin_offload.model.compute_dtype import compute_dtype
 
-    config, checkpoint = read_headers(path.parent)
+    headers = read_headers(path.parent)
+    config, checkpoint = headers.config, headers.checkpoint
     override_fields(path.parent, config)
     check_layers(path.parent, config, checkpoint)
     dtype, _ = compute_dtype(checkpoint, "cpu", None)
