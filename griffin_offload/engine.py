@@ -30,7 +30,7 @@ from .offload.lockstep import Lockstep, passing
 from .offload.neuron_scores import find_room
 from .offload.resident_model import ResidentModel
 from .offload.skip_by_prompt import check_skip
-from .open_model import open_model
+from .opening import open_model
 from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, as_dict, from_keywords
 from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
 from .prefix import with_prefix
@@ -74,9 +74,9 @@ class Engine:
         self.resident = ResidentModel(opened.skeleton, opened.device, opened.copies)
         self.name, self.path, self.device, self.dtype = opened.name, opened.path, opened.device, opened.dtype
         self.tokenizer, self.checkpoint, self.skeleton = opened.tokenizer, opened.checkpoint, opened.skeleton
-        self.sizes, self.has_chat_template = opened.sizes, opened.has_chat_template
-        self.context_length = opened.sizes.context
-        self.encode, self.encode_chat = opened.encode, opened.encode_chat
+        self.sizes, self.context_length = opened.sizes, opened.sizes.context
+        self.encode, self.encode_chat = opened.prompts.encode, opened.prompts.encode_chat
+        self.has_chat_template = opened.prompts.has_chat_template
 
     @property
     def budget(self) -> int:
