@@ -25,6 +25,11 @@ from .pruning.shipped_text import shipped_samples, shipped_text_hash
 Unload = Callable[[], None]
 
 
+def known_selection(opened: OpenModel, unload: Unload, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+    """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""
+    return with_known_prior(opened, unload, opened.selection(pruning, seed, plan), pruning, plan)
+
+
 def with_known_prior(
     opened: OpenModel,
     unload: Unload,
