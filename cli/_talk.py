@@ -10,8 +10,8 @@ from ..errors import ContextError
 from ..options import as_dict
 from ..units import format_bytes
 from . import _console as console
-from ._options import choice_note, remember
 from ._print import echo
+from ._report import choice_note, remember
 from ._text import ending
 from ._thinking import Parting, open_mark
 

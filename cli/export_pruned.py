@@ -18,7 +18,9 @@ from ..paths import expand
 from ..pruning.calibration_texts import SAMPLES, TOKENS, CalibrationText, draw_samples, read_source
 from ..units import format_bytes
 from . import _console as console
-from ._options import F, Some, count, decorate, file, json_option, opens_engine, seed_option, switch, takes
+from ._flags import F, count, decorate, file, json_option, seed_option, switch
+from ._opening import opens_engine
+from ._options import Some, takes
 from ._outputs import check_outputs
 from ._print import echo
 from ._text import check_text, looks_like_a_file, read_file, read_prompt, refuse_missing_file, takes_form

@@ -18,7 +18,7 @@ from ..options import AUTO, MOST, OFF, Decoding, Pruning
 from ..paths import cache_folder
 from ..sources.resolve import resolve
 from . import _console as console
-from ._options import Opening, open_engine
+from ._opening import Opening, open_engine
 from ._pace import Pace
 from ._print import echo
 

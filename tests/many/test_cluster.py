@@ -15,7 +15,7 @@ import psutil
 import pytest
 from command_line import PYTHON
 from fake_answers import FakeWork, fake_drive
-from griffin_offload.cli._options import Opening
+from griffin_offload.cli._opening import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from tiny import tiny_checkpoint
 from waiting import wait_for
