@@ -127,6 +127,7 @@ class StaticStep:
             for layer in self._prompts[key].layers:
                 if layer.is_initialized:
                     layer.fill(token.length)
+            token.close()
 
     def __call__(self, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
         """The logits (B, 1, V), valid until the next step."""
@@ -176,6 +177,10 @@ class _Token:
         self._counts = counts
         self._arguments: dict[str, Any] = {"use_cache": True, "return_dict": True}
         self._padding = padding if arguments.get("position_ids") is not None else None
+
+    def close(self) -> None:
+        """The steps hold this object, and so the cache: without them it goes with the answer."""
+        self._steps.clear()
 
     def step(self) -> tuple[int, Callable[[], None]]:
         """The bucket of the next token, and what computes its logits from its id."""
