@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import OptionError
 from .export.pruned_model import Export, ExportSource
-from .export.run import ExportAsked, export
+from .export.run import ExportAsked, write_export
 from .generation import answer
 from .memory.out_of_memory import planned
 from .model_prior import known_prior, known_selection, score_samples
@@ -212,7 +212,7 @@ class Engine:
         _refuse(keywords)
         source = ExportSource(self.name, self.path, list(prompt_ids), prompt_text)
         asked = ExportAsked(source, Path(out), pruning, export_format, seed, force, on_layer)
-        return export(self.opened, self.unload, asked)
+        return write_export(self.opened, self.unload, asked)
 
     def export_static(
         self,
@@ -236,7 +236,7 @@ class Engine:
         _refuse(keywords)
         source = ExportSource(self.name, self.path, [], "", calibration)
         given = (pruning, export_format, calibration.seed, force, on_layer, _size(host_memory))
-        written = export(self.opened, self.unload, ExportAsked(source, Path(out), *given))
+        written = write_export(self.opened, self.unload, ExportAsked(source, Path(out), *given))
         return written, Prior(written.scores, {**self.opened.facts, **calibration.to_json()})
 
     def score_samples(

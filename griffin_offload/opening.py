@@ -23,8 +23,9 @@ from .model.config_fields import override_fields
 from .model.generation_fields import load_generation_config
 from .model.modules import multiply_by_the_quicker_way
 from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_tokenizer, read_headers
+from .model.pretrained import check_layers, read_headers
 from .model.skeleton import Skeleton
+from .model.tokenizer import load_tokenizer
 from .native.library import check_asked
 from .offload.probe import probe
 from .open_model import OpenModel

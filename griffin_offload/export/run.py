@@ -58,7 +58,7 @@ class ExportAsked:
         return hashlib.sha256(json.dumps(told, default=repr, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def export(opened: OpenModel, unload: Callable[[], None], asked: ExportAsked) -> Export:
+def write_export(opened: OpenModel, unload: Callable[[], None], asked: ExportAsked) -> Export:
     """Writes the model pruned as asked. `unload` gives back what is resident. Raises what Engine.export raises."""
     request = _request(opened, asked)
     request_hash = asked.hash(opened)

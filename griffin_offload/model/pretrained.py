@@ -1,14 +1,13 @@
-"""Loads a checkpoint's config and tokenizer. An error becomes one line that names the file."""
+"""Reads a checkpoint's config and headers. An error becomes one line that names the file."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.configuration_utils import get_configuration_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -18,7 +17,6 @@ from ..checkpoint.inside import require_own_names
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
 from ..errors import CheckpointError, GriffinError, UnsupportedArchitecture, one_line
 from ..files import reason
-from ..foreign import shown
 from ..inputs import SETTINGS, VOCABULARY, require_plain
 from ..small_json import read_object
 from .architecture import architecture
@@ -40,7 +38,7 @@ class Headers:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What config.json says. Raises CheckpointError."""
-    _require_small_files(folder)
+    require_small_files(folder)
     path = folder / "config.json"
     try:
         facts = read_object(path)
@@ -81,7 +79,7 @@ def _class_of(facts: dict[str, Any]) -> Any:
     return CONFIG_MAPPING[kind]
 
 
-def _require_small_files(folder: Path) -> None:
+def require_small_files(folder: Path) -> None:
     """Raises CheckpointError for a file of settings or of a vocabulary that is none, such as a pipe, or too large."""
     for path in folder.iterdir() if folder.is_dir() else ():
         vocabulary = path.name.startswith(("tokenizer", "vocab", "merges", "tekken")) or ".index." in path.name
@@ -158,68 +156,3 @@ def _model_type(facts: Mapping[str, Any]) -> str:
         return "its model_type is missing"
     architecture(kind)
     return f"model type {kind!r} is not supported: this version of transformers does not know it"
-
-
-def load_tokenizer(folder: Path, config: Any = None) -> Any:
-    """transformers' tokenizer, without the checkpoint's own code. `config`: transformers' of the whole model; None:
-    that of the folder, if it has one. Raises CheckpointError."""
-    why = ""
-    _require_small_files(folder)
-    try:
-        if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
-            if config is None and (folder / "config.json").exists():  # else transformers reads it unchecked
-                config = load_config(folder, read_config(folder))
-            _check_tokenizer_config(folder, config)
-            return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-        why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
-    except (CheckpointError, UnsupportedArchitecture):
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # many libraries, many exceptions; a panic of Rust's is no Exception
-        why = _missing_package(folder) or one_line(error)
-    raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
-
-
-def _check_tokenizer_config(folder: Path, config: Any) -> None:
-    """Raises CheckpointError where a file names a class of transformers that is no tokenizer, or files elsewhere."""
-    path = folder / "tokenizer_config.json"
-    facts = read_object(path) if path.exists() else {}
-    if type(facts.get("model_max_length")) not in (int, float, type(None)):
-        raise CheckpointError(f"{path}: model_max_length is no number")
-    require_own_names(facts, "fast_tokenizer_files", path)
-    for named in (facts.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
-        fine = named is None or (isinstance(named, str) and TOKENIZER.fullmatch(named))
-        if not fine or named == "AutoTokenizer":
-            raise CheckpointError(f"{path}: tokenizer_class is {shown(repr(named), 60)}, which is no tokenizer's class")
-
-
-TOKENIZER = re.compile(r"\w*(Tokenizer|TokenizerFast|Backend)")  # how transformers ends their classes' names
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "tekken.json")
-# Files of tokenizers of older checkpoints -> packages that read them, and their modules.
-_READERS = {
-    "*.model": {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
-    "*.tiktoken": {"tiktoken": "tiktoken"},
-}
-
-
-def _missing_package(folder: Path) -> str:
-    """Which packages a folder's tokenizer needs that are not installed, and the way out; '' where none does."""
-    if (folder / "tokenizer.json").is_file():
-        return ""
-    for pattern, packages in _READERS.items():
-        file = next(iter(sorted(folder.glob(pattern))), None)
-        missing = [package for package, module in packages.items() if not _installed(module)] if file else []
-        if file and missing:
-            return (
-                f"{file.name} is read by {' and '.join(packages)}, and it has no tokenizer.json: "
-                f"`pip install {' '.join(missing)}`, or add the tokenizer.json of its base model"
-            )
-    return ""
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package above it
-        return False

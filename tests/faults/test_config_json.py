@@ -17,7 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from griffin_offload import Engine
 from griffin_offload.errors import CheckpointError, GriffinError
 from griffin_offload.model.config_allowed import NEVER, allowed_config, known_fields
-from griffin_offload.model.pretrained import load_config, load_tokenizer, read_config
+from griffin_offload.model.pretrained import load_config, read_config
+from griffin_offload.model.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.fault
 

@@ -33,8 +33,9 @@ from griffin_offload.jsonl import read_rows
 from griffin_offload.model.chat_template import ChatTemplate
 from griffin_offload.model.config_fields import override_fields
 from griffin_offload.model.generation_fields import check_generation, load_generation_config
-from griffin_offload.model.pretrained import check_layers, load_tokenizer, read_headers
+from griffin_offload.model.pretrained import check_layers, read_headers
 from griffin_offload.model.skeleton import Skeleton
+from griffin_offload.model.tokenizer import load_tokenizer
 from griffin_offload.opening import _skeleton
 from griffin_offload.options import Decoding, Pruning
 from griffin_offload.pruning.layer_allocation import Curves, load_curves, save_curves, share_neurons
