@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from .declare import option, whole
 from .group import Checked
-from .names import EXPORT_FORMATS, GGUF_TYPES
 
 
 @dataclass(frozen=True)
@@ -12,10 +11,15 @@ class ExportFormat(Checked):
     """What an export is written as."""
 
     format: str = option(
-        "safetensors", "A folder that transformers loads, or a file that llama.cpp runs.", choices=EXPORT_FORMATS
+        "safetensors",
+        "A folder that transformers loads, or a file that llama.cpp runs.",
+        choices=("safetensors", "gguf"),
     )
     gguf_type: str | None = option(
-        None, "Type of the matrices in a GGUF file; vectors are f32.", choices=GGUF_TYPES, default="bf16"
+        None,
+        "Type of the matrices in a GGUF file; vectors are f32.",
+        choices=("bf16", "f16", "f32", "q8_0"),
+        default="bf16",
     )
     multiple_of: int | None = whole(
         None,

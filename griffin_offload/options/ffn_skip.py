@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from .declare import number, option, parse_pair, whole
 from .group import Checked
-from .names import SKIP_MODES
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class FfnSkip(Checked):
         "token",
         "token: each token of the answer skips for itself, which saves time but no memory; prompt: the blocks that the "
         "prompt needs least keep no neurons, which saves both.",
-        choices=SKIP_MODES,
+        choices=("token", "prompt"),
     )
     cold: tuple[int, int] = option(
         (2, 2),

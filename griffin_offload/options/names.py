@@ -1,4 +1,4 @@
-"""The names that a user may choose from, and the most of what a run counts."""
+"""The names that a user may choose from, where more than their option needs them; and the most of what a run counts."""
 
 AUTO = "auto"
 OFF = "off"
@@ -11,10 +11,6 @@ RESTS = ("drop", "int8", "int4")
 METHODS = {  # name -> what it means: fields of Pruning; griffin is the paper's (arXiv:2404.01365)
     "griffin": {"selection": "topk", "allocation": "uniform", "rest": "drop", "prior": OFF, "fold": False},
 }
-SKIP_MODES = ("token", "prompt")
-DTYPES = ("float32", "bfloat16", "float16")
-EXPORT_FORMATS = ("safetensors", "gguf")
-GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")
 SCORES = ("griffin", "wanda", "magnitude", "random")  # of neurons, over calibration texts
 FORMS = ("text", "qa", "concat", "question")  # of calibration samples
 MODES = ("gen", "class")  # of multiple choice: what counts as the prompt

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from .declare import option, whole
 from .group import Checked
-from .names import DTYPES
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,9 @@ class Placement(Checked):
         metavar="SIZE",
         default="what is free, less a margin",
     )
-    dtype: str | None = option(None, "Precision of the weights.", choices=DTYPES, default="the checkpoint's")
+    dtype: str | None = option(
+        None, "Precision of the weights.", choices=("float32", "bfloat16", "float16"), default="the checkpoint's"
+    )
     host_memory: int | str | None = option(
         None,
         "RAM that keeps layers between prompts, so that the next prompt need not read them from disk; 0 for none. "
