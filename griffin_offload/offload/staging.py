@@ -25,18 +25,22 @@ from .resident_layer import ResidentLayer, aligned_phase
 
 
 class CpuStaging:
-    """`dense[i]`: the tensors of layer i that its forward uses, by name; `loads[i]`: what brings them there."""
+    """`dense[i]`: the tensors of layer i that its forward uses, by name."""
 
     def __init__(self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader) -> None:
         """`tier`: layers that stay in RAM for the next pass, where they are then found."""
         self._layout, self._tier, self._reader = layout, tier, reader
         self.dense: list[dict[str, Tensor]] = []
-        self.loads: list[Load] = []
+        self._to_read: list[dict[TensorInfo, Tensor]] = []
         self._make_buffers(layers)
         for index, (layer, resident) in enumerate(zip(layout.layers, layers, strict=True)):
             passing = _passing(layer, resident)
             own = {n: t for n, t in resident.tensors.items() if n not in passing and isinstance(t, Tensor)}
             self._stage(index, layer, {} if resident.complete else own, passing)
+
+    def loads(self) -> list[Load]:
+        """What brings each layer to its tensors. It holds the buffers, so it is made for a pass and goes with it."""
+        return [Load([partial(self._reader.read, reads)]) for reads in self._to_read]
 
     def arrive(self, index: int) -> None:
         """Layer `index` has been read: its tensors are ready for what is computed from here on."""
@@ -56,8 +60,7 @@ class CpuStaging:
         dense = own | (held or self._allocate(self._ring[index % STAGING_LAYERS], layer, passing))
         self.dense.append(dense)
         known = held if self._tier.is_read(index) else {}
-        reads = self._reads(layer, {name: tensor for name, tensor in dense.items() if name not in known})
-        self.loads.append(Load([partial(self._reader.read, reads)]))
+        self._to_read.append(self._reads(layer, {n: tensor for n, tensor in dense.items() if n not in known}))
 
     def _held(self, index: int, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of a layer that the tier holds, read already or not yet; {} where it holds none."""
@@ -97,6 +100,15 @@ class UploadStaging(CpuStaging):
         ring = Ring(ring.threads, min(ring.pieces, sum(map(len, self._work))), largest)
         self._upload = Upload(self._slots, ring, reader.clock)
 
+    def loads(self) -> list[Load]:
+        return [
+            Load(
+                [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work],
+                partial(self._complete, index),
+            )
+            for index, work in enumerate(self._work)
+        ]
+
     def arrive(self, index: int) -> None:
         self._upload.arrive(self._slot[index])
         for name, tensor in self._sent[index].items():
@@ -122,10 +134,7 @@ class UploadStaging(CpuStaging):
         sent = self._allocate(self._slots[self._slot[index]], layer, [*own, *passing], aligned=True)
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
-        work = pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece)
-        self._work.append(work)
-        jobs = [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work]
-        self.loads.append(Load(jobs, partial(self._complete, index)))
+        self._work.append(pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece))
 
     def _complete(self, index: int) -> None:
         self._upload.complete(self._slot[index])
