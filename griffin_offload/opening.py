@@ -22,8 +22,9 @@ from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
 from .model.generation_fields import load_generation_config
 from .model.modules import multiply_by_the_quicker_way
-from .model.norms import norm_by_own_kernel
+from .model.norms import norm_by_own_kernel, norm_by_torchs_kernel
 from .model.pretrained import check_layers, read_headers
+from .model.rotate import rotate_by_one_kernel
 from .model.skeleton import Skeleton
 from .model.tokenizer import load_tokenizer
 from .native.library import check_asked
@@ -74,6 +75,10 @@ def open_model(
     size, copies = placement.device_memory, device != "cpu" if copies is None else copies
     if not copies:
         norm_by_own_kernel(skeleton.model)
+    elif device != "mps":  # whose operator was never tried
+        norm_by_torchs_kernel(skeleton.model)
+    if device == "cuda":
+        rotate_by_one_kernel(skeleton.modules[0])
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     asked = placement.host_memory
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None

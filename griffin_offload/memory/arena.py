@@ -23,9 +23,11 @@ def padded(count: int) -> int:
 
 class Arena:
     """`size` bytes on a device. `huge`: use huge pages; not for memory that fills slowly. `pinned`: host memory that a
-    GPU copies by itself."""
+    GPU copies by itself. `zeros`: all bytes are 0, as they are on the CPU anyway."""
 
-    def __init__(self, size: int, device: str = "cpu", huge: bool = True, pinned: bool = False) -> None:
+    def __init__(
+        self, size: int, device: str = "cpu", huge: bool = True, pinned: bool = False, zeros: bool = False
+    ) -> None:
         self.size, self.used = size, 0
         if pinned:
             self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -35,7 +37,7 @@ class Arena:
                 mapping.madvise(mmap.MADV_HUGEPAGE)
             self.memory = torch.frombuffer(mapping, dtype=torch.uint8)
         else:
-            self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+            self.memory = (torch.zeros if zeros else torch.empty)(size, dtype=torch.uint8, device=device)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, phase: int | None = None) -> Tensor:
         """An uninitialised tensor. A large one begins `phase` bytes after the begin of a page, as in its file.

@@ -1,5 +1,6 @@
 """Records a step's kernels once and replays them: a CUDA graph. On other devices the step simply runs again."""
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,7 +24,6 @@ class Capture:
         self._records = device == "cuda" and not _refused
         self._done: dict[Hashable, int] = {}  # how often a step was computed, up to twice
         self._recorded: tuple[Hashable, Any] | None = None
-        self._pool: Any = None
         self.count = 0
         self.failed = "CUDA has refused a recording in this process" if _refused and device == "cuda" else ""
 
@@ -56,37 +56,49 @@ class Capture:
     @contextmanager
     def _without_waiting(self) -> Iterator[None]:
         """Within it, an operation that waits for the device is an error. (A recording that fails is worse: it leaves
-        torch's allocator and random numbers in the middle of it.)"""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        torch's allocator and random numbers in the middle of it.)
+
+        On the stream of the recordings, so that cuBLAS has its workspace for it before: in a recording it would be
+        part of the graph's memory, and keep it."""
+        before, computing, stream = torch.cuda.get_sync_debug_mode(), torch.cuda.current_stream(), _stream()
+        stream.wait_stream(computing)
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch tells once that this is a prototype
+                torch.cuda.set_sync_debug_mode("error")
+            with torch.cuda.stream(stream):
+                yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
+            computing.wait_stream(stream)
 
     def _record(self, step: Callable[[], None]) -> Any:
         """As torch.cuda.graph does, but pinned memory stays for the next prompt, and an error leaves the stream."""
         torch.cuda.synchronize()  # waits for the tokens before: then the last recording, and its memory, may go
         self._recorded = None
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # a recording takes new memory alone: torch gives none back while it records
+        # A pool of its own: torch does not take one whose last graph is gone.
+        pool, graph = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(_stream()):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the device
             try:
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may use the device
                 step()
                 graph.capture_end()
             except BaseException:
-                self._clean_up(graph)
+                _clean_up(graph, pool)
                 raise
         return graph
 
-    def _clean_up(self, graph: Any) -> None:
-        """After a recording that failed: ends it, and the allocations that torch would go on to make for it."""
+
+def _clean_up(graph: Any, pool: Any) -> None:
+    """After a recording that failed: ends it, and the allocations that torch would go on to make for it. Where CUDA
+    refuses even that, nothing is recorded any more in this process."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
         _refused.append(graph)
-        with suppress(RuntimeError):
-            graph.capture_end()
         with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 @cache

@@ -24,6 +24,8 @@ from . import modules
 from .architecture import ARCHITECTURES
 
 SDPA, EAGER = "griffin-sdpa", "griffin-eager"
+HIDDEN = -65504.0  # added to the score of a key that is not seen: its weight is 0. cuDNN's kernels take no infinity
+ALIGNED = 16  # numbers: where rows of a mask begin, for torch's kernels
 SCRATCH = 2**20  # float32 keys or values at a time, in memory that is kept: fresh pages cost more than products
 
 
@@ -65,8 +67,9 @@ def writes_scores(model: Any) -> bool:
 
 
 def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
-    if isinstance(arguments.get("kv_offset"), Tensor):
-        return _ring_mask(write, **arguments)
+    if isinstance(arguments.get("q_offset"), Tensor):  # of a static step
+        in_a_ring = isinstance(arguments.get("kv_offset"), Tensor)
+        return _added(_ring_mask(write, **arguments) if in_a_ring else write(**arguments), arguments["dtype"])
     tokens, padding, window = arguments["q_length"], arguments.get("attention_mask"), arguments.get("local_size")
     first, last_key = arguments.get("q_offset", 0), arguments["kv_length"] + arguments.get("kv_offset", 0)
     if tokens <= modules.PIECE or last_key != first + tokens:
@@ -75,6 +78,16 @@ def _mask(write: Callable[..., Any], **arguments: Any) -> Any:
     if skips and (window is None or window >= tokens) and (padding is None or bool(padding.all())):
         return None
     return Mask(write, arguments, window)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (B, 1, T, K), bool, as numbers that are added to the scores, in aligned rows: what torch's kernels take.
+    Otherwise torch would make such numbers of it in every layer; here they are made once for a token."""
+    if mask.dtype != torch.bool:
+        return mask
+    keys = mask.shape[-1]
+    room = mask.new_full((*mask.shape[:-1], -(-keys // ALIGNED) * ALIGNED), HIDDEN, dtype=dtype)
+    return room[..., :keys].masked_fill_(mask, 0.0)
 
 
 def _ring_mask(write: Callable[..., Any], **arguments: Any) -> Any:
@@ -128,7 +141,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     (docs/benchmarks.md); several queries, such as the G of a group, it does well."""
     batch, heads, keys, size = key.shape
     grouped = query.reshape(batch, heads, -1, size)
-    rows = None if mask is None else mask.expand(batch, query.shape[1], 1, keys).reshape(*grouped.shape[:3], keys)
+    rows = mask if mask is None or mask.shape[1] == 1 else mask.reshape(*mask.shape[:1], *grouped.shape[1:3], keys)
     kernel = query.dtype != torch.float32 or query.device.type != "cpu"
     if kernel and grouped.shape[2] > 1 and value.shape[3] == size:
         rows = rows if rows is None or rows.dtype == torch.bool else rows.to(query.dtype)

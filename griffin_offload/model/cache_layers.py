@@ -24,25 +24,21 @@ def capacity(tokens: int, window: int | None) -> int:
 
 
 class Room:
-    """Keys and values (B, H, room, D); the first tokens are in use."""
+    """Keys and values (B, H, room, D); the first tokens are in use, the others 0. (A static step also multiplies by
+    tokens that are still to come, under a mask: 0 times what memory happens to hold may be NaN.)"""
 
     def __init__(self, room: int, row: int, sequences: int, device: str) -> None:
         self.room = room
         self._row, self._sequences, self._device = row, sequences, device
-        self._arena: Arena | None = Arena(2 * padded(room * row * sequences), device, huge=False)
+        self._arena: Arena | None = Arena(2 * padded(room * row * sequences), device, huge=False, zeros=True)
         self._keys = self._values = torch.empty(0)
 
     def take(self, keys: Tensor, values: Tensor) -> None:
-        """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one.
-
-        The memory is zero, as a CPU's arena is anyway: a static step multiplies what no token has filled by 0, and what
-        a GPU's memory held before may be no number."""
+        """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one."""
         for name, states in (("_keys", keys), ("_values", values)):
             shape = (*states.shape[:2], self.room, states.shape[3])
             if self._arena and len(states) == self._sequences:
                 memory = self._arena.take(shape, states.dtype)
-                if self._device != "cpu":
-                    memory.zero_()
             else:
                 memory = torch.zeros(shape, dtype=states.dtype, device=states.device)
             setattr(self, name, memory)
@@ -62,7 +58,7 @@ class Room:
             return
         self._device = device
         if self._arena:  # nothing is in it yet
-            self._arena = Arena(self._arena.size, device, huge=False)
+            self._arena = Arena(self._arena.size, device, huge=False, zeros=True)
         self._keys, self._values = self._keys.to(device), self._values.to(device)
 
     def first(self, tokens: int) -> tuple[Tensor, Tensor]:

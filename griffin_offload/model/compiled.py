@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from ..paths import cache_folder
 from .modules import Pieces
+from .norms import is_fused
 
 LIMIT = 64  # programs of one process: for other sparsities, batches, lengths of the cache. torch's own limit is 8
 
@@ -36,14 +37,16 @@ class CompiledLayers:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Only a prompt's feed-forward needs its `Pieces`; with them, each layer would be a program of its own."""
+        """Only a prompt's feed-forward needs its `Pieces`, and the compiler fuses norms by itself; with either, each
+        layer would be a program of its own."""
         if not self._forwards:  # only now: while layers are streamed, their forwards are hooked
             self._forwards = [torch.compile(module.forward) for module in self._modules]
         own: list[tuple[Any, Any]] = []
         try:
             for index, layer in enumerate(self._modules):
                 for module in layer.modules():
-                    if isinstance(forward := module.__dict__.get("forward"), Pieces):
+                    forward = module.__dict__.get("forward")
+                    if isinstance(forward, Pieces) or is_fused(forward):
                         own.append((module, forward))
                         del module.__dict__["forward"]
                 own.append((layer, layer.__dict__.get("forward")))

@@ -109,8 +109,11 @@ class LookedUp:
         if self.ahead is not None:
             table, places, self.ahead = self.ahead.table, self.ahead.places, None
         else:
-            rows, places = ids.unique(return_inverse=True)
-            table = self._read(rows.tolist()).to(ids.device)
+            tokens = ids.flatten().tolist()  # waits for a GPU once: sorting them there would wait twice
+            rows = sorted(set(tokens))
+            place = dict(zip(rows, range(len(rows)), strict=True))
+            table = self._read(rows).to(ids.device)
+            places = ids.new_tensor([place[token] for token in tokens]).view(ids.shape)
         self._module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
         out: Tensor = self._forward(places)
         return out

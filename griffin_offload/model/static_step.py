@@ -143,7 +143,7 @@ class StaticStep:
             streamer.tell()
 
     def close(self) -> None:
-        """The caches hold the tokens of the steps from now on, where they still can."""
+        """The caches hold the tokens of the steps from now on, where they still can; the steps let go of them."""
         for key, token in self._answers.items():
             for layer in self._prompts[key].layers:
                 if layer.is_initialized:

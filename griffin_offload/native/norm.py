@@ -23,9 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, way: int, by: str = "") -> T
 
 def way_of(norm: Callable[[Tensor, Tensor], Tensor], columns: int, eps: float) -> int | None:
     """The way that gives what `norm(x, weight)` gives, but for a rounding of one number in a hundred; None: none."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, columns, generator=generator).mul_(3).bfloat16()
-    weight = torch.randn(columns, generator=generator).bfloat16()
+    x, weight = (each.bfloat16() for each in trial(columns))
     expected = norm(x, weight)
     if expected.shape != x.shape or expected.dtype != x.dtype:
         return None
@@ -34,3 +32,9 @@ def way_of(norm: Callable[[Tensor, Tensor], Tensor], columns: int, eps: float) -
         if (out != expected).float().mean() < 0.01 and torch.allclose(out.float(), expected.float(), rtol=0.01):
             return way
     return None
+
+
+def trial(columns: int) -> tuple[Tensor, Tensor]:
+    """Tokens (8, columns) and weights (columns,) to try a norm on, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, columns, generator=generator).mul_(3), torch.randn(columns, generator=generator)

@@ -100,7 +100,7 @@ def _fidelity(sizes: ModelSizes, request: Request, kept: Kept, together: int) ->
     if not request.measures(sizes, kept):
         return
     prompt, sequences = request.prompt_tokens, request.sequences
-    yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "fidelity")
+    yield Row("KV cache of the prompt", _cache_of_the_prompt(sizes, request), "fidelity")
     count = tokens_again(sizes, kept, request.pass_tokens)
     needed = meter_bytes(sizes, count, prompt, together, sequences)
     yield Row("measuring the fidelity", needed, "fidelity", f"the last {count} tokens of the prompt again")
@@ -110,7 +110,7 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
     prompt, sequences = request.prompt_tokens, request.sequences
     tokens = prompt + request.max_new_tokens
     note = f"{prompt} tokens" + (f", {sequences} prompts" if sequences > 1 else "")
-    yield Row("KV cache of the prompt", sequences * sizes.cache(prompt), "prompt", note)
+    yield Row("KV cache of the prompt", _cache_of_the_prompt(sizes, request), "prompt", note)
     yield Row("KV cache with the answer", sequences * sizes.cache(tokens), "answer", f"{tokens} tokens")
     if sizes.states:
         yield Row("recurrent states", sequences * sizes.states)
@@ -140,6 +140,12 @@ def _answer(sizes: ModelSizes, request: Request, kept: Kept, together: int) -> I
         yield Row("the text again", again, "answer", f"longrope's factors change after {sizes.switch} tokens")
     if request.static:
         yield Row("recorded steps", token + WORKSPACE, "answer", "CUDA graphs, estimated")
+
+
+def _cache_of_the_prompt(sizes: ModelSizes, request: Request) -> int:
+    """Bytes of the KV cache before the answer. A GPU has all of it from the start, RAM takes what is written."""
+    answer = 0 if request.device == "cpu" else request.max_new_tokens
+    return request.sequences * sizes.cache(request.prompt_tokens + answer)
 
 
 def _shared_prefix(sizes: ModelSizes, request: Request, kept: Kept) -> Iterator[Row]:

@@ -1,5 +1,7 @@
 """Static steps: the tokens of the model's own forwards, whatever the cache; recorded, replayed or given up rightly."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,13 +17,15 @@ from tiny import tiny_checkpoint, tiny_prompt
 
 from griffin_offload import Engine, generation
 from griffin_offload.errors import OptionError
+from griffin_offload.memory.arena import Arena
 from griffin_offload.memory.capture import Capture
-from griffin_offload.model import static_step
+from griffin_offload.model import cache_layers, static_step
 from griffin_offload.model.static_cache import Ring
 from griffin_offload.model.static_step import buckets, static_decoding
 from griffin_offload.options import FfnSkip
 
 NEW = 40  # more tokens than the windows of the tiny models
+MAKE_ROOM = cache_layers.Room.__init__
 
 
 @pytest.fixture
@@ -60,6 +64,59 @@ def test_a_batch_of_unequal_prompts(case: Callable[[str], Case], kind: str, opti
     assert none is None
     assert found == expected
     assert steps.tokens >= NEW - 1
+
+
+@pytest.mark.usefixtures("short_buckets")
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_slots_of_tokens_to_come_hold_nothing_that_is_no_number(
+    case: Callable[[str], Case], kind: str, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's new memory may be full of NaN, which a mask does not hide."""
+
+    class Dirty(Arena):
+        def __init__(self, size: int, *args: Any, zeros: bool = False, **options: Any) -> None:
+            super().__init__(size, *args, **options)
+            self.memory.fill_(0 if zeros else 0xFF)
+
+    prompts = [tiny_prompt(n, n) for n in (5, 30, 17)[:sequences]]
+    expected, _ = answers(Engine(case(kind).folder), prompts)
+    monkeypatch.setattr(cache_layers, "Arena", Dirty)
+    empty = torch.empty
+
+    def dirty(*args: Any, **options: Any) -> torch.Tensor:
+        memory = empty(*args, **options)
+        return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+    monkeypatch.setattr(torch, "empty", dirty)
+    for planned in (sequences, 2):  # where a batch is not the planned one, its memory is not the arena's
+        engine = copying(case(kind).folder)
+        monkeypatch.setattr(
+            cache_layers.Room,
+            "__init__",
+            lambda self, room, row, _, device, planned=planned, make=MAKE_ROOM: make(self, room, row, planned, device),
+        )
+        assert answers(engine, prompts)[0] == expected
+
+
+def test_the_cache_goes_with_the_answer(case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when Python looks for circles: it would count beside the next one."""
+    rooms: list[Any] = []
+
+    def make(self: Any, *args: Any) -> None:
+        MAKE_ROOM(self, *args)
+        rooms.append(weakref.ref(self))
+
+    monkeypatch.setattr(cache_layers.Room, "__init__", make)
+    engine = copying(case("llama").folder)
+    gc.collect()
+    gc.disable()
+    try:
+        answers(engine, [tiny_prompt(12)])
+        assert rooms
+        assert not any(room() for room in rooms)
+    finally:
+        gc.enable()
 
 
 def test_sampling_is_the_same_and_chat_like_turns_too(case: Callable[[str], Case]) -> None:

@@ -200,14 +200,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from griffin_offload.quant.triton_kernels import _int4, _int8
 
-for kernel, codes, rows, step, warps in ((_int8, "i8", 4, 1024, 4), (_int4, "i32", 4, 32, 1)):
-    types = [f"*{codes}", "*bf16", "*bf16", "*bf16", *["i32"] * (len(kernel.arg_names) - 6), "constexpr", "constexpr"]
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names[:-2]) if name != "tokens"}
-    signature = dict(zip(kernel.arg_names, types, strict=True))
-    source = triton.compiler.ASTSource(kernel, signature, {"ROWS": rows, "STEP": step}, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": warps})
-    assert made.asm["cubin"]
-    assert "ld.global.v4.b32" in made.asm["ptx"], kernel
+forms = [(_int8, "i8", 4, rows) for rows in (1, 2, 4)] + [(_int4, "i32", 1, rows) for rows in (1, 2, 4)]
+for kernel, codes, warps, rows in forms:
+    step = (4096 if kernel is _int8 else 128) // rows
+    for target, dtype in ((75, "fp16"), (80, "bf16"), (90, "bf16"), (90, "fp32"), (120, "bf16")):
+        pointers = [f"*{codes}", *[f"*{dtype}"] * 3]
+        types = [*pointers, *["i32"] * (len(kernel.arg_names) - 6), "constexpr", "constexpr"]
+        whole = [i for i, name in enumerate(kernel.arg_names[:-2]) if name != "tokens"]
+        aligned = {(i,): [["tt.divisibility", 16]] for i in whole}
+        signature = dict(zip(kernel.arg_names, types, strict=True))
+        source = triton.compiler.ASTSource(kernel, signature, {"ROWS": rows, "STEP": step}, aligned)
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+        assert made.asm["cubin"]
+        assert "ld.global.v4.b32" in made.asm["ptx"], (kernel, target, dtype)
+        assert ".local" not in made.asm["ptx"], (kernel, target, dtype)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
