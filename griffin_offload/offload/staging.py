@@ -83,7 +83,8 @@ class CpuStaging:
 
 class UploadStaging(CpuStaging):
     """The same for a device that the reader cannot write to: read to pinned pieces, each sent to the layer's slot on
-    the device; what stays is copied from there, within the device. The tier gets its copy from the pinned piece."""
+    the device; what stays is copied from there, within the device. The tier gets its copy from the pinned piece. What
+    the tier has page-locked needs no piece."""
 
     def __init__(
         self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader, ring: Ring
@@ -122,9 +123,14 @@ class UploadStaging(CpuStaging):
         sent = self._allocate(self._slots[self._slot[index]], layer, [*own, *passing], aligned=True)
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
-        work = pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece)
+        locked = held if self._tier.is_locked(index) else {}
+        through = {name: tensor for name, tensor in sent.items() if name not in locked}
+        work = pieces(self._reads(layer, through), self._reads(layer, held), self._ring_size.piece)
         self._work.append(work)
         jobs = [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work]
+        if locked:
+            copies = [(tensor, sent[name]) for name, tensor in locked.items()]
+            jobs.append(partial(self._upload_locked, index, copies))
         self.loads.append(Load(jobs, partial(self._complete, index)))
 
     def _complete(self, index: int) -> None:
@@ -140,11 +146,15 @@ class UploadStaging(CpuStaging):
                 self._copy(held)
             if wanted := {part.info: here for part, here in each if not known or part.ram is None}:
                 self._reader.read(wanted)
-            self._upload.send(piece, [(here, part.target) for part, here in each], self._slot[index])
+            piece.sent = self._upload.send([(here, part.target) for part, here in each], self._slot[index])
             if held and not known and self._admits(index):
                 self._copy([(here, ram) for ram, here in held])
         finally:
             self._upload.give(piece)
+
+    def _upload_locked(self, index: int, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sends what the tier has page-locked to the slot, (from, to)."""
+        self._upload.send(copies, self._slot[index])
 
     def _copy(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Within RAM, (from, to). By numpy: torch would set all cores to work for each of the threads."""

@@ -78,7 +78,8 @@ def _solve(kept: Tensor, right: Tensor, strength: float) -> Tensor:
 def _solve_twice(triangle: Tensor, right: Tensor) -> Tensor:
     """(L Lᵀ)⁻¹ times some matrix (S, N), of a lower triangle L (S, S)."""
     half = torch.linalg.solve_triangular(triangle, right, upper=False)
-    return torch.linalg.solve_triangular(triangle.T, half, upper=True)
+    out: Tensor = torch.linalg.solve_triangular(triangle.T, half, upper=True)
+    return out
 
 
 def joined(pieces: list[Tensor]) -> Tensor:
