@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cases import Case
 from engines import assert_equals_oracle, copying
+from griffin_offload.cli.mem_report import last_rows
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor
 
@@ -89,6 +90,7 @@ def test_locked_layers_need_no_piece_and_no_copy_in_ram(large: Path, driver: Dri
     assert second.locked_host >= 8 * LAYER
     assert second.locked_host == second.to_json()["memory"]["host_locked_bytes"]
     assert "page-locked" in dict(second.rows())["kept in RAM"]
+    assert any("page-locked" in row[3] for row in last_rows(second.to_json())[1])
     assert first.stages
     assert second.stages
     assert first.stages.host_copy > second.stages.host_copy == second.stages.read == 0 < second.stages.bus
@@ -146,8 +148,10 @@ def test_the_next_prompt_waits_for_one_layer_at_most(large: Path, driver: Driver
     first = ask(engine, wait=False)
     timer = threading.Timer(0.2, driver.go_on.set)
     timer.start()
-    assert ask(engine).token_ids == first.token_ids
-    assert len(driver.locked) == 8
+    second = ask(engine)
+    assert second.token_ids == first.token_ids
+    assert 0 < second.report.locked_host < 2 * LAYER
+    assert len(driver.locked) == 8, "the others were locked behind it"
     timer.join()
 
 
