@@ -12,7 +12,9 @@ from cases import Case
 from engines import copying
 from tiny import tiny_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from griffin_offload.model.modules import by_expert
 from griffin_offload.offload import gather, resident_model
 from griffin_offload.offload.layer_stream import LayerStream
 from griffin_offload.offload.resident_model import ResidentModel
@@ -22,17 +24,20 @@ from griffin_offload.pruning.selection import Selection
 from griffin_offload.quant import int4, weight
 
 TOKENS = 24
+ONCE = 2  # which tokens count for the fold: they are found, and (here, from the CPU) copied to the device
 LOOKS = {torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default}
 
 
 class Looks(TorchDispatchMode):
-    """Counts operations that a host waits for, on any device."""
+    """Counts operations that a host waits for, on any device, and copies of tensors between host and device."""
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in LOOKS
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        self.count += func in LOOKS or len(devices) > 1
+        return out
 
 
 @pytest.fixture
@@ -72,8 +77,8 @@ def looks(folder: Any, rest: str, resident_dtype: str) -> int:
 
 @pytest.mark.usefixtures("last_of_all")
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "opt", "gpt2", "falcon", "phi"])
-def test_a_folded_prompt_is_waited_for_at_most_once(case: Callable[[str], Case], kind: str) -> None:
-    assert looks(case(kind).folder, "drop", "bfloat16") <= 1
+def test_a_folded_prompt_is_waited_for_once_at_most(case: Callable[[str], Case], kind: str) -> None:
+    assert looks(case(kind).folder, "drop", "bfloat16") <= ONCE
 
 
 @pytest.mark.usefixtures("last_of_all")
@@ -86,8 +91,19 @@ def test_formats_wait_only_once_for_a_matrix_in_int4(
     """`each`: of a layer's gate, up and down, once for its kept neurons and once for the others, and of attention."""
     monkeypatch.setattr(weight, "ON_GPU", 8)  # so that a matrix has several chunks
     folder = tiny_checkpoint(tmp_path / "m", "llama", intermediate_size=4096, num_hidden_layers=3)
-    assert looks(folder, rest, dtype) <= 1
+    assert looks(folder, rest, dtype) <= (ONCE if rest == "drop" else 0)  # only what is dropped is folded
     assert len(on_grid) == 3 * each
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 8), (50, 8), (50, 3)])
+def test_places_of_all_experts_are_found_at_once(tokens: int, experts: int) -> None:
+    index = torch.randint(-1, 9, (tokens, 2))  # some are no expert's
+    with Looks() as seen:
+        found = by_expert(index, experts)
+    assert seen.count == 0, "one list of counts is asked for, and nothing else"
+    assert len(found) == experts
+    for expert, places in enumerate(found):
+        assert torch.equal(places, (index.flatten() == expert).nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("shape", [(64,), (4, 64)])
