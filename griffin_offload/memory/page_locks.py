@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .cuda import is_cuda
 
+PAUSE = 0.3  # seconds: a program that ends now, or asks again, need not wait for a layer
+
 
 class Locker(Protocol):
     def lock(self, memory: Tensor) -> bool:
@@ -53,7 +55,8 @@ class PageLocks:
         return number in self._locked
 
     def begin(self, wanted: Iterable[tuple[int, Tensor]], has_room: Callable[[], bool]) -> None:
-        """Locks memory in the background, in this order, while `has_room()`; not again what was refused once."""
+        """Locks memory in the background, in this order, after a pause, while `has_room()`; none where some was refused
+        before."""
         self.stop()
         missing = [(number, memory) for number, memory in wanted if number not in self._locked]
         if missing and not self._refused:
@@ -85,6 +88,8 @@ class PageLocks:
             self.free(number)
 
     def _run(self, wanted: Iterable[tuple[int, Tensor]], has_room: Callable[[], bool]) -> None:
+        if self._stopping.wait(PAUSE):
+            return
         for number, memory in wanted:
             if self._stopping.is_set() or not has_room():
                 return

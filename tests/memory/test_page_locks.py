@@ -4,6 +4,7 @@ The driver is played by `Driver`; tests/offload/test_gpu.py asks CUDA's."""
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from griffin_offload import Engine
 from griffin_offload.engine import Answer
-from griffin_offload.memory import host_cache
+from griffin_offload.memory import host_cache, page_locks
 from griffin_offload.memory.arena import PAGE
 from griffin_offload.offload import resident_model
 from griffin_offload.units import GIB
@@ -34,10 +35,11 @@ class Driver:
         self.asked = 0
         self.locked: dict[int, weakref.finalize] = {}
         self.freed: list[int] = []
-        self.go_on = threading.Event()
+        self.called, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
     def lock(self, memory: Tensor) -> bool:
+        self.called.set()
         self.go_on.wait(60)
         self.asked += 1
         begin = memory.data_ptr()
@@ -57,6 +59,7 @@ class Driver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     monkeypatch.setattr(resident_model, "locker_for", lambda device: driver)
+    monkeypatch.setattr(page_locks, "PAUSE", 0)
     monkeypatch.setattr(host_cache, "available_memory", lambda: 64 * GIB)
     return driver
 
@@ -146,6 +149,7 @@ def test_the_next_prompt_waits_for_one_layer_at_most(large: Path, driver: Driver
     engine = copying(large, host_memory="1GiB")
     driver.go_on.clear()
     first = ask(engine, wait=False)
+    assert driver.called.wait(60)
     timer = threading.Timer(0.2, driver.go_on.set)
     timer.start()
     second = ask(engine)
@@ -153,6 +157,19 @@ def test_the_next_prompt_waits_for_one_layer_at_most(large: Path, driver: Driver
     assert 0 < second.report.locked_host < 2 * LAYER
     assert len(driver.locked) == 8, "the others were locked behind it"
     timer.join()
+
+
+def test_prompts_without_a_pause_between_them_wait_for_nothing(
+    large: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_locks, "PAUSE", 60)
+    engine = copying(large, host_memory="1GiB")
+    begin = time.monotonic()
+    for _ in range(3):
+        ask(engine, wait=False)
+    engine.unload()
+    assert time.monotonic() - begin < 60
+    assert not driver.asked
 
 
 @pytest.mark.usefixtures("driver")
