@@ -61,7 +61,8 @@ def by_expert(index: Tensor, experts: int) -> Sequence[Tensor]:
     Numbers that are no expert's are left out. A GPU is waited for once, and not for every expert."""
     flat = torch.where((index >= 0) & (index < experts), index, experts).flatten()
     counts = flat.new_zeros(experts + 1).index_add_(0, flat, torch.ones_like(flat))
-    return flat.argsort(stable=True).split(counts.tolist())[:experts]
+    places: Sequence[Tensor] = flat.argsort(stable=True).split(counts.tolist())
+    return places[:experts]
 
 
 def multiply(module: Any, states: Tensor) -> Tensor:
