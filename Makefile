@@ -25,6 +25,7 @@ test: setup
 	$(BIN)/griffin pull smollm2-135m
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
+	GRIFFIN_EMULATE_CUDA=2 $(BIN)/python -m pytest -n 2 --dist worksteal -m gpu
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick

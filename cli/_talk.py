@@ -10,8 +10,9 @@ from ..errors import ContextError
 from ..options import as_dict
 from ..units import format_bytes
 from . import _console as console
-from ._options import choice_note, remember
+from ._answer_screen import AnswerScreen
 from ._print import echo
+from ._report import choice_note, remember
 from ._text import ending
 from ._thinking import Parting, open_mark
 
@@ -119,9 +120,9 @@ class Shown:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._screen: console.AnswerScreen | None = None
+        self._screen: AnswerScreen | None = None
         if console.draws(sys.stdout):
-            self._screen = console.AnswerScreen(folds=not talk.shows_thinking, markdown=talk.markdown)
+            self._screen = AnswerScreen(folds=not talk.shows_thinking, markdown=talk.markdown)
         self._parts: Parting | None = None
         self._begun = False
 

@@ -11,7 +11,8 @@ from ..options import AUTO, RESTS
 from ..sources.resolve import CATALOGUE, resolve
 from ..units import format_bytes, format_rate, parse_budget, parse_bytes
 from . import _console as console
-from ._options import RESIDENT_DTYPE_OF_ROWS, count, file, json_option, option, repeated, switch
+from ._flags import count, file, json_option, switch
+from ._options import RESIDENT_DTYPE_OF_ROWS, option, repeated
 from ._outputs import check_figure, check_outputs
 from ._print import echo
 from ._text import read_file

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import _console as console
-from ._options import count, json_option, opens_engine, switch
+from ._flags import count, json_option, switch
+from ._opening import opens_engine
 from ._print import echo
 from ._text import read_file
 

@@ -17,12 +17,15 @@ from ..paths import state_folder
 from ..sources.resolve import CATALOGUE
 from . import _console as console
 from ._chat_commands import ALIASES, COMMANDS, rescue, run, save, words
-from ._options import Opening, given_options, opens_engine, quiet_option, switch, takes
+from ._flags import quiet_option, switch
+from ._opening import Opening, opens_engine
+from ._options import takes
 from ._outcome import debugging, describe
 from ._print import echo, is_terminal
 from ._talk import Talk
 from ._text import check_text, refuse_missing_file
 from ._typed import Lines, typing
+from ._usage import given_options
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -8,7 +8,7 @@ import click
 
 from ..errors import GriffinError
 from ..paths import config_file
-from ._options import json_option
+from ._flags import json_option
 from ._print import echo
 from ._settings import LIBRARY, PREFIX, Setting, as_typed, options_of, settings_of, walk
 

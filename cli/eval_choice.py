@@ -14,7 +14,9 @@ from ..jsonl import Results, read_content
 from ..options import MODES
 from ..paths import cache_folder
 from . import _console as console
-from ._options import compares, count, file, json_option, opens_engine, switch
+from ._flags import count, file, json_option, switch
+from ._opening import opens_engine
+from ._options import compares
 from ._outputs import check_outputs
 from ._print import echo
 

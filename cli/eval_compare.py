@@ -13,7 +13,8 @@ from ..jsonl import Results, read_content, read_rows
 from ..paths import cache_folder
 from ..units import format_bytes
 from . import _console as console
-from ._options import count, file, json_option, opens_engine, seed_option, several, switch
+from ._flags import count, file, json_option, seed_option, several, switch
+from ._opening import opens_engine
 from ._outputs import check_outputs
 from ._print import echo
 from ._text import decode

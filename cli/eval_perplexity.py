@@ -10,7 +10,9 @@ import click
 from ..options import AUTO, OFF
 from ..units import format_bytes
 from . import _console as console
-from ._options import compares, count, file, json_option, opens_engine, option, repeated, several, switch
+from ._flags import count, file, json_option, several, switch
+from ._opening import opens_engine
+from ._options import compares, option, repeated
 from ._print import echo
 from ._text import read_file
 

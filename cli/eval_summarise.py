@@ -11,7 +11,9 @@ import click
 from ..jsonl import Results, read_content, read_rows
 from ..paths import cache_folder
 from . import _console as console
-from ._options import compares, count, file, json_option, opens_engine, switch
+from ._flags import count, file, json_option, switch
+from ._opening import opens_engine
+from ._options import compares
 from ._outputs import check_outputs
 from ._pace import Pace
 from ._print import echo

@@ -10,23 +10,13 @@ import click
 from ..many.rows import PromptForm
 from ..options import MOST, Decoding, Pruning, as_dict
 from . import _console as console
-from ._options import (
-    CountOrAuto,
-    Opening,
-    address,
-    choice_note,
-    count,
-    file,
-    json_option,
-    opens_engine,
-    quiet_option,
-    remember,
-    switch,
-    takes,
-)
+from ._flags import CountOrAuto, address, count, file, json_option, quiet_option, switch
+from ._opening import Opening, opens_engine
+from ._options import takes
 from ._outputs import check_outputs
 from ._page import check_page, recorded, write_page
 from ._print import echo
+from ._report import choice_note, remember
 from ._text import ending, looks_like_a_file, read_prompt, refuse_missing_file, takes_form
 from .generate_many import Job, generate_many
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..options import AUTO, MOST, OFF, Decoding, Pruning
 from ..paths import cache_folder
 from ..sources.resolve import resolve
 from . import _console as console
-from ._options import Opening, open_engine
+from ._opening import Opening, open_engine
 from ._pace import Pace
 from ._print import echo
 
@@ -93,7 +93,7 @@ def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) 
 
     work = Work(opening.model, pruning, decoding, job.per_prompt)
     if job.cluster is not None:
-        with Cluster(work, opening.placement, job.cluster, job.workers) as cluster:
+        with closing(Cluster(work, opening.placement, job.cluster, job.workers)) as cluster:
             console.note(cluster.told)
             yield cluster
         return
@@ -103,7 +103,7 @@ def answerers(job: Job, opening: Opening, pruning: Pruning, decoding: Decoding) 
         return
     with console.progress_bytes("Fetching") as on_progress:  # once, before several processes ask for it
         resolve(opening.model, on_progress=on_progress)
-    with Workers(work, where) as workers:
+    with closing(Workers(work, where)) as workers:
         console.note(f"{len(where)} workers: {'; '.join(place.told for place in where)}")
         yield workers
 

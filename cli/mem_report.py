@@ -13,8 +13,11 @@ from ..options import Placement, Pruning
 from ..small_json import need
 from ..units import MIB, format_bytes, format_rate
 from . import _console as console
-from ._options import Some, count, flag, given_options, json_option, open_engine, switch, takes
+from ._flags import count, flag, json_option, switch
+from ._opening import open_engine
+from ._options import Some, takes
 from ._print import echo
+from ._usage import given_options
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,8 @@ import click
 from ..jsonl import read_rows
 from ..options import ORDERS
 from . import _console as console
-from ._options import F, count, decorate, file, json_option, opens_engine, seed_option, several, switch
+from ._flags import F, count, decorate, file, json_option, seed_option, several, switch
+from ._opening import opens_engine
 from ._outputs import check_figure, check_outputs
 from ._print import echo
 from ._text import read_file, read_prompt

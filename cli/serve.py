@@ -9,7 +9,9 @@ from ..errors import GriffinError
 from ..options import Decoding, Pruning
 from ..units import parse_bytes
 from . import _console as console
-from ._options import Some, count, opens_engine, switch, takes
+from ._flags import count, switch
+from ._opening import opens_engine
+from ._options import Some, takes
 from ._outcome import debugging
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ answer = engine.generate(engine.encode("Why is the sky blue?"), sparsity=0.5)
 print(answer.text, answer.report.measured_peak)
 """
 
-import hashlib
-import json
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,32 +16,26 @@ import torch
 from torch import Tensor
 
 from .errors import OptionError
-from .export.pruned_model import Export, ExportJob, ExportSource
-from .export.to_gguf import GGUF_MULTIPLE, checked_file, export_gguf, require_gguf
-from .export.to_safetensors import checked_folder, export_checkpoint
-from .files import refuse_inputs
+from .export.pruned_model import Export, ExportSource
+from .export.run import ExportAsked, write_export
 from .generation import answer
 from .memory.out_of_memory import planned
-from .model_prior import known_prior, score_samples, with_known_prior
+from .model_prior import known_prior, known_selection, score_samples
 from .offload.layer_hook import LayerHook
 from .offload.lockstep import Lockstep, passing
-from .offload.neuron_scores import find_room
 from .offload.resident_model import ResidentModel
-from .offload.skip_by_prompt import check_skip
-from .open_model import open_model
-from .options import AUTO, Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, as_dict, from_keywords
-from .planning.plan import DEFAULT_SPARSITY, Plan, choose_plan
+from .opening import open_model
+from .options import Decoding, ExportFormat, OnLayer, OnText, Placement, Pruning, from_keywords
+from .planning.plan import Plan, choose_plan
 from .prefix import with_prefix
 from .pruning.calibration import Calibration
 from .pruning.prior import Prior
-from .pruning.selection import Selection
 from .refresh import answer_refreshed
 from .run import Answer, Asked
-from .sources.resolve import DEFAULT_MODEL, weight_files
+from .sources.resolve import DEFAULT_MODEL
 from .streamer import texts_to
 from .text_stream import OnToken, TokenStream
 from .units import parse_budget, parse_bytes
-from .version import __version__
 
 
 class Engine:
@@ -74,9 +66,9 @@ class Engine:
         self.resident = ResidentModel(opened.skeleton, opened.device, opened.copies)
         self.name, self.path, self.device, self.dtype = opened.name, opened.path, opened.device, opened.dtype
         self.tokenizer, self.checkpoint, self.skeleton = opened.tokenizer, opened.checkpoint, opened.skeleton
-        self.sizes, self.has_chat_template = opened.sizes, opened.has_chat_template
-        self.context_length = opened.sizes.context
-        self.encode, self.encode_chat = opened.encode, opened.encode_chat
+        self.sizes, self.context_length = opened.sizes, opened.sizes.context
+        self.encode, self.encode_chat = opened.prompts.encode, opened.prompts.encode_chat
+        self.has_chat_template = opened.prompts.has_chat_template
 
     @property
     def budget(self) -> int:
@@ -218,10 +210,9 @@ class Engine:
         pruning = from_keywords(keywords, Pruning, pruning)
         export_format = from_keywords(keywords, ExportFormat, export_format)
         _refuse(keywords)
-        if pruning.skip.share:
-            check_skip(self.skeleton.layout, pruning.skip, export=True)
         source = ExportSource(self.name, self.path, list(prompt_ids), prompt_text)
-        return self._export(source, seed, pruning, export_format, _Out(out, force, on_layer))
+        asked = ExportAsked(source, Path(out), pruning, export_format, seed, force, on_layer)
+        return write_export(self.opened, self.unload, asked)
 
     def export_static(
         self,
@@ -244,62 +235,9 @@ class Engine:
         export_format = from_keywords(keywords, ExportFormat, export_format)
         _refuse(keywords)
         source = ExportSource(self.name, self.path, [], "", calibration)
-        target = _Out(out, force, on_layer, _size(host_memory))
-        export = self._export(source, calibration.seed, pruning, export_format, target)
-        return export, Prior(export.scores, {**self.opened.facts, **calibration.to_json()})
-
-    def _export(self, source: ExportSource, seed: int, pruning: Pruning, format: ExportFormat, out: "_Out") -> Export:
-        gguf = format.format == "gguf"
-        what = "a GGUF file" if gguf else "a folder for transformers"
-        if pruning.rest not in (None, AUTO, "drop"):
-            raise OptionError(f"{what} holds all neurons of a layer in one format: leave out rest {pruning.rest}")
-        multiple = format.multiple_of or (GGUF_MULTIPLE if gguf else 1)
-        if gguf:
-            require_gguf(self.opened.config.model_type)
-        request = replace(
-            self.opened.request(max(map(len, source.samples), default=1), 1),
-            curves=None if pruning.allocation == AUTO else self.opened.allocation_curves(pruning),
-            export=True,
-            multiple=multiple,
-            fold=pruning.folds if source.samples else None,
-            fold_samples=sum(map(len, source.calibration.samples)) if source.calibration else 0,
-            skip=pruning.skip if pruning.skip.share else None,
-        )
-        request_hash = self._request_hash(source, seed, pruning, format)
-        real = (checked_file if gguf else checked_folder)(out.path, request_hash, out.force)
-        refuse_inputs(real, [self.path, *weight_files(self.path)])
-        if source.calibration:
-            folder = next(parent for parent in out.path.absolute().parents if parent.is_dir())
-            layout = self.skeleton.layout
-            request, spill = find_room(layout, request, source.calibration, out.host_memory, folder)
-            source = replace(source, spill=spill)
-        sparsity = DEFAULT_SPARSITY if pruning.sparsity is None else pruning.sparsity
-        plan = choose_plan(self.sizes, request, sparsity, self.name)
-        why = "as asked" if pruning.rest == "drop" else f"{what} holds all neurons of a layer in one format"
-        plan = replace(plan, why_rest=why)
-        if source.calibration and not plan.prunes:
-            raise OptionError(f"sparsity {plan.sparsity:g} keeps every neuron: there is nothing to choose")
-        selection = Selection(seed=seed) if source.calibration else self._selection(pruning, seed, plan)
-        self.unload()
-        reader = self.opened.reader(plan)
-        where = (out.path, request_hash, out.force, out.on_layer)
-        job = ExportJob(self.skeleton, reader, plan, selection, source, *where)
-        try:
-            with self._planned(plan):
-                if gguf:
-                    export = export_gguf(job, format.gguf_type or "bf16", multiple, self.tokenizer)
-                else:
-                    export = export_checkpoint(job)
-                return replace(export, rest=plan.rest_to_json())
-        finally:
-            reader.close()
-
-    def _request_hash(self, source: ExportSource, seed: int, pruning: Pruning, format: ExportFormat) -> str:
-        """Of all that an export depends on: two of one hash are the same."""
-        calibration = source.calibration and [source.calibration.to_json(), list(source.calibration.samples)]
-        asked = [as_dict(pruning), as_dict(format), seed, source.prompt_ids, source.prompt_text, calibration]
-        told = [__version__, self.opened.facts, self.dtype, asked]
-        return hashlib.sha256(json.dumps(told, default=repr, sort_keys=True).encode()).hexdigest()[:32]
+        given = (pruning, export_format, calibration.seed, force, on_layer, _size(host_memory))
+        written = write_export(self.opened, self.unload, ExportAsked(source, Path(out), *given))
+        return written, Prior(written.scores, {**self.opened.facts, **calibration.to_json()})
 
     def score_samples(
         self, calibration: Calibration, on_layer: OnLayer | None = None, *, host_memory: int | str | None = None
@@ -333,7 +271,7 @@ class Engine:
         pruning = from_keywords(keywords, Pruning, pruning)
         _refuse(keywords)
         plan = self.opened.plan(len(prompt_ids), max_new_tokens, pruning, beside=beside)
-        selection = self._selection(pruning, seed, plan)
+        selection = known_selection(self.opened, self.unload, pruning, seed, plan)
         reader = self.opened.reader(plan)
         try:
             with self._planned(plan):
@@ -379,11 +317,6 @@ class Engine:
         request = replace(self.opened.request(tokens, 1), export=True, waiting=waiting)
         return choose_plan(self.sizes, request, 0.0, self.name)
 
-    def _selection(self, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
-        """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""
-        selection = self.opened.selection(pruning, seed, plan)
-        return with_known_prior(self.opened, self.unload, selection, pruning, plan)
-
     def _planned(self, plan: Plan) -> AbstractContextManager[None]:
         """Out of memory in this block, which `plan` is of, is a BudgetError."""
         return planned(self.device, plan.peak, self.unload, plan.peaks)
@@ -392,13 +325,6 @@ class Engine:
         """Give the weights' memory back; the next prompt reads them again."""
         self.resident.unload()
         self.opened.rows.close()
-
-
-class _Out:
-    """Where an export goes."""
-
-    def __init__(self, path: Path, force: bool, on_layer: OnLayer | None, host_memory: int | None = None) -> None:
-        self.path, self.force, self.on_layer, self.host_memory = Path(path), force, on_layer, host_memory
 
 
 def _asked(

@@ -21,7 +21,7 @@ from .model.compiled import why_not_compiled
 from .model.config_facts import rope_changes
 from .model.kv_cache import why_no_crop
 from .model.rotary import no_switch, reaching, switch_length
-from .model.static_step import Steps, static_decoding, why_dynamic
+from .model.static_step import StaticStep, Steps, static_decoding, why_dynamic
 from .model_prior import with_known_prior
 from .offload.drafter import Drafter
 from .offload.earlier_turns import Answered
@@ -202,17 +202,17 @@ def answer_together(opened: OpenModel, resident: ResidentModel, run: Run, measur
             prefill,
             first if run.plan.continues else nullcontext(),
             run.skipper or nullcontext(),
-            decoding_steps(opened, run, measured),
+            decoding_steps(opened, run, measured) as step,
             measuring(opened, run, measured),
             drafting(opened, resident, run, measured),
         ):
             if not apart:
-                decode(opened, run, ids, mask, run.streamers, cache)
+                decode(opened, run, ids, mask, run.streamers, cache, step)
             for prompt, streamer in zip(run.asked.prompts, run.streamers, strict=True) if apart else ():
                 if by_own_draws:
                     set_seed(run.asked.decoding.seed)
                 row, own = opened.batch([prompt])
-                decode(opened, run, row, own, [streamer], new_cache(opened, resident, run, own))
+                decode(opened, run, row, own, [streamer], new_cache(opened, resident, run, own), step)
     except (ValueError, TypeError) as error:
         if isinstance(prefill, Sweep) and not prefill.started:  # generate refused an option, before the first layer
             raise OptionError(" ".join(str(error).split())) from error
@@ -242,7 +242,7 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: 
     def job(prompt_ids: list[int], streamer: Streamer) -> Callable[[], None]:
         def run_it() -> None:
             ids, mask = opened.batch([prompt_ids])
-            decode(opened, run, ids, mask, [streamer], new_cache(opened, resident, run, mask))
+            decode(opened, run, ids, mask, [streamer], new_cache(opened, resident, run, mask), step)
 
         return run_it
 
@@ -254,7 +254,7 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: 
             resident.prepare_each(
                 run.plan, run.selection, run.reader, run.asked.on_layer, [len(ids) for ids in prompts], seed
             ) as lockstep,
-            decoding_steps(opened, run, measured),
+            decoding_steps(opened, run, measured) as step,
             measuring(opened, run, measured, len(prompts)),
         ):
             lockstep.run(jobs)
@@ -267,11 +267,11 @@ def answer_each(opened: OpenModel, resident: ResidentModel, run: Run, measured: 
 
 
 @contextmanager
-def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[None]:
+def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[StaticStep | None]:
     """Decode by static steps, where they were planned. The lm_head and the embedding must be there."""
     measured.steps = run.steps
     if not run.steps or run.steps.why_dynamic:
-        yield
+        yield None
         return
     skeleton = opened.skeleton
     plan, per_prompt = run.plan, run.asked.per_prompt
@@ -279,7 +279,7 @@ def decoding_steps(opened: OpenModel, run: Run, measured: Measured) -> Iterator[
     compiled = skeleton.compiled if run.steps.compiled and not why_not else None
     with static_decoding(skeleton, Capture(opened.device), compiled) as step:
         try:
-            yield
+            yield step
         finally:
             measured.steps = replace(step.steps, why_not_compiled=why_not or step.steps.why_not_compiled)
 
@@ -323,17 +323,24 @@ def drafting(opened: OpenModel, resident: ResidentModel, run: Run, measured: Mea
 
 
 def decode(
-    opened: OpenModel, run: Run, ids: torch.Tensor, mask: torch.Tensor, streamers: list[Streamer], cache: Any
+    opened: OpenModel,
+    run: Run,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    streamers: list[Streamer],
+    cache: Any,
+    step: StaticStep | None,
 ) -> None:
     """transformers' generate over ids (B, T), of which the cache may hold the first: the prompt pass, then tokens."""
     ends = [int(length) + run.plan.max_new_tokens for length in mask.sum(-1).tolist()]
     options = row_options(run.options, opened.skeleton.model.generation_config, mask, streamers, opened.tokenizer)
     streamer: Any = BatchStreamer(streamers)
+    following = step.followed_by(streamer, cache) if step else nullcontext()
     if run.plan.drafts:
         streamer = DraftedRow(ids, streamers[0], options.get("stopping_criteria") or [])
         options |= {"stopping_criteria": [StopText(streamers)], "prompt_lookup_num_tokens": 1}  # asks for candidates
         options |= dict.fromkeys(OUTPUTS, False)  # of each pass they would keep all drafts'
-    with reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
+    with following, reaching(ends if run.changes and switch_length(opened.config) is not None else ()):
         opened.skeleton.model.generate(
             ids,
             attention_mask=mask,

@@ -25,6 +25,11 @@ from .pruning.shipped_text import shipped_samples, shipped_text_hash
 Unload = Callable[[], None]
 
 
+def known_selection(opened: OpenModel, unload: Unload, pruning: Pruning, seed: int | None, plan: Plan) -> Selection:
+    """How a plan's neurons are chosen; the model's own prior is measured where it has a say."""
+    return with_known_prior(opened, unload, opened.selection(pruning, seed, plan), pruning, plan)
+
+
 def with_known_prior(
     opened: OpenModel,
     unload: Unload,
@@ -47,7 +52,7 @@ def known_prior(opened: OpenModel, unload: Unload, on_layer: OnLayer | None = No
         return prior
     opened = replace(opened, context=None)  # the prior is the model's, whatever this run's context
     longest = opened.sizes.context - 1
-    samples = [ids[:longest] for ids in shipped_samples(opened.tokenizer, opened.has_chat_template)]
+    samples = [ids[:longest] for ids in shipped_samples(opened.tokenizer, opened.prompts.has_chat_template)]
     calibration = Calibration(samples, facts={"source": "Griffin's own text", "text_sha256": shipped_text_hash()})
     try:
         prior = score_samples(opened, unload, calibration, on_layer)

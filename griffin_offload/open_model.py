@@ -1,6 +1,6 @@
 """A model whose config, tokenizer and headers are loaded; no weights yet."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,56 +10,32 @@ from typing import Any
 
 import torch
 
-from .checkpoint.extra_layers import ExtraLayers, without_extra_layers
+from .checkpoint.extra_layers import ExtraLayers
 from .checkpoint.headers import Checkpoint
 from .checkpoint.key import checkpoint_key
 from .checkpoint.page_cache import mostly_cached
-from .checkpoint.reader import Reader, buffer_bytes
-from .errors import (
-    BudgetError,
-    CheckpointError,
-    ContextError,
-    GriffinError,
-    OptionError,
-    PromptError,
-    one_line,
-)
-from .memory.heap import return_freed_memory
-from .memory.host_cache import room_for_layers
-from .memory.machine import available_memory, device_budget, devices_of, held_memory, how_known
-from .memory.out_of_memory import planned
+from .checkpoint.reader import Reader
+from .errors import GriffinError, OptionError
+from .memory.machine import available_memory, how_known
 from .memory.shared_tier import SharedTier
-from .memory.upload import Ring, ring_for
-from .model.architecture import ARCHITECTURES
-from .model.chat_template import ChatTemplate, Message, take_processors_template
-from .model.compute_dtype import compute_dtype
-from .model.config_fields import override_fields
-from .model.generation_fields import check_generation, load_generation_config
+from .memory.upload import Ring
+from .model.generation_fields import check_generation
 from .model.kv_cache import make_cache
-from .model.long_texts import PIECE, has_more_tokens
-from .model.modules import multiply_by_the_quicker_way
-from .model.multimodal import refuse_media
-from .model.norms import norm_by_own_kernel
-from .model.pretrained import check_layers, load_tokenizer, read_headers
 from .model.skeleton import Skeleton
-from .native.library import check_asked
-from .offload.probe import probe
-from .options import AUTO, OFF, WITHOUT_STATISTIC, Placement, Pruning
+from .options import AUTO, OFF, WITHOUT_STATISTIC, Pruning
 from .paths import cache_folder, expand, source_name
 from .planning.advice import what_helps
-from .planning.cards import card_here
 from .planning.ladder import best_plan, plan_at_speed
 from .planning.lossless import MOST_DRAFTS, lossless_plan
 from .planning.plan import Plan
 from .planning.request import Card, Earlier, Request
 from .planning.sizes import ModelSizes, bounded, model_sizes
+from .prompt_encoder import PromptEncoder
 from .pruning.layer_allocation import Curves, calibration_path, load_curves
 from .pruning.prior import Prior, check_prior, load_prior, prior_path
 from .pruning.selection import Selection
 from .pruning.shipped_text import shipped_text_hash
-from .quant.products import choose, load_libraries
-from .sources.resolve import resolve
-from .units import format_bytes, parse_budget
+from .units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -130,67 +106,20 @@ class OpenModel:
         end = next((each for each in given if each is not None), None)
         return self.eos_token_ids if end is None else set(torch.as_tensor(end).flatten().tolist())
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(getattr(self.tokenizer, "chat_template", None))
-
-    def encode(self, prompt: str, *, system: str | None = None, raw: bool = False, cut: bool = False) -> list[int]:
-        """Token ids of one user turn in the chat template, or of the bare text (`raw`, or no template). `cut`: the
-        text may be longer than the model reads. Raises PromptError, ContextError, BudgetError."""
-        if not prompt.strip():
-            raise PromptError("the prompt is empty: give some text")
-        if raw or not self.has_chat_template:
-            if system:
-                raise PromptError("--system needs a model with a chat template, and no --raw")
-            if not cut:
-                self._check_length(prompt)
-            return self.check_tokens(list(self.tokenizer(prompt)["input_ids"]))
-        turns = [{"role": "system", "content": system}] if system else []
-        return self.encode_chat([*turns, {"role": "user", "content": prompt}])
-
-    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation up to where the answer begins. `options`: what the chat template may be told
-        beside it, such as `tools`. Raises PromptError without a chat template, and for images and other media;
-        ContextError, BudgetError."""
-        refuse_media(messages)
-        if not self.has_chat_template:
-            raise PromptError(f"{self.name} has no chat template: use `griffin generate --raw`")
-        ids = self.chat_template.encode(messages, check=self._check_length, **options)
-        return self.check_tokens(ids)
-
-    def _check_length(self, text: str) -> None:
-        """Before a text is tokenized, which takes hundreds of bytes a token. Raises ContextError for more tokens than
-        the model reads, BudgetError for more than the budget has room for."""
-        if len(text) <= PIECE:
-            return
-        sizes, row = self.sizes, self.config.get_text_config().hidden_size * self.skeleton.layout.dtype.itemsize
-        fits = self.budget // row  # each has a hidden state
-        if has_more_tokens(self.tokenizer, text, min(sizes.context, fits)):
-            told = f"the prompt, {format_bytes(len(text))} of text, has more than {min(sizes.context, fits)} tokens"
-            if sizes.context <= fits:
-                raise ContextError(f"{told}; {self.name} reads at most {sizes.context}, answer included")
-            raise BudgetError(f"{told}, and {format_bytes(self.budget)} hold no more: give fewer, or more memory")
-
     @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """What makes a prompt of a conversation. It is there even where the tokenizer has no template."""
-        return ChatTemplate(self.tokenizer, self.name)
+    def prompts(self) -> PromptEncoder:
+        """Text -> token ids."""
+        sizes = self.sizes
+        fits = self.budget // (sizes.hidden * self.skeleton.layout.dtype.itemsize)  # each has a hidden state
+        return PromptEncoder(self.name, self.tokenizer, self.skeleton.rows_of_table, sizes.context, fits, self.budget)
+
+    def check_tokens(self, ids: list[int]) -> list[int]:
+        """The same ids. Raises PromptError for a token that the table of embeddings has no row for."""
+        return self.prompts.check_tokens(ids)
 
     def check_generation(self, options: dict[str, Any]) -> None:
         """Raises OptionError for options of `generate`, or fields of the generation config, that cannot act here."""
         check_generation(self.skeleton.model.generation_config, options, self.skeleton.rows_of_table)
-
-    def check_tokens(self, ids: list[int]) -> list[int]:
-        """The same ids. Raises PromptError for a token that the table of embeddings has no row for."""
-        rows = self.skeleton.rows_of_table
-        if (wrong := next((token for token in ids if not 0 <= token < rows), None)) is not None:
-            text = self.tokenizer.convert_ids_to_tokens(wrong) if wrong >= 0 else None
-            token = f"{wrong} ({text!r})" if text else wrong
-            raise PromptError(
-                f"token {token} has no row in {self.name}'s table of {rows} embeddings: "
-                "the tokenizer has tokens that the model was never resized for; leave them out of the prompt"
-            )
-        return ids
 
     def request(self, prompt_tokens: int, max_new_tokens: int) -> Request:
         """What a plan of one prompt and the whole model is made for, within the budget of this model's device."""
@@ -364,96 +293,3 @@ class OpenModel:
     def last_logits(self) -> dict[str, int]:
         """The option that keeps a forward from computing every token's logits, where the model has it."""
         return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.skeleton.model.forward).parameters else {}
-
-
-def open_model(
-    model: str | Path,
-    placement: Placement,
-    *,
-    copies: bool | None = None,
-    workers: int = 1,
-    on_progress: Callable[[str, int, int], None] | None = None,
-) -> OpenModel:
-    """Find a model (and fetch it: `on_progress(what, done, total)` hears of that) and read its headers. `workers`:
-    processes of this machine that read it.
-
-    Raises ModelNotFound, CheckpointError, UnsupportedArchitecture or OptionError."""
-    check_asked()
-    return_freed_memory()  # before anything large is allocated: what the heap has grown to stays in use
-    device, *others = devices_of(placement.device)
-    path = resolve(model, on_progress=on_progress)
-    config, checkpoint = read_headers(path)
-    overridden = override_fields(path, config)
-    check_layers(path, config, checkpoint)
-    rows = Reader(files=checkpoint.files)
-    dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
-    skeleton = _skeleton(path, config, checkpoint, dtype, rows)
-    used = {info.name for info in skeleton.layout.infos}
-    checkpoint, extra = without_extra_layers(checkpoint, used, len(skeleton.layers))
-    if placement.threads:
-        torch.set_num_threads(placement.threads)
-        skeleton.threads.adapts = False
-    with planned(device):  # a GPU may be too full for as much as its context
-        skeleton.to_device(device)
-    if device == "cpu":
-        load_libraries(skeleton.layout.dtype)  # before `runtime` is counted
-        if choose(skeleton.layout.dtype, model_sizes(skeleton.layout).full):
-            multiply_by_the_quicker_way(skeleton.model)
-    settings, told = load_generation_config(path, skeleton.rows_of_table)
-    skeleton.model.generation_config = settings
-    tokenizer = load_tokenizer(path)
-    take_processors_template(path, tokenizer)
-    return_freed_memory()  # what reading the tokenizer left would be counted twice: what is allocated next fills it
-    bounded(model_sizes(skeleton.layout), placement.context, str(model))
-    runtime = held_memory(device)
-    size, copies = placement.device_memory, device != "cpu" if copies is None else copies
-    if not copies:
-        norm_by_own_kernel(skeleton.model)
-    ring = ring_for(device, skeleton.layout.converts) if copies else None
-    asked = placement.host_memory
-    host_memory, shared = room_for_layers(asked, copies or workers > 1), None
-    if workers > 1:
-        host_memory, shared = 0, SharedTier(workers, None if asked is None else host_memory)
-    budget = device_budget(device) if size is None else parse_budget(size)
-    first = [Card(device, budget, runtime, how_known(device))] if others else []
-    return OpenModel(
-        name=str(model),
-        path=path,
-        device=device,
-        config=config,
-        tokenizer=tokenizer,
-        checkpoint=checkpoint,
-        skeleton=skeleton,
-        rows=rows,
-        budget=budget,
-        host_memory=host_memory,
-        runtime=runtime,
-        converts=_conversion_bytes(skeleton, ring.threads if ring else 1),
-        static=device == "cuda" or (copies and device == "cpu"),
-        ring=ring,
-        host_memory_is_free=ring is not None and asked is None,
-        context=placement.context,
-        overridden=(*overridden, *other_dtype, *([str(extra)] if extra.tensors else []), *told),
-        extra_layers=extra,
-        shared=shared,
-        cards=(*first, *(card_here(each, size) for each in others)),
-    )
-
-
-def _skeleton(path: Path, config: Any, checkpoint: Checkpoint, dtype: torch.dtype, rows: Reader) -> Skeleton:
-    """The model without weights, bound to its checkpoint; one of a type in no table is probed."""
-    try:
-        skeleton = Skeleton(config, dtype)
-        skeleton.bind(checkpoint, rows)
-        if config.model_type not in ARCHITECTURES:
-            probe(config, skeleton.entry)
-    except GriffinError:
-        raise
-    except Exception as error:  # transformers' and torch's, of sizes that make no model
-        raise CheckpointError(f"{path}/config.json does not describe a model: {one_line(error)}") from None
-    return skeleton
-
-
-def _conversion_bytes(skeleton: Skeleton, threads: int) -> int:
-    """Bytes of the reading threads' buffers, where weights have another dtype or form on disk."""
-    return threads * buffer_bytes(skeleton.layout.infos, skeleton.layout.dtype)

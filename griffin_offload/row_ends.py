@@ -30,10 +30,10 @@ def row_options(
     if strings := asked("stop_strings"):
         criteria.append(StopStringCriteria(tokenizer, strings))
         changed["stop_strings"] = None
-    if any(streamer.searches for streamer in streamers):
-        criteria.append(StopText(streamers))
-    if criteria:
-        changed["stopping_criteria"] = [_Watched(each, streamers, mask.shape[1]) for each in criteria]
+    watched: list[Any] = [_Watched(each, streamers, mask.shape[1]) for each in criteria]
+    watched += [StopText(streamers)] if any(streamer.searches for streamer in streamers) else []
+    if watched:
+        changed["stopping_criteria"] = watched
     least, padding = asked("min_length"), (mask == 0).sum(-1)
     if least and asked("min_new_tokens") is None and padding.any():
         ends = asked("eos_token_id")
@@ -64,13 +64,18 @@ class _Watched(StoppingCriteria):  # type: ignore[misc]
 
 class StopText(StoppingCriteria):  # type: ignore[misc]
     """Ends the rows whose streamers have stopped, by a stop string in their text for one. transformers' own criterion
-    first searches the whole vocabulary: with 262144 entries that takes seconds and hundreds of MiB."""
+    first searches the whole vocabulary: with 262144 entries that takes seconds and hundreds of MiB.
+
+    While none has stopped, nothing is copied to the device: the host would wait for that."""
 
     def __init__(self, streamers: Sequence[Streamer]) -> None:
         self._streamers = streamers
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor([streamer.stopped for streamer in self._streamers], device=input_ids.device)
+        stopped = [streamer.stopped for streamer in self._streamers]
+        if not any(stopped):
+            return torch.zeros(len(stopped), dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(stopped, device=input_ids.device)
 
 
 class DraftedRow(BaseStreamer):  # type: ignore[misc]

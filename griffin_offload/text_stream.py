@@ -170,26 +170,40 @@ class _Run:
 
 
 class BatchStreamer(BaseStreamer):  # type: ignore[misc]
-    """Hands every new token to the streamer of its row in the batch."""
+    """Hands every new token to the streamer of its row in the batch: at once, or (`waits`) when `tell` is called.
+
+    `tokens`: the new ones, by row."""
 
     def __init__(self, streamers: list[Streamer]) -> None:
+        self.tokens: list[int] = []
+        self.waits = self._prompt_passed = False
         self._streamers = streamers
-        self._prompt_passed = False
+        self._untold: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
+        self.tell()
         if self._prompt_passed:
-            for streamer, token in zip(self._streamers, value.flatten().tolist(), strict=True):
-                streamer.put(token)
+            self.tokens = self._untold = value.flatten().tolist()
+            if not self.waits:
+                self.tell()
         self._prompt_passed = True
 
+    def tell(self) -> None:
+        """Hands the new tokens on, if that was not done yet."""
+        tokens, self._untold = self._untold, []
+        for streamer, token in zip(self._streamers if tokens else (), tokens, strict=True):
+            streamer.put(token)
+
     def end(self) -> None:
+        self.tell()
         for streamer in self._streamers:
             streamer.end()
 
 
 class TokenStream(Generic[T]):
-    """The tokens of an answer as they are made: nothing is computed between two of them. Closing it, or leaving its
-    `with` block, cancels the rest. `answer` is there once it has ended or was closed after a token.
+    """The tokens of an answer as they are made. Between two of them nothing is computed, except that a GPU goes on with
+    the step of the next one. Closing it, or leaving its `with` block, cancels the rest. `answer` is there once it has
+    ended or was closed after a token.
 
     The answer is made in a greenlet, a stack of its own on this thread: use a stream from one thread only."""
 

@@ -76,7 +76,7 @@ class Pass:
     """Prompt passes of one model, half of whose neurons stay."""
 
     def __init__(self, folder: Path, ring: Ring, device: str) -> None:
-        _, checkpoint = read_headers(folder)
+        checkpoint = read_headers(folder).checkpoint
         config = AutoConfig.from_pretrained(folder)
         self.skeleton, self.device, self.files = Skeleton(config, torch.bfloat16), device, checkpoint.files
         self.skeleton.bind(checkpoint)
@@ -99,7 +99,7 @@ class Pass:
         reader = Reader(direct=True, files=self.files)
         stream = LayerStream(self.skeleton, reader, self.layers, copies=True, steady=False, tier=self.tier)
         staged = time.thread_time() - used
-        pieces = sum(len(load.jobs) for load in stream._staging.loads)  # type: ignore[union-attr]
+        pieces = sum(len(load.jobs) for load in stream._staging.loads())  # type: ignore[misc, union-attr]
         with readers:
             forward(stream)
         total, used = time.perf_counter() - began, time.thread_time() - used
@@ -134,7 +134,7 @@ class ReaderTimes:
             with lock:
                 self.seconds += time.thread_time()
 
-        threading.Thread.run = run  # type: ignore[method-assign]
+        threading.Thread.run = run  # type: ignore[assignment, method-assign]
 
     def __exit__(self, *exc: object) -> None:
         threading.Thread.run = self._run  # type: ignore[method-assign]

@@ -12,7 +12,14 @@ os.environ["GRIFFIN_DEVICE"] = "cpu"  # of every test, and of the processes that
 
 import pytest
 import torch
+from emulator import CARDS
 
+if CARDS:
+    from emulator.install import install
+
+    install(CARDS)
+    more = (str(Path(__file__).parent / "emulator" / "site"), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, more))  # for the processes that tests start
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU (quant/test_triton.py)
 
@@ -77,6 +84,23 @@ def onednn_stays_on() -> Iterator[None]:
     """Whatever a test stops, breaks or runs side by side: the process's switch is back where it was."""
     yield
     assert mkldnn.enabled
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On emulated cards: whatever streams do without an order is a fault, and speeds are measured on small matrices."""
+    if CARDS:
+        from griffin_offload.model import format_speeds
+
+        for name, value in {"GPU_SHAPE": (128, 128), "GPU_SIZE": 2**20, "LONG": 64}.items():
+            monkeypatch.setattr(format_speeds, name, value)
+    yield
+    if CARDS:
+        from emulator import streams
+
+        found = [*streams.faults]
+        streams.forget()
+        assert not found
 
 
 @pytest.fixture

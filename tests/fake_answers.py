@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,22 @@ class FakeWork:
 
     def open(self, place: Any, workers: int) -> FakeAnswers:
         return FakeAnswers(self.folder)
+
+
+def fake_drive(setup: Any, pipe: connection.Connection) -> None:
+    """As ray_driver.drive, without Ray."""
+    answers = setup.work.open(setup.placement, 1)
+    while True:
+        method, arguments = pipe.recv()
+        try:
+            if method == "start":
+                pipe.send(("done", ("told", 2)))
+            elif method == "answer_all":
+                pipe.send(("ended", "a worker ended"))
+                for batch, prompts in arguments[0].items():
+                    pipe.send(("rows", (batch, answers.answer(prompts, print))))
+                pipe.send(("done", None))
+            else:
+                pipe.send(("done", getattr(answers, method)(*arguments)))
+        except BudgetError as error:
+            pipe.send(("failed", error))

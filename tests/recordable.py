@@ -39,13 +39,13 @@ def assert_recordable(engine: Engine, step: StaticStep) -> None:
                 module._parameters[name] = torch.nn.Parameter(_without_numbers(weight), requires_grad=False)
     for layer in token._cache.layers:
         layer._room._keys, layer._room._values = map(_without_numbers, (layer._room._keys, layer._room._values))
-    for holder in (token, *token._rings.values()):
+    for holder in (token, *token._rings.values(), *([token.rows] if token.rows else [])):
         for name, value in vars(holder).items():
             if isinstance(value, Tensor):
                 setattr(holder, name, _without_numbers(value))
     token._steps.clear()
     if step._looked_up:
-        step._looked_up.ahead = token.embedded
+        step._looked_up.ahead = token.rows
     with OnlyOnTheDevice(), torch.no_grad():
         token.step()[1]()
     assert token.logits.device.type == "meta"

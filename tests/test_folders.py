@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE, CLI = ROOT / "griffin_offload", ROOT / "cli"
 # Each group stands on those before it. Files at the top stand by their own names; `ground` are those named first.
 RULE = """foreign < errors version marks < units workspace < files options < inputs < paths jsonl small_json < pruning
-    memory native < quant checkpoint < model < sources planning < offload report text_stream < row_ends open_model
-    streamer < model_prior run < export generation < refresh prefix < engine < chat evaluation serving page many
-    < session < cli"""
+    memory native < quant checkpoint < model < sources planning < offload report text_stream prompt_encoder
+    < row_ends open_model streamer < opening model_prior run < export generation < refresh prefix < engine < chat
+    evaluation serving page many < session < cli"""
 RANK = {name: rank for rank, group in enumerate(RULE.split("<")) for name in group.split()}
 GROUND = set(RULE.partition("< pruning")[0].replace("<", " ").split())
 

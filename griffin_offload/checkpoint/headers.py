@@ -116,10 +116,11 @@ class Checkpoint:
     files: Files = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
-        """Reads and checks the index and every header. Raises CheckpointError."""
+    def open(cls, folder: Path, facts: Mapping[str, Any] | None = None) -> "Checkpoint":
+        """Reads and checks the index and every header. `facts`: of config.json, where it has been read. Raises
+        CheckpointError."""
         files = identities(folder)  # first: what changes from now on is seen
-        found = weight_files_of(folder)
+        found = weight_files_of(folder, facts)
         tensors: dict[str, TensorInfo] = {}
         total = 0
         for name in found.names:

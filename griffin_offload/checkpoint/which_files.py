@@ -2,12 +2,15 @@
 file, else the shards that the index names."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..foreign import shown
 from ..inputs import VOCABULARY, read_input
+from ..small_json import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -24,9 +27,10 @@ class WeightFiles:
     said: dict[str, str] = field(default_factory=dict)
 
 
-def weight_files_of(folder: Path) -> WeightFiles:
-    """Raises CheckpointError where there are none, or the index is damaged."""
-    name = _named_by_config(folder)
+def weight_files_of(folder: Path, facts: Mapping[str, Any] | None = None) -> WeightFiles:
+    """`facts`: of config.json, where it has been read. Raises CheckpointError where there are no files, or the index is
+    damaged."""
+    name = _named_by_config(folder, _facts_of(folder) if facts is None else facts)
     if name is None:
         single = (folder / SINGLE).is_file() or not (folder / INDEX).exists()
         name = SINGLE if single else INDEX
@@ -44,12 +48,17 @@ def weight_files_of(folder: Path) -> WeightFiles:
     return WeightFiles(tuple(sorted(set(weight_map.values()))), name, dict(weight_map))
 
 
-def _named_by_config(folder: Path) -> str | None:
-    """The file that config.json names; None where it names none. Raises CheckpointError for what is no safetensors."""
+def _facts_of(folder: Path) -> Mapping[str, Any]:
+    """What config.json says; nothing where it is missing or damaged."""
     try:
-        name = json.loads(read_input(folder / "config.json")).get("transformers_weights")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+        return read_object(folder / "config.json")
+    except (OSError, ValueError):
+        return {}
+
+
+def _named_by_config(folder: Path, facts: Mapping[str, Any]) -> str | None:
+    """The file that config.json names; None where it names none. Raises CheckpointError for what is no safetensors."""
+    name = facts.get("transformers_weights")
     if name is None:
         return None
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):

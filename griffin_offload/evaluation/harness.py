@@ -95,7 +95,7 @@ class GriffinLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if not self.engine.has_chat_template:
             raise PromptError(f"{self.engine.name} has no chat template: leave out --apply_chat_template")
-        text = self.engine.opened.chat_template.apply(
+        text = self.engine.opened.prompts.chat_template.apply(
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

@@ -41,7 +41,7 @@ def require_gguf(model_type: str) -> None:
 
 
 def export_gguf(job: ExportJob, kind: str, multiple: int, tokenizer: Any) -> Export:
-    """Run the sweep over the samples and write what it keeps: matrices in `kind` (options.GGUF_TYPES), no block with
+    """Run the sweep over the samples and write what it keeps: matrices in `kind` (of --gguf-type), no block with
     fewer than `multiple` neurons. Raises ExportError, CheckpointError, NumericError."""
     out = checked_file(job.out, job.request, job.force)
     copied_files(job.source.path, job.reader.files)  # the tokenizer's texts go into the file

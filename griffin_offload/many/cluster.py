@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..sources.catalogue import CATALOGUE
 from ..workspace import sweep
 from .answers import Prompts
 from .batches import Batch
+from .process import Process
 from .ray_driver import PATIENCE, Setup, drive
 from .workers import Work
 
@@ -26,7 +26,7 @@ EXTRA = "pip install 'griffin-offload[ray]'"
 
 
 class Cluster:
-    """Workers on the nodes of a Ray; a context manager that ends them, as the Answerers of `workers.py`.
+    """Workers on the nodes of a Ray, until `close`: Answerers, as those of `workers.py`.
 
     `address`: HOST:PORT of a Ray that runs; "auto": what RAY_ADDRESS says, a Ray that runs on this machine, or one that
     is started here and ended with this. `workers`: as many; None: one for each GPU, one on each node without GPUs.
@@ -40,13 +40,9 @@ class Cluster:
             raise OptionError(f"--cluster is empty: give HOST:PORT or {AUTO}")
         if "://" in address:
             raise OptionError(f"--cluster {address}: run griffin on a node of the cluster, with HOST:PORT or {AUTO}")
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
         work = replace(work, model=located(work.model))
         setup = Setup(work, placement, None if address == AUTO else address, workers)
-        self._process = context.Process(target=drive, args=(setup, theirs), name="griffin Ray driver")
-        self._process.start()
-        theirs.close()
+        self._driver = Process(drive, (setup,), "griffin Ray driver", PATIENCE)
         self.told, self.count = "", 0
         try:
             self.told, self.count = self.call("start")
@@ -54,19 +50,8 @@ class Cluster:
             self.close()
             raise
 
-    def __enter__(self) -> "Cluster":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        self._pipe.close()
-        self._process.terminate()
-        self._process.join(PATIENCE)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._driver.end()
         sweep(Path(tempfile.gettempdir()))  # where a Ray of its own was slow to end
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -89,14 +74,11 @@ class Cluster:
                 return
 
     def _replies(self, method: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Each (kind, value), "done" the last. Raises what is "failed"."""
+        """Each (kind, value), "done" the last. Raises what failed."""
         try:
-            self._pipe.send((method, arguments))
+            self._driver.ask(method, *arguments)
             while True:
-                kind, value = self._pipe.recv()
-                if kind == "failed":
-                    raise value
-                yield kind, value
+                yield self._driver.reply()
         except (EOFError, OSError):
             raise WorkerError("Ray has ended, or the node on which this runs: the same command goes on") from None
 

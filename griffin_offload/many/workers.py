@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GriffinError, WorkerError
@@ -18,11 +18,13 @@ from ..jsonl import Row
 from ..options import Decoding, OnLayer, Placement, Pruning
 from .batches import Batch
 from .places import Place
+from .process import Process
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from .answers import Answers, Prompts
 
+PATIENCE = 5.0  # seconds in which a worker ends
 TRIES = 2  # of a batch whose worker ended: then its rows are at fault
 
 
@@ -111,48 +113,16 @@ def _end_with_the_driver() -> None:
     os._exit(1)
 
 
-class Worker:
-    """One process, as its driver sees it."""
+class Worker(Process):
+    """By its number, for the user."""
 
     def __init__(self, number: int, work: Work, place: Place) -> None:
-        context = get_context("spawn")
+        super().__init__(serve, (work, place), f"griffin worker {number}", PATIENCE)
         self.number = number
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(work, place, theirs), name=f"griffin worker {number}")
-        self.process.start()
-        theirs.close()
-
-    def ask(self, method: str, *arguments: Any) -> None:
-        """Raises OSError where the process has ended."""
-        self.pipe.send((method, arguments))
-
-    def reply(self) -> Any:
-        """Waits for the result. Raises what the worker raised, EOFError or OSError where its process ended."""
-        kind, value = self.pipe.recv()
-        if kind == "failed":
-            raise value
-        return value
-
-    def end(self) -> None:
-        self.pipe.close()
-        self.process.terminate()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-
-    @property
-    def how_it_ended(self) -> str:
-        self.process.join(5)
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
 
 
 class Workers:
-    """Several workers; a context manager that ends them. Asked like one `Answers`: the first one answers what is no
-    batch."""
+    """Several workers, until `close`. Asked like one `Answers`: the first one answers what is no batch."""
 
     def __init__(self, work: Work, where: Sequence[Place]) -> None:
         self._workers: list[Worker] = []
@@ -164,12 +134,6 @@ class Workers:
             self.close()
             raise
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         while self._workers:
             self._workers.pop().end()
@@ -179,7 +143,7 @@ class Workers:
         worker = self._workers[0]
         try:
             worker.ask(method, *arguments)
-            return worker.reply()
+            return worker.reply()[1]
         except (EOFError, OSError):
             raise WorkerError(f"a worker {worker.how_it_ended}: the same command goes on") from None
 
@@ -203,7 +167,7 @@ class Workers:
             for pipe in connection.wait(list(pipes)):
                 worker = pipes[pipe]  # type: ignore[index]
                 try:
-                    kind, value = worker.pipe.recv()
+                    kind, value = worker.reply()
                 except (EOFError, OSError):
                     batch = at_work.pop(worker)
                     tries[batch] += 1
@@ -218,8 +182,6 @@ class Workers:
                     continue
                 if kind == "layer":
                     on_layer(*value)
-                elif kind == "failed":
-                    raise value
                 elif kind == "done":
                     idle.append(worker)
                     yield at_work.pop(worker), value

@@ -27,6 +27,10 @@ class Capture:
         self.count = 0
         self.failed = "CUDA has refused a recording in this process" if _refused and device == "cuda" else ""
 
+    def replays(self, name: Hashable) -> bool:
+        """Whether the next `run` of this name is a replay, which returns before the device has done it."""
+        return self._records and self._recorded is not None and self._recorded[0] == name
+
     def run(self, name: Hashable, step: Callable[[], None]) -> None:
         """Raises what the step raises. A step that cannot be recorded is computed every time."""
         done = self._done.get(name, 0)

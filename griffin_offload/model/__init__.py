@@ -16,7 +16,8 @@ config_bounds.py   bounds of its numbers, checked before anything is made of the
 config_fields.py   fields of a config that act against our own cache and attention
 generation_allowed.py  what of a generation config reaches transformers: known fields, each of its kind
 generation_fields.py  a folder's generation config: what acts, what is overridden, what is refused
-pretrained.py      a folder's config and tokenizer, checked
+pretrained.py      a folder's config and headers, checked
+tokenizer.py       a folder's tokenizer, checked
 channels.py        what special tokens say of an answer's text: thinking, and the reply
 long_texts.py      token ids of texts longer than a model reads
 chat_template.py   a tokenizer's chat template: which one, and the form of messages that it reads

@@ -33,13 +33,18 @@ class Room:
         self._keys = self._values = torch.empty(0)
 
     def take(self, keys: Tensor, values: Tensor) -> None:
-        """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one."""
+        """Allocates for states like these (B, H, T, D): from the arena, unless the batch is not the planned one.
+
+        The memory is zero, as a CPU's arena is anyway: a static step multiplies what no token has filled by 0, and what
+        a GPU's memory held before may be no number."""
         for name, states in (("_keys", keys), ("_values", values)):
             shape = (*states.shape[:2], self.room, states.shape[3])
             if self._arena and len(states) == self._sequences:
                 memory = self._arena.take(shape, states.dtype)
+                if self._device != "cpu":
+                    memory.zero_()
             else:
-                memory = torch.empty(shape, dtype=states.dtype, device=states.device)
+                memory = torch.zeros(shape, dtype=states.dtype, device=states.device)
             setattr(self, name, memory)
         self._arena = None
 

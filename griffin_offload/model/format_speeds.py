@@ -27,6 +27,9 @@ SECONDS, MOST = 0.15, 0.6  # for each format; on a machine so busy that the best
 DISTURBED = 1.25  # times as many tokens a second as expected
 FILLING = 0x3C  # any byte will do: as a number of every dtype it is finite, and not so small that products are slow
 SLOWEST, FASTEST = 1e3, 1e18  # bytes a second that can be true
+SHAPE, SIZE = (4096, 4096), 128 * MIB  # of a matrix, and of all in a format: more than the device's caches hold
+GPU_SHAPE, GPU_SIZE = (13824, 5120), 512 * MIB
+LONG = 8192  # rows and columns of a product that keeps a GPU busy while others are launched
 SMALL = 512 * MIB  # bytes of weights: four times what measuring the speed of each format takes on a CPU
 
 
@@ -93,11 +96,9 @@ def doubt_speeds(device: str, dtype: torch.dtype, expected: float, seen: float) 
 
 
 def measure_speeds(device: str, dtype: torch.dtype, size: int | None = None) -> Speeds:
-    """Measures now. `size`: bytes of the matrices in each format: more than the device's caches hold."""
-    gpu = device != "cpu"
-    size = size or (512 if gpu else 128) * MIB
-    shape = (13824, 5120) if gpu else (4096, 4096)
-    speeds = []
+    """Measures now. `size`: bytes of the matrices in each format, instead of the usual ones."""
+    shape, usual = (SHAPE, SIZE) if device == "cpu" else (GPU_SHAPE, GPU_SIZE)
+    size, speeds = size or usual, []
     for format in FORMATS:
         each = int(FORMATS[format].bytes(*shape, dtype.itemsize))
         count = -(-size // each)
@@ -138,7 +139,7 @@ def _enough(times: Sequence[float], seconds: float) -> bool:
 
 def _on_cuda(weights: Sequence[Stored], x: torch.Tensor) -> float:
     """The same by the device's own clock. A long product goes first: while it runs, all the others are launched."""
-    long = torch.ones(8192, 8192, dtype=x.dtype, device=x.device)
+    long = torch.ones(LONG, LONG, dtype=x.dtype, device=x.device)
     out, best = torch.empty_like(long), math.inf
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -66,16 +66,20 @@ _REFUSED_KEYWORDS = {
 _TOKENS = ("forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
 
 
-def load_generation_config(folder: Path, rows: int) -> tuple[GenerationConfig, list[str]]:
+def load_generation_config(
+    folder: Path, rows: int, facts: Mapping[str, Any] | None = None
+) -> tuple[GenerationConfig, list[str]]:
     """transformers' generation config, from config.json where it has no file of its own; and what is overridden in it,
-    in words. `rows`: of the table of embeddings, of which padding needs one. Raises CheckpointError."""
+    in words. `rows`: of the table of embeddings, of which padding needs one. `facts`: of config.json, where it has been
+    read. Raises CheckpointError."""
     name = "generation_config.json"
     own = (folder / name).exists()
     if not own:
         name = "config.json"
     where = folder / name
     try:
-        facts = read_object(where)
+        if own or facts is None:
+            facts = read_object(where)
         allowed = allowed_generation(facts, rows, where)
         acting = {field: value for field, value in allowed.items() if field not in _OVERRIDDEN}
         settings = GenerationConfig(**acting, **({} if own else {"_from_model_config": True}))

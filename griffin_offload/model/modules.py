@@ -99,28 +99,40 @@ class Projection:
 class LookedUp:
     """The forward of an embedding that stays in its file: only the rows of the tokens are read.
 
-    `ahead` (B, 1, D): what the next call gives, looked up before it: a recorded forward cannot read."""
+    `ahead`: the rows of the next call's tokens, looked up before it: a recorded forward cannot read."""
 
     def __init__(self, module: Any, read: Callable[[list[int]], Tensor]) -> None:
         """`read(rows)`: those rows of the table, (len(rows), D), on the CPU."""
         self._module, self._read, self._forward = module, read, module.forward
-        self.ahead: Tensor | None = None
+        self.ahead: RowsAhead | None = None
 
-    def look_ahead(self, ids: Tensor, memory: Tensor | None) -> Tensor:
-        """Looks tokens (B, 1) up for the next call, into `memory` (None: new memory), which it returns."""
-        found = self(ids)
-        self.ahead = found if memory is None else memory.copy_(found)
-        return self.ahead
+    def rows_ahead(self, ids: Tensor) -> "RowsAhead":
+        """Memory for the rows of tokens like these (B, 1)."""
+        return RowsAhead(len(ids), self._module.weight, ids.device)
+
+    def look_ahead(self, tokens: list[int], memory: "RowsAhead") -> None:
+        """Looks one token of each sequence up for the next call, into `memory`. Does not wait for the device."""
+        memory.table.copy_(self._read(tokens), non_blocking=True)
+        self.ahead = memory
 
     def __call__(self, ids: Tensor) -> Tensor:
         if self.ahead is not None:
-            ahead, self.ahead = self.ahead, None
-            return ahead
-        rows, places = ids.unique(return_inverse=True)
-        table = self._read(rows.tolist()).to(ids.device)
+            table, places, self.ahead = self.ahead.table, self.ahead.places, None
+        else:
+            rows, places = ids.unique(return_inverse=True)
+            table = self._read(rows.tolist()).to(ids.device)
         self._module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
         out: Tensor = self._forward(places)
         return out
+
+
+class RowsAhead:
+    """Rows of an embedding at a fixed address: `table` (B, D), of a token of each sequence; `places` (B, 1) in it."""
+
+    def __init__(self, sequences: int, weight: Tensor, device: torch.device) -> None:
+        """`weight` (..., D): any rows of the embedding."""
+        self.table = torch.empty(sequences, weight.shape[1], dtype=weight.dtype, device=device)
+        self.places = torch.arange(sequences, device=device)[:, None]
 
 
 class Pieces:

@@ -1,14 +1,14 @@
-"""Loads a checkpoint's config and tokenizer. An error becomes one line that names the file."""
+"""Reads a checkpoint's config and headers. An error becomes one line that names the file."""
 
-import json
 import re
-from contextlib import suppress
-from importlib.util import find_spec
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import get_configuration_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint.gguf.link import gguf_link
@@ -17,8 +17,7 @@ from ..checkpoint.inside import require_own_names
 from ..checkpoint.quantized.find import QUANTIZATION, dense_weights, quantization
 from ..errors import CheckpointError, GriffinError, UnsupportedArchitecture, one_line
 from ..files import reason
-from ..foreign import shown
-from ..inputs import SETTINGS, VOCABULARY, read_input, require_plain
+from ..inputs import SETTINGS, VOCABULARY, require_plain
 from ..small_json import read_object
 from .architecture import architecture
 from .config_allowed import allowed_config
@@ -26,23 +25,48 @@ from .config_bounds import bounded_config
 from .multimodal import text_checkpoint, text_config
 
 
-def load_config(folder: Path) -> Any:
-    """transformers' config. Raises CheckpointError; UnsupportedArchitecture for unknown types."""
-    _require_small_files(folder)
+@dataclass(frozen=True)
+class Headers:
+    """What a folder says of its model. `facts`: config.json; `whole`: transformers' config of all of it; `config` and
+    `checkpoint`: of the text model, which is a part of a multimodal wrapper."""
+
+    facts: Mapping[str, Any]
+    whole: Any
+    config: Any
+    checkpoint: Checkpoint
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says. Raises CheckpointError."""
+    require_small_files(folder)
+    path = folder / "config.json"
     try:
-        require_own_names(read_object(folder / "config.json"), "configuration_files", folder / "config.json")
-        facts = bounded_config(PreTrainedConfig.get_config_dict(folder)[0])
-        kind = _class_of(facts)
-        config = kind.from_dict(allowed_config(facts, kind), name_or_path=str(folder))
+        facts = read_object(path)
+        require_own_names(facts, "configuration_files", path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be used: {one_line(error)}") from None
+    return facts
+
+
+def load_config(folder: Path, facts: Mapping[str, Any]) -> Any:
+    """transformers' config. `facts`: of `read_config`. Raises CheckpointError; UnsupportedArchitecture for unknown
+    types."""
+    try:
+        if "configuration_files" in facts:
+            facts = read_object(folder / get_configuration_file(facts["configuration_files"]))
+        fields = bounded_config(PreTrainedConfig._decode_special_floats(facts))
+        kind = _class_of(fields)
+        return kind.from_dict(allowed_config(fields, kind), name_or_path=str(folder))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from None
     except KeyError as error:
         raise UnsupportedArchitecture(f"{folder}/config.json: transformers does not know {error}") from None
     except Exception as error:  # transformers checks fields with exceptions of its own
         if any(word in " ".join(str(error).split()) for word in ("model type", "model_type", "trust_remote_code")):
-            raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(folder)}") from None
+            raise UnsupportedArchitecture(f"{folder}/config.json: {_model_type(facts)}") from None
         raise CheckpointError(f"{folder}/config.json cannot be used: {one_line(error)}") from None
-    return config
 
 
 def _class_of(facts: dict[str, Any]) -> Any:
@@ -55,7 +79,7 @@ def _class_of(facts: dict[str, Any]) -> Any:
     return CONFIG_MAPPING[kind]
 
 
-def _require_small_files(folder: Path) -> None:
+def require_small_files(folder: Path) -> None:
     """Raises CheckpointError for a file of settings or of a vocabulary that is none, such as a pipe, or too large."""
     for path in folder.iterdir() if folder.is_dir() else ():
         vocabulary = path.name.startswith(("tokenizer", "vocab", "merges", "tekken")) or ".index." in path.name
@@ -69,19 +93,20 @@ def _require_small_files(folder: Path) -> None:
 _SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The headers of a folder's safetensors, or of the GGUF file that has its weights. Raises CheckpointError."""
+def open_checkpoint(folder: Path, facts: Mapping[str, Any] | None = None) -> Checkpoint:
+    """The headers of a folder's safetensors, or of the GGUF file that has its weights. `facts`: of its config.json,
+    where that has been read. Raises CheckpointError."""
     link = gguf_link(folder)
-    return link.open(folder) if link else Checkpoint.open(folder)
+    return link.open(folder) if link else Checkpoint.open(folder, facts)
 
 
-def read_headers(folder: Path) -> tuple[Any, Checkpoint]:
-    """The config and the tensors' headers of a folder's text model; of a multimodal wrapper those of the text model
-    inside, and of weights that others quantized as the reader gives them. Raises CheckpointError,
-    UnsupportedArchitecture."""
-    whole, checkpoint = load_config(folder), open_checkpoint(folder)
+def read_headers(folder: Path) -> Headers:
+    """Reads the config, once, and the tensors' headers, of weights that others quantized as the reader gives them.
+    Raises CheckpointError, UnsupportedArchitecture."""
+    facts = read_config(folder)
+    whole, checkpoint = load_config(folder, facts), open_checkpoint(folder, facts)
     try:
-        return _of_text(folder, whole, checkpoint)
+        return Headers(facts, whole, *_of_text(folder, whole, checkpoint))
     except GriffinError:
         raise
     except Exception as error:  # transformers', of fields that make no model
@@ -124,75 +149,10 @@ def check_layers(folder: Path, config: Any, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{folder}/config.json asks for {wanted} layers; the files hold {there}")
 
 
-def _model_type(folder: Path) -> str:
-    """What is wrong with a folder's model_type. Raises UnsupportedArchitecture, with the reason, for a refused type."""
-    kind = None
-    with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads(read_input(folder / "config.json")).get("model_type")
+def _model_type(facts: Mapping[str, Any]) -> str:
+    """What is wrong with a model_type. Raises UnsupportedArchitecture, with the reason, for a refused type."""
+    kind = facts.get("model_type")
     if not isinstance(kind, str):
         return "its model_type is missing"
     architecture(kind)
     return f"model type {kind!r} is not supported: this version of transformers does not know it"
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer, without the checkpoint's own code. Raises CheckpointError."""
-    why = ""
-    _require_small_files(folder)
-    try:
-        if any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
-            config = load_config(folder) if (folder / "config.json").exists() else None  # else it is read unchecked
-            _check_tokenizer_config(folder, config)
-            return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-        why = _missing_package(folder) or "it holds no vocabulary, such as tokenizer.json"  # transformers makes one up
-    except (CheckpointError, UnsupportedArchitecture):
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # many libraries, many exceptions; a panic of Rust's is no Exception
-        why = _missing_package(folder) or one_line(error)
-    raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}")
-
-
-def _check_tokenizer_config(folder: Path, config: Any) -> None:
-    """Raises CheckpointError where a file names a class of transformers that is no tokenizer, or files elsewhere."""
-    path = folder / "tokenizer_config.json"
-    facts = read_object(path) if path.exists() else {}
-    if type(facts.get("model_max_length")) not in (int, float, type(None)):
-        raise CheckpointError(f"{path}: model_max_length is no number")
-    require_own_names(facts, "fast_tokenizer_files", path)
-    for named in (facts.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
-        fine = named is None or (isinstance(named, str) and TOKENIZER.fullmatch(named))
-        if not fine or named == "AutoTokenizer":
-            raise CheckpointError(f"{path}: tokenizer_class is {shown(repr(named), 60)}, which is no tokenizer's class")
-
-
-TOKENIZER = re.compile(r"\w*(Tokenizer|TokenizerFast|Backend)")  # how transformers ends their classes' names
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "tekken.json")
-# Files of tokenizers of older checkpoints -> packages that read them, and their modules.
-_READERS = {
-    "*.model": {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
-    "*.tiktoken": {"tiktoken": "tiktoken"},
-}
-
-
-def _missing_package(folder: Path) -> str:
-    """Which packages a folder's tokenizer needs that are not installed, and the way out; '' where none does."""
-    if (folder / "tokenizer.json").is_file():
-        return ""
-    for pattern, packages in _READERS.items():
-        file = next(iter(sorted(folder.glob(pattern))), None)
-        missing = [package for package, module in packages.items() if not _installed(module)] if file else []
-        if file and missing:
-            return (
-                f"{file.name} is read by {' and '.join(packages)}, and it has no tokenizer.json: "
-                f"`pip install {' '.join(missing)}`, or add the tokenizer.json of its base model"
-            )
-    return ""
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package above it
-        return False

@@ -90,6 +90,7 @@ class StaticStep:
         self._looked_up, self._forward, self.capture, self._compiled = looked_up, forward, capture, compiled
         self._prompts: dict[int, Any] = {}  # caches whose first forward, the prompt's, has been; by their ids
         self._answers: dict[int, _Token] = {}  # by their caches
+        self._streamers: dict[int, Any] = {}  # likewise
         self._dynamic, self._tokens, self._preparing_s = "", 0, 0.0
 
     @property
@@ -108,18 +109,38 @@ class StaticStep:
     def takes(self, arguments: Mapping[str, Any]) -> bool:
         """Whether this forward is a token's after a prompt's. The first one makes the cache a fixed one."""
         ids, cache = arguments.get("input_ids"), arguments.get("past_key_values")
-        if id(cache) in self._answers and (ids is None or ids.shape != self._answers[id(cache)].ids.shape):
-            raise OptionError("generate asks for several tokens at a time, after one: leave that option out")
+        if self.has(cache):
+            if ids is None or ids.shape != self._answers[id(cache)].ids.shape:
+                raise OptionError("generate asks for several tokens at a time, after one: leave that option out")
+            return True
         if id(cache) not in self._prompts:  # however few tokens it has
             self._prompts[id(cache)] = cache
             return False
         if self._dynamic or ids is None or ids.shape[1] != 1 or cache is None or not cache.get_seq_length():
             return False
-        if id(cache) not in self._answers:
-            self._dynamic = _unknown(arguments) or not_fixed(cache)
-            if not self._dynamic:
-                self._answers[id(cache)] = _Token(arguments, cache, self._forward, self._compiled)
+        self._dynamic = _unknown(arguments) or not_fixed(cache)
+        if not self._dynamic:
+            self._answers[id(cache)] = _Token(arguments, cache, self._forward, self._compiled, self._looked_up)
         return not self._dynamic
+
+    def has(self, cache: Any) -> bool:
+        """Whether the tokens of this cache are decoded by steps: it has taken the first one."""
+        return id(cache) in self._answers
+
+    @contextmanager
+    def followed_by(self, streamer: Any, cache: Any) -> Iterator[None]:
+        """Within it, a BatchStreamer gets the tokens of this cache, and hands each on once the next step is launched:
+        its text is made while the device computes."""
+        self._streamers[id(cache)], streamer.waits = streamer, True
+        try:
+            yield
+        finally:
+            streamer.tell()
+
+    def tell(self, cache: Any) -> None:
+        """The token before is handed on, if that was not done yet."""
+        if streamer := self._streamers.get(id(cache)):
+            streamer.tell()
 
     def close(self) -> None:
         """The caches hold the tokens of the steps from now on, where they still can."""
@@ -127,36 +148,53 @@ class StaticStep:
             for layer in self._prompts[key].layers:
                 if layer.is_initialized:
                     layer.fill(token.length)
+            token.close()
 
     def __call__(self, arguments: Mapping[str, Any]) -> CausalLMOutputWithPast:
         """The logits (B, 1, V), valid until the next step."""
-        begin, recorded = time.perf_counter(), self.capture.count
-        key = id(arguments["past_key_values"])
+        cache, ids = arguments["past_key_values"], arguments["input_ids"]
+        key, recorded = id(cache), self.capture.count
         token = self._answers[key]
-        token.ids.copy_(arguments["input_ids"])
         bucket, step = token.step()
-        if self._looked_up:
-            token.embedded = self._looked_up.look_ahead(arguments["input_ids"], token.embedded)
+        if not self.capture.replays((key, bucket)):  # that takes its time
+            self.tell(cache)
+        begin = time.perf_counter()
+        token.ids.copy_(ids)
+        if self._looked_up and token.rows:
+            self._looked_up.look_ahead(self._on_host(ids, cache), token.rows)
         try:
             self.capture.run((key, bucket), step)
         finally:
             if self._looked_up:
-                self._looked_up.ahead = None  # a recording does not take it
+                self._looked_up.ahead = None  # a replay does not take it
         if (self._compiled and token.is_new) or self.capture.count > recorded:
             self._preparing_s += time.perf_counter() - begin
         token.length += 1
         self._tokens += 1
-        return CausalLMOutputWithPast(logits=token.logits, past_key_values=arguments["past_key_values"])
+        self.tell(cache)
+        return CausalLMOutputWithPast(logits=token.logits, past_key_values=cache)
+
+    def _on_host(self, ids: Tensor, cache: Any) -> list[int]:
+        """The tokens (B, 1) of a forward: those that the streamer has got already, or copied now."""
+        streamer, tokens = self._streamers.get(id(cache)), []
+        if streamer:
+            tokens, streamer.tokens = streamer.tokens, []
+        return tokens or ids.flatten().tolist()
 
 
 class _Token:
     """The tensors that a step reads and writes, and the step for each length of the cache.
 
-    `length`: tokens in the cache; `embedded` (B, 1, D): where the embedding stays on disk; `is_new`: the last step that
-    was asked for had not been made before."""
+    `length`: tokens in the cache; `rows`: the tokens' of the embedding, where that stays on disk; `is_new`: the last
+    step that was asked for had not been made before."""
 
     def __init__(
-        self, arguments: Mapping[str, Any], cache: Any, forward: Callable[..., Any], compiled: CompiledLayers | None
+        self,
+        arguments: Mapping[str, Any],
+        cache: Any,
+        forward: Callable[..., Any],
+        compiled: CompiledLayers | None,
+        looked_up: LookedUp | None,
     ) -> None:
         """`arguments`: of the forward over the first token after the prompt; `cache`: the prompt's, of kv_cache.py."""
         ids, mask = arguments["input_ids"], arguments.get("attention_mask")
@@ -166,7 +204,7 @@ class _Token:
         self._buckets = [slots] if compiled else buckets(slots)  # a program for each length would take too long
         self._compiled = compiled
         self.ids, self.logits = torch.empty_like(ids), torch.empty(0)
-        self.embedded: Tensor | None = None
+        self.rows = looked_up.rows_ahead(ids) if looked_up else None
         self._position = torch.tensor(self.length, device=ids.device)
         self._rings = rings_of(cache, ids.device)
         counts = torch.ones(len(ids), cache.tokens, dtype=torch.int64, device=ids.device)
@@ -176,6 +214,10 @@ class _Token:
         self._counts = counts
         self._arguments: dict[str, Any] = {"use_cache": True, "return_dict": True}
         self._padding = padding if arguments.get("position_ids") is not None else None
+
+    def close(self) -> None:
+        """The steps hold this object, and so the cache: without them it goes with the answer."""
+        self._steps.clear()
 
     def step(self) -> tuple[int, Callable[[], None]]:
         """The bucket of the next token, and what computes its logits from its id."""
@@ -228,18 +270,38 @@ def static_decoding(
     """While it is open, the model's forwards of one token after a prompt are static steps. Once one was taken, the
     prompt's cache is used up by them."""
     model = skeleton.model
-    forward = model.forward
+    forward, prepare, update = (
+        model.forward,
+        model.prepare_inputs_for_generation,
+        model._update_model_kwargs_for_generation,
+    )
     step = StaticStep(skeleton.slots.looked_up, forward, capture, compiled)
 
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         if not args and step.takes(kwargs):
             return step(kwargs)
+        step.tell(kwargs.get("past_key_values"))
         return forward(*args, **kwargs)
 
-    model.forward = run
+    @wraps(prepare)
+    def prepare_inputs(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        if next_sequence_length == 1 and step.has(cache):
+            return {"input_ids": input_ids[:, -1:], "past_key_values": cache}
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
+    @wraps(update)
+    def update_arguments(outputs: Any, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if step.has(outputs.get("past_key_values")):
+            return arguments  # masks and positions grow within the step
+        return update(outputs, arguments, *args, **kwargs)
+
+    model.forward, model.prepare_inputs_for_generation = run, prepare_inputs
+    model._update_model_kwargs_for_generation = update_arguments
     try:
         yield step
     finally:
-        model.forward = forward
+        model.forward, model.prepare_inputs_for_generation = forward, prepare
+        model._update_model_kwargs_for_generation = update
         step.close()

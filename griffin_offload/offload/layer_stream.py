@@ -67,7 +67,7 @@ class LayerStream:
                 self._heap.enter_context(steady_heap())
             assert self._staging
             self._clock.start(self._threads)
-            self._prefetch = Prefetch(self._staging.loads, STAGING_LAYERS, self._threads).__enter__()
+            self._prefetch = Prefetch(self._staging.loads(), STAGING_LAYERS, self._threads).__enter__()
             for index, module in enumerate(self._skeleton.modules):
                 add_hook_to_module(module, StreamLayer(driver, index, self._skeleton.threads))
             self._tell(0)

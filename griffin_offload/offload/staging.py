@@ -5,7 +5,7 @@ GPU all of a layer passes through pinned pieces of host memory (memory/upload.py
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -25,18 +25,22 @@ from .resident_layer import ResidentLayer, aligned_phase
 
 
 class CpuStaging:
-    """`dense[i]`: the tensors of layer i that its forward uses, by name; `loads[i]`: what brings them there."""
+    """`dense[i]`: the tensors of layer i that its forward uses, by name."""
 
     def __init__(self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader) -> None:
         """`tier`: layers that stay in RAM for the next pass, where they are then found."""
         self._layout, self._tier, self._reader = layout, tier, reader
         self.dense: list[dict[str, Tensor]] = []
-        self.loads: list[Load] = []
+        self._to_read: list[dict[TensorInfo, Tensor]] = []
         self._make_buffers(layers)
         for index, (layer, resident) in enumerate(zip(layout.layers, layers, strict=True)):
             passing = _passing(layer, resident)
             own = {n: t for n, t in resident.tensors.items() if n not in passing and isinstance(t, Tensor)}
             self._stage(index, layer, {} if resident.complete else own, passing)
+
+    def loads(self) -> list[Load]:
+        """What brings each layer to its tensors. It holds the buffers, so it is made for a pass and goes with it."""
+        return [Load([partial(self._reader.read, reads)]) for reads in self._to_read]
 
     def arrive(self, index: int) -> None:
         """Layer `index` has been read: its tensors are ready for what is computed from here on."""
@@ -56,8 +60,7 @@ class CpuStaging:
         dense = own | (held or self._allocate(self._ring[index % STAGING_LAYERS], layer, passing))
         self.dense.append(dense)
         known = held if self._tier.is_read(index) else {}
-        reads = self._reads(layer, {name: tensor for name, tensor in dense.items() if name not in known})
-        self.loads.append(Load([partial(self._reader.read, reads)]))
+        self._to_read.append(self._reads(layer, {n: tensor for n, tensor in dense.items() if n not in known}))
 
     def _held(self, index: int, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of a layer that the tier holds, read already or not yet; {} where it holds none."""
@@ -91,12 +94,23 @@ class UploadStaging(CpuStaging):
     ) -> None:
         self._sent: list[dict[str, Tensor]] = []
         self._ring_size, self._work = ring, list[list[list[Part]]]()
+        self._locked: list[list[tuple[Tensor, Tensor]]] = []  # by layer: from RAM, to its slot
         self._admitted: dict[int, bool] = {}
         self._lock = threading.Lock()
         super().__init__(layout, layers, tier, reader)
         largest = max((space(parts) for layer in self._work for parts in layer), default=0)
         ring = Ring(ring.threads, min(ring.pieces, sum(map(len, self._work))), largest)
         self._upload = Upload(self._slots, ring, reader.clock)
+
+    def loads(self) -> list[Load]:
+        return [Load(self._jobs(index), partial(self._complete, index)) for index in range(len(self._work))]
+
+    def _jobs(self, index: int) -> list[Callable[[], None]]:
+        known = self._tier.is_read(index)
+        jobs: list[Callable[[], None]] = [partial(self._bring, index, parts, known) for parts in self._work[index]]
+        if self._locked[index]:
+            jobs.append(partial(self._upload_locked, index))
+        return jobs
 
     def arrive(self, index: int) -> None:
         self._upload.arrive(self._slot[index])
@@ -124,14 +138,9 @@ class UploadStaging(CpuStaging):
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
         locked = held if self._tier.is_locked(index) else {}
+        self._locked.append([(tensor, sent[name]) for name, tensor in locked.items()])
         through = {name: tensor for name, tensor in sent.items() if name not in locked}
-        work = pieces(self._reads(layer, through), self._reads(layer, held), self._ring_size.piece)
-        self._work.append(work)
-        jobs = [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work]
-        if locked:
-            copies = [(tensor, sent[name]) for name, tensor in locked.items()]
-            jobs.append(partial(self._upload_locked, index, copies))
-        self.loads.append(Load(jobs, partial(self._complete, index)))
+        self._work.append(pieces(self._reads(layer, through), self._reads(layer, held), self._ring_size.piece))
 
     def _complete(self, index: int) -> None:
         self._upload.complete(self._slot[index])
@@ -152,9 +161,9 @@ class UploadStaging(CpuStaging):
         finally:
             self._upload.give(piece)
 
-    def _upload_locked(self, index: int, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Sends what the tier has page-locked to the slot, (from, to)."""
-        self._upload.send(copies, self._slot[index])
+    def _upload_locked(self, index: int) -> None:
+        """Sends what the tier has page-locked to the slot."""
+        self._upload.send(self._locked[index], self._slot[index])
 
     def _copy(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Within RAM, (from, to). By numpy: torch would set all cores to work for each of the threads."""

@@ -214,7 +214,7 @@ def _sampling(fields: Fields, decoding: Decoding) -> dict[str, Any]:
 
 
 def _typed(fields: Fields, name: str, told: Option, value: Any) -> Any:
-    """The value of one of our options, of the type that it has in options.py. Raises ApiError."""
+    """The value of one of our options, of the type that it has in options/. Raises ApiError."""
     if told.parse is parse_switch:
         kind: type = bool
     elif told.parse is parse_shares:

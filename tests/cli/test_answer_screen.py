@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyte
 import pytest
 from griffin_offload.cli import _console as console
+from griffin_offload.cli._answer_screen import AnswerScreen
 from griffin_offload.cli._thinking import Parting, open_mark
 
 MARKDOWN = """# A title
@@ -72,7 +73,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S
     monkeypatch.setattr(console, "sys", SimpleNamespace(stdout=made, stderr=sys.stderr))
     for name, value in {"COLUMNS": columns, "LINES": rows, "TERM": "xterm-256color"}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(console.AnswerScreen, "EVERY", 0.0)  # draw with every piece
+    monkeypatch.setattr(AnswerScreen, "EVERY", 0.0)  # draw with every piece
     return made
 
 
@@ -88,13 +89,13 @@ def pieces(text: str, seed: int) -> list[str]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("screen", [(60, 24), (40, 10), (25, 5)], indirect=True)
 def test_an_answer_stands_there_once_however_its_pieces_fall(screen: Screen, seed: int) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     for piece in pieces(MARKDOWN, seed):
         answer.reply(piece)
     answer.close()
     drawn = screen.lines
     fresh = Screen(screen.screen.columns, screen.screen.lines)
-    for line in console._lines(MARKDOWN, screen.screen.columns - 1):
+    for line in console.markdown_lines(MARKDOWN, screen.screen.columns - 1):
         fresh.write(f"{line}\n")
     assert [line for line in drawn if line] == [line for line in fresh.lines if line]
     assert "• nested" in " ".join(drawn)
@@ -103,7 +104,7 @@ def test_an_answer_stands_there_once_however_its_pieces_fall(screen: Screen, see
 
 
 def test_lines_of_a_verse_and_what_stands_between_blocks(screen: Screen) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     for piece in pieces("Roses are red\nViolets are blue\n\nThe end", 1):
         answer.reply(piece)
     answer.close()
@@ -112,7 +113,7 @@ def test_lines_of_a_verse_and_what_stands_between_blocks(screen: Screen) -> None
 
 @pytest.mark.parametrize("screen", [(30, 8)], indirect=True)
 def test_a_block_taller_than_the_screen_shows_its_end_and_is_whole_at_last(screen: Screen) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     answer.reply("```\n")
     for number in range(30):
         answer.reply(f"line {number}\n")
@@ -124,7 +125,7 @@ def test_a_block_taller_than_the_screen_shows_its_end_and_is_whole_at_last(scree
 
 
 def test_a_screen_that_becomes_narrower_shows_nothing_twice(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     answer.reply("word " * 11)
     monkeypatch.setenv("COLUMNS", "30")
     broken = [screen.lines[0][:30], screen.lines[0][30:]]  # as a terminal that breaks its lines anew has it
@@ -138,7 +139,7 @@ def test_a_screen_that_becomes_narrower_shows_nothing_twice(screen: Screen, monk
 
 def test_a_model_cannot_command_the_terminal(screen: Screen) -> None:
     for markdown in (True, False):
-        answer = console.AnswerScreen(markdown=markdown)
+        answer = AnswerScreen(markdown=markdown)
         answer.reply("a\x1b]0;title\x07\x1b[2Jb\x9bc")
         answer.close()
     assert "\x1b]0" not in screen.written
@@ -147,20 +148,20 @@ def test_a_model_cannot_command_the_terminal(screen: Screen) -> None:
 
 
 def test_no_colour_where_none_is_wanted(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     answer.reply(MARKDOWN)
     answer.close()
     assert "\x1b[3" in screen.written
     monkeypatch.setenv("NO_COLOR", "1")
     screen.written = ""
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     answer.reply(MARKDOWN)
     answer.close()
     assert "\x1b[3" not in screen.written.replace("\x1b[3m", "")  # italic is no colour
 
 
 def test_plain_is_as_the_model_wrote_it(screen: Screen) -> None:
-    answer = console.AnswerScreen(markdown=False)
+    answer = AnswerScreen(markdown=False)
     for piece in pieces("# One **two**\n1. x", 2):
         answer.reply(piece)
     answer.close()
@@ -171,7 +172,7 @@ def test_plain_is_as_the_model_wrote_it(screen: Screen) -> None:
 @pytest.mark.parametrize("markdown", [True, False])
 @pytest.mark.parametrize("folds", [True, False])
 def test_thinking_is_dim_or_folded(screen: Screen, markdown: bool, folds: bool) -> None:
-    answer = console.AnswerScreen(folds=folds, markdown=markdown)
+    answer = AnswerScreen(folds=folds, markdown=markdown)
     part = Parting(answer.thinking, answer.reply)
     for piece in pieces("<think>\nFirst I think.\n</think>\n\nThen I say.", 3):
         part(piece)
@@ -187,7 +188,7 @@ def test_thinking_is_dim_or_folded(screen: Screen, markdown: bool, folds: bool) 
 
 
 def test_an_answer_that_only_thinks_and_one_of_nothing(screen: Screen) -> None:
-    answer = console.AnswerScreen()
+    answer = AnswerScreen()
     answer.close()
     assert screen.written == ""
     answer.thinking("Hm.")
@@ -232,6 +233,6 @@ def test_a_template_that_begins_to_think() -> None:
 def test_drawing_takes_little_time(screen: Screen) -> None:
     text = "\n".join(f"{number}. a line of a long list with `code` and **bold** words" for number in range(100))
     start = time.process_time()
-    console._lines(text, 59)
+    console.markdown_lines(text, 59)
     console.finished(text)
     assert time.process_time() - start < 0.5

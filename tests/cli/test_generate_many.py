@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
-from griffin_offload.cli._options import Opening
+from griffin_offload.cli._opening import Opening
 from griffin_offload.cli._pace import Pace, duration
 from griffin_offload.cli.generate_many import Job, generate_many, recorded
 from griffin_offload.cli.main import griffin
@@ -369,7 +369,7 @@ STOPPED = """
 import sys
 import torch
 from click.testing import CliRunner
-from griffin_offload.cli._options import Opening
+from griffin_offload.cli._opening import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from griffin_offload.options import Decoding, Placement, Pruning
 from pathlib import Path

@@ -57,7 +57,7 @@ def test_the_report_says_it(run: Run, model: Path) -> None:
 def test_in_a_small_budget_the_rest_is_dropped_and_that_is_said_before_the_answer(
     run: Run, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("griffin_offload.open_model.held_memory", lambda device: 400 * MIB)  # of a process like this
+    monkeypatch.setattr("griffin_offload.opening.held_memory", lambda device: 400 * MIB)  # of a process like this
     engine = Engine(large)
     kept, dropped = (engine.plan(20, 8, sparsity=0.5, rest=rest).peak for rest in ("int4", "drop"))
     assert kept - dropped > 14 * MIB

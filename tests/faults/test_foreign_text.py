@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from griffin_offload.cli import _console as console
 from griffin_offload.cli import _print, models
+from griffin_offload.cli._answer_screen import AnswerScreen
 from griffin_offload.cli.main import fail, griffin
 from safetensors.torch import save_file
 from tiny import tiny_checkpoint
@@ -220,7 +221,7 @@ def test_an_answer_that_comes_in_pieces(kind: str, markdown: bool, terminal: Ter
     for size in (1, 3, 1000):
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         with terminal:
-            answer = console.AnswerScreen(markdown=markdown)
+            answer = AnswerScreen(markdown=markdown)
             answer.EVERY = 0.0
             for show in (answer.thinking, answer.reply):
                 for piece in pieces:

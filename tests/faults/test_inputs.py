@@ -257,7 +257,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_it_is_tokenized(way: str,
 def test_a_prompt_beyond_the_memory_is_refused_before_it_is_tokenized(engine: Engine) -> None:
     small = replace(engine.opened, budget=2**12)
     with pytest.raises(BudgetError, match=r"has more than \d+ tokens, and 4.00 KiB hold no more"):
-        small.encode("word " * 10**6, raw=True)
+        small.prompts.encode("word " * 10**6, raw=True)
 
 
 FIELDS: dict[str, Any] = {

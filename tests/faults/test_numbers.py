@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from griffin_offload.cli import _options
+from griffin_offload.cli import _opening
 from griffin_offload.cli._settings import walk
 from griffin_offload.cli.main import griffin
 from tiny import tiny_checkpoint
@@ -92,7 +92,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def opens(*arguments: object) -> None:
         raise GriffinError("opened")
 
-    monkeypatch.setattr(_options, "open_engine", opens)
+    monkeypatch.setattr(_opening, "open_engine", opens)
     monkeypatch.setattr("griffin_offload.cli.mem_report.open_engine", opens)
 
 

@@ -33,9 +33,10 @@ from griffin_offload.jsonl import read_rows
 from griffin_offload.model.chat_template import ChatTemplate
 from griffin_offload.model.config_fields import override_fields
 from griffin_offload.model.generation_fields import check_generation, load_generation_config
-from griffin_offload.model.pretrained import check_layers, load_tokenizer, read_headers
+from griffin_offload.model.pretrained import check_layers, read_headers
 from griffin_offload.model.skeleton import Skeleton
-from griffin_offload.open_model import _skeleton
+from griffin_offload.model.tokenizer import load_tokenizer
+from griffin_offload.opening import _skeleton
 from griffin_offload.options import Decoding, Pruning
 from griffin_offload.pruning.layer_allocation import Curves, load_curves, save_curves, share_neurons
 from griffin_offload.pruning.prior import load_prior, save_prior
@@ -132,7 +133,8 @@ class Inputs:
 
 
 def _config(inputs: Inputs, path: Path) -> None:
-    config, checkpoint = read_headers(path.parent)
+    headers = read_headers(path.parent)
+    config, checkpoint = headers.config, headers.checkpoint
     override_fields(path.parent, config)
     check_layers(path.parent, config, checkpoint)
 
@@ -143,7 +145,8 @@ def _model(inputs: Inputs, path: Path) -> Skeleton:
     from griffin_offload.checkpoint.reader import Reader
     from griffin_offload.model.compute_dtype import compute_dtype
 
-    config, checkpoint = read_headers(path.parent)
+    headers = read_headers(path.parent)
+    config, checkpoint = headers.config, headers.checkpoint
     override_fields(path.parent, config)
     check_layers(path.parent, config, checkpoint)
     dtype, _ = compute_dtype(checkpoint, "cpu", None)

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from command_line import PYTHON
-from fake_answers import FakeWork
-from griffin_offload.cli._options import Opening
+from fake_answers import FakeWork, fake_drive
+from griffin_offload.cli._opening import Opening
 from griffin_offload.cli.generate_many import Job, generate_many
 from tiny import tiny_checkpoint
 from waiting import wait_for
@@ -174,7 +174,7 @@ def test_faults_of_workers(place: Path, model: Path, tmp_path: Path) -> None:
     """What kills every worker is an error of its row; what a worker raises is the driver's, and names the node."""
     told: list[str] = []
     work: Any = FakeWork(tmp_path, str(model))
-    with Cluster(work, Placement("cpu"), "auto", 2) as cluster:
+    with closing(Cluster(work, Placement("cpu"), "auto", 2)) as cluster:
         assert cluster.call("facts")["process"] != os.getpid()
         with pytest.raises(BudgetError, match=r"^too big \(on node [0-9.]+\)$"):
             cluster.call("answer", {0: [-3]}, print)
@@ -240,3 +240,24 @@ def test_a_model_of_this_machine_is_known_by_its_whole_path(tmp_path: Path, monk
     assert located("smollm2-135m") == "smollm2-135m"  # one of the catalogue goes before a folder
     assert located("owner/name") == "owner/name"
     assert located("/only/on/the/nodes") == "/only/on/the/nodes"
+
+
+def test_what_the_driver_says_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Replies, errors, and a driver that ends."""
+    monkeypatch.setattr("griffin_offload.many.cluster.find_spec", lambda name: True)
+    monkeypatch.setattr("griffin_offload.many.cluster.drive", fake_drive)
+    work: Any = FakeWork(tmp_path)
+    told: list[str] = []
+    with closing(Cluster(work, Placement("cpu"), "auto")) as cluster:
+        assert (cluster.told, cluster.count) == ("told", 2)
+        process = cluster.call("facts")["process"]
+        assert process != os.getpid()
+        with pytest.raises(BudgetError, match="too big"):
+            cluster.call("answer", {0: [-3]}, print)
+        batches = {(row,): {row: [row]} for row in range(3)}
+        found = dict(cluster.answer_all(batches, lambda done, total: None, told.append))
+        assert {row: rows[row]["text"] for (row,), rows in found.items()} == {0: "0", 1: "1", 2: "2"}
+        assert told == ["a worker ended"]
+        with pytest.raises(WorkerError, match="Ray has ended"):
+            cluster.call("answer", {0: [-1]}, print)
+    assert not psutil.pid_exists(process)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def answer(
     Engine(work(file).model)  # a GGUF file's headers are converted once
     leaves_the_cache(file)
     found, read = dict[int, Any](), 0
-    with Workers(work(file), cpu_places(replace(PLACEMENT, host_memory=host_memory), workers)) as processes:
+    places = cpu_places(replace(PLACEMENT, host_memory=host_memory), workers)
+    with closing(Workers(work(file), places)) as processes:
         batch: Batch
         for batch, rows in processes.answer_all(PROMPTS, on_layer(processes), lambda told: None):
             assert set(batch) == set(rows)

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from griffin_offload.cli import generate_many
-from griffin_offload.cli._options import Opening
+from griffin_offload.cli._opening import Opening
 
 from griffin_offload.jsonl import Row, read_rows
 from griffin_offload.many.answers import Answered, Facts

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def answer_all(folder: Path, numbers: list[int], places: list[Place] = PLACES) -
     """What is written of each number's row, and what was told."""
     told: list[str] = []
     found: dict[int, Any] = {}
-    with Workers(FakeWork(folder), places) as workers:  # type: ignore[arg-type]
+    with closing(Workers(FakeWork(folder), places)) as workers:  # type: ignore[arg-type]
         batches = {(row,): {row: [number]} for row, number in enumerate(numbers)}
         for batch, rows in workers.answer_all(batches, lambda done, total: None, told.append):
             assert set(batch) == set(rows)
@@ -41,7 +42,7 @@ def test_all_batches_are_answered_by_all_workers(tmp_path: Path) -> None:
 
 
 def test_a_worker_gets_the_variables_of_its_place(tmp_path: Path) -> None:
-    with Workers(FakeWork(tmp_path), PLACES[1:]) as workers:  # type: ignore[arg-type]
+    with closing(Workers(FakeWork(tmp_path), PLACES[1:])) as workers:  # type: ignore[arg-type]
         assert workers.call("facts")["variable"] == "1"
 
 
@@ -83,13 +84,14 @@ def gone(folder: Path) -> bool:
 
 DRIVER = """
 import sys
+from contextlib import closing
 from pathlib import Path
 from fake_answers import FakeWork
 from griffin_offload.many.places import Place
 from griffin_offload.many.workers import Workers
 from griffin_offload.options import Placement
 if __name__ == "__main__":
-    with Workers(FakeWork(Path(sys.argv[1])), [Place(Placement("cpu"), "CPU")] * 2) as workers:
+    with closing(Workers(FakeWork(Path(sys.argv[1])), [Place(Placement("cpu"), "CPU")] * 2)) as workers:
         batches = {(row,): {row: [-5]} for row in range(2)}
         for _ in workers.answer_all(batches, lambda done, total: None, print):
             pass

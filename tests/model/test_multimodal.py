@@ -168,6 +168,6 @@ def test_the_chat_template_of_a_processor_is_used(tmp_path: Path) -> None:
     tiny_wrapper(folder, "llava")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
-    assert not Engine(folder).opened.has_chat_template
+    assert not Engine(folder).opened.prompts.has_chat_template
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert "assistant" in Engine(folder).opened.tokenizer.decode(Engine(folder).encode("What is a cat?"))

@@ -13,7 +13,7 @@ from engines import copying, greedy
 from recordable import assert_recordable
 from tiny import tiny_checkpoint, tiny_prompt
 
-from griffin_offload import Engine
+from griffin_offload import Engine, generation
 from griffin_offload.errors import OptionError
 from griffin_offload.memory.capture import Capture
 from griffin_offload.model import static_step
@@ -203,6 +203,39 @@ def test_each_bucket_is_recorded_once_and_replayed(case: Callable[[str], Case]) 
     assert (step.steps.recordings, tape.log.count("record")) == (lengths, lengths)
     assert tape.log.count("replay") == step.steps.tokens - 2 * lengths  # the first two tokens of each were computed
     assert str(step.steps).startswith(f"CUDA graphs: {lengths}, prepared in ")
+
+
+def test_a_token_is_handed_on_once_the_next_step_is_launched(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before steps are recorded: computing or recording one takes its time. Each token is told once, in order."""
+    tape, plain = Tape(), Engine(case("llama").folder)
+    monkeypatch.setattr(generation, "Capture", lambda device: tape)
+    expected, _ = answers(plain, [tiny_prompt(12)])
+    with copying(case("llama").folder).stream(
+        tiny_prompt(12), sparsity=0.5, rest="drop", greedy=True, max_new_tokens=NEW
+    ) as stream:
+        told = [(token.id, tape.log.count("replay")) for token in stream if token.id is not None]
+    assert [number for number, _ in told] == expected[0]
+    launched = [replays for _, replays in told]
+    assert launched == [0, 0, 0, *range(2, NEW - 2), NEW - 3]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9])
+def test_an_answer_that_is_stopped_ends_with_the_token_that_was_told(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """The next step is under way then. The conversation goes on as if it were not."""
+    monkeypatch.setattr(generation, "Capture", lambda device: Tape())
+    options: dict[str, Any] = {"sparsity": 0.0, "greedy": True, "max_new_tokens": 16, "continues": True}
+    found = []
+    for engine in (Engine(case("llama").folder), copying(case("llama").folder)):
+        with engine.stream(tiny_prompt(12), **options) as stream:
+            told = [next(stream).id for _ in range(tokens)]
+        assert stream.answer.token_ids == told
+        turn = [*tiny_prompt(12), *stream.answer.token_ids, *tiny_prompt(5, 1)]
+        found.append((stream.answer.text, told, engine.generate(turn, **options).token_ids))
+    assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

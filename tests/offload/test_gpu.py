@@ -5,6 +5,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from emulator import CARDS
 from rings import LAYERS, seen_by_each_layer
 from tiny import tiny_checkpoint, tiny_prompt
 
@@ -37,12 +38,13 @@ def test_the_peak_is_the_allocators_and_below_the_plan(tmp_path: Path) -> None:
     report = (
         Engine(folder, device="cuda").generate(tiny_prompt(), sparsity=0.75, method="griffin", max_new_tokens=4).report
     )
-    assert 100 * MIB < report.measured_peak <= report.plan.peak < report.plan.full_bytes + 200 * MIB
+    plan, context = report.plan, report.plan.rows[0].bytes
+    assert context + 100 * MIB < report.measured_peak <= plan.peak < context + plan.full_bytes + 200 * MIB
 
 
 def test_neither_slots_nor_pieces_are_overwritten_or_read_too_early() -> None:
     """The device still works on the last layer while four threads send the next ones."""
-    seen, clock = seen_by_each_layer("cuda", 4 * MIB, 4096)
+    seen, clock = seen_by_each_layer("cuda", 4 * MIB, 64 if CARDS else 4096)
     assert seen == [[layer + 1] * 2 for layer in range(LAYERS)]
     stages = clock.stages()
     assert stages

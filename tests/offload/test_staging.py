@@ -2,8 +2,10 @@
 
 The device is the CPU, whose copies are plain; tests/offload/test_gpu.py runs the same lines with streams."""
 
+import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +105,21 @@ def test_a_stop_in_the_middle_ends_all_threads_and_the_next_prompt_is_answered(
         engine.generate_batch([tiny_prompt()], sparsity=0.5, method="griffin", max_new_tokens=2, on_layer=stop)
     assert reading_threads() == []
     assert_equals_oracle(folder, tiny_prompt(), 0.5, engine, tokens=4)
+
+
+def test_the_weights_of_an_earlier_plan_go_before_the_next_ones_come(case: Callable[[str], Case]) -> None:
+    """At once, not when Python next looks for cycles: a GPU would hold both."""
+    engine = copying(case("llama").folder)
+    engine.generate(tiny_prompt(), sparsity=0, max_new_tokens=2)
+    held = weakref.ref(next(iter(engine.resident.layers[0].tensors.values())))
+    gone = []
+    gc.disable()
+    try:
+        engine.generate(tiny_prompt(), sparsity=0.5, max_new_tokens=2, on_layer=lambda *_: gone.append(held() is None))
+    finally:
+        gc.enable()
+    assert gone
+    assert all(gone)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulator import CARDS
 from rounding import assert_product, dequantized
 from tiny import tiny_checkpoint, tiny_prompt
 
@@ -102,6 +103,7 @@ def test_a_graph_records_joined_products_and_replays_them_with_other_tokens(name
 
 
 @needs_triton
+@pytest.mark.skipif(CARDS > 0, reason="an emulated card has no speed")
 @pytest.mark.parametrize("shape", [(13824, 5120), (5120, 6912)])
 def test_one_token_is_never_slower_than_bfloat16(shape: tuple[int, int]) -> None:
     matrix, x = torch.randn(shape, device="cuda").bfloat16(), torch.randn(1, shape[1], device="cuda").bfloat16()

@@ -10,7 +10,7 @@ from tiny import tiny_checkpoint
 
 from griffin_offload import Engine
 from griffin_offload.errors import CheckpointError, ModelNotFound, OptionError
-from griffin_offload.model import pretrained
+from griffin_offload.model import tokenizer as tokenizer_module
 from griffin_offload.sources.resolve import resolve
 from griffin_offload.units import GIB, parse_bytes
 
@@ -53,11 +53,11 @@ def test_a_tokenizer_names_the_packages_that_read_it(
     (folder / name).write_bytes(b"\n\x0e\n\x05<unk>")
     config = {"tokenizer_class": "LlamaTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(pretrained, "find_spec", lambda module: None)
+    monkeypatch.setattr(tokenizer_module, "find_spec", lambda module: None)
     with pytest.raises(CheckpointError, match=f"{name} is read by.*pip install {' '.join(packages)}.*tokenizer.json"):
         Engine(folder)
     if find_spec("sentencepiece"):  # then the file itself is at fault
-        monkeypatch.setattr(pretrained, "find_spec", find_spec)
+        monkeypatch.setattr(tokenizer_module, "find_spec", find_spec)
         with pytest.raises(CheckpointError, match="cannot be loaded"):
             Engine(folder)
 

@@ -78,7 +78,8 @@ def arithmetic(job: Job) -> dict[str, Any]:
     from ...model.pretrained import read_headers
     from ...quant.products import choose, chosen
 
-    config, checkpoint = read_headers(Path(job.model))
+    headers = read_headers(Path(job.model))
+    config, checkpoint = headers.config, headers.checkpoint
     layers = config.num_hidden_layers
     few = min(LAYERS, layers)
     config.num_hidden_layers = few

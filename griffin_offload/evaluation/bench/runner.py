@@ -48,7 +48,8 @@ def look(asked: Asked) -> Model:
     from ...model.config_facts import context_length
     from ...model.pretrained import read_headers
 
-    config, checkpoint = read_headers(asked.folder)
+    headers = read_headers(asked.folder)
+    config, checkpoint = headers.config, headers.checkpoint
     infos = checkpoint.tensors.values()
     item = getattr(torch, asked.dtype).itemsize if asked.dtype else 0
     weights = sum(math.prod(info.shape) * (item or info.dtype.itemsize) for info in infos)

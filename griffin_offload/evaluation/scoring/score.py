@@ -148,12 +148,9 @@ def score_slowly(
     on_layer: OnLayer | None = None,
 ) -> list[list[Scored]]:
     """As `score`, with the pruned models themselves: a sweep for each pair and variant, and one for the full model, or
-    a reading of it where it does not fit.
+    a reading of it where it does not fit. What cannot be scored is refused by `score`.
 
     Holds the full model's logits of one pair at a time, (C, V)."""
-    check_pairs(engine, pairs)
-    if refusals := _slow_refusals(engine, pairs, variants):
-        raise max(refusals, key=lambda error: error.needed)
     comparison = Comparison(engine.sizes.vocabulary, engine.device)
     scored = []
     for done, (context, continuation) in enumerate(pairs):

@@ -42,7 +42,7 @@ def test_each_weight_is_the_one_that_it_stands_for(
     monkeypatch.setattr(decode, "CHUNK", chunk)
     folder, dense = made(tmp_path, kind)
     expected = load_file(dense / "model.safetensors")
-    _, checkpoint = read_headers(folder)
+    checkpoint = read_headers(folder).checkpoint
     reader = Reader(direct=chunk == 700)
     for name, info in checkpoint.tensors.items():
         if name in expected:
@@ -75,7 +75,7 @@ def test_float16_of_a_quantized_checkpoint_is_bfloat16_on_a_cpu(tmp_path: Path, 
     assert answer.report.overridden == (TOLD,)
     asked = Engine(folder, dtype="float16")
     assert (asked.dtype, asked.opened.overridden) == ("float16", ())
-    _, checkpoint = read_headers(folder)
+    checkpoint = read_headers(folder).checkpoint
     assert compute_dtype(checkpoint, "cuda") == (torch.float32, []), "that of the other tensors here"
 
 
@@ -125,7 +125,7 @@ def test_a_device_gets_the_weights_in_parts(tmp_path: Path, kind: str, monkeypat
 def test_each_byte_is_read_once_by_threads_that_take_parts(tmp_path: Path, kind: str) -> None:
     folder, dense = made(tmp_path, kind)
     expected = load_file(dense / "model.safetensors")
-    _, checkpoint = read_headers(folder)
+    checkpoint = read_headers(folder).checkpoint
     wanted = {info: torch.full(info.shape, torch.nan) for info in checkpoint.tensors.values() if info.name in expected}
     work = parts_of(wanted, {}, 2**14)
     assert len(work) > 2 * len([info for info in wanted if info.encoding]), "several parts of a weight"
@@ -174,7 +174,7 @@ def test_transformers_dequantizes_mxfp4_to_the_same(tmp_path: Path) -> None:
 def test_a_part_of_a_part_is_where_it_belongs(tmp_path: Path, kind: str) -> None:
     folder, dense = made(tmp_path, kind)
     expected = load_file(dense / "model.safetensors")
-    _, checkpoint = read_headers(folder)
+    checkpoint = read_headers(folder).checkpoint
     for name, info in checkpoint.tensors.items():
         if isinstance(info.encoding, Packed):
             size, units = unit(info), decode.units(info.encoding)

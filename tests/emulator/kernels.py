@@ -1,0 +1,35 @@
+"""In the place of quant/triton_kernels.py on emulated devices: the same products each an operator of its own."""
+
+import torch
+from torch import Tensor
+
+FEW = 16
+torch.library.define("emulated::int8", "(Tensor codes, Tensor scales, Tensor x) -> Tensor")
+torch.library.define("emulated::int4", "(Tensor words, Tensor scales, Tensor x, int rows) -> Tensor")
+
+
+def check(device: torch.device) -> None:
+    """They run everywhere."""
+
+
+def multiply_int8(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.emulated.int8(codes, scales, x)  # type: ignore[no-any-return]
+
+
+def multiply_int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor:
+    return torch.ops.emulated.int4(words, scales, x, rows)  # type: ignore[no-any-return]
+
+
+@torch.library.impl("emulated::int8", "CPU")
+def _int8(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    matrix = codes[:, : x.shape[1]].float() * scales.float()[:, None]
+    return (x.float() @ matrix.T).to(x.dtype)
+
+
+@torch.library.impl("emulated::int4", "CPU")
+def _int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor:
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
+    codes = (words[:rows, :, None] >> shifts[:, None]) & 15  # (rows, G, 8, 4): column 4 i + j of a group
+    scale, zero = scales[:rows, :, 0].float(), scales[:rows, :, 1].float()
+    matrix = (codes.float() - 8) * scale[:, :, None, None] + zero[:, :, None, None]
+    return (x.float() @ matrix.reshape(rows, -1)[:, : x.shape[1]].T).to(x.dtype)
