@@ -318,7 +318,10 @@ def last_rows(last: dict[str, Any]) -> tuple[str, list[tuple[str, ...]]]:
     ]
     if predicted := need(memory, "planned_host_peak_bytes", float):
         held = need(memory, "measured_host_peak_bytes", float)
-        rows.insert(1, ("RAM", format_bytes(predicted), format_bytes(held), "layers for the next prompt, and buffers"))
+        what = "layers for the next prompt, and buffers"
+        if locked := need({"host_locked_bytes": 0.0, **memory}, "host_locked_bytes", float):
+            what += f"; {format_bytes(locked)} page-locked"
+        rows.insert(1, ("RAM", format_bytes(predicted), format_bytes(held), what))
         if stages := need({**io, "stages": io.get("stages") or {}}, "stages", dict):
             seconds = need(stages, need(stages, "longest", str), float)
             longest = f"bound by {need(stages, 'bound_by', str)}: {seconds:.2f} s"

@@ -90,7 +90,9 @@ def answer(opened: OpenModel, resident: ResidentModel, asked: Asked) -> list[Ans
     finally:
         run.reader.close()
     measured.end(run.reader)
-    return report(opened, resident, run, measured)
+    answers = report(opened, resident, run, measured)
+    resident.answered()
+    return answers
 
 
 def prepare(opened: OpenModel, resident: ResidentModel, asked: Asked) -> Run:

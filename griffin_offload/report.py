@@ -29,7 +29,8 @@ class Report:
     """One run, in bytes, seconds and bytes per second. A run whose weights were all resident has read nothing.
 
     `read_s`: seconds that the reader was busy while the model computed; `stages`: of the prompt pass, None where no
-    layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own.
+    layer had to be read. `measured_host`: RAM for layers, and to read them, beside a device with memory of its own;
+    `locked_host`: of this what was page-locked when the pass began, so that a GPU copied it by itself.
     `memory_bandwidth`: of one token's products over the resident weights, measured after the answer; 0 for too few
     tokens. `prior`: facts and weight of the prior that the choice of neurons used. `steps`: how tokens were decoded by
     static steps; None: not by any. `fidelity`: how close the resident model is to the full one; None: it is the full
@@ -57,6 +58,7 @@ class Report:
     memory_bandwidth: float
     stages: Stages | None = None
     measured_host: int = 0
+    locked_host: int = 0
     prior: dict[str, Any] | None = None
     skipped: SkippedBlocks | None = None
     steps: Steps | None = None
@@ -149,6 +151,7 @@ class Report:
                 "host_bytes": self.plan.host_bytes,
                 "planned_host_peak_bytes": self.plan.host_peak,
                 "measured_host_peak_bytes": self.measured_host if self.plan.host_peak else 0,
+                "host_locked_bytes": self.locked_host,
                 "planned_peak_bytes": self.plan.peak,
                 "measured_peak_bytes": self.measured_peak,
                 "budget_bytes": self.plan.budget,
@@ -202,7 +205,8 @@ class Report:
             )
         if plan.host_bytes:
             held = f"{plan.held_layers} of {len(plan.layers)} layers' feed-forward"
-            rows.append(("kept in RAM", f"{format_bytes(plan.host_bytes)}: {held}, for the next prompt"))
+            locked = f"; {format_bytes(self.locked_host)} were page-locked" if self.locked_host else ""
+            rows.append(("kept in RAM", f"{format_bytes(plan.host_bytes)}: {held}, for the next prompt{locked}"))
         if self.bytes_read:
             share = self.bytes_read / self.checkpoint_bytes
             rows.append(("read", f"{format_bytes(self.bytes_read)} ({share:.3f} x the checkpoint)"))

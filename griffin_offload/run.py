@@ -138,6 +138,7 @@ def report(opened: OpenModel, resident: ResidentModel, run: Run, measured: Measu
         read_s=run.reader.seconds,
         stages=measured.stages or run.reader.clock.stages(),
         measured_host=resident.host_bytes + run.reader.clock.host_bytes,
+        locked_host=resident.locked_bytes,
         decode_s=times[-1] - times[0] - (measured.fidelity.seconds if measured.fidelity else 0.0),
         time_to_first_token_s=times[0] - run.start,
         tokens=tokens,

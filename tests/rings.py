@@ -99,7 +99,7 @@ def seen_by_slow_streams(piece: int, copying: float, computing: float) -> list[l
         here = upload.take()
         source = here.memory.take((piece,), torch.uint8).fill_(layer + 1)
         target = upload.target(slots[layer % SLOTS].memory[number * piece : (number + 1) * piece])
-        upload.send(here, [(source, target)], layer % SLOTS)
+        here.sent = upload.send([(source, target)], layer % SLOTS)
         upload.give(here)
 
     def look(layer: int) -> None:
@@ -138,7 +138,7 @@ def seen_by_each_layer(device: str, piece: int, side: int) -> tuple[list[list[in
             source = here.memory.take((piece,), torch.uint8)
             source.fill_(layer + 1)
             target = slots[layer % SLOTS].memory[number * piece : (number + 1) * piece]
-            upload.send(here, [(source, target)], layer % SLOTS)
+            here.sent = upload.send([(source, target)], layer % SLOTS)
         finally:
             upload.give(here)
 

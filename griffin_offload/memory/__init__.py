@@ -3,6 +3,7 @@
 arena.py       memory that is allocated once and cut into tensors
 heap.py        settings of the C library's heap
 host_cache.py  layers kept in RAM between prompts
+page_locks.py  page-locks these layers between prompts
 shared_tier.py  the page cache, as the tier that several processes share
 capture.py     records a step of decoding, and replays it
 upload.py      pinned pieces and copies to a GPU

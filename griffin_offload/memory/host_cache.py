@@ -1,6 +1,7 @@
 """Keeps layers in RAM between prompts, so that the next prompt need not read them from disk."""
 
 import math
+import weakref
 from collections.abc import Mapping
 
 import psutil
@@ -11,6 +12,7 @@ from ..errors import OptionError
 from ..units import GIB, format_bytes, parse_bytes
 from .arena import Arena, padded
 from .machine import available_memory, container_limit
+from .page_locks import Locker, PageLocks
 
 Shape = tuple[int, ...]
 OTHERS = 0.15  # share of the RAM that is left to other processes, beside a device with memory of its own
@@ -40,21 +42,58 @@ def room_for_layers(asked: str | int | None, copies: bool) -> int:
 class HostTier:
     """The tensors of some layers, as read. On the CPU the prompt pass computes with them in place.
 
-    `yields`: layers are held only while other processes have RAM enough (elsewhere they are part of the budget)."""
+    `yields`: layers are held only while other processes have RAM enough (elsewhere they are part of the budget).
+    `locker`: page-locks layers that are held, between prompts; None: nothing does."""
 
-    def __init__(self, yields: bool = False) -> None:
+    def __init__(self, yields: bool = False, locker: Locker | None = None) -> None:
         self._yields = yields
         self._wanted: frozenset[int] = frozenset()
         self._layers: dict[int, dict[str, Tensor]] = {}
+        self._memory: dict[int, Tensor] = {}  # of a layer, whole
         self._read: set[int] = set()
+        self._locks = PageLocks(locker) if locker else None
+        if self._locks:
+            weakref.finalize(self, self._locks.stop)  # also when the process ends
+            weakref.finalize(self, self._locks.close).atexit = False  # the system unlocks it then
 
     @property
     def bytes(self) -> int:
         """RAM that the layers take which have been read."""
         return sum(self._bytes(layer) for layer in self._read)
 
+    @property
+    def locked_bytes(self) -> int:
+        """RAM of the layers that are page-locked."""
+        return self._locks.bytes if self._locks else 0
+
+    def lock(self) -> None:
+        """Until the next prompt, page-lock the layers that have been read, in the background."""
+        if self._locks:
+            read = [(layer, self._memory[layer]) for layer in sorted(self._read)]
+            self._locks.begin(read, lambda: spare_memory() >= 0)
+
+    def wait_for_locks(self, seconds: float | None = None) -> None:
+        """Returns when the layers are locked, as far as they can be, or after so many seconds."""
+        if self._locks:
+            self._locks.wait(seconds)
+
+    def settle(self) -> None:
+        """A prompt begins: nothing more is locked."""
+        if self._locks:
+            self._locks.stop()
+
+    def is_locked(self, layer: int) -> bool:
+        return bool(self._locks and layer in self._locks)
+
+    def close(self) -> None:
+        """Gives all layers up."""
+        self.settle()
+        for layer in list(self._layers):
+            self._drop(layer)
+
     def hold(self, count: int, total: int) -> None:
         """Hold `count` of `total` layers from now on; drops the others, and more where others lack RAM."""
+        self.settle()
         order = spread(total)[:count]
         lacking = -spare_memory() if self._yields and self._read else 0
         while order and lacking > 0:
@@ -75,7 +114,7 @@ class HostTier:
         if not held and layer in self._wanted:
             arena = Arena(sum(padded(math.prod(shape) * dtype.itemsize) for shape in shapes.values()))
             held = {name: arena.take(shape, dtype, phases[name]) for name, shape in shapes.items()}
-            self._layers[layer] = held
+            self._layers[layer], self._memory[layer] = held, arena.memory
         return held
 
     def admits(self, layer: int) -> bool:
@@ -97,7 +136,10 @@ class HostTier:
         return sum(tensor.nbytes for tensor in self._layers.get(layer, {}).values())
 
     def _drop(self, layer: int) -> None:
+        if self._locks:
+            self._locks.free(layer)
         self._layers.pop(layer, None)
+        self._memory.pop(layer, None)
         self._read.discard(layer)
 
 

@@ -114,17 +114,19 @@ class Upload:
         piece.memory.rewind()
         return piece
 
-    def send(self, piece: HostPiece, copies: Sequence[tuple[Tensor, Tensor]], slot: int) -> None:
-        """Copies tensors of a piece to tensors of a slot, (from, to), after the slot's last layer has left."""
-        began, piece.sent = self._event(), self._event()
+    def send(self, copies: Sequence[tuple[Tensor, Tensor]], slot: int) -> Any:
+        """Copies pinned tensors to tensors of a slot, (from, to), after the slot's last layer has left. Returns the
+        event after which the pinned ones may change."""
+        began, sent = self._event(), self._event()
         stream = self._streams[self._devices[slot]]
         with self._enqueue, torch.cuda.stream(stream) if self._cuda else nullcontext():
             stream.wait_event(self._left[slot])
             began.record(stream)
             for source, target in copies:
                 target.copy_(source, non_blocking=self._cuda)
-            piece.sent.record(stream)
-        self._clock.span("bus", began, piece.sent)
+            sent.record(stream)
+        self._clock.span("bus", began, sent)
+        return sent
 
     def give(self, piece: HostPiece) -> None:
         """Back to the ring: filled again once what was sent of it has arrived."""

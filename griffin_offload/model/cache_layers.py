@@ -235,6 +235,10 @@ class SlidingLayer(InRoom, DynamicSlidingWindowLayer):  # type: ignore[misc]
         self._whole = True
         return keys, values
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Without the window as a tensor, which nobody here reads: its way to a GPU would be waited for."""
+        DynamicLayer.lazy_initialization(self, key_states, value_states)
+
     @property
     def slides(self) -> bool:
         """Whether there will be more tokens than the window has."""

@@ -87,17 +87,34 @@ class ObserveNeurons:
         self._tap.remove()
 
 
-class Activations:
-    """Keeps the rows of a block's z that belong to some `tokens` (N,), bool, of a forward, which may be others for the
-    next one."""
+class CountedTokens:
+    """Which tokens of a forward count: `mask` (N,), bool. Where they are is looked up once for all layers: a GPU is
+    waited for."""
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+        self._found: dict[tuple[int, int, torch.device], Tensor] = {}  # by range and device: places in it
+
+    def among(self, rows: Tensor, places: slice | Tensor) -> Tensor:
+        """Those of some rows (n, F) that belong to a token that counts; `places`: of the rows in the forward."""
+        if isinstance(places, Tensor):
+            return rows[self._mask.to(rows.device)[places]]
+        key = places.start, places.stop, rows.device
+        if key not in self._found:
+            self._found[key] = self._mask[places].nonzero()[:, 0].to(rows.device)
+        return rows[self._found[key]]
+
+
+class Activations:
+    """Keeps the rows of a block's z that belong to `tokens` of a forward, which may be others for the next one."""
+
+    def __init__(self, tokens: CountedTokens) -> None:
         self.tokens = tokens
         self._rows: dict[int | None, list[Tensor]] = {}  # by expert; None: a plain block
 
     def add(self, z: Tensor, places: slice | Tensor, expert: int | None) -> None:
         """z (..., F) of the tokens at these places of the forward, and of which expert."""
-        self._rows.setdefault(expert, []).append(z.reshape(-1, z.shape[-1])[self.tokens.to(z.device)[places]])
+        self._rows.setdefault(expert, []).append(self.tokens.among(z.reshape(-1, z.shape[-1]), places))
 
     def pieces(self, expert: int | None = None) -> list[Tensor]:
         """The rows kept, in pieces (s, F): the list itself."""

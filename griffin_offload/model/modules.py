@@ -34,15 +34,15 @@ class RoutedExperts:
         module = self._module
         up = "gate_up_proj" if module.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
-        for expert in range(len(self.quantized.get("down_proj", module.down_proj))):
-            tokens, place = torch.where(index == expert)
-            if not len(tokens):
+        for expert, places in enumerate(by_expert(index, len(self.quantized.get("down_proj", module.down_proj)))):
+            if not len(places):
                 continue
+            tokens = places // index.shape[1]
             z = self._project(hidden[tokens], up, expert)
             z = module._apply_gate(z) if module.has_gate else module.act_fn(z)
             if self.watch and (other := self.watch(z, tokens, expert)) is not None:
                 z = other
-            result = self._project(z, "down_proj", expert) * weights[tokens, place, None]
+            result = self._project(z, "down_proj", expert) * weights.flatten()[places, None]
             out.index_add_(0, tokens, result.to(out.dtype))
         return out
 
@@ -53,6 +53,16 @@ class RoutedExperts:
             return out if bias is None else out + bias
         weight = getattr(self._module, name)[expert]
         return dense_linear(states, weight.T if self._module.is_transposed else weight, bias)
+
+
+def by_expert(index: Tensor, experts: int) -> Sequence[Tensor]:
+    """Experts of tokens (N, K), int64 -> for each expert the places where it is, ascending, in the flat index.
+
+    Numbers that are no expert's are left out. A GPU is waited for once, and not for every expert."""
+    flat = torch.where((index >= 0) & (index < experts), index, experts).flatten()
+    counts = flat.new_zeros(experts + 1).index_add_(0, flat, torch.ones_like(flat))
+    places: Sequence[Tensor] = flat.argsort(stable=True).split(counts.tolist())
+    return places[:experts]
 
 
 def multiply(module: Any, states: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..model.hooks import Activations
+from ..model.hooks import Activations, CountedTokens
 from ..model.layout import Block
 from ..pruning.fold import Change, fold_tokens, joined, ridge
 from ..quant.products import dense_linear
@@ -18,10 +18,10 @@ class Folding:
     forward at hand count."""
 
     def __init__(self, strength: float, tokens: Tensor) -> None:
-        self._strength, self._tokens = strength, tokens
+        self._strength, self._tokens = strength, CountedTokens(tokens)
         self._activations: dict[int, Activations] = {}  # by block
 
-    def count(self, tokens: Tensor) -> None:
+    def count(self, tokens: CountedTokens) -> None:
         """These tokens of the next forward through the layer count."""
         self._tokens = tokens
         for rows in self._activations.values():
@@ -57,7 +57,7 @@ class CountTokens(LayerHook):
     """On one of many forwards: says which of its tokens count for the fold."""
 
     def __init__(self, folding: Folding, tokens: Tensor) -> None:
-        self._folding, self._tokens = folding, tokens
+        self._folding, self._tokens = folding, CountedTokens(tokens)
 
     def before(self, layer: int, states: Tensor | None) -> None:
         self._folding.count(self._tokens)

@@ -132,9 +132,9 @@ def _fill(
 
 
 def rows_of(matrix: Tensor, rows: NeuronRows, neurons: Tensor, down: bool, change: Change | None = None) -> RowsOf:
-    """Some neurons of a matrix (N, K), a few rows at a time: they are its columns (`down`), or its rows."""
+    """Some neurons of a matrix (N, K), ascending, a few rows at a time: they are its columns (`down`), or its rows."""
     index = rows.index(neurons)
-    if len(index) == matrix.shape[down] and torch.equal(index, torch.arange(len(index), device=index.device)):
+    if len(index) == matrix.shape[down]:
         return lambda begin, end, scratch: matrix[begin:end]
 
     def gathered(begin: int, end: int, scratch: Scratch) -> Tensor:
@@ -170,4 +170,15 @@ def _rest(kept_neurons: Tensor, neurons: int) -> Tensor:
     """The neurons that are not among `experts`, in order: (k,) -> (F - k,), and (E, k) -> (E, F - k)."""
     is_rest = torch.ones(*kept_neurons.shape[:-1], neurons, dtype=torch.bool, device=kept_neurons.device)
     is_rest.scatter_(-1, kept_neurons, False)
-    return is_rest.nonzero()[:, -1].view(*kept_neurons.shape[:-1], -1)
+    count = neurons - kept_neurons.shape[-1]
+    return (_places if is_rest.device.type == "cpu" else _places_unseen)(is_rest, count)
+
+
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Where a mask (..., F) with `count` set in each row is set: (..., count), ascending."""
+    return mask.nonzero()[:, -1].view(*mask.shape[:-1], count)
+
+
+def _places_unseen(mask: Tensor, count: int) -> Tensor:
+    """The same without a look at the mask, which the host would wait for on a GPU; slower on a CPU."""
+    return mask.byte().argsort(descending=True, stable=True)[..., :count]

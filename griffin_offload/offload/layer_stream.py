@@ -142,7 +142,7 @@ class LayerStream:
         """Raises NumericError for NaN or infinite states that leave layer `index`; on a GPU, which nobody waits for on
         the way, with the last layer."""
         self._finite.append((index, torch.isfinite(states).all()))
-        if states.is_cuda and index + 1 < len(self._layers):
+        if states.device.type != "cpu" and index + 1 < len(self._layers):
             return
         for number, finite in self._finite:
             if not finite:

@@ -12,6 +12,7 @@ from ..checkpoint.reader import Reader
 from ..memory.arena import arenas_on, padded
 from ..memory.heap import trim_heap
 from ..memory.host_cache import HostTier
+from ..memory.page_locks import locker_for
 from ..model.bandwidth import memory_bandwidth, read_by_a_token
 from ..model.hops import Hops
 from ..model.skeleton import Skeleton
@@ -49,7 +50,7 @@ class ResidentModel:
     def __init__(self, skeleton: Skeleton, device: str, copies: bool) -> None:
         """`copies`: the device is not where the reader writes."""
         self._skeleton, self._device, self._copies = skeleton, device, copies
-        self._tier = HostTier(yields=copies)
+        self._tier = self._new_tier()
         self._has_outer = False
         self._lm_head_format = ""  # of the lm_head that is loaded
         self._bandwidth: float | None = None  # not measured yet
@@ -238,7 +239,8 @@ class ResidentModel:
     def unload(self, keep_tier: bool = False) -> None:
         """Give the weights' memory back; the next prompt reads them again (but for what the tier in RAM keeps)."""
         if not keep_tier:
-            self._tier, self.prefix = HostTier(yields=self._copies), None
+            self._tier.close()
+            self._tier, self.prefix = self._new_tier(), None
         self._skeleton.slots.unload()
         self._drop_layers()
         self._has_outer = False
@@ -247,6 +249,19 @@ class ResidentModel:
     def kept_neurons(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer and block: indices of the kept neurons, (k,) or of each expert (E, k), int64, ascending."""
         return tuple(layer.kept_neurons for layer in self.layers)
+
+    def answered(self) -> None:
+        """Between prompts, the layers in RAM are page-locked, in the background."""
+        self._tier.lock()
+
+    def wait_for_locks(self, seconds: float | None = None) -> None:
+        """Returns when they are, as far as they can be, or after so many seconds."""
+        self._tier.wait_for_locks(seconds)
+
+    @property
+    def locked_bytes(self) -> int:
+        """RAM of the layers that are page-locked."""
+        return self._tier.locked_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -264,6 +279,9 @@ class ResidentModel:
             except KeyboardInterrupt:
                 return 0.0
         return self._bandwidth
+
+    def _new_tier(self) -> HostTier:
+        return HostTier(yields=self._copies, locker=locker_for(self._device) if self._copies else None)
 
     def _devices(self, plan: Plan) -> Sequence[str]:
         """Where each layer of a plan is."""

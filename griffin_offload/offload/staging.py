@@ -5,7 +5,7 @@ GPU all of a layer passes through pinned pieces of host memory (memory/upload.py
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -86,13 +86,15 @@ class CpuStaging:
 
 class UploadStaging(CpuStaging):
     """The same for a device that the reader cannot write to: read to pinned pieces, each sent to the layer's slot on
-    the device; what stays is copied from there, within the device. The tier gets its copy from the pinned piece."""
+    the device; what stays is copied from there, within the device. The tier gets its copy from the pinned piece. What
+    the tier has page-locked needs no piece."""
 
     def __init__(
         self, layout: ModelLayout, layers: Sequence[ResidentLayer], tier: HostTier, reader: Reader, ring: Ring
     ) -> None:
         self._sent: list[dict[str, Tensor]] = []
         self._ring_size, self._work = ring, list[list[list[Part]]]()
+        self._locked: list[list[tuple[Tensor, Tensor]]] = []  # by layer: from RAM, to its slot
         self._admitted: dict[int, bool] = {}
         self._lock = threading.Lock()
         super().__init__(layout, layers, tier, reader)
@@ -101,13 +103,14 @@ class UploadStaging(CpuStaging):
         self._upload = Upload(self._slots, ring, reader.clock)
 
     def loads(self) -> list[Load]:
-        return [
-            Load(
-                [partial(self._bring, index, parts, self._tier.is_read(index)) for parts in work],
-                partial(self._complete, index),
-            )
-            for index, work in enumerate(self._work)
-        ]
+        return [Load(self._jobs(index), partial(self._complete, index)) for index in range(len(self._work))]
+
+    def _jobs(self, index: int) -> list[Callable[[], None]]:
+        known = self._tier.is_read(index)
+        jobs: list[Callable[[], None]] = [partial(self._bring, index, parts, known) for parts in self._work[index]]
+        if self._locked[index]:
+            jobs.append(partial(self._upload_locked, index))
+        return jobs
 
     def arrive(self, index: int) -> None:
         self._upload.arrive(self._slot[index])
@@ -134,7 +137,10 @@ class UploadStaging(CpuStaging):
         sent = self._allocate(self._slots[self._slot[index]], layer, [*own, *passing], aligned=True)
         self._sent.append(sent)
         self.dense.append(own | {name: sent[name] for name in passing})
-        self._work.append(pieces(self._reads(layer, sent), self._reads(layer, held), self._ring_size.piece))
+        locked = held if self._tier.is_locked(index) else {}
+        self._locked.append([(tensor, sent[name]) for name, tensor in locked.items()])
+        through = {name: tensor for name, tensor in sent.items() if name not in locked}
+        self._work.append(pieces(self._reads(layer, through), self._reads(layer, held), self._ring_size.piece))
 
     def _complete(self, index: int) -> None:
         self._upload.complete(self._slot[index])
@@ -149,11 +155,15 @@ class UploadStaging(CpuStaging):
                 self._copy(held)
             if wanted := {part.info: here for part, here in each if not known or part.ram is None}:
                 self._reader.read(wanted)
-            self._upload.send(piece, [(here, part.target) for part, here in each], self._slot[index])
+            piece.sent = self._upload.send([(here, part.target) for part, here in each], self._slot[index])
             if held and not known and self._admits(index):
                 self._copy([(here, ram) for ram, here in held])
         finally:
             self._upload.give(piece)
+
+    def _upload_locked(self, index: int) -> None:
+        """Sends what the tier has page-locked to the slot."""
+        self._upload.send(self._locked[index], self._slot[index])
 
     def _copy(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Within RAM, (from, to). By numpy: torch would set all cores to work for each of the threads."""

@@ -80,7 +80,7 @@ def _prompt_pass(sizes: ModelSizes, request: Request, kept: Kept, together: int)
         streams: Moment = "always" if request.drafts else "prompt"
         yield Row("conversion buffers", request.converts, "host" if request.copies else streams)
     if request.precision.quantized:
-        yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item), "prompt")
+        yield Row("quantization scratch", Scratch.bytes(sizes.widest, sizes.item, request.device), "prompt")
     activations = sizes.activations(request.pass_tokens, together, request.earlier_tokens)
     yield Row("activations of the prompt", activations, "prompt")
     if fold := request.fold_bytes(sizes, kept):

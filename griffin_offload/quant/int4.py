@@ -18,6 +18,7 @@ MANY = 128  # tokens from which dense rows are faster than torch's kernel (measu
 BLOCK = 16  # torch's kernel needs a multiple of so many rows
 SAMPLE = 16  # rows of a chunk that tell whether its numbers had 4 bits before
 OFF_GRID, FEWEST_STEPS = 0.12, 8  # as in native/src/numbers.h, which says why
+ON_GPU = 2**22  # numbers that are compared with a grid at a time on a GPU: each time takes a hundred launches
 _int4: Callable[..., Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
@@ -51,6 +52,7 @@ class Int4:
         return padded(_whole(rows) * k * GROUP // 2) + padded(k * _whole(rows) * 2 * item)
 
     def fill(self, rows: RowsOf, scratch: Scratch, first: int = 0, last: int | None = None) -> None:
+        on_grid: bool | None = None
         for begin, end in chunks(last or len(self._codes), scratch.rows(self._columns), first):
             scratch.rewind()
             there = min(end, self._rows) - begin
@@ -58,9 +60,12 @@ class Int4:
             if self.kernel == OWN:
                 rows_to_int4(part, self._codes[begin:end], self._scales[begin // ROWS :])
             else:
-                self._fill_by_torch(part, begin, end, scratch)
+                on_grid = self._fill_by_torch(part, begin, end, scratch, on_grid)
+                if self._codes.device.type == "cpu":  # elsewhere a look waits, so that the first rows tell for all
+                    on_grid = None
 
-    def _fill_by_torch(self, part: Tensor, begin: int, end: int, scratch: Scratch) -> None:
+    def _fill_by_torch(self, part: Tensor, begin: int, end: int, scratch: Scratch, on_grid: bool | None) -> bool:
+        """Returns whether the rows lie on a grid; `on_grid`: so did those before them; None: not known."""
         there, columns = part.shape
         values = scratch.take((end - begin, 2 * self._codes.shape[1]), torch.float32)
         values[there:], values[:, columns:] = 0, 0
@@ -68,7 +73,10 @@ class Int4:
         grouped = values.view(end - begin, -1, GROUP)
         least, most = grouped.amin(2), grouped.amax(2)
         dtype = self._scales.dtype
-        scales = (most - least).div_(grid_steps(grouped, least, most)).clamp_min_(1e-10).to(dtype)
+        if on_grid is None:
+            on_grid = lie_on_grid(grouped, least, most)
+        steps = grid_steps(grouped, least, most) if on_grid else 15
+        scales = (most - least).div_(steps).clamp_min_(1e-10).to(dtype)
         zeros = (least + 8 * scales.float()).to(dtype)
         self._scales[:, begin:end, 0], self._scales[:, begin:end, 1] = scales.t(), zeros.t()
         per = scales.float().reciprocal_()
@@ -77,6 +85,7 @@ class Int4:
         grouped.mul_(per[..., None]).add_(offset[..., None]).round_().clamp_(0, 15)
         codes = scratch.take(values.shape, torch.uint8).copy_(values)
         PACK[self.kernel](codes, self._codes[begin:end])
+        return on_grid
 
     def linear(self, x: Tensor) -> Tensor:
         out: Tensor
@@ -119,15 +128,18 @@ class Int4:
         return (self._codes, self._scales)
 
 
-def grid_steps(grouped: Tensor, least: Tensor, most: Tensor) -> Tensor | int:
-    """Groups (n, g, GROUP) and their extremes (n, g) -> steps between the extremes, (n, g), or 15 for all.
-
-    Numbers that had 4 bits before lie on a grid (GGUF's Q4_0, Q4_1, Q4_K; AWQ, GPTQ), whose ends a group need not
-    reach: with the steps of its own grid it loses next to nothing. Ordinary numbers lie on none: a few groups tell."""
+def lie_on_grid(grouped: Tensor, least: Tensor, most: Tensor) -> bool:
+    """Whether numbers had 4 bits before (GGUF's Q4_0, Q4_1, Q4_K; AWQ, GPTQ) and lie on a grid: a few groups tell."""
     few = slice(None, None, -(-len(grouped) // SAMPLE))
-    if (_steps(grouped[few, :4], least[few, :4], most[few, :4]) == 0).float().mean() > 0.5:
-        return 15
-    pieces = zip(grouped.split(ROWS), least.split(ROWS), most.split(ROWS), strict=True)
+    return bool((_steps(grouped[few, :4], least[few, :4], most[few, :4]) == 0).float().mean() <= 0.5)
+
+
+def grid_steps(grouped: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Groups (n, g, GROUP) and their extremes (n, g) -> steps between the extremes, (n, g), of numbers on a grid.
+
+    Its ends a group need not reach: with the steps of its own grid it loses next to nothing."""
+    count = ROWS if grouped.device.type == "cpu" else max(ROWS, ON_GPU // grouped[0].numel())
+    pieces = zip(grouped.split(count), least.split(count), most.split(count), strict=True)
     steps = torch.cat([_steps(*piece) for piece in pieces])
     return steps.masked_fill_(steps == 0, 15)
 

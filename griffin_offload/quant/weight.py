@@ -17,25 +17,26 @@ from .products import dense_linear
 GROUP = 32
 LEAST = 16  # fewer rows or columns are not worth quantizing
 CHUNK = 256  # rows quantized at a time: they fit the processor's cache
+ON_GPU = 4 * CHUNK  # the same on a GPU: each chunk takes dozens of launches
 
 
 class Scratch:
-    """Memory for CHUNK rows while they are quantized. Allocated once and reused, so that the heap gets no holes."""
+    """Memory for some rows while they are quantized. Allocated once and reused, so that the heap gets no holes."""
 
     def __init__(self, columns: int, item: int, device: str) -> None:
         """`columns` of the widest matrix; `item`: bytes of an element."""
-        self._size, self._columns, self._device = self.bytes(columns, item), columns, device
+        self._size, self._columns, self._device = self.bytes(columns, item, device), columns, device
         self._arena: Arena | None = None
 
     @staticmethod
-    def bytes(columns: int, item: int) -> int:
+    def bytes(columns: int, item: int, device: str) -> int:
         """Bytes for the gathered rows, their float32 values, and their codes."""
-        return sum(padded(CHUNK * groups(columns) * GROUP * size) for size in (item, 4, 1))
+        return sum(padded(_at_once(device) * groups(columns) * GROUP * size) for size in (item, 4, 1))
 
     def rows(self, columns: int) -> int:
-        """How many rows of a matrix are quantized at a time. On a GPU as many as there is room for: each chunk takes a
-        dozen launches."""
-        return CHUNK if self._device == "cpu" else CHUNK * (groups(self._columns) // groups(columns))
+        """How many rows of a matrix are quantized at a time. On a GPU as many as there is room for."""
+        more = 1 if self._device == "cpu" else groups(self._columns) // groups(columns)
+        return _at_once(self._device) * more
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if self._arena is None:
@@ -49,6 +50,11 @@ class Scratch:
 
     def free(self) -> None:
         self._arena = None
+
+
+def _at_once(device: str) -> int:
+    """Rows of the widest matrix that are quantized at a time."""
+    return CHUNK if device == "cpu" else ON_GPU
 
 
 # (begin, end, scratch) -> rows [begin, end) of a dense matrix, (end - begin, K); in the scratch if they are made.

@@ -84,8 +84,27 @@ def test_the_second_prompt_finds_its_layers_in_ram(tmp_path: Path) -> None:
     assert second.bytes_read < 1e6 < neurons < first.bytes_read
     assert neurons <= second.measured_host <= second.plan.host_peak
     assert second.stages
-    assert second.stages.read == 0 < second.stages.host_copy
+    assert second.stages.read == 0 < second.stages.host_copy + second.locked_host  # copied by threads, or by the GPU
     assert answers[1][1].report.bytes_read > neurons
+
+
+def test_layers_in_ram_are_page_locked_between_prompts(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+    folder = tiny_checkpoint(tmp_path / "m", "llama", dtype=torch.bfloat16, **sizes)
+    engine = Engine(folder, device="cuda", host_memory="2GiB")
+    answers = []
+    for _ in range(3):
+        answers.append(
+            engine.generate(tiny_prompt(48), sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
+        )
+        engine.resident.wait_for_locks()
+    assert answers[0].token_ids == answers[1].token_ids == answers[2].token_ids
+    report = answers[2].report
+    assert report.locked_host >= 8 * 3 * 2 * 1024 * 8192, "the driver refuses to lock memory"
+    assert report.stages
+    assert report.stages.host_copy == report.stages.read == 0 < report.stages.bus
+    engine.unload()
+    assert engine.resident.locked_bytes == 0
 
 
 def test_activations_that_are_not_finite_are_told_with_their_layer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from griffin_offload.options import RESIDENT_DTYPES, RESTS
 from griffin_offload.quant import kernels, onednn
 from griffin_offload.quant.formats import FORMATS, allocate_weight, kernel
 from griffin_offload.quant.precision import precision
-from griffin_offload.quant.weight import CHUNK, GROUP, Scratch
+from griffin_offload.quant.weight import CHUNK, GROUP, ON_GPU, Scratch
 
 
 def test_the_options_name_every_format() -> None:
@@ -91,10 +91,10 @@ def test_rows_of_zeros_and_of_one_value_stay_so(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
     """Large blocks that come and go would leave holes in the heap, so that no plan knew the peak."""
-    matrix, scratch = torch.randn(512, 2048).bfloat16(), Scratch(2048, 2, "cpu")
+    matrix, scratch = torch.randn(513, 2048).bfloat16(), Scratch(2048, 2, "cpu")
     weight = allocate_weight(name, Arena(FORMATS[name].bytes(512, 2048, 2)), 512, 2048, torch.bfloat16)
-    index = torch.arange(512).flip(0)
-    rows = rows_of(matrix, NeuronRows(0, 512), index, down=False)
+    index = torch.arange(1, 513)
+    rows = rows_of(matrix, NeuronRows(0, 513), index, down=False)
     weight.fill(rows, scratch)  # the first takes the scratch, and oneDNN's memory
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
@@ -109,16 +109,14 @@ def test_packing_takes_no_memory_but_its_scratch(name: str) -> None:
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("columns", [320, 500, 1000])
 def test_more_rows_at_a_time_as_on_a_gpu_fit_and_are_the_same(name: str, columns: int) -> None:
-    matrix, widest = torch.randn(1100, columns), 1000
-    index = torch.arange(1100).flip(0)
-    rows = rows_of(matrix, NeuronRows(0, 1100), index, down=False)
+    matrix, widest, count = torch.randn(2101, columns), 1000, 2100
+    rows = rows_of(matrix, NeuronRows(0, count + 1), torch.arange(1, count + 1), down=False)
     made = []
     for device in ("cpu", "gpu"):
-        weight = allocate_weight(name, Arena(FORMATS[name].bytes(1100, columns, 4)), 1100, columns, torch.float32)
-        scratch = Scratch(widest, 4, "cpu")
-        scratch.take((1,), torch.uint8)  # of the CPU
-        scratch._device = device
-        assert scratch.rows(columns) == CHUNK * (1 if device == "cpu" else widest // columns)
+        weight = allocate_weight(name, Arena(FORMATS[name].bytes(count, columns, 4)), count, columns, torch.float32)
+        scratch = Scratch(widest, 4, device)
+        scratch._arena = Arena(Scratch.bytes(widest, 4, device))  # of the CPU
+        assert scratch.rows(columns) == (CHUNK if device == "cpu" else ON_GPU * (widest // columns))
         weight.fill(rows, scratch)
         made.append(weight.tensors)
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))

@@ -16,10 +16,12 @@ from ...errors import BudgetError, OptionError
 from ...memory.machine import MARGIN, available_memory
 from ...model.bandwidth import memory_bandwidth, read_by_a_token
 from ...options import AUTO
+from ...units import format_bytes
 from .job import Clock, Deadline, Job, Usage
 from .limits import arithmetic, device, new_memory, reading
 
 OUT_OF_MEMORY = "out of memory"
+READING_S = 10.0  # between an answer and the next prompt at most, as somebody reads; layers are page-locked meanwhile
 NO_OFFLOAD = "on the CPU: this build of llama.cpp has no GPU support"
 
 
@@ -95,12 +97,15 @@ def griffin(job: Job) -> dict[str, Any]:
     peaks.append(report.measured_peak)
     if job.again:
         result["first_decode_s"] = report.decode_s
+        engine.resident.wait_for_locks(READING_S)
         report = engine.generate(job.prompt(), job.pruning, **options).report
         result |= {"prompt_again_s": report.prompt_s, "decode_s": report.decode_s, "tokens": report.tokens}
         usage.keep()  # of RAM: the device's peak is the report's
         peaks.append(report.measured_peak)
     chosen = job.pruning.sparsity is None or (job.pruning.rest in (None, AUTO) and report.plan.prunes)
     note = f"took {describe(report.plan)}" if chosen else ""
+    if report.locked_host:
+        note += f"{'; ' if note else ''}{format_bytes(report.locked_host)} of RAM page-locked"
     verified: dict[str, Any] = {}
     if report.lossless:
         note += f"; {report.lossless}"

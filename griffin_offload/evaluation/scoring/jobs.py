@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engine import Engine
-from ...model.hooks import Activations, Residual, Tap, pieces_of
+from ...model.hooks import Activations, CountedTokens, Residual, Tap, pieces_of
 from ...offload.layer_hook import LayerHook
 from ...offload.pruner import block_magnitude
 from ...pruning.fold import fold_tokens, joined, predicted
@@ -86,7 +86,7 @@ class PromptJob(Job):
         self._dropped = {}
         if any(row.fold for row in self.rows):
             tokens = fold_tokens(torch.ones(1, len(self.ids), dtype=torch.int64, device=device))
-            self._activations = {place: Activations(tokens) for place in range(len(shapes))}
+            self._activations = {place: Activations(CountedTokens(tokens)) for place in range(len(shapes))}
 
     def activations(self, place: int, expert: int | None) -> Tensor | None:
         """Rows of a block's z at the layer at hand, (S, F), for the fold; None where there are none."""
