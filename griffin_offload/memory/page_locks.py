@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cuda import is_cuda
 
+PORTABLE = 1  # for all GPUs
 PAUSE = 0.3  # seconds: a program that ends now, or asks again, need not wait for a layer
 
 
@@ -25,7 +26,7 @@ class CudaLocker:
     """Asks the CUDA driver, which knows its limits."""
 
     def lock(self, memory: Tensor) -> bool:
-        return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
+        return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, PORTABLE)) == 0
 
     def unlock(self, memory: Tensor) -> None:
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
-from . import graphs, kernels, streams, tensor
+from . import graphs, kernels, page_locks, streams, tensor
 from .allocator import Memory
 
 NAME = "an emulated card"
@@ -39,7 +39,8 @@ def install(count: int = 1) -> None:
         setattr(torch, name, _with_pinned(getattr(torch, name)))
     torch.Tensor.pin_memory = lambda each, *_: tensor.pin(each.clone())
     torch.Tensor.is_pinned = lambda each, *_: each.device.type == "cpu" and tensor.is_pinned(each)
-    sys.modules["griffin_offload.quant.triton_kernels"] = kernels
+    for name in ("quant.triton_kernels", "model.triton_rotary"):
+        sys.modules[f"griffin_offload.{name}"] = kernels
     torch._C._cuda_hasPrimaryContext = lambda number: tensor.memories[number].started
     torch._C._cuda_endAllocateToPool = lambda *_: None
     sys.modules["pynvml"] = SimpleNamespace(  # type: ignore[assignment]
@@ -123,6 +124,7 @@ def _answers(count: int) -> dict[str, Any]:
         "max_memory_reserved": lambda device=None: memory(device).peak_reserved,
         "reset_peak_memory_stats": lambda device=None: memory(device).reset_peak(),
         "mem_get_info": asked,
+        "cudart": lambda: page_locks,
         "empty_cache": empty_cache,
         "set_per_process_memory_fraction": set_fraction,
         "get_device_name": lambda device=None: NAME,

@@ -1,4 +1,5 @@
-"""In the place of quant/triton_kernels.py on emulated devices: the same products each an operator of its own."""
+"""In the place of quant/triton_kernels.py and model/triton_rotary.py on emulated devices: what their kernels compute,
+each an operator of its own."""
 
 import torch
 from torch import Tensor
@@ -6,6 +7,7 @@ from torch import Tensor
 FEW = 16
 torch.library.define("emulated::int8", "(Tensor codes, Tensor scales, Tensor x) -> Tensor")
 torch.library.define("emulated::int4", "(Tensor words, Tensor scales, Tensor x, int rows) -> Tensor")
+torch.library.define("emulated::rotate", "(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)")
 
 
 def check(device: torch.device) -> None:
@@ -18,6 +20,10 @@ def multiply_int8(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
 
 def multiply_int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor:
     return torch.ops.emulated.int4(words, scales, x, rows)  # type: ignore[no-any-return]
+
+
+def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.emulated.rotate(queries, keys, cos, sin)  # type: ignore[no-any-return]
 
 
 @torch.library.impl("emulated::int8", "CPU")
@@ -33,3 +39,15 @@ def _int4(words: Tensor, scales: Tensor, x: Tensor, rows: int) -> Tensor:
     scale, zero = scales[:rows, :, 0].float(), scales[:rows, :, 1].float()
     matrix = (codes.float() - 8) * scale[:, :, None, None] + zero[:, :, None, None]
     return (x.float() @ matrix.reshape(rows, -1)[:, : x.shape[1]].T).to(x.dtype)
+
+
+@torch.library.impl("emulated::rotate", "CPU")
+def _rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As triton_rotary does it: halves apart, rounded after each product and sum."""
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        (turn, turn_too), (turned, turned_too) = (each[:, None].chunk(2, -1) for each in (cos, sin))
+        return torch.cat([first * turn - second * turned, second * turn_too + first * turned_too], -1)
+
+    return rotated(queries), rotated(keys)

@@ -92,9 +92,9 @@ def test_a_step_that_asks_for_a_number_is_not_recorded_and_says_so(
 ) -> None:
     engine, prompt = Engine(case("llama").folder, device="cuda", dtype="float32"), tiny_prompt(20)
     expected, _ = batch(engine, [prompt])
-    norm = type(engine.skeleton.model.model.norm)
+    norm = engine.skeleton.model.model.norm
     forward = norm.forward
-    monkeypatch.setattr(norm, "forward", lambda self, x: forward(self, x) if float(x.sum()) < 1e30 else x)
+    monkeypatch.setattr(norm, "forward", lambda x: forward(x) if float(x.sum()) < 1e30 else x)
     found, steps = batch(engine, [prompt])
     assert found == expected
     assert steps.recordings == 0
