@@ -36,6 +36,11 @@ class CUDAGraph:
         self._refused, self._stream, self._ended = "", None, False
         self._taken = 0
 
+    @property
+    def operators(self) -> list[str]:
+        """What a replay runs, in order."""
+        return [str(func) for func, *_ in self._work]
+
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
         self._stream = stream = streams.current_stream()
         if stream.default:
