@@ -28,7 +28,9 @@ def _no_garbage() -> None:
     gc.collect()
 
 
-WIDE = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+LAYERS = 4 if CARDS else 8
+FREED = (LAYERS - 2) * 12 * MIB  # at least, by half of the bytes: two layers pass through
+WIDE = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": LAYERS}
 
 
 def test_each_run_of_a_process_has_its_own_peak(tmp_path: Path) -> None:
@@ -42,9 +44,9 @@ def test_each_run_of_a_process_has_its_own_peak(tmp_path: Path) -> None:
         assert context.name == "CUDA context and libraries"
         assert context.bytes < report.measured_peak <= report.plan.peak
     whole, int8, pruned, again = (report.measured_peak for report in reports)
-    assert int8 < whole - 100 * MIB
-    assert pruned < whole - 100 * MIB
-    assert abs(again - whole) < 64 * MIB
+    assert int8 < whole - FREED
+    assert pruned < whole - FREED
+    assert abs(again - whole) < LAYERS * 8 * MIB
 
 
 @pytest.mark.parametrize("prompts", [1, 3])
@@ -75,7 +77,7 @@ def test_two_engines_of_a_process_each_stay_inside_their_plan(tmp_path: Path) ->
     second = Engine(folder, device="cuda")
     report = second.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4).report
     assert report.measured_peak <= report.plan.peak
-    assert second.opened.runtime > first.opened.runtime + 100 * MIB
+    assert second.opened.runtime > first.opened.runtime + LAYERS * 12 * MIB
 
 
 def test_out_of_memory_is_the_budget_error_and_the_engine_works_on(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_out_of_memory_is_the_budget_error_and_the_engine_works_on(tmp_path: Pat
     for run in (engine.generate, engine.sweep):
         with pytest.raises(BudgetError, match="cuda is out of memory"):
             run(tiny_prompt(), sparsity=0.25, on_layer=too_much)
-        assert torch.cuda.memory_allocated() < 100 * MIB
+        assert torch.cuda.memory_allocated() < LAYERS * 12 * MIB
     after = engine.generate(tiny_prompt(), sparsity=0.5, method="griffin", max_new_tokens=4, do_sample=False)
     assert after.token_ids == before
 
