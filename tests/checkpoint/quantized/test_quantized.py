@@ -154,6 +154,13 @@ def test_the_plan_counts_dense_weights_and_what_decoding_takes(tmp_path: Path) -
     assert ours.opened.converts - plain.opened.converts >= decode.scratch(packed) > 0
 
 
+@pytest.fixture
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers finds one, it multiplies such weights as they are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("_no_gpu")
 def test_transformers_dequantizes_fp8_to_the_same(tmp_path: Path) -> None:
     """transformers has blocks of whole sizes alone, and dequantizes on a CPU by itself."""
     folder, dense = made(tmp_path, "fp8")
@@ -162,6 +169,7 @@ def test_transformers_dequantizes_fp8_to_the_same(tmp_path: Path) -> None:
         assert torch.equal(theirs.state_dict()[name], tensor), name
 
 
+@pytest.mark.usefixtures("_no_gpu")
 def test_transformers_dequantizes_mxfp4_to_the_same(tmp_path: Path) -> None:
     folder, dense = made(tmp_path, "mxfp4")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
