@@ -43,6 +43,7 @@ check: setup
 	$(BIN)/python -m ruff format --check .
 	rm -rf build/types && mkdir -p build/types && cp -r griffin_offload build/types/ && cp -r cli build/types/griffin_offload/cli
 	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml -p griffin_offload
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml ../../scripts/*.py
 
 docs: setup
 	$(BIN)/python -m griffin_offload.cli._docs > docs/commands.md

@@ -5,6 +5,8 @@
 Every prompt is answered losslessly with drafts as long as they may be, so that each failure is seen. A draft's
 acceptance is the share of drafts that were the full model's own token, of those whose forerunners were."""
 
+from typing import Any
+
 import click
 
 from griffin_offload import Engine
@@ -27,13 +29,19 @@ def main(models: tuple[str, ...], tokens: int) -> None:
     for model in models:
         engine = Engine(model)
         for draft in (each for each in DRAFTS if each.rest != "drop" or not each.sparsity):
-            kept = {"sparsity": draft.sparsity, "resident_dtype": draft.resident_dtype, "rest": draft.rest}
+            kept: dict[str, Any] = {
+                "sparsity": draft.sparsity,
+                "resident_dtype": draft.resident_dtype,
+                "rest": draft.rest,
+            }
             cells = []
+            how: dict[str, Any]
             for how in ({"greedy": True}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 1}):
                 shares = []
                 for prompt in PROMPTS:
                     ids = engine.encode(prompt)
                     report = engine.generate(ids, lossless=True, max_new_tokens=tokens, **kept, **how).report
+                    assert report.lossless
                     shares.append((report.lossless.accepted, report.lossless.failed))
                 good, bad = (sum(each) for each in zip(*shares, strict=True))
                 cells.append(f"{good / (good + bad):.3f} ({min(g / max(1, g + b) for g, b in shares):.3f})")

@@ -38,7 +38,12 @@ def griffin(file: str, threads: int, prompt: int, answer: int, dtype: str, spars
     torch.set_num_threads(threads)
     engine = Engine(file, threads=threads)
     ids = engine.encode(WORDS * prompt)[:prompt]
-    asked = {"sparsity": sparsity, "resident_dtype": dtype, "max_new_tokens": answer + 1, "do_sample": False}
+    asked: dict[str, Any] = {
+        "sparsity": sparsity,
+        "resident_dtype": dtype,
+        "max_new_tokens": answer + 1,
+        "do_sample": False,
+    }
     report = engine.generate(ids, **asked, min_new_tokens=answer + 1).report.to_json()
     return {"prompt": report["timings"]["prompt_s"], "decoding": report["timings"]["decode_tokens_per_s"]}
 

@@ -37,7 +37,7 @@ def main() -> int:
     device = check_device(args.device) if args.device else best_device()
 
     def left() -> float:
-        return max(1.0, start + 60 * args.minutes - time.monotonic())
+        return max(1.0, start + 60 * float(args.minutes) - time.monotonic())
 
     tests = run_tests(min(TESTS_S, left())) if args.tests else {"summary": "left out, as asked", "returncode": 0}
     folder = checkpoint(args.model, args.folder)
@@ -48,7 +48,7 @@ def main() -> int:
         # Said aloud, since by default nothing is kept in RAM that the page cache has.
         "ram": parse_bytes(args.host_memory) if args.host_memory else available_memory() // 2,
     }
-    formats = {
+    formats: dict[str, Any] = {
         "resident_dtypes": ("bfloat16", "int8", "int4"),
         "rests": ("drop", "int4"),
         "auto": True,

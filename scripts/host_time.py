@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from griffin_offload.cli._console import AnswerScreen
+from griffin_offload.cli._answer_screen import AnswerScreen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -78,7 +78,7 @@ def measure(engine: Engine, prompts: int = 1, **options: Any) -> tuple[float, fl
         put(streamer, tokens)
 
     ids = [torch.randint(3, VOCABULARY, (PROMPT,)).tolist() for _ in range(prompts)]
-    common = {"sparsity": 0.5, "rest": "drop", "no_fidelity": True, "max_new_tokens": NEW}
+    common: dict[str, Any] = {"sparsity": 0.5, "rest": "drop", "no_fidelity": True, "max_new_tokens": NEW}
     with (
         patch.object(generation, "Capture", lambda device: NoStep(launches)),
         patch.object(BatchStreamer, "put", arrived),

@@ -118,7 +118,7 @@ def dropped(sparsity: float = 0.5, prior: Prior | None = None, weight: float = 0
 def selection(prior: Prior, tokens: int) -> dict[str, Variant]:
     """Half of the neurons is dropped: who is kept, and what the kept ones take over. None is quantized."""
     del tokens
-    shared = {"allocation": "sensitivity"}
+    shared: dict[str, Any] = {"allocation": "sensitivity"}
     found = {"full": FULL, "dropped": dropped(), "fold": dropped(fold=True)}
     found |= {"sensitivity": dropped(**shared), "fold, sensitivity": dropped(fold=True, **shared)}
     for weight in WEIGHTS:

@@ -6,6 +6,8 @@ Each prompt is answered at temperature 1 with half of the neurons dropped. The f
 reads prompt and answer: its mean loss over the answer's tokens, by quarters, and the share that are its likeliest. The
 first row is the full model's own answer: what comes close to it is good, in either direction."""
 
+from typing import Any
+
 import click
 import torch
 from transformers import AutoModelForCausalLM
@@ -32,7 +34,7 @@ def main(models: tuple[str, ...], tokens: int) -> None:
             losses, own, seconds = [], [], 0.0
             for prompt in PROMPTS:
                 ids = engine.encode(prompt)
-                how = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 1, "refresh": every}
+                how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 1, "refresh": every}
                 answer = engine.generate(
                     ids, sparsity=sparsity, rest="drop", max_new_tokens=tokens, min_new_tokens=tokens, **how
                 )

@@ -62,8 +62,8 @@ def main() -> None:
             pairs.append((direct(engine, asked.tokens), served(port, asked.tokens)))
     process.terminate()
     for (first, pace), (first_over, pace_over) in pairs[1:]:  # the first pair reads the weights
-        own, over = f"{pace:5.1f} tokens/s, first {first * 1e3:4.0f} ms", f"{pace_over:5.1f}, {first_over * 1e3:4.0f}"
-        print(f"direct {own}; served {over}")
+        own, other = f"{pace:5.1f} tokens/s, first {first * 1e3:4.0f} ms", f"{pace_over:5.1f}, {first_over * 1e3:4.0f}"
+        print(f"direct {own}; served {other}")
     print(f"tokens/s served / direct: {statistics.median(over[1] / own[1] for own, over in pairs[1:]):.3f}")
     print(f"first token served / direct: {statistics.median(over[0] / own[0] for own, over in pairs[1:]):.2f}")
     print(f"first token served - direct: {statistics.median(over[0] - own[0] for own, over in pairs[1:]) * 1e3:.0f} ms")
