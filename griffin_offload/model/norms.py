@@ -17,6 +17,7 @@ from ..native.norm import LARGEST, rms_norm, trial, way_of
 
 EPSILONS = ("variance_epsilon", "eps")  # what modules call it
 Norm = Callable[[Tensor, Tensor], Tensor]  # rows (..., D), weights (D,) -> normed rows
+Way = Callable[[Tensor, Tensor, float], Tensor]  # the same, by an epsilon
 
 
 def norm_by_own_kernel(model: nn.Module) -> None:
@@ -32,69 +33,56 @@ def norm_by_own_kernel(model: nn.Module) -> None:
 
 def norm_by_torchs_kernel(model: nn.Module) -> None:
     """Gives each RMS norm that torch's operator computes alike, to the bit on a CPU, a forward that takes it."""
-    ways: dict[Any, type[_Fused] | None] = {}
+    ways: dict[Any, Way | None] = {}
     for module, eps in _norms(model):
         kind = type(module), module.weight.shape, module.weight.dtype, eps
         if kind not in ways:
             ways[kind] = _fused_way(module, eps)
         if found := ways[kind]:
-            module.forward = found(module, eps)
+            module.forward = _Fused(module, eps, found)
 
 
 class _Fused:
     """The forward of a norm by one operator for the sums."""
 
-    def __init__(self, module: Any, eps: float) -> None:
-        self._module, self._forward, self._eps = module, module.forward, eps
+    def __init__(self, module: Any, eps: float, way: Way) -> None:
+        self._module, self._forward, self._eps, self._way = module, module.forward, eps, way
 
     def __call__(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         weight = self._module.weight
         if args or kwargs or states.dtype != weight.dtype:
             return self._forward(states, *args, **kwargs)
-        return self.norm(states, weight, self._eps)
-
-    @staticmethod
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        raise NotImplementedError
+        return self._way(states, weight, self._eps)
 
 
-class _RoundedFirst(_Fused):
+def _rounded_first(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Llama's, and most: rounded to the model's dtype before it is multiplied by the weights."""
-
-    @staticmethod
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return weight * nn.functional.rms_norm(x, weight.shape, None, eps)
+    return weight * nn.functional.rms_norm(x, weight.shape, None, eps)
 
 
-class _RoundedLast(_Fused):
+def _rounded_last(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """OLMo 2's: rounded once, at the end."""
-
-    @staticmethod
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return nn.functional.rms_norm(x, weight.shape, weight, eps)
+    return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
-class _OneMore(_Fused):
+def _one_more(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Gemma's: weights are less by 1 than what is multiplied; rounded at the end."""
-
-    @staticmethod
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return (nn.functional.rms_norm(x.float(), weight.shape, None, eps) * (1.0 + weight.float())).to(x.dtype)
+    return (nn.functional.rms_norm(x.float(), weight.shape, None, eps) * (1.0 + weight.float())).to(x.dtype)
 
 
-WAYS = (_RoundedFirst, _RoundedLast, _OneMore)
+WAYS = (_rounded_first, _rounded_last, _one_more)
 
 
 def is_fused(forward: Any) -> bool:
     return isinstance(forward, _Fused)
 
 
-def _fused_way(module: Any, eps: float) -> type[_Fused] | None:
+def _fused_way(module: Any, eps: float) -> Way | None:
     """What computes the same as a module, to the bit; None: nothing does."""
     x, weight = (each.to(module.weight.dtype) for each in trial(module.weight.numel()))
     with suppress(Exception):  # the module's: it may want more than states
         expected = _of(module)(x, weight)
-        return next((way for way in WAYS if _is_equal(way.norm(x, weight, eps), expected)), None)
+        return next((way for way in WAYS if _is_equal(way(x, weight, eps), expected)), None)
     return None
 
 
