@@ -9,7 +9,7 @@ T tokens of the prompt, C of a piece, K keys; B batch, H heads of keys, G querie
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import and_masks, eager_mask, padding_mask_function, sdpa_mask
 
+from ..memory import cuda
 from . import modules
 from .architecture import ARCHITECTURES
 
@@ -48,6 +49,13 @@ class Mask:
         part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
         keys = slice(first - first_key, end - first_key)
         return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), keys
+
+
+def leave_cudnn_out(devices: Iterable[str]) -> None:
+    """Turns cuDNN's attention off in this process, if one of its GPUs is of compute capability 10 (B200). torch takes
+    it first there, and with few heads of keys its numbers are wrong (torch 2.11 and 2.13, cuDNN 9.19 and 9.20)."""
+    if any(torch.cuda.get_device_capability(cuda.index(each))[0] == 10 for each in devices if cuda.is_cuda(each)):
+        kernels.enable_cudnn_sdp(False)
 
 
 def use_pieces(model: Any) -> None:
