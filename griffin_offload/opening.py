@@ -17,6 +17,7 @@ from .memory.out_of_memory import planned
 from .memory.shared_tier import SharedTier
 from .memory.upload import ring_for
 from .model.architecture import ARCHITECTURES
+from .model.attention import leave_cudnn_out
 from .model.chat_template import take_processors_template
 from .model.compute_dtype import compute_dtype
 from .model.config_fields import override_fields
@@ -79,6 +80,7 @@ def open_model(
         norm_by_torchs_kernel(skeleton.model)
     if device == "cuda":
         rotate_by_one_kernel(skeleton.modules[0])
+        leave_cudnn_out((device, *others))
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     asked = placement.host_memory
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None

@@ -49,8 +49,10 @@ class Capture:
                 self.count += 1
         except RuntimeError as error:
             self._records, self.failed = False, one_line(error)
+        if not self._records:  # the error is gone, and the memory of the recording that it held
             step()  # from its begin: what it may have done is done over
             return
+        assert self._recorded
         self._recorded[1].replay()
 
     @contextmanager
@@ -92,13 +94,18 @@ class Capture:
 
 def _clean_up(graph: Any, pool: Any) -> None:
     """After a recording that failed: ends it, and the allocations that torch would go on to make for it. Where CUDA
-    refuses even that, nothing is recorded any more in this process."""
+    refuses even that, nothing is recorded any more in this process, and the random numbers leave the recording: older
+    versions of torch would draw no token outside of it."""
     try:
         graph.capture_end()
     except RuntimeError:
         _refused.append(graph)
+        device = torch.cuda.current_device()
         with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_endAllocateToPool(device, pool)
+        with suppress(RuntimeError, AttributeError, IndexError):
+            generator = torch.cuda.default_generators[device]
+            generator.graphsafe_set_state(generator.clone_state())  # the same numbers; a copy is in no recording
 
 
 @cache

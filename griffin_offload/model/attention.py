@@ -9,17 +9,19 @@ T tokens of the prompt, C of a piece, K keys; B batch, H heads of keys, G querie
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends import cuda as kernels
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import and_masks, eager_mask, padding_mask_function, sdpa_mask
 
+from ..memory import cuda
 from . import modules
 from .architecture import ARCHITECTURES
 
@@ -47,6 +49,13 @@ class Mask:
         part = {"q_length": end - begin, "q_offset": begin, "kv_length": end - first, "kv_offset": first}
         keys = slice(first - first_key, end - first_key)
         return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), keys
+
+
+def leave_cudnn_out(devices: Iterable[str]) -> None:
+    """Turns cuDNN's attention off in this process, if one of its GPUs is of compute capability 10 (B200). torch takes
+    it first there, and with few heads of keys its numbers are wrong (torch 2.11 and 2.13, cuDNN 9.19 and 9.20)."""
+    if any(torch.cuda.get_device_capability(cuda.index(each))[0] == 10 for each in devices if cuda.is_cuda(each)):
+        kernels.enable_cudnn_sdp(False)
 
 
 def use_pieces(model: Any) -> None:
@@ -113,6 +122,8 @@ def _attend(
         if not module.training and _is_alone(attend, query, key, value, attention_mask):
             scale = query.shape[3] ** -0.5 if more.get("scaling") is None else more["scaling"]
             return attend_one(query, key, value, attention_mask, scale), None
+        if attention_mask is None and attend is sdpa_attention_forward and not _has_kernel(query, key, value):
+            key, value = (repeat_kv(states, query.shape[1] // states.shape[1]) for states in (key, value))
         return attend(module, query, key, value, attention_mask, **more)
     outputs = []
     for begin in range(0, query.shape[2], modules.PIECE):
@@ -131,6 +142,16 @@ def _is_alone(attend: Callable[..., Any], query: Tensor, key: Tensor, value: Ten
     if query.device.type != "cpu" and (mask is None or not grouped):
         return False
     return mask is None or mask.shape[3] == key.shape[2]
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch has a kernel for a prompt without a mask whose queries share keys. On a GPU that is for half
+    precision on Ampere or later; elsewhere torch (2.11 to 2.13) would write the scores of all pairs of tokens."""
+    if query.device.type != "cuda" or query.shape[2] == 1 or query.shape[1] == key.shape[1]:
+        return True
+    given = kernels.SDPAParams(query, key, value, None, 0.0, True, True)
+    fused = (kernels.can_use_flash_attention, kernels.can_use_cudnn_attention, kernels.can_use_efficient_attention)
+    return any(can_use(given) for can_use in fused)
 
 
 def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -1,6 +1,7 @@
 """How steps are recorded, by torch's rules for CUDA graphs: its allocator's pools, its streams, its warnings."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,6 +54,13 @@ class Cuda:
                 if self.pool:
                     cuda.users[self.pool] -= 1
 
+        class Generator:
+            def clone_state(self) -> str:
+                return "copy"
+
+            def graphsafe_set_state(self, state: str) -> None:
+                cuda.log.append(f"numbers of the {state}")
+
         @contextmanager
         def stream(chosen: Stream) -> Iterator[None]:
             before, cuda.stream = cuda.stream, chosen.name
@@ -77,6 +85,7 @@ class Cuda:
         }
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, answer)
+        patch.setattr(torch.cuda, "default_generators", (Generator(),))
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "Stream", Stream)
         patch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: self.log.append("end pool"), raising=False)
@@ -124,5 +133,22 @@ def test_only_a_recording_that_cannot_be_ended_is_the_last_one_of_the_process(cu
         steps.run("a", step)
     assert len(ran) == 5  # the recording failed, so the third token was computed after all
     assert (steps.count, steps.failed) == (0, "CUDA out of memory")
-    assert ("end pool" in cuda.log) == (not ends)
+    assert ("end pool" in cuda.log) == ("numbers of the copy" in cuda.log) == (not ends)
     assert Capture("cuda").failed == ("" if ends else "CUDA has refused a recording in this process")
+
+
+def test_a_recording_without_memory_gives_back_what_it_took_before_the_token_is_computed(cuda: Cuda) -> None:
+    taken: list[weakref.ref[torch.Tensor]] = []
+    free: list[bool] = []
+
+    def step() -> None:
+        free.append(all(each() is None for each in taken))
+        states = torch.zeros(1)
+        if cuda.log and cuda.log[-1] == "begin":
+            taken.append(weakref.ref(states))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    steps = Capture("cuda")
+    for _ in range(3):
+        steps.run("a", step)
+    assert (len(taken), free, cuda.users) == (1, [True] * 4, {1: 0})

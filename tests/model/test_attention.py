@@ -1,12 +1,14 @@
 """Attention of one token against torch's own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import tiny_checkpoint, tiny_prompt
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from griffin_offload import Engine
 from griffin_offload.model import attention
@@ -62,3 +64,35 @@ def test_answers_use_it_and_prompts_do_not(kind: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(attention, "attend_one", lambda q, *args: (calls.append(q.shape[2]), ours(q, *args))[1])
     engine.generate(tiny_prompt(20), sparsity=0.5, method="griffin", max_new_tokens=4, min_new_tokens=4)
     assert calls == [1] * 3 * len(engine.skeleton.layers)
+
+
+def test_keys_are_written_out_for_each_query_where_no_kernel_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does in float32: of several heads of keys, and in the order of the queries."""
+    module = SimpleNamespace(training=False, num_key_value_groups=3, is_causal=True)
+    query, key, value = (states(2, heads, 9, 16, torch.float32, heads) for heads in (6, 2, 2))
+    wanted, _ = attention._attend(sdpa_attention_forward, module, query, key, value, None)
+    heads: list[int] = []
+
+    def own(module: object, query: Tensor, key: Tensor, value: Tensor, *args: object, **more: object) -> object:
+        heads.append(key.shape[1])
+        return sdpa_attention_forward(module, query, key, value, *args, **more)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", own)
+    monkeypatch.setattr(attention, "_has_kernel", lambda *_: False)
+    found, _ = attention._attend(own, module, query, key, value, None)
+    assert heads == [6]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("devices", "stays"), [(["cuda"], True), (["cuda", "cuda:1"], True), (["cuda", "cuda:2"], False), (["cpu"], True)]
+)
+def test_cudnns_attention_is_off_beside_a_gpu_where_it_is_wrong(
+    devices: list[str], stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((9, 0), (12, 0), (10, 0))[number])
+    try:
+        attention.leave_cudnn_out(devices)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == stays
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
