@@ -61,7 +61,8 @@ def open_model(
     overridden = override_fields(path, config)
     check_layers(path, config, checkpoint)
     rows = Reader(files=checkpoint.files)
-    dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
+    with planned(device):  # a GPU may be too full for as much as its context
+        dtype, other_dtype = compute_dtype(checkpoint, device, placement.dtype)
     skeleton = _skeleton(path, config, checkpoint, dtype, rows)
     used = {info.name for info in skeleton.layout.infos}
     checkpoint, extra = without_extra_layers(checkpoint, used, len(skeleton.layers))
@@ -80,7 +81,7 @@ def open_model(
         norm_by_torchs_kernel(skeleton.model)
     if device == "cuda":
         rotate_by_one_kernel(skeleton.modules[0])
-        leave_cudnn_out((device, *others))
+        leave_cudnn_out()
     ring = ring_for(device, skeleton.layout.converts) if copies else None
     asked = placement.host_memory
     host_memory, shared = room_for_layers(asked, copies or workers > 1), None
@@ -131,7 +132,7 @@ def _to_device(skeleton: Skeleton, device: str, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
         skeleton.threads.adapts = False
-    with planned(device):  # a GPU may be too full for as much as its context
+    with planned(device):
         skeleton.to_device(device)
     if device == "cpu":
         load_libraries(skeleton.layout.dtype)

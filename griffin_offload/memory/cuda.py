@@ -64,6 +64,14 @@ def others(device: str) -> int:
     return max(0, int(torch.cuda.mem_get_info(index(device))[1]) - held(device) - free(device))
 
 
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device has products in bfloat16: a GPU before Ampere has none, nor attention that writes no scores."""
+    if not is_cuda(device):
+        return True
+    context(device)  # measured before anything else uses the device
+    return torch.cuda.get_device_capability(index(device)) >= (8, 0)
+
+
 def give_back(device: str) -> None:
     """Returns the blocks that torch's allocator keeps for later to the device, and to all its like. No effect on a
     CPU."""

@@ -9,7 +9,7 @@ T tokens of the prompt, C of a piece, K keys; B batch, H heads of keys, G querie
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import and_masks, eager_mask, padding_mask_function, sdpa_mask
 
-from ..memory import cuda
 from . import modules
 from .architecture import ARCHITECTURES
 
@@ -51,11 +50,11 @@ class Mask:
         return self.write(**self.arguments | part | {"allow_is_causal_skip": False}), keys
 
 
-def leave_cudnn_out(devices: Iterable[str]) -> None:
-    """Turns cuDNN's attention off in this process, if one of its GPUs is of compute capability 10 (B200). torch takes
-    it first there, and with few heads of keys its numbers are wrong (torch 2.11 and 2.13, cuDNN 9.19 and 9.20)."""
-    if any(torch.cuda.get_device_capability(cuda.index(each))[0] == 10 for each in devices if cuda.is_cuda(each)):
-        kernels.enable_cudnn_sdp(False)
+def leave_cudnn_out() -> None:
+    """Turns cuDNN's attention off in this process, which torch takes first on Hopper and Blackwell. On a B200 its
+    numbers are wrong with few heads of keys (torch 2.11 and 2.13, cuDNN 9.19 and 9.20), it prepares itself anew for
+    each length, and how it reads a mask that all queries share is not documented."""
+    kernels.enable_cudnn_sdp(False)
 
 
 def use_pieces(model: Any) -> None:
@@ -150,8 +149,7 @@ def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.device.type != "cuda" or query.shape[2] == 1 or query.shape[1] == key.shape[1]:
         return True
     given = kernels.SDPAParams(query, key, value, None, 0.0, True, True)
-    fused = (kernels.can_use_flash_attention, kernels.can_use_cudnn_attention, kernels.can_use_efficient_attention)
-    return any(can_use(given) for can_use in fused)
+    return kernels.can_use_flash_attention(given) or kernels.can_use_efficient_attention(given)
 
 
 def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

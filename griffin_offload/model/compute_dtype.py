@@ -1,14 +1,17 @@
 """The dtype that a model computes in: the one that was asked for, or the checkpoint's.
 
 GPTQ and AWQ name float16, the dtype of their GPU kernels. A CPU multiplies several times as quickly in bfloat16, and
-what that rounds off of a quantized weight is small beside what the weight has lost already."""
+what that rounds off of a quantized weight is small beside what the weight has lost already. A GPU before Ampere has
+no products in bfloat16."""
 
 import torch
 
 from ..checkpoint.headers import WEIGHT_DTYPES, Checkpoint, Packed, TensorInfo
 from ..errors import CheckpointError
+from ..memory.cuda import multiplies_bfloat16
 
 TOLD = "dtype float16 of config.json: bfloat16 is much quicker on a CPU (--dtype float16 takes it)"
+TOLD_ON_GPU = "dtype bfloat16 of config.json: this GPU has products in float16 (--dtype bfloat16 takes it, slowly)"
 
 
 def compute_dtype(checkpoint: Checkpoint, device: str, asked: str | None = None) -> tuple[torch.dtype, list[str]]:
@@ -20,9 +23,11 @@ def compute_dtype(checkpoint: Checkpoint, device: str, asked: str | None = None)
     infos = checkpoint.tensors.values()
     if device == "cpu" and any(_is_quantized(info) and info.dtype == torch.float16 for info in infos):
         return torch.bfloat16, [TOLD]
-    if any(info.encoding and info.dtype == torch.bfloat16 for info in infos):
-        return torch.bfloat16, []
-    return _most_common(checkpoint), []
+    decoded = any(info.encoding and info.dtype == torch.bfloat16 for info in infos)
+    dtype = torch.bfloat16 if decoded else _most_common(checkpoint)
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
+        return torch.float16, [TOLD_ON_GPU]
+    return dtype, []
 
 
 def _is_quantized(info: TensorInfo) -> bool:

@@ -82,17 +82,3 @@ def test_keys_are_written_out_for_each_query_where_no_kernel_shares_them(monkeyp
     found, _ = attention._attend(own, module, query, key, value, None)
     assert heads == [6]
     torch.testing.assert_close(found, wanted)
-
-
-@pytest.mark.parametrize(
-    ("devices", "stays"), [(["cuda"], True), (["cuda", "cuda:1"], True), (["cuda", "cuda:2"], False), (["cpu"], True)]
-)
-def test_cudnns_attention_is_off_beside_a_gpu_where_it_is_wrong(
-    devices: list[str], stays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: ((9, 0), (12, 0), (10, 0))[number])
-    try:
-        attention.leave_cudnn_out(devices)
-        assert torch.backends.cuda.cudnn_sdp_enabled() == stays
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(True)
