@@ -25,7 +25,7 @@ from .model.generation_fields import load_generation_config
 from .model.modules import multiply_by_the_quicker_way
 from .model.norms import norm_by_own_kernel, norm_by_torchs_kernel
 from .model.pretrained import check_layers, read_headers
-from .model.rotate import rotate_by_one_kernel
+from .model.rotary_kernel import rotate_by_one_kernel
 from .model.skeleton import Skeleton
 from .model.tokenizer import load_tokenizer
 from .native.library import check_asked

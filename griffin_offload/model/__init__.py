@@ -36,7 +36,7 @@ static_step.py     decodes a token by work that a CUDA graph can record
 compiled.py        compiles the decoder layers
 decode_kernels.py  torch's own kernels while one token is decoded
 norms.py           RMS norms of one or two operators
-rotate.py          the rotation of one token on a GPU by one kernel
+rotary_kernel.py   the rotation of one token on a GPU by one kernel
 triton_rotary.py   the kernel, in Triton
 threads.py         as many threads as other programs leave cores
 bandwidth.py       how fast the resident weights are read

@@ -15,8 +15,8 @@ from tiny import tiny_prompt
 from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
 
-from griffin_offload.model import rotate as hook
-from griffin_offload.model.rotate import NAME, Rotation, common, kernel_on, rotate_by_one_kernel
+from griffin_offload.model import rotary_kernel as hook
+from griffin_offload.model.rotary_kernel import NAME, Rotation, common, kernel_on, rotate_by_one_kernel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # As in quant/test_triton.py.

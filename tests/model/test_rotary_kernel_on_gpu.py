@@ -1,4 +1,4 @@
-"""The rotation of a token's queries and keys by one kernel, in answers on a GPU; test_rotate.py tests the kernel."""
+"""Queries and keys of a token rotated by one kernel, in answers on a GPU; test_rotary_kernel.py tests the kernel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from cases import Case
 from tiny import tiny_prompt
 
 from griffin_offload import Engine
-from griffin_offload.model import rotate
+from griffin_offload.model import rotary_kernel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +22,7 @@ pytestmark = [
 def test_recorded_tokens_are_those_without_the_kernel(
     case: Callable[[str], Case], dtype: torch.dtype, sequences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, calls = rotate.kernel_on, list[torch.Tensor]()
+    own, calls = rotary_kernel.kernel_on, list[torch.Tensor]()
 
     def counted(device: torch.device, of: torch.dtype) -> Any:
         kernel = own(device, of)
@@ -42,8 +42,8 @@ def test_recorded_tokens_are_those_without_the_kernel(
         assert made[0].report.steps.recordings
         return [answer.token_ids for answer in made]
 
-    monkeypatch.setattr(rotate, "kernel_on", lambda *_: None)
+    monkeypatch.setattr(rotary_kernel, "kernel_on", lambda *_: None)
     expected = tokens()
-    monkeypatch.setattr(rotate, "kernel_on", counted)
+    monkeypatch.setattr(rotary_kernel, "kernel_on", counted)
     assert tokens() == expected
     assert {(len(q), q.shape[2]) for q in calls} == {(sequences, 1)}
