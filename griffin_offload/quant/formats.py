@@ -13,7 +13,7 @@ from .kernels import OWN
 from .weight import CHUNK, Dense, Stored
 
 # Name -> class: `bytes(rows, columns, item)`, and (arena, rows, columns, dtype) for its memory. '': the model's dtype.
-# The other names are choices of --resident-dtype and --rest (options.py).
+# The other names are choices of --resident-dtype and --rest (options/).
 FORMATS: dict[str, Any] = {"": Dense, "int8": Int8, "int4": Int4}
 
 
